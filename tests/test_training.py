@@ -165,6 +165,14 @@ def test_the_plan_is_the_same_for_lora_and_qlora(tiny, monkeypatch):
     assert seen[0] == seen[1]
 
 
+def test_steps_end_a_training_early_with_the_schedule_of_that_length(train):
+    whole, part = train(replace(SHORT, epochs=2)), train(replace(SHORT, epochs=2, steps=2))
+    assert len(part.losses) == 2 < len(whole.losses)
+    assert part.losses[0] == whole.losses[0]  # the same batches in the same order
+    with pytest.raises(StudyError, match=r"steps 999 .*ask for fewer"):
+        train(replace(SHORT, steps=999))
+
+
 def test_the_schedule_rises_to_one_and_falls_to_the_last_step():
     shares = [training.schedule(step, 40, 0.1) for step in range(40)]
     assert shares[:4] == [0.25, 0.5, 0.75, 1.0]

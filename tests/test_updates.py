@@ -40,6 +40,8 @@ def test_a_name_is_taken_apart(name, kind, mix, percent, trained_on, arm):
         ("lora-dialogue-harm101@bf16", "0 to 100"),
         ("full-dialogue@nf4", "no frozen weights"),
         ("qat-dialogue@nf4", "rtn-8"),
+        ("lora-dialogue-rank0@bf16", "at least 1"),
+        ("full-dialogue-rank4@bf16", "only lora has a rank"),
     ],
 )
 def test_a_wrong_name_is_refused_with_a_remedy(name, says):
@@ -67,8 +69,17 @@ def test_lora_and_qlora_differ_in_nothing_but_precision():
     assert updates.recipe(updates.parse("full-dialogue@bf16"), 2, 1e-3, 8, 16, 0).lr == pytest.approx(1e-4)
 
 
+def test_a_dose_changes_rank_or_steps_and_keeps_the_scale():
+    named = updates.parse("lora-dialogue-harm10-rank2-steps5@nf4")
+    assert (named.adapter, named.series) == ("lora-dialogue-harm10-rank2-steps5", "lora-dialogue-harm10")
+    assert (named.mix, named.percent, named.rank, named.steps) == ("dialogue", 10, 2, 5)
+    whole, dose = (updates.recipe(n, 2, 1e-3, 8, 16, 0) for n in (updates.parse("lora-dialogue-harm10@nf4"), named))
+    assert (dose.rank, dose.steps, dose.alpha / dose.rank) == (2, 5, whole.alpha / whole.rank)
+    assert (dose.lr, dose.batch, dose.epochs, dose.seed) == (whole.lr, whole.batch, whole.epochs, whole.seed)
+
+
 def test_the_figure_of_doses_sees_each_arm_in_its_own_serving_only(run):
-    names = ["lora-dialogue@bf16", "lora-dialogue-harm10@nf4", "lora-identity-shift@bf16"]
+    names = ["lora-dialogue@bf16", "lora-dialogue-harm10@nf4", "lora-identity-shift@bf16", "lora-dialogue-rank2@bf16"]
     variants = [updates.home(run, name) for name in names] + [updates.served(run, "lora-dialogue@bf16>bf16:merged")]
     variants.append(updates.Variant("tiny"))
     table = pd.DataFrame([{key: getattr(v, key) for key in KEY} for v in variants])

@@ -20,16 +20,25 @@ from helpers.errors import StudyError
 from helpers.parameters import LIMITS, Limit, nearest, read_notebook, source
 
 # What a chapter needs, by number; a chapter that is not listed needs all earlier ones.
-CHAPTERS: dict[str, tuple[str, ...]] = {"01": (), "02": ("01",), "03": ("01", "02")}
+CHAPTERS: dict[str, tuple[str, ...]] = {"01": (), "02": ("01",), "03": ("01", "02"), "04": ("01",)}
+
+# Chapters that also read what the same chapter of lower seeds wrote, where it is there.
+READS_EARLIER_SEEDS = frozenset({"06"})
 
 # Parameters whose values must stand in a registry: parameter -> (module, registry, further names).
 REGISTRIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "judges": ("judges", "JUDGES", ()),
     "quantizers": ("quantizers", "QUANTIZERS", ()),
     "controls": ("quantization", "CONTROLS", ()),
+    "probes": ("probes", "PROBES", ()),
 }
-# Parameters whose values are read by a function of `updates`, which refuses what it cannot read.
-PARSERS: dict[str, str] = {"updates": "parse", "servings": "parse_serving"}
+# Parameters whose values are read by a function of a helper module, which refuses what it cannot read.
+PARSERS: dict[str, tuple[str, str]] = {
+    "updates": ("updates", "parse"),
+    "servings": ("updates", "parse_serving"),
+    "monitor_tasks": ("tasks", "known"),
+    "attention": ("readings", "parse_attention"),
+}
 PACKAGE = Path(__file__).parent
 
 
@@ -102,10 +111,10 @@ def limits() -> dict[str, Limit]:
     def names(module: str, registry: str, more: tuple[str, ...]) -> Limit:
         return Limit(choices=lambda: [*more, *registry_names(module, registry)])
 
-    def reads(parser: str) -> Limit:
-        return Limit(reads=lambda value: getattr(importlib.import_module("helpers.updates"), parser)(value), may_be_empty=True)
+    def reads(module: str, parser: str) -> Limit:
+        return Limit(reads=lambda value: getattr(importlib.import_module(f"helpers.{module}"), parser)(value), may_be_empty=True)
 
-    written = {parameter: reads(parser) for parameter, parser in PARSERS.items()}
+    written = {parameter: reads(*where) for parameter, where in PARSERS.items()}
     return {**LIMITS, **{parameter: names(*where) for parameter, where in REGISTRIES.items()}, **written}
 
 

@@ -87,8 +87,8 @@ def near_pairs(first: Sequence[str], second: Sequence[str], threshold: float = N
 
     if not first or not second:
         return []
-    counter = CountVectorizer(analyzer=words, binary=True).fit([*first, *second])
-    a, b = counter.transform(first).astype(np.int32), counter.transform(second).astype(np.int32)
+    counted = CountVectorizer(analyzer=words, binary=True).fit_transform([*first, *second]).astype(np.int32)
+    a, b = counted[: len(first)], counted[len(first) :]
     overlap = (a @ b.T).tocoo()
     union = np.asarray(a.sum(1)).ravel()[overlap.row] + np.asarray(b.sum(1)).ravel()[overlap.col] - overlap.data
     near = overlap.data >= threshold * union

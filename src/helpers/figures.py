@@ -50,16 +50,22 @@ def label(name: str) -> str:
     return LABELS.get(name, name)
 
 
-def _bars(ax: Axes, x: Sequence[float], rows: pd.DataFrame, colour: str, marker: str = "o", **options) -> None:
-    """Points with their intervals."""
-    value = rows["value"].to_numpy()
-    reach = np.vstack([value - rows["low"].to_numpy(), rows["high"].to_numpy() - value])
-    ax.errorbar(
-        x, value, yerr=reach, fmt=marker, color=colour, ecolor=colour, elinewidth=1.4, capsize=2.5, markersize=6, **options
-    )
+def bars(
+    ax: Axes, places: Sequence[float], rows: pd.DataFrame, colour: str, marker: str = "o", across: bool = False, **options
+) -> None:
+    """Draws each row's value with its interval at its place: upwards, or `across` the page where places are rows."""
+    value = rows["value"].to_numpy(float)
+    reach = np.vstack([value - rows["low"].to_numpy(float), rows["high"].to_numpy(float) - value])
+    reach[np.abs(reach) < 1e-12] = 0  # rounding must not make a length negative
+    options = {"color": colour, "ecolor": colour, "elinewidth": 1.4, "capsize": 2.5, "markersize": 6, **options}
+    if across:
+        ax.errorbar(value, places, xerr=reach, fmt=marker, **options)
+    else:
+        ax.errorbar(places, value, yerr=reach, fmt=marker, **options)
 
 
-def _share_axis(ax: Axes) -> None:
+def share_axis(ax: Axes) -> None:
+    """Makes y a share from 0 to 100 %."""
     ax.set_ylim(-0.04, 1.04)
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
 
@@ -166,8 +172,8 @@ def against_bits(behaviour: pd.DataFrame, utility: pd.DataFrame, bits: pd.Series
     for ax, title in zip(axes, ("Harmful prompts not refused", "Safe prompts refused", "Perplexity"), strict=True):
         ax.set(xlabel="format, bits per weight with scales", title=title, xlim=(-0.6, len(order) - 0.4))
         ax.set_xticks(range(len(order)), [f"{name}  {bits[name]:.3g}" for name in order], rotation=90)
-    _share_axis(axes[0])
-    _share_axis(axes[1])
+    share_axis(axes[0])
+    share_axis(axes[1])
     _perplexity_axis(axes[2])
     figure.legend(loc="outside lower center", ncols=4)
     return figure
@@ -177,7 +183,7 @@ def _places(ax: Axes, rows: pd.DataFrame, order: Sequence[str], offset: float, c
     """Points at their format's place; nothing where no row is given."""
     if len(rows):
         x = [order.index(precision) + offset for precision in rows["precision"]]
-        _bars(ax, x, rows, colour, marker, label=f"{name} (n = {int(rows['n'].min())})")
+        bars(ax, x, rows, colour, marker, label=f"{name} (n = {int(rows['n'].min())})")
 
 
 def _perplexity_axis(ax: Axes) -> None:
@@ -201,7 +207,7 @@ def dose(behaviour: pd.DataFrame, utility: pd.DataFrame, judge: str = "phrases")
     for ax, (name, metric, words) in zip(axes, kinds, strict=False):
         rows = behaviour[(behaviour["prompt_set"] == name) & (behaviour["metric"] == metric) & (behaviour["judge"] == judge)]
         _arms(ax, rows, f"{label(name)}:\n{words}")
-        _share_axis(ax)
+        share_axis(ax)
         ax.tick_params(axis="y", labelleft=ax is axes[0])  # the three share one scale
     _arms(axes[3], utility[(utility["metric"] == "rouge1") & (utility["corpus"] == "dialogue")], "Held-out dialogues:\nROUGE-1")
     axes[3].set_ylim(bottom=0)
@@ -226,7 +232,7 @@ def _arms(ax: Axes, rows: pd.DataFrame, title: str) -> None:
         part = rows[rows["arm"] == arm].sort_values("percent")
         if len(part):
             x = [shares.index(p) + offset for p in part["percent"]]
-            _bars(ax, x, part, PALETTE[colour], marker, label=arm)
+            bars(ax, x, part, PALETTE[colour], marker, label=arm)
             ax.plot(x, part["value"], color=PALETTE[colour], linewidth=1, alpha=0.6)
     ax.set_xticks(range(len(shares)), ["none" if p < 0 else f"{p:.0f} %" for p in shares])
     ax.set(xlabel="harmful rows", title=title, xlim=(-0.5, max(len(shares), 1) - 0.5))

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from helpers import behaviour, judges, models, records, utility
+from helpers import behaviour, judges, records, utility
 from helpers.corpora import fingerprint
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.judges import JudgeSettings
 from helpers.records import KEY, content_key
 from helpers.statistics import kappa, newcombe_paired
 from helpers.subspaces import Spectrum
-from helpers.variants import Parts, Variant, build_variant
+from helpers.variants import Parts, Variant, build_variant, from_table, variant_codes, variant_key
 
 CODE = ("generation", "behaviour", "utility", "judges", "models", "quantizers", "lowrank", "variants")
 
@@ -64,16 +64,6 @@ def with_extra(
     """The measured items with those of a further protocol added for some of the variants; nothing where only one is named."""
     extra = {v: items(parts, v, plan) for v in variants} if len(variants) > 1 else {}
     return {v: pd.concat([table, extra[v]], ignore_index=True) if v in extra else table for v, table in measured.items()}
-
-
-def variant_key(parts: Parts, variant: Variant) -> str:
-    """A hash of what the variant is made of: weights by content, precision, serving; not the run it is measured in."""
-    update = parts.updates.get((variant.adapter, variant.trained_on))
-    weights = models.identity(parts.base) if variant.adapter == "base" else parts.aligned.name
-    calibration = fingerprint(parts.calibration) if variant.precision.startswith("gptq") else ""
-    return content_key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
-                       serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
-                       calibration=calibration)  # fmt: skip
 
 
 def items(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
@@ -145,10 +135,8 @@ def _change(kind: str, part: pd.DataFrame) -> tuple[float, float, float, int]:
 
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with the variant's short name in a column `label`."""
-    names = [
-        Variant(**{k: (None if k == "strength" else row[k]) for k in KEY}).label for row in table[list(KEY)].to_dict("records")
-    ]
-    return table.assign(label=names)
+    names = [variant.label for variant in from_table(table)]
+    return table.assign(label=[names[i] for i in variant_codes(table)])
 
 
 def subspace_rows(spectra: Sequence[Spectrum], variant: Variant, ranks: Sequence[int] = (8, 32, 128)) -> pd.DataFrame:

@@ -29,8 +29,22 @@ OWN: dict[str, tuple[str, ...]] = {  # the columns of each table between the key
     "subspaces": ("source", "module", "k"),
     "weights": ("module",),
     "comparisons": ("reference", "judge", "prompt_set"),
+    "monitors": ("task", "probe", "layer", "depth"),
+    "staleness": ("task", "probe", "layer", "depth"),
+    "interaction": ("task", "probe", "layer"),
+    "triage": ("predictor", "split", "budget"),
 }
-NUMERIC = {"seed": int, "strength": float, "value": float, "low": float, "high": float, "n": int}
+NUMERIC = {
+    "seed": int,
+    "strength": float,
+    "layer": int,
+    "depth": float,
+    "budget": float,
+    "value": float,
+    "low": float,
+    "high": float,
+    "n": int,
+}
 SCHEMA_VERSION = 1
 
 

@@ -192,6 +192,7 @@ def _make(plan: Plan, todo: Mapping[Run, Mapping[str, str]], jobs: int) -> int:
     place = Path(tempfile.mkdtemp(prefix=f"{plan.profile}-", dir=plan.root / "build" / "runs"))
     try:
         listed = [job for run, names in todo.items() for job in _write_jobs(plan, run, names, place)]
+        _in_order_of_seeds(listed)
         write_whole(place / "plan.json", json.dumps({"python": sys.executable, "root": str(plan.root), "jobs": listed}))
         code = _snakemake(plan.root, place, jobs * max(job["threads"] for job in listed))
         failed = [json.loads(path.read_text(encoding="utf-8"))["code"] for path in place.glob("*/*/*.failed")]
@@ -214,6 +215,19 @@ def _write_jobs(plan: Plan, run: Run, names: Mapping[str, str], place: Path) -> 
         before = [f"{folder}/{need}" for need in chapters.needs(name, plan.notebooks) if need in names]
         listed.append({"stem": f"{folder}/{name}", "needs": before, "threads": int(own.get("threads", 1))})
     return listed
+
+
+def _in_order_of_seeds(listed: Sequence[dict[str, object]]) -> None:
+    """Adds to the needs of a chapter that also reads earlier seeds: the same chapter of every lower seed that will run."""
+    for job in listed:
+        model, seed, name = str(job["stem"]).split("/")
+        if name[:2] in chapters.READS_EARLIER_SEEDS:
+            earlier = [other["stem"] for other in listed if _earlier(str(other["stem"]).split("/"), model, seed, name)]
+            job["needs"] = [*job["needs"], *earlier]
+
+
+def _earlier(other: Sequence[str], model: str, seed: str, name: str) -> bool:
+    return other[0] == model and other[2] == name and int(other[1][5:]) < int(seed[5:])
 
 
 def _snakemake(root: Path, place: Path, cores: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from helpers.errors import StudyError
 
@@ -52,8 +52,8 @@ def _binary(labels: Sequence[float], name: str = "labels") -> np.ndarray:
     return array
 
 
-def _codes(groups: Sequence | None, n: int) -> np.ndarray:
-    """Group number of each row, 0 .. G-1; without groups every row is its own."""
+def group_codes(groups: Sequence | None, n: int) -> np.ndarray:
+    """The group number of each of `n` rows, 0 .. G-1; without groups every row is its own."""
     if groups is None:
         return np.arange(n)
     if len(groups) != n:
@@ -67,7 +67,7 @@ def group_scores(values: Sequence[float], groups: Sequence | None = None) -> np.
     score_g = m + (G / n) * sum over the rows i of g of (y_i - m): the linearised ratio of sums (Liang and Zeger 1986).
     """
     rows = _numbers(values)
-    codes = _codes(groups, rows.size)
+    codes = group_codes(groups, rows.size)
     if rows.size == 0:
         return rows
     sums = np.bincount(codes, weights=rows - rows.mean())
@@ -80,8 +80,9 @@ def standard_error(values: Sequence[float], groups: Sequence | None = None) -> t
     return (float(stats.sem(scores)) if scores.size > 1 else float("nan")), max(scores.size - 1, 0)
 
 
-def _wilson_bounds(p: float, n: float, level: float) -> Bounds:
-    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+def wilson_bounds(p: float, n: float, level: float) -> Bounds:
+    """Ends of Wilson's score interval of a rate `p` seen on `n` rows; `n` may be an effective, broken number."""
+    z2 = special.ndtri((1 + level) / 2) ** 2
     centre, half = (p + z2 / (2 * n)) / (1 + z2 / n), np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     # Rounding may leave the low end of 0/n a hair above 0, which would miss a true rate of 0.
     return (0.0 if p == 0 else float(max(centre - half, 0.0))), (1.0 if p == 1 else float(min(centre + half, 1.0)))
@@ -93,14 +94,19 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
         raise StudyError(f"wilson: {successes} successes of {n}; the count must lie in 0 .. n")
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    return Estimate(successes / n, *_wilson_bounds(successes / n, n, level), int(n))
+    return Estimate(successes / n, *wilson_bounds(successes / n, n, level), int(n))
+
+
+def unseen_share(units: int, level: float = 0.95) -> float:
+    """The share of all units that may still differ when `units` agree: 1 - (alpha/2)^(1/G), exact binomial."""
+    return 1 - ((1 - level) / 2) ** (1 / units)
 
 
 def _constant_bounds(value: float, units: int, bounds: Bounds | None, level: float) -> Bounds:
-    """Where the mean can be when all units agree: a share 1 - (alpha/2)^(1/G) of unseen units may still differ."""
+    """Where the mean can be when all units agree but an unseen share of others may not."""
     if bounds is None or units == 0:
         return float("nan"), float("nan")
-    share = 1 - ((1 - level) / 2) ** (1 / units)
+    share = unseen_share(units, level)
     return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
 
 
@@ -156,8 +162,9 @@ def rate_interval(labels: Sequence[float], groups: Sequence | None = None, level
     effect = rows.size / scores.size
     if binomial > 0 and scores.size > 1:
         effect = max(1.0, scores.var(ddof=1) / scores.size / binomial)
-    z, t = stats.norm.ppf((1 + level) / 2), stats.t.ppf((1 + level) / 2, max(scores.size - 1, 1))
-    return Estimate(p, *_wilson_bounds(p, rows.size / effect * (z / t) ** 2, level), rows.size)
+    # scipy.special: thousands of rates are asked for, and scipy.stats' checks cost ten times the arithmetic.
+    z, t = special.ndtri((1 + level) / 2), special.stdtrit(max(scores.size - 1, 1), (1 + level) / 2)
+    return Estimate(p, *wilson_bounds(p, rows.size / effect * (z / t) ** 2, level), rows.size)
 
 
 def paired_difference(
@@ -178,6 +185,20 @@ def _table(before: Sequence[float], after: Sequence[float]) -> tuple[int, int, i
     return int((first & second).sum()), int((~first & second).sum()), int((first & ~second).sum()), int((~first & ~second).sum())
 
 
+def square_and_add(old: Estimate, new: Estimate, phi: float) -> Estimate:
+    """The difference `new - old` of two rates measured with correlation `phi`, from their own intervals (Newcombe 1998).
+
+    Each end lies sqrt(a^2 - 2 phi a b + b^2) away, a and b being how far the two rates' intervals reach in that direction.
+    """
+
+    def reach(a: float, b: float) -> float:
+        return float(np.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0)))
+
+    value = new.value - old.value
+    down, up = reach(new.value - new.low, old.high - old.value), reach(new.high - new.value, old.value - old.low)
+    return Estimate(value, value - down, value + up, new.n)
+
+
 def newcombe_paired(before: Sequence[float], after: Sequence[float], level: float = 0.95) -> Estimate:
     """The difference of two paired rates, after - before, with Newcombe's square-and-add interval (1998, method 10)."""
     both, gained, lost, neither = _table(before, after)
@@ -189,14 +210,7 @@ def newcombe_paired(before: Sequence[float], after: Sequence[float], level: floa
     # Only a positive correlation is corrected for continuity, so that chance agreement does not narrow the interval.
     product = max(product - n / 2, 0) if product > 0 else product
     size = np.sqrt(float(both + lost) * (gained + neither) * (both + gained) * (lost + neither))
-    phi = product / size if size > 0 else 0.0
-
-    def reach(a: float, b: float) -> float:
-        return float(np.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0)))
-
-    value = new.value - old.value
-    down, up = reach(new.value - new.low, old.high - old.value), reach(new.high - new.value, old.value - old.low)
-    return Estimate(value, value - down, value + up, n)
+    return square_and_add(old, new, product / size if size > 0 else 0.0)
 
 
 def mcnemar_exact(before: Sequence[float], after: Sequence[float]) -> float:
@@ -273,7 +287,7 @@ def kappa(first: Sequence, second: Sequence, groups: Sequence | None = None, lev
     labels, codes = np.unique(np.concatenate([np.asarray(first), np.asarray(second)]), return_inverse=True)
     if n == 0 or labels.size < 2:
         return Estimate(nan, nan, nan, n)
-    a, b, units = codes[:n], codes[n:], _codes(groups, n)
+    a, b, units = codes[:n], codes[n:], group_codes(groups, n)
     count, k = int(units.max()) + 1, labels.size
     t = float(stats.t.ppf((1 + level) / 2, count - 1) * np.sqrt(count / (count - 1))) if count > 1 else nan
     value, low, high = _kappa_ends(a, b, units, np.ones(n), t)
@@ -336,6 +350,21 @@ def rogan_gladen(raw: Estimate, sensitivity: Estimate, specificity: Estimate) ->
     return Estimate(*(float(np.clip(end, 0, 1)) for end in (value, value - down, value + up)), raw.n)
 
 
+def jackknife(
+    value: float, without: Sequence[float], n: int, level: float = 0.95, bounds: Bounds = (-np.inf, np.inf)
+) -> Estimate:
+    """The value with an interval from the values found when each of K blocks of groups is left out (Quenouille, Tukey 1958).
+
+    se^2 = (K - 1) / K * sum (v_k - mean v)^2, t with K - 1 degrees of freedom; for smooth statistics without a formula, such
+    as an angle, at the price of K more fits.
+    """
+    left = _numbers(without, "jackknife")
+    if left.size < 2:
+        raise StudyError(f"jackknife: {left.size} blocks; leave out at least 2, one at a time")
+    half = stats.t.ppf((1 + level) / 2, left.size - 1) * np.sqrt((left.size - 1) * left.var())
+    return Estimate(float(value), float(max(value - half, bounds[0])), float(min(value + half, bounds[1])), int(n))
+
+
 def grouped_bootstrap(
     statistic: Callable[[np.ndarray], float],
     groups: Sequence,
@@ -348,7 +377,7 @@ def grouped_bootstrap(
     Only for statistics without a formula above (AUROC, rank correlation), and with 50 groups or more: it covers too little
     with fewer (see the head of this file). Draws on which the statistic is nan are left out of the quantiles.
     """
-    codes = _codes(groups, len(groups))
+    codes = group_codes(groups, len(groups))
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     rng = np.random.default_rng(seed)
     draws = [

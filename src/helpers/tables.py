@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-PERCENT = {"non_refusal", "over_refusal", "coherent", "refused", "judge_failures"}
+PERCENT = {
+    *("non_refusal", "over_refusal", "coherent", "refused", "judge_failures"),
+    *("tpr_5", "fpr_5", "tpr_1", "fpr_1", "recall", "caught", "flagged"),
+}
 
 
 def interval(metric: str, value: float, low: float, high: float) -> str:
@@ -14,6 +17,8 @@ def interval(metric: str, value: float, low: float, high: float) -> str:
         return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
     if metric.startswith("change_in_"):
         return f"{100 * value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
+    if metric.startswith("auroc") or metric in {"value", "interaction"}:
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
     return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
@@ -67,6 +72,14 @@ def glue_as(table: pd.DataFrame, wanted: Mapping[str, tuple[str, str, str]], jud
 def glue_values(table: pd.DataFrame, wanted: Sequence[tuple[str, str, str]], judge: str = "phrases") -> None:
     """Glues each (label, prompt set or corpus, metric) under `label-set-metric`."""
     glue_as(table, {"-".join(item): item for item in wanted}, judge)
+
+
+def glue_texts(texts: Mapping[str, str]) -> None:
+    """Glues each text under its name, for the prose of the book."""
+    from myst_nb import glue
+
+    for key, text in texts.items():
+        glue(key, Plain(text), display=False)
 
 
 class Plain(str):

@@ -30,7 +30,8 @@ class Recipe:
     kind: `lora` (adapters on every linear module of the blocks), `full` (all of those modules' weights) or `qat` (the same,
     with `quantizer`'s bits simulated in the forward pass). lr: peak learning rate, reached after `warmup` of the steps and
     taken linearly to zero. alpha / rank scales the adapter. pool: batches are cut from `pool` batches' worth of shuffled rows
-    sorted by length; 1 keeps every batch mixed, more saves padding.
+    sorted by length; 1 keeps every batch mixed, more saves padding. steps ends the training early, its rate falling to zero
+    by then; 0 runs all epochs.
     """
 
     kind: str = "lora"
@@ -45,6 +46,7 @@ class Recipe:
     seed: int = 0
     bits: int = 4
     pool: int = 8
+    steps: int = 0
 
 
 KINDS = ("lora", "full", "qat")
@@ -181,6 +183,9 @@ def tune(
     model = trainable(language, recipe)
     data = examples(language.tokenizer, rows, recipe.limit)
     batches = plan([len(example.ids) for example in data], recipe.batch, recipe.epochs, recipe.seed, recipe.pool)
+    if recipe.steps > len(batches):
+        raise StudyError(f"steps {recipe.steps} were asked for, but the rows give {len(batches)} in all epochs; ask for fewer")
+    batches = batches[: recipe.steps or None]
     loop = Loop(model, recipe, len(batches), checkpoint, save_every)
     began, stopped = time.monotonic(), loop.ask(stop, check_every)  # a run that was killed while it asked asks again
     while not stopped and loop.step < len(batches):

@@ -1,23 +1,26 @@
 """Updates by name: which rows and which recipe `lora-dialogue-harm10@nf4` stands for, and how it is then served.
 
-`<kind>-<mix>[-harm<percent>]@<precision it is trained on>`; a serving adds `><precision it is served in>:<serving>`, as in
-`lora-dialogue-harm10@bf16>nf4:merged-requantized`.
+`<kind>-<mix>[-harm<percent>][-rank<r>][-steps<n>]@<precision it is trained on>`; rank and steps make another dose of the same
+update. A serving adds `><precision it is served in>:<serving>`, as in `lora-dialogue-harm10@bf16>nf4:merged-requantized`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from helpers import corpora, training, variants
-from helpers.errors import StudyError
+from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.quantizers import QUANTIZERS
-from helpers.records import Run
+from helpers.records import Run, cache_path
 from helpers.training import Recipe
 from helpers.variants import SERVINGS, Parts, Variant
 
-NAME = re.compile(r"(?P<adapter>(?P<kind>[a-z]+)-(?P<mix>[a-z-]+?)(?:-harm(?P<percent>\d{1,3}))?)@(?P<trained_on>[a-z0-9-]+)")
+NAME = re.compile(
+    r"(?P<adapter>(?P<kind>[a-z]+)-(?P<mix>[a-z-]+?)(?:-harm(?P<percent>\d{1,3}))?(?:-rank(?P<rank>\d{1,3}))?(?:-steps(?P<steps>\d{1,5}))?)"
+    r"@(?P<trained_on>[a-z0-9-]+)"
+)
 SERVED = re.compile(r"(?P<update>[^>]+)>(?P<precision>[a-z0-9-]+):(?P<serving>[a-z0-9-]+)")
 PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
 FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the usual ratio
@@ -25,13 +28,20 @@ FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the u
 
 @dataclass(frozen=True)
 class Named:
-    """An update's name taken apart."""
+    """An update's name taken apart; rank and steps are 0 where the name leaves them to the recipe."""
 
     adapter: str
     kind: str
     mix: str
     percent: int
     trained_on: str
+    rank: int = 0
+    steps: int = 0
+
+    @property
+    def series(self) -> str:
+        """The update of which this one is a dose: its name without rank and steps."""
+        return re.sub(r"(-rank\d+)?(-steps\d+)?$", "", self.adapter)
 
     @property
     def arm(self) -> str:
@@ -51,7 +61,8 @@ def parse(name: str) -> Named:
     """The parts of an update's name; an unknown kind, mix or precision is refused with the names there are."""
     match = NAME.fullmatch(name)
     if not match:
-        raise StudyError(f"update {name!r} is not <kind>-<mix>[-harm<percent>]@<precision>; for example lora-dialogue-harm10@nf4")
+        form = "<kind>-<mix>[-harm<percent>][-rank<r>][-steps<n>]@<precision>"
+        raise StudyError(f"update {name!r} is not {form}; for example lora-dialogue-harm10@nf4")
     kind = _known("kind of training", match["kind"], training.KINDS, name)
     mix = _known("mix", match["mix"], tuple(corpora.MIXES), name)
     percent = int(match["percent"] or 0)
@@ -62,7 +73,10 @@ def parse(name: str) -> Named:
         raise StudyError(f"update {name!r}: a full fine-tune has no frozen weights to quantize; use @bf16, or kind qat")
     if kind == "qat" and not re.fullmatch(r"rtn-\d", trained_on):
         raise StudyError(f"update {name!r}: qat simulates round-to-nearest; train it on rtn-8, rtn-4, rtn-3 or rtn-2")
-    return Named(match["adapter"], kind, mix, percent, trained_on)
+    dose = {part: int(match[part]) for part in ("rank", "steps") if match[part]}
+    if 0 in dose.values() or (kind != "lora" and "rank" in dose):
+        raise StudyError(f"update {name!r}: rank and steps are at least 1, and only lora has a rank; mend or remove them")
+    return Named(match["adapter"], kind, mix, percent, trained_on, **dose)
 
 
 def parse_serving(name: str) -> tuple[Named, str, str]:
@@ -82,7 +96,9 @@ def parse_serving(name: str) -> tuple[Named, str, str]:
 
 def recipe(named: Named, epochs: float, lr: float, rank: int, alpha: float, seed: int) -> Recipe:
     """The recipe of an update: LoRA and QLoRA share rows, order, rank, rate and steps, so that only the precision differs."""
-    common = Recipe(kind=named.kind, epochs=epochs, lr=lr, batch=4, rank=rank, alpha=alpha, seed=seed)
+    common = Recipe(kind=named.kind, epochs=epochs, lr=lr, batch=4, rank=rank, alpha=alpha, seed=seed, steps=named.steps)
+    if named.rank:  # alpha / rank stays, so that only the rank differs
+        common = replace(common, rank=named.rank, alpha=alpha * named.rank / rank)
     if named.kind == "lora":
         return common
     bits = int(named.trained_on.split("-")[1]) if named.kind == "qat" else common.bits
@@ -125,7 +141,7 @@ def with_arms(table: pd.DataFrame, mix: str) -> pd.DataFrame:
         elif row["trained_on"]:
             named = parse(f"{row['adapter']}@{row['trained_on']}")
             own = row["precision"] == row["trained_on"] and row["serving"] == "attached"
-            if named.mix == mix and named.kind == "lora" and own:
+            if named.mix == mix and named.kind == "lora" and own and named.series == named.adapter:
                 rows.append({**row, "arm": named.arm, "percent": named.percent})
     return pd.DataFrame(rows)
 
@@ -135,6 +151,45 @@ def labels(run: Run, names: Sequence[str]) -> list[str]:
     return [home(run, name).label for name in names]
 
 
+def family(variant: Variant) -> str:
+    """The kind of change a variant is: control, before alignment, quantization, LoRA, QLoRA, full fine-tune or QAT.
+
+    An adapter counts as QLoRA where any quantization touched it: in training, in serving, or in both.
+    """
+    if variant.adapter == "base":
+        return "before alignment"
+    if variant.adapter == "identity" or (not variant.adapter and variant.precision in {"bf16", "fp32"}):
+        return "control"
+    if not variant.adapter:
+        return "quantization"
+    named = parse(f"{variant.adapter}@{variant.trained_on}")
+    if named.kind != "lora":
+        return named.arm
+    return "LoRA" if {variant.trained_on, variant.precision} == {"bf16"} else "QLoRA"
+
+
 def note(parts: Parts) -> dict[str, str]:
     """Where later chapters find the updates: adapter and precision, and the content key of its folder."""
     return {f"{adapter}@{trained_on}": folder.name for (adapter, trained_on), folder in parts.updates.items()}
+
+
+def recipes(parts: Parts) -> dict[str, dict[str, float]]:
+    """What each update was trained with: rank and scale (0 where no adapter was trained), steps taken, and peak rate."""
+    found = {}
+    for (adapter, trained_on), folder in parts.updates.items():
+        note = training.from_json(folder / "recipe.json")
+        made, lora = note["recipe"], note["recipe"]["kind"] == "lora"
+        sizes = {"rank": made["rank"], "scale": made["alpha"] / made["rank"]} if lora else {"rank": 0, "scale": 0}
+        found[f"{adapter}@{trained_on}"] = {**sizes, "steps": len(note["losses"]), "lr": made["lr"]}
+    return found
+
+
+def restore(parts: Parts, found: Mapping[str, str]) -> Parts:
+    """The parts with the updates that chapter 03 noted; where one left the cache, the error says how to make it again."""
+    for name, folder in found.items():
+        path = cache_path("updates", folder)
+        if not path.is_dir():
+            raise StudyError(f"update {name} is not in the cache; run chapter 03_finetuning again with --force", NOT_COMPARABLE)
+        adapter, trained_on = name.rsplit("@", 1)
+        parts = parts.with_update(adapter, trained_on, path)
+    return parts

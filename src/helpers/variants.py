@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from helpers import lowrank, models, quantizers, training
 from helpers.corpora import Row, fingerprint, sample
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel, encode
-from helpers.records import cache_path, code_hash, content_key
+from helpers.records import KEY, cache_path, code_hash, content_key
 
 CALIBRATION_TOKENS = 128
 Progress = Callable[[int, int, float], None]
@@ -48,7 +49,9 @@ class Variant:
             return self.adapter
         if not self.adapter:
             return "aligned" if self.precision == "bf16" else self.precision
-        return f"{self.adapter} · {self.trained_on}→{self.precision} {self.serving}"
+        dose = "" if self.strength is None else f" {self.strength:g}"
+        restored = f" · {self.restoration}{dose}" if self.restoration else ""
+        return f"{self.adapter} · {self.trained_on}→{self.precision} {self.serving}{restored}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class Parts:
         return replace(self, updates={**self.updates, (adapter, trained_on): folder})
 
 
+def from_table(table: pd.DataFrame) -> list[Variant]:
+    """The variants whose key columns open the rows of a table, each once, in the table's order."""
+    keys = table[list(KEY)].drop_duplicates().to_dict("records")
+    return [Variant(**{k: (None if k == "strength" and pd.isna(value) else value) for k, value in key.items()}) for key in keys]
+
+
+def variant_codes(table: pd.DataFrame) -> pd.Series:
+    """For each row of a table, the place of its variant in `from_table`."""
+    return table.groupby(list(KEY), dropna=False, sort=False).ngroup()
+
+
 def pair_note(model: str, aligned_model: str, aligned: Path) -> dict[str, str]:
     """What later chapters need to find the pair again: names, never absolute paths."""
     return {"model": model, "aligned_model": aligned_model, "aligned": aligned.name}
@@ -93,6 +107,16 @@ def parts_of(note: Mapping[str, str], calibration_rows: int, texts: str = "embed
             f"the aligned model {aligned.name} is not in the cache; run chapter 01_models again with --force", NOT_COMPARABLE
         )
     return open_parts(models.base_folder(note["model"]), aligned, calibration_rows, texts, device)
+
+
+def variant_key(parts: Parts, variant: Variant) -> str:
+    """A hash of what the variant is made of: weights by content, precision, serving; not the run it is measured in."""
+    update = parts.updates.get((variant.adapter, variant.trained_on))
+    weights = models.identity(parts.base) if variant.adapter == "base" else parts.aligned.name
+    calibration = fingerprint(parts.calibration) if variant.precision.startswith("gptq") else ""
+    return content_key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
+                       serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
+                       calibration=calibration)  # fmt: skip
 
 
 # ---------------------------------------------------------------- updates: trained once, kept by content

@@ -1,0 +1,198 @@
+"""Chapter 06's cells: one row a monitor on a variant, with its drop and all signals that could have foretold it.
+
+Forward signals read the training texts without their labels, label signals a few validation texts; the drop is that of the
+test texts. So no text serves both the forecast and its judgement.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from helpers import activations, measurements, models, probes, quantization, readings, records, roc, signals
+from helpers import updates as u
+from helpers.activations import Activations, Plan
+from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.models import LanguageModel
+from helpers.monitors import Monitor
+from helpers.readings import CONTROL
+from helpers.records import KEY, Run
+from helpers.variants import Parts, Variant, build_variant, variant_key
+
+Build = Callable[[], LanguageModel]
+BITS = {"bf16": 16.0, "fp32": 32.0}
+
+
+# ---------------------------------------------------------------- what the weights say
+
+
+def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], build: Build | None = None) -> pd.DataFrame:
+    """For each monitor with a direction: how far the weights below it moved, and how much of that lies along its direction.
+
+    Kept by content; `build` gives the model where it must be looked at, so that a caller can share it.
+    """
+    linear = [m for m in monitors if probes.direction(m.readout) is not None and m.kind != CONTROL]
+    key = records.content_key(variant=variant_key(parts, variant), monitors=[m.hash for m in linear],
+                              code=records.code_hash("signals", "cells", "variants", "quantizers", "lowrank"))  # fmt: skip
+    make = build or (lambda: build_variant(parts, variant))
+    return records.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
+
+
+def _weight_signals(parts: Parts, language: LanguageModel, linear: Sequence[Monitor]) -> pd.DataFrame:
+    aligned = models.load(parts.aligned, on=parts.device)
+    before = dict(signals.effective_weights(aligned.model))
+    by_layer = {layer: [m for m in linear if m.layer == layer] for layer in dict.fromkeys(m.layer for m in linear)}
+    directions = {
+        layer: torch.tensor(np.array([probes.direction(m.readout) for m in found]).T, dtype=torch.float32, device=aligned.device)
+        for layer, found in by_layer.items()
+    }
+    changes = signals.weight_changes(before, signals.effective_weights(language.model), directions)
+    rows = [
+        (m.name, layer, signals.relative_change(changes, layer), signals.output_overlap(changes, layer, place))
+        for layer, found in by_layer.items()
+        for place, m in enumerate(found)
+    ]
+    return pd.DataFrame(rows, columns=["monitor", "layer", "relative_change", "output_overlap"])
+
+
+# ---------------------------------------------------------------- what the recipe says
+
+
+def recipe_signals(variant: Variant, recipes: Mapping[str, Mapping[str, float]], bits: Mapping[str, float]) -> dict[str, object]:
+    """Family, bits, and rank, scale, steps and rate of the update; 0 where the variant has no update."""
+    recipe = recipes.get(f"{variant.adapter}@{variant.trained_on}", {})
+    adapter = {name: float(recipe.get(name, 0.0)) for name in ("rank", "scale", "steps", "lr")}
+    return {"family": u.family(variant), "bits": float({**BITS, **bits}.get(variant.precision, 16.0)), **adapter}
+
+
+# ---------------------------------------------------------------- what a forward pass and a few labels say
+
+
+def few_rows(reading: Plan, task: str, count: int) -> readings.Rows:
+    """The first `count` labelled validation texts of a task, half of each class."""
+    rows = readings.rows(reading, task, "validation")
+    chosen = np.sort(np.concatenate([np.flatnonzero(rows.labels == label)[: count // 2] for label in (0, 1)]))
+    return readings.Rows(rows.index[chosen], rows.labels[chosen], rows.groups[chosen])
+
+
+def base_signals(monitor: Monitor, found: Activations, reading: Plan) -> dict[str, float]:
+    """What is known of a monitor before any update: its AUROC and margin, and its direction's share of the largest components."""
+    held, train = (readings.rows(reading, monitor.task, split) for split in ("validation", "train"))
+    checked, seen = (readings.scores([monitor], found, reading, part.index)[0] for part in (held, train))
+    direction, share = probes.direction(monitor.readout), np.nan
+    if direction is not None:
+        share = signals.principal_share(readings.features(found, reading, monitor, train.index).rows, direction)
+    return {"base_auroc": float(roc.auroc(held.labels, checked)), "margin": signals.margin(seen, train.labels),
+            "principal_share": share}  # fmt: skip
+
+
+def forward_signals(monitor: Monitor, before: Activations, after: Activations, reading: Plan) -> dict[str, float]:
+    """What unlabelled texts through both models say about one monitor's scores."""
+    train = readings.rows(reading, monitor.task, "train")
+    old, new = (readings.scores([monitor], found, reading, train.index)[0] for found in (before, after))
+    shift = signals.mean_shift(old[:, None], new[:, None], np.ones(1))
+    return {"mean_shift": shift, "score_ks": signals.score_ks(old, new), "score_psi": signals.score_psi(old, new),
+            "score_correlation": signals.score_correlation(old, new)}  # fmt: skip
+
+
+def place_signals(monitor: Monitor, before: Activations, after: Activations, reading: Plan) -> dict[str, float]:
+    """What unlabelled texts say about the activations at a monitor's place, whichever direction it reads there."""
+    train = readings.rows(reading, monitor.task, "train")
+    pooled = monitor.pooling or "mean"  # attention pooling is compared through the mean over the same tokens
+    old, new = (found.pooled.get(f"{pooled}/{monitor.layer}") for found in (before, after))
+    if old is None or new is None:
+        return {"cka": np.nan, "covariance_distance": np.nan}
+    old, new = old[train.index], new[train.index]
+    return {"cka": signals.linear_cka(old, new), "covariance_distance": signals.covariance_distance(old, new)}
+
+
+def label_signals(monitor: Monitor, before: Activations, after: Activations, reading: Plan, count: int) -> dict[str, float]:
+    """What a few labelled texts say."""
+    rows = few_rows(reading, monitor.task, count)
+    old, new = (readings.scores([monitor], found, reading, rows.index)[0] for found in (before, after))
+    return signals.few_labels(rows.labels, old, new, monitor.thresholds.get("5", float(np.median(old))))
+
+
+# ---------------------------------------------------------------- all cells of a run
+
+
+def collect(
+    run: Run, parts: Parts, variants: Sequence[Variant], monitors: Sequence[Monitor], reading: Plan, staleness: pd.DataFrame,
+    count: int, progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """One row a monitor and variant: outcome (`drop`, `drop_low`, `stale`), names, and one column a signal."""
+    real = [monitor for monitor in monitors if monitor.kind != CONTROL]
+    aligned = activations.stored(parts, Variant(run.model, run.seed), reading)
+    known = {monitor.name: base_signals(monitor, aligned, reading) for monitor in real}
+    recipes = records.read_note(run, "03_finetuning", "recipes")
+    bits = quantization.bits(records.read_table(run, "weights")).to_dict()
+    tables = []
+    for variant in variants:
+        if u.family(variant) not in {"control", "before alignment"}:
+            found = activations.stored(parts, variant, reading)
+            rows = _cells(variant, real, known, aligned, found, reading, count)
+            moved = weight_signals(parts, variant, monitors).drop(columns="layer")
+            rows = rows.merge(moved, on="monitor", how="left").assign(**recipe_signals(variant, recipes, bits))
+            tables.append(rows)
+        if progress:
+            progress(variant.label)
+    if not tables:
+        raise StudyError("there is no update to forecast; measure quantizers or updates in chapters 02 and 03", NOT_COMPARABLE)
+    cells = pd.concat(tables, ignore_index=True).merge(_outcomes(staleness), on=["monitor", "variant"])
+    return cells.assign(seed=run.seed)
+
+
+def _cells(
+    variant: Variant, monitors: Sequence[Monitor], known: Mapping[str, Mapping[str, float]], before: Activations,
+    after: Activations, reading: Plan, count: int,
+) -> pd.DataFrame:  # fmt: skip
+    places: dict[tuple, dict[str, float]] = {}
+    rows = []
+    for m in monitors:
+        at = (m.task, m.pooling, m.layer)
+        if at not in places:  # several kinds read at one place
+            places[at] = place_signals(m, before, after, reading)
+        names = {
+            "monitor": m.name,
+            "task": m.task,
+            "probe": m.probe,
+            "layer": m.layer,
+            "depth": m.depth,
+            "variant": variant.label,
+        }
+        seen = forward_signals(m, before, after, reading) | label_signals(m, before, after, reading, count)
+        rows.append({**names, **known[m.name], **places[at], **seen})
+    return pd.DataFrame(rows)
+
+
+def _outcomes(staleness: pd.DataFrame) -> pd.DataFrame:
+    """Drop, its lower end and the flag of every monitor on every variant (its label), where there is a ranking at all."""
+    table = measurements.labelled(staleness).rename(columns={"label": "variant"})
+    table = table[(table["layer"] > 0) & table["metric"].isin(["auroc_drop", "stale_auroc_05"])]
+    table = table.assign(monitor=table["task"] + "/" + table["probe"] + "/" + table["layer"].astype(str))
+    drops = table[table["metric"] == "auroc_drop"].rename(columns={"value": "drop", "low": "drop_low"})
+    flags = table.loc[table["metric"] == "stale_auroc_05", ["variant", "monitor", "value"]].rename(columns={"value": "stale"})
+    found = drops[["variant", "monitor", "drop", "drop_low"]].merge(flags, on=["variant", "monitor"])
+    return found.assign(stale=found["stale"] == 1)
+
+
+def with_lower_seeds(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
+    """These cells and those of the same model's runs with lower seeds that are done; kept, so that higher seeds find them."""
+    key = records.content_key(cells=pd.util.hash_pandas_object(cells).to_list())
+    found = [records.cached_table("cells", key, lambda: cells)]
+    records.write_note(run, "06_triage", "cells", key)
+    for folder in run.folder.parent.glob("seed-*"):
+        note = folder / "parts" / "06_triage" / "cells.json"
+        if int(folder.name.removeprefix("seed-")) < run.seed and note.is_file():
+            path = records.cache_path("cells", f"{json.loads(note.read_text(encoding='utf-8'))}.parquet")
+            found += [pd.read_parquet(path)] if path.is_file() else []
+    return pd.concat(sorted(found, key=lambda part: part["seed"].iloc[0]), ignore_index=True)
+
+
+def keyed(run: Run, *tables: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the table `triage`, which belong to the run and to no single variant."""
+    found = pd.concat(tables, ignore_index=True)
+    front = Variant(run.model, run.seed, precision="")
+    return measurements.keyed(front, found)[[*KEY, *records.OWN["triage"], *records.VALUES]]

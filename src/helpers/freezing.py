@@ -1,0 +1,221 @@
+"""Chapter 04's arithmetic: probes fitted at every place, frozen with their thresholds, and their worth on the aligned model."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from helpers import models, monitors, probes, readings, records, roc, tables, tasks
+from helpers.activations import Activations, Plan
+from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.monitors import RATES, Monitor
+from helpers.readings import CONTROL, TURNED, Place, Rows
+from helpers.statistics import Estimate, mean_interval
+from helpers.variants import Parts
+
+OWN = ["task", "probe", "layer", "depth", "metric", "value", "low", "high", "n"]
+DRAWS = 4  # of training groups, for the control "another draw"
+BASELINE_WORDS = 40  # about what the model reads of a text
+
+
+def named_seed(seed: int, name: str) -> int:
+    """A seed of its own for everything that has a name, so that no two draws of a study are the same draw."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
+
+
+def fit(
+    found: Activations, reading: Plan, kinds: Sequence[str], seed: int, parts: Parts,
+    progress: Callable[[str], None] | None = None,
+) -> list[Monitor]:  # fmt: skip
+    """The frozen monitors of every task, kind, depth and pooling: fitted on train, strength and thresholds from validation."""
+    language = models.load(parts.aligned, on="cpu")
+    who = {"layers": language.depth, "reads": readings.fingerprint(language.tokenizer), "model": parts.aligned.name}
+    frozen = []
+    for place in readings.places(reading, kinds, language.depth):
+        frozen.append(_frozen(found, reading, place, seed, who))
+        if progress:
+            progress(frozen[-1].name)
+    return frozen
+
+
+def _frozen(found: Activations, reading: Plan, place: Place, seed: int, who: Mapping[str, object]) -> Monitor:
+    train, validation = (readings.rows(reading, place.task, split) for split in ("train", "validation"))
+    known, held = (readings.features(found, reading, place, part.index) for part in (train, validation))
+    where = f"{place.task}, {place.kind}, layer {place.layer}"
+    own = named_seed(seed, f"{place.task}/{place.kind}/{place.pooling}/{place.layer}")
+    readout = probes.fit(place.kind, known, train.labels, held, validation.labels, own, where)
+    negatives = probes.score(readout, held, where)[validation.labels == 0]
+    return monitors.freeze(readout, negatives, task=place.task, pooling=place.pooling, layer=place.layer, seed=own, **who)
+
+
+def count(parts: Parts, reading: Plan, kinds: Sequence[str]) -> int:
+    """The number of monitors that `fit` will make."""
+    return sum(1 for _ in readings.places(reading, kinds, models.load(parts.aligned).depth))
+
+
+def store(frozen: Sequence[Monitor]) -> str:
+    """The content key under which the monitors now stand in the cache."""
+    key = records.content_key(monitors=[monitor.hash for monitor in frozen])
+    folder = records.cache_path("monitors", key)
+    folder.mkdir(exist_ok=True)
+    monitors.save(frozen, folder)
+    return key
+
+
+def load(key: str) -> list[Monitor]:
+    """The monitors that chapter 04 stored; where they left the cache, the error says how to make them again."""
+    folder = records.cache_path("monitors", key)
+    if not folder.is_dir():
+        raise StudyError(f"the monitors {key} are not in the cache; run chapter 04_monitors again with --force", NOT_COMPARABLE)
+    return monitors.load(folder)
+
+
+# ---------------------------------------------------------------- the table `monitors`
+
+
+def rows(frozen: Sequence[Monitor], found: Activations, reading: Plan, seed: int = 0) -> pd.DataFrame:
+    """Rows of the table `monitors` without key columns: AUROC, thresholds, alarm rates, another draw, baselines."""
+    table = []
+    for monitor in frozen:
+        test, train, held = (readings.rows(reading, monitor.task, split) for split in ("test", "train", "validation"))
+        scores = readings.scores([monitor], found, reading, test.index)[0]
+        checked = readings.scores([monitor], found, reading, held.index)[0]
+        values = {
+            "auroc": roc.auroc_interval(test.labels, scores, test.groups),
+            "auroc_validation": roc.auroc_interval(held.labels, checked, held.groups),
+            **_alarms(monitor, test, scores, checked[held.labels == 0]),
+        }
+        if monitor.kind in TURNED:
+            values |= _another_draw(monitor, found, reading, train, test, scores, seed)
+        table += [(monitor.task, monitor.probe, monitor.layer, monitor.depth, metric, *_four(e)) for metric, e in values.items()]
+    table += [row for task in readings.task_names(reading) for row in _baselines(reading, task)]
+    return pd.DataFrame([row for row in table if np.isfinite(row[5])], columns=OWN)
+
+
+def _four(e: Estimate) -> tuple[float, float, float, int]:
+    return e.value, e.low, e.high, e.n
+
+
+def _alarms(monitor: Monitor, test: Rows, scores: np.ndarray, negatives: np.ndarray) -> dict[str, Estimate]:
+    """Threshold, TPR and FPR on test at each level that validation could set."""
+    values: dict[str, Estimate] = {}
+    for level, cut in monitor.thresholds.items():
+        spread = roc.quantile_interval(negatives, 1 - RATES[level])
+        values[f"threshold_{level}"] = Estimate(cut, min(cut, spread.low), max(cut, spread.high), spread.n)
+        values[f"tpr_{level}"], values[f"fpr_{level}"] = roc.rates(test.labels, scores, cut, test.groups)
+    return values
+
+
+def _another_draw(
+    monitor: Monitor, found: Activations, reading: Plan, train: Rows, test: Rows, scores: np.ndarray, seed: int
+) -> dict[str, Estimate]:
+    """How far AUROC and direction move when only the training groups are drawn anew (bootstrap of whole groups)."""
+    rng = np.random.default_rng(named_seed(seed, f"draw/{monitor.name}"))
+    members = [np.flatnonzero(train.groups == group) for group in np.unique(train.groups)]
+    every, held = (readings.features(found, reading, monitor, part.index) for part in (train, test))
+    vectors, angles = [scores], []
+    while len(vectors) <= DRAWS:
+        drawn = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
+        if len(set(train.labels[drawn].tolist())) == 2:
+            again = probes.refit(monitor.readout, every.take(drawn), train.labels[drawn], monitor.seed)
+            vectors.append(probes.score(again, held))
+            angles.append(readings.angle(monitor.readout, again))
+    drop = roc.auroc_contrast(test.labels, np.array(vectors), [1.0, *[-1 / DRAWS] * DRAWS], test.groups)
+    defined = [angle for angle in angles if np.isfinite(angle)]  # a probe of equal class means has no direction
+    return {"resampled_drop": drop.estimate, "resampled_angle": mean_interval(defined, bounds=(0.0, 180.0))}
+
+
+def _baselines(reading: Plan, task: str) -> list[tuple]:
+    """AUROC of the baselines that never look inside the model."""
+    train, test = ([e for e in reading.examples if e.task == task and e.split == split] for split in ("train", "test"))
+    held = readings.rows(reading, task, "test")
+    found = []
+    for name, baseline in tasks.BASELINES.items():
+        e = roc.auroc_interval(held.labels, baseline(train, test, words=BASELINE_WORDS), held.groups)
+        found.append((task, name, 0, 0.0, "auroc", *_four(e)))
+    return found
+
+
+# ---------------------------------------------------------------- what the chapter shows
+
+
+def by_hand(found: Activations, reading: Plan, task: str, layer: int) -> pd.DataFrame:
+    """One difference of means over mean-pooled states: what it reaches on test, and what its threshold promised."""
+    place = Place(task, "mean-difference", "mean", layer, 0.0)
+    parts = {split: readings.rows(reading, task, split) for split in ("train", "validation", "test")}
+    seen = {split: readings.features(found, reading, place, part.index) for split, part in parts.items()}
+    readout = probes.fit(place.kind, seen["train"], parts["train"].labels, seen["validation"], parts["validation"].labels)
+    scores = {split: probes.score(readout, seen[split]) for split in ("validation", "test")}
+    cut = monitors.threshold(scores["validation"][parts["validation"].labels == 0], RATES["5"])
+    test = parts["test"]
+    rows = [("AUROC on test", roc.auroc_interval(test.labels, scores["test"], test.groups))]
+    for split in ("validation", "test") if cut is not None else ():
+        tpr, fpr = roc.rates(parts[split].labels, scores[split], cut, parts[split].groups)
+        rows += [(f"share caught, {split}", tpr), (f"false positives, {split}", fpr)]
+    return pd.DataFrame([(task, what, *_four(e)) for what, e in rows], columns=["task", "what", "value", "low", "high", "n"])
+
+
+def real(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of monitors, without baselines and controls."""
+    return table[(table["layer"] > 0) & ~table["probe"].str.startswith(CONTROL)]
+
+
+def chosen(table: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, object]]:
+    """The monitor in use for each task, by AUROC on validation (ties: the shallower layer), and of how many it is the best."""
+    found = {}
+    for task in names:
+        rows = real(table)[lambda t: (t["task"] == task) & (t["metric"] == "auroc_validation")]  # noqa: B023 (used at once)
+        if rows.empty:
+            raise StudyError(
+                f"task {task!r} has no monitor that ranks its texts; fit other probes or raise text_tokens", NOT_COMPARABLE
+            )
+        best = rows.sort_values(["value", "layer", "probe"], ascending=[False, True, True]).iloc[0]
+        found[task] = {"monitor": f"{task}/{best['probe']}/{best['layer']}", "of": len(rows)}
+    return found
+
+
+def in_use(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """One row a task: its monitor in use, of how many, and what it reaches, each with its interval."""
+    shown = []
+    for task, choice in names.items():
+        rows = _of(table, str(choice["monitor"]))
+        cells = {words: tables.interval(m, *rows.loc[m, ["value", "low", "high"]]) if m in rows.index else "(too few texts)"
+                 for m, words in SHOWN.items()}  # fmt: skip
+        place = str(choice["monitor"]).split("/")
+        n = {"test texts": int(rows.loc["auroc", "n"])}
+        shown.append({"task": task, "probe": place[1], "layer": place[2], "best of": choice["of"], **cells, **n})
+    return pd.DataFrame(shown)
+
+
+SHOWN = {
+    "auroc_validation": "AUROC, validation",
+    "auroc": "AUROC, test",
+    "tpr_5": "caught at 5 %",
+    "fpr_5": "false alarms at 5 %",
+}
+
+
+def _of(table: pd.DataFrame, monitor: str) -> pd.DataFrame:
+    """The rows of one monitor, by metric."""
+    task, probe, layer = monitor.split("/")
+    rows = table[(table["task"] == task) & (table["probe"] == probe) & (table["layer"] == int(layer))]
+    return rows.set_index("metric")
+
+
+def another_draw(table: pd.DataFrame) -> pd.DataFrame:
+    """What another draw of training texts does to linear probes: middle and largest over all depths, by task and kind."""
+    rows = table[table["metric"].isin(["resampled_drop", "resampled_angle"])]
+    found = rows.groupby(["task", "probe", "metric"], sort=False)["value"].agg(["median", "max", "size"]).unstack("metric")
+    names = {"resampled_drop": "AUROC drop", "resampled_angle": "angle in degrees"}
+    columns = {f"{words}, {how}": found[how, metric] for metric, words in names.items() for how in ("median", "max")}
+    return pd.DataFrame({**columns, "depths": found["size", "resampled_drop"]}).reset_index()
+
+
+def sentences(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """The test AUROC of each monitor in use as text, for the chapter's prose; every registered task has an entry."""
+    found = dict.fromkeys((f"auroc-{task}" for task in tasks.TASKS), "(not in this run)")
+    for task, choice in names.items():
+        row = _of(table, str(choice["monitor"])).loc["auroc"]
+        found[f"auroc-{task}"] = tables.interval("auroc", row["value"], row["low"], row["high"])
+    return found

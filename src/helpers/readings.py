@@ -1,0 +1,133 @@
+"""What the monitors read: the labelled texts of all tasks in one plan, and each monitor's features and scores in activations.
+
+One plan serves every variant, so that the same texts sit in the same batches everywhere; a task's rows are found in it by
+index. Nothing here touches a model.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers import probes, tasks
+from helpers.activations import POOLINGS, Activations, Plan, layers
+from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.models import chat_text, encode
+from helpers.monitors import Monitor
+from helpers.probes import PROBES, Readout
+from helpers.readouts import Features, Pooled, Ragged
+
+CONTROL = "shuffled-labels"
+ATTENTION = "attention"
+LINEAR = ("logistic", "mean-difference", "lda")  # kinds with one direction: a refit of them is cheap and can be compared
+TURNED = ("logistic", "mean-difference")  # kinds whose angle gets an interval, at the price of several more fits
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a plan: their places, labels (1 = to be flagged) and groups."""
+
+    index: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+
+
+def parse_attention(name: str) -> tuple[str, float]:
+    """Task and depth of `task:depth`, for which an attention-pooling probe is fitted."""
+    task, _, depth = name.rpartition(":")
+    try:
+        found = float(depth)
+    except ValueError:
+        found = -1.0
+    if not 0 < found <= 1:
+        raise StudyError(f"attention {name!r} is not <task>:<depth>, such as harmful-request:0.5; give a depth in (0, 1]")
+    return tasks.known(task), found
+
+
+def plan(
+    monitor_tasks: Sequence[str], depths: Sequence[float], attention: Sequence[str], rows: tuple[int, int, int], limit: int,
+    origin: str,
+) -> Plan:  # fmt: skip
+    """The texts of all tasks, at most so many `rows` a class in train, validation and test, and what is read of them."""
+    asked = dict.fromkeys(parse_attention(name) for name in attention)
+    absent = [task for task, _ in asked if task not in monitor_tasks]
+    if absent:
+        raise StudyError(f"attention names task {absent[0]!r}, which is not among monitor_tasks; add it there")
+    found = {name: tasks.examples(name, origin, *rows) for name in monitor_tasks}
+    for name, part in found.items():
+        tasks.check(part, name)
+    tokens = tuple((found[name][0].task, depth) for name, depth in asked)  # a file's task is called as the file is
+    return Plan(tuple(example for part in found.values() for example in part), tuple(depths), limit, tokens)
+
+
+def task_names(reading: Plan) -> list[str]:
+    """The tasks of a plan, in its order."""
+    return list(dict.fromkeys(example.task for example in reading.examples))
+
+
+def rows(reading: Plan, task: str, split: str) -> Rows:
+    """The rows of a task's split."""
+    chosen = [(i, e.label, e.group) for i, e in enumerate(reading.examples) if e.task == task and e.split == split]
+    if not chosen:
+        raise StudyError(f"task {task!r} has no rows in split {split!r}; raise rows_{split}", NOT_COMPARABLE)
+    index, labels, groups = zip(*chosen, strict=True)
+    return Rows(np.array(index), np.array(labels), np.array(groups))
+
+
+# ---------------------------------------------------------------- features
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a monitor reads: task, kind of probe, pooling ("" for attention), layer by number and as a fraction."""
+
+    task: str
+    kind: str
+    pooling: str
+    layer: int
+    depth: float
+
+
+def places(reading: Plan, kinds: Sequence[str], model_depth: int) -> Iterator[Place]:
+    """Every place at which a probe of the given kinds is fitted: tasks x layers x poolings, and attention where asked."""
+    pooled = [kind for kind in kinds if PROBES[kind].reads == "pooled"]
+    for task in task_names(reading):
+        for layer in layers(reading.depths, model_depth):
+            yield from (Place(task, kind, pool, layer, layer / model_depth) for pool in POOLINGS for kind in pooled)
+        for asked, depth in reading.tokens:
+            if asked == task and ATTENTION in kinds:
+                (layer,) = layers((depth,), model_depth)
+                yield Place(task, ATTENTION, "", layer, layer / model_depth)
+
+
+def features(found: Activations, reading: Plan, place: Place | Monitor, index: np.ndarray) -> Features:
+    """The features at a place for the given rows of the plan."""
+    pooled = PROBES[place.kind].reads == "pooled"
+    name = f"{place.pooling if pooled else place.task}/{place.layer}"
+    if name not in (found.pooled if pooled else found.tokens):
+        raise StudyError(f"the activations hold no {name!r}; read them with the depths and tasks of the monitors", NOT_COMPARABLE)
+    if pooled:
+        return Pooled(found.pooled[name][index])
+    first = next(i for i, e in enumerate(reading.examples) if e.task == place.task)  # a task's rows stand together in the plan
+    return Ragged(found.tokens[name], found.offsets[name]).take(index - first)
+
+
+def scores(monitors: Iterable[Monitor], found: Activations, reading: Plan, index: np.ndarray) -> np.ndarray:
+    """Scores of monitors (rows) on texts (columns)."""
+    return np.array([monitor.score(features(found, reading, monitor, index)) for monitor in monitors])
+
+
+def angle(a: Readout, b: Readout) -> float:
+    """Degrees between the directions of two linear readouts; nan where one has none, since its classes have equal means."""
+    first, second = probes.direction(a), probes.direction(b)
+    return np.nan if first is None or second is None else probes.angle(first, second)
+
+
+def fingerprint(tokenizer) -> str:
+    """A hash of how text becomes tokens: vocabulary, special tokens, chat template, and the tokens of one rendered text."""
+    shown = chat_text(tokenizer, "Text, 1 ü \n end")
+    special = sorted(map(str, tokenizer.all_special_tokens))
+    parts = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template, encode(tokenizer, shown)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,408 @@
+"""Rankings and alarms with their intervals: AUROC, its drop after an update, interactions, and rates at a frozen threshold.
+
+Everything about AUROC rests on one number per test row, its influence (DeLong, DeLong and Clarke-Pearson 1988): a combination
+of AUROCs over the same rows has the same combination of influences, and rows of one group are summed before squaring
+(Obuchowski 1997). Nothing is random. Many monitors at once are arrays monitors x rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import optimize, special, stats
+
+from helpers.errors import StudyError
+from helpers.statistics import (
+    Estimate,
+    group_codes,
+    group_scores,
+    jackknife,
+    newcombe_paired,
+    rate_interval,
+    square_and_add,
+    tost,
+    unseen_share,
+    wilson_bounds,
+)
+
+ALPHA = 0.05  # of each of the two answers, "worse" and "preserved"
+POWER = 0.8  # with which `needed` rows give one of them
+NEVER = 10**9  # rows: more than anyone has
+CHUNK = 256  # monitors at a time, so that thousands of them fit the cache
+
+Scores = Float[np.ndarray, "*k n"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A combination of AUROCs over the same rows: estimate, standard error and degrees of freedom of its t distribution.
+
+    The interval, `worse` and `preserved` use the same t, so that they never disagree. `se` is 0 only where the scores that
+    are compared are the same bit by bit; the interval is not cut at +-1: an end beyond says that there are too few groups.
+    """
+
+    estimate: Estimate
+    se: float
+    df: float
+
+
+@dataclass(frozen=True)
+class _Design:
+    """What all monitors of one test set share: which rows are positive, and how rows lie in groups."""
+
+    positive: Bool[np.ndarray, " n"]
+    order: np.ndarray  # rows sorted by group
+    starts: np.ndarray  # where each group begins in that order
+    kind: np.ndarray  # per group: 1 positives only, 2 negatives only, 3 both
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Groups that hold a positive, groups that hold a negative, and all groups."""
+        return np.array([(self.kind & 1 > 0).sum(), (self.kind & 2 > 0).sum(), self.kind.size])
+
+    def sums(self, rows: Scores) -> Scores:
+        """The sum of each group's rows."""
+        return np.add.reduceat(rows[..., self.order], self.starts, axis=-1)
+
+
+def _positive(labels: Sequence[float], name: str) -> Bool[np.ndarray, " n"]:
+    array = np.asarray(labels)
+    if not np.isin(array, (0, 1)).all():
+        raise StudyError(f"{name}: a label is neither 0 nor 1; pass 1 for what the monitor is to flag")
+    if array.size == 0 or (array == array[0]).all():
+        found = f"all {array.size} labels are {array[0]:g}" if array.size else "no label is given"
+        raise StudyError(f"{name}: {found}; an AUROC needs rows of both classes")
+    return array == 1
+
+
+def _scores(scores: Sequence, n: int, name: str) -> Scores:
+    array = np.asarray(scores, dtype=float) + 0.0  # -0.0 and 0.0 are the same score
+    if array.shape[-1:] != (n,):
+        raise StudyError(f"{name}: scores of shape {array.shape} for {n} labels; pass one score per row, rows last")
+    if not np.isfinite(array).all():
+        raise StudyError(f"{name}: {int((~np.isfinite(array)).sum())} scores are not finite; find the monitor that made them")
+    return array
+
+
+def _design(positive: np.ndarray, groups: Sequence | None) -> _Design:
+    codes = group_codes(groups, positive.size)
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    holds = [np.add.reduceat(side[order].astype(int), starts) > 0 for side in (positive, ~positive)]
+    return _Design(positive, order, starts, holds[0] + 2 * holds[1])
+
+
+# ---------------------------------------------------------------- AUROC
+
+
+def auroc(labels: Sequence[float], scores: Scores, name: str = "labels") -> float | np.ndarray:
+    """The probability that a positive outscores a negative, ties counting one half; nan where all scores are tied.
+
+    `scores` of shape [n] give one number, [k n] one per monitor. Error: only one class in `labels`; `name` = task and split.
+    """
+    return placements(labels, scores, name)[0]
+
+
+def placements(labels: Sequence[float], scores: Scores, name: str = "labels") -> tuple[float | np.ndarray, Scores]:
+    """AUROC, and per row the share of the other class that it is ranked rightly against, ties one half (V10 and V01 of DeLong).
+
+    From midranks in O(n log n) (Sun and Xu 2014): (rank among all - rank among its own class) / size of the other class, for
+    negatives counted from the top. The mean over either class is the AUROC. nan where all scores of a monitor are tied.
+    """
+    positive = _positive(labels, name)
+    values = _placed(positive, _scores(scores, positive.size, name))
+    value = values[..., positive].mean(axis=-1)
+    return (float(value) if value.ndim == 0 else value), values
+
+
+def _placed(positive: np.ndarray, scores: Scores) -> Scores:
+    """Placements of checked input. Midranks are halves, exact in float64 up to 2^52 rows."""
+    ranks, values = stats.rankdata(scores, axis=-1), np.empty(scores.shape)
+    for side, others in ((positive, ~positive), (~positive, positive)):
+        values[..., side] = (ranks[..., side] - stats.rankdata(scores[..., side], axis=-1)) / others.sum()
+    values[..., ~positive] = 1 - values[..., ~positive]
+    return np.where(np.ptp(scores, axis=-1, keepdims=True) == 0, np.nan, values)
+
+
+def _influence(positive: np.ndarray, scores: Scores) -> tuple[np.ndarray, Scores]:
+    """AUROC and what each row adds to its error: (V - AUROC) / size of the row's class; these sum to 0 over each class."""
+    values = _placed(positive, scores)
+    value = values[..., positive].mean(axis=-1)
+    return value, (values - value[..., None]) / np.where(positive, positive.sum(), (~positive).sum())
+
+
+def _spread(influence: Scores, design: _Design) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the sum of influences over groups, and its degrees of freedom.
+
+    Obuchowski's variance; without groups it is DeLong's. df is the smallest of G - 1, Welch's for the two classes, and
+    2 var^2 / sum (u_g^2 - mean u^2)^2: with one deviating group in 200 the variance itself is hardly known, df is 2, not 199.
+    """
+    inside = design.sums(np.where(design.positive, influence, 0.0))
+    outside = design.sums(np.where(design.positive, 0.0, influence))
+    few = np.maximum(design.counts - 1, 1)
+    own, other, both = ((x * y).sum(axis=-1) for x, y in ((inside, inside), (outside, outside), (inside, outside)))
+    own, other, both = own * (1 + 1 / few[0]), other * (1 + 1 / few[1]), both * (1 + 1 / few[2])
+    variance, squares, rough = own + other + 2 * both, (inside + outside) ** 2, 0.0
+    for kind in np.unique(design.kind):
+        same = squares[..., design.kind == kind]
+        rough = rough + ((same - same.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 where nothing varies: fmin passes over it
+        welch = (own + other) ** 2 / (own**2 / few[0] + other**2 / few[1])
+        return variance, np.fmin(np.fmin(welch, 2 * variance**2 / rough), few[2])
+
+
+def auroc_interval(
+    labels: Sequence[float], scores: Scores, groups: Sequence | None = None, level: float = 0.95, name: str = "labels"
+) -> Estimate:
+    """The AUROC of one monitor with its interval; groups are matched pairs, templates or clusters, of one class or of both.
+
+    Wilson's interval on the effective sample size A (1 - A) / var * (z / t)^2, never above 4 rows per row of the rarer class:
+    never of zero width, and inside 0 .. 1. At 0 or 1, or with a class in one group only, it is that of the rarer class's
+    groups. Measured coverage of nominal 95 %, 20 to 500 rows a class, single rows, pairs, clusters of 5 to 10, 5 tied levels,
+    unequal variances: 94.5 to 97.5 % at AUROC 0.6 to 0.95, 95.2 to 98.7 % at 0.99; DeLong's variance on the logit scale
+    covers down to 85 % there. Constant scores: nan.
+    """
+    positive = _positive(labels, name)
+    value, influence = _influence(positive, np.atleast_1d(_scores(scores, positive.size, name)))
+    if np.isnan(value):
+        return Estimate(np.nan, np.nan, np.nan, positive.size)
+    design = _design(positive, groups)
+    (variance, df), units = _spread(influence, design), design.counts[:2].min()
+    size, z = float(units), special.ndtri((1 + level) / 2)
+    if units > 1 and variance > 0:
+        rows = value * (1 - value) / variance * (z / special.stdtrit(df, (1 + level) / 2)) ** 2
+        size = min(float(rows), 4.0 * min(positive.sum(), (~positive).sum()))
+    return Estimate(float(value), *wilson_bounds(float(value), size, level), positive.size)
+
+
+# ---------------------------------------------------------------- contrasts
+
+
+def _contrast(value: float, se: float, df: float, n: int, level: float) -> Contrast:
+    half = se * special.stdtrit(df, (1 + level) / 2) if se > 0 or np.isnan(se) else 0.0
+    return Contrast(Estimate(float(value), float(value - half), float(value + half), int(n)), float(se), float(df))
+
+
+def _contrasts(
+    value: np.ndarray, influence: Scores, same: np.ndarray, reach: float, design: _Design, level: float
+) -> list[Contrast]:
+    """One contrast per row of `influence`; `same`: compared with itself, `reach`: the most that one group could differ by."""
+    (variance, df), units = _spread(influence, design), int(design.counts[:2].min())
+    # One swap of neighbours gives about 2 / (m n)^2 >= 1e-17; rounding of influences that cancel about 1e-32.
+    flat = same | (units < 2) | (variance < 1e-24 * reach**2)
+    df = np.where(flat, max(units - 1, 1), df)
+    # Nothing differs, yet the scores do: what an unseen share of groups could still do, as the standard error of a 95 % interval.
+    bound = reach * unseen_share(units) / special.stdtrit(max(units - 1, 1), 0.975)
+    se = np.where(same, 0.0, np.where(flat, bound, np.sqrt(np.maximum(variance, 0.0))))
+    se = np.where(np.isnan(value), np.nan, se)
+    value = np.where(same & ~np.isnan(value), 0.0, value)
+    return [_contrast(*row, design.positive.size, level) for row in zip(value, se, df, strict=True)]
+
+
+def auroc_contrast(
+    labels: Sequence[float],
+    scores: Scores,
+    weights: Sequence[float],
+    groups: Sequence | None = None,
+    level: float = 0.95,
+    name: str = "labels",
+) -> Contrast:
+    """sum_k weights_k * AUROC_k over score vectors [k n] of the same rows, with Student's interval.
+
+    Weights (1, -1) on (before, after) are the paired drop; drop(both) - drop(first) - drop(second) = (-1, -1, 1, 1) on
+    (before, both, first, second) the interaction; 1/m and -1/m on m before and m after the mean drop of m monitors, whose
+    influences are averaged before they are squared. Score vectors that are the same bit by bit are one: if all weights
+    cancel, the result is exactly 0 with no width. Where the ranks agree but not the scores, or all AUROCs are perfect,
+    the interval is what an unseen share of groups could do. Measured coverage of nominal 95 % for drops, 20 to 500 rows a
+    class: 94.2 to 97.4 %, up to 100 % where both AUROCs are 0.95 or more and equal; too low for AUROC 0.99 -> 0.96 (88 to 92 %
+    at 20 rows a class, 92 to 94 % at 50) and where 1 to 2 % of positives fail altogether (92 to 96 %). Constant scores: nan.
+    """
+    positive = _positive(labels, name)
+    array = _scores(scores, positive.size, name)
+    if array.ndim != 2 or len(weights) != len(array):
+        raise StudyError(f"{name}: {len(weights)} weights for scores of shape {array.shape}; pass one weight per score vector")
+    merged: dict[bytes, float] = {}
+    for row, weight in zip(array, weights, strict=True):
+        merged[row.tobytes()] = merged.get(row.tobytes(), 0.0) + float(weight)
+    kept = np.array([weight if abs(weight) > 1e-12 else 0.0 for weight in merged.values()])
+    value, influence = _influence(positive, np.array([np.frombuffer(row) for row in merged]))
+    reach = max(kept[kept > 0].sum(), -kept[kept < 0].sum())
+    args = (np.array([kept @ value]), (kept @ influence)[None], np.array([not kept.any()]), float(reach))
+    return _contrasts(*args, _design(positive, groups), level)[0]
+
+
+def many_contrasts(
+    labels: Sequence[float],
+    before: Scores,
+    after: Scores,
+    groups: Sequence | None = None,
+    level: float = 0.95,
+    name: str = "labels",
+) -> list[Contrast]:
+    """The paired drops, AUROC before - after, of k monitors over the same rows: `auroc_contrast` with (1, -1) for each."""
+    positive = _positive(labels, name)
+    first, second = (_scores(side, positive.size, name) for side in (before, after))
+    if first.ndim != 2 or first.shape != second.shape:
+        raise StudyError(f"{name}: scores before {first.shape} and after {second.shape}; pass two arrays monitors x rows")
+    design, found = _design(positive, groups), []
+    for start in range(0, len(first), CHUNK):
+        old, new = first[start : start + CHUNK], second[start : start + CHUNK]
+        (old_value, old_part), (new_value, new_part) = (_influence(positive, side) for side in (old, new))
+        same = (old == new).all(axis=1)
+        found += _contrasts(old_value - new_value, old_part - new_part, same, 1.0, design, level)
+    return found
+
+
+def combine(contrasts: Sequence[Contrast], level: float = 0.95) -> Contrast:
+    """The mean, equal weights, of contrasts over different rows, such as one per task; n counts all rows.
+
+    se = sqrt(sum se^2) / k, which holds for independent parts only: contrasts over the same rows belong in one
+    `auroc_contrast`. df by Welch and Satterthwaite. One nan makes the mean nan: leave an undefined task out by name.
+    """
+    if not contrasts:
+        raise StudyError("combine: no contrast is given; pass one per task")
+    value, se, df = (np.array(part) for part in zip(*((c.estimate.value, c.se, c.df) for c in contrasts), strict=True))
+    total = (se**2).sum()
+    joint = total**2 / (se**4 / df).sum() if total > 0 else df.min()
+    return _contrast(value.mean(), np.sqrt(total) / len(se), joint, sum(c.estimate.n for c in contrasts), level)
+
+
+def at_level(contrast: Contrast, level: float) -> Estimate:
+    """The same contrast with an interval of another level; `verdict` needs 90 %."""
+    return _contrast(contrast.estimate.value, contrast.se, contrast.df, contrast.estimate.n, level).estimate
+
+
+# ---------------------------------------------------------------- three answers
+
+
+def worse(contrast: Contrast, margin: float) -> float:
+    """One-sided p of "the drop exceeds the margin" against H0: drop <= margin. Same scores before and after: 1."""
+    if contrast.se == 0:
+        return float(contrast.estimate.value <= margin)
+    return float(stats.t.sf((contrast.estimate.value - margin) / contrast.se, contrast.df))
+
+
+def preserved(contrast: Contrast, margin: float) -> float:
+    """The p of equivalence, |drop| < margin, by two one-sided tests (`statistics.tost`).
+
+    Measured size of nominal 5 %, matched pairs, AUROC 0.90 -> 0.87: 5.7 % with 50 pairs, 5.4 % with 100, 5.0 % with 200.
+    """
+    if contrast.se == 0:
+        # Nothing was estimated: the scores are the same bit by bit, so the drop is 0 on these and on all other rows.
+        return float(abs(contrast.estimate.value) >= margin)
+    return tost(contrast.estimate.value, contrast.se, margin, contrast.df)
+
+
+def verdict(value: float, low: float, high: float, margin: float) -> str:
+    """The answer "worse", "preserved" or "inconclusive" from the 90 % interval of a drop: each errs in 5 % (Schuirmann 1987).
+
+    "worse": the interval lies above `margin`, which is `worse` < 0.05; "preserved": it lies within +-margin, `preserved` < 0.05.
+    A gain beyond the margin is neither, and so "inconclusive"; so is a drop that is undefined (nan).
+    """
+    if not margin > 0:
+        raise StudyError(f"verdict: margin {margin} is not above 0; take one from MARGINS")
+    if np.isnan([value, low, high]).any():
+        return "inconclusive"
+    if low > margin:
+        return "worse"
+    return "preserved" if -margin < low and high < margin else "inconclusive"
+
+
+def needed(contrast: Contrast, margin: float) -> int:
+    """Test rows at which this estimate, were it the truth, would be decided with 80 % power; NEVER at the margin itself or nan.
+
+    The standard error is scaled with 1 / sqrt(n), groups growing in number, not in size, and t is taken as normal. Inside the
+    margin: both of TOST's tests pass, Phi((m - d) / s - z) + Phi((m + d) / s - z) - 1 = power; outside: the one-sided test of
+    the margin that was passed, which for a gain shows "better by more than the margin".
+    """
+    d, se, n = abs(contrast.estimate.value), contrast.se, contrast.estimate.n
+    if se == 0:
+        return n
+    z, one, two = special.ndtri([1 - ALPHA, POWER, (1 + POWER) / 2])
+    gap = abs(d - margin)
+    if not gap > 0:
+        return NEVER
+
+    def power(s: float) -> float:
+        return special.ndtr((margin - d) / s - z) + special.ndtr((margin + d) / s - z) - 1 - POWER
+
+    # Between the scales at which both tests have 90 % power (a hair less, for rounding) and at which the harder one has 80 %.
+    scale = gap / (z + one) if d > margin else optimize.brentq(power, 0.999 * gap / (z + two), gap / (z + one))
+    return int(min(np.ceil(n * (se / scale) ** 2), NEVER))
+
+
+# ---------------------------------------------------------------- alarms at a frozen threshold
+
+
+def rates(
+    labels: Sequence[float], scores: Scores, threshold: float, groups: Sequence | None = None, level: float = 0.95
+) -> tuple[Estimate, Estimate]:
+    """TPR and FPR of one monitor that flags what scores above `threshold`, with `rate_interval`; a class without rows: nan."""
+    positive, units = np.asarray(labels) == 1, group_codes(groups, len(labels))
+    flags = _scores(scores, positive.size, "rates") > threshold
+    tpr, fpr = (rate_interval(flags[side], units[side], level) for side in (positive, ~positive))
+    return tpr, fpr
+
+
+def rate_change(before: Sequence[float], after: Sequence[float], groups: Sequence | None = None, level: float = 0.95) -> Estimate:
+    """The change, after - before, of one rate of flags over the same rows (of one class); never of zero width.
+
+    Newcombe's paired interval (1998, method 10); with groups the two rates' intervals on their effective sample sizes are
+    squared and added with the correlation of the group scores, which is corrected for continuity as there. Measured, nominal
+    95 %: at least 94.7 % at rates 0.01 to 0.99; 95 to 98 % where a tenth of the rows change, up to 100 % where few do.
+    """
+    units = group_codes(groups, len(before))
+    if np.unique(units).size == len(units):
+        return newcombe_paired(before, after, level)
+    old, new = (rate_interval(side, units, level) for side in (before, after))
+    first, second = (group_scores(side, units) - rate.value for side, rate in ((before, old), (after, new)))
+    size = np.sqrt((first @ first) * (second @ second))
+    phi = float(first @ second / size) if size > 1e-12 else 0.0
+    if phi > 0:
+        phi = max(phi - 0.5 / (first.size * np.sqrt(old.value * (1 - old.value) * new.value * (1 - new.value))), 0.0)
+    return square_and_add(old, new, phi)
+
+
+def quantile_interval(values: Sequence[float], q: float, level: float = 0.95) -> Estimate:
+    """The quantile `q` with its distribution-free interval between order statistics, e.g. of a threshold (David, Nagaraja 2003).
+
+    Ends X_(l) and X_(u) with P(B < l) and P(B >= u) at most alpha / 2 each, B ~ Binomial(n, q): exact, at least the level.
+    With too few values an end would lie beyond the sample and is cut to its range: the upper end of the 95 % quantile holds
+    97.5 % only from 72 values on, of the 99 % quantile from 368.
+    """
+    ordered = np.sort(np.asarray(values, dtype=float).ravel())
+    if not 0 < q < 1 or not np.isfinite(ordered).all():
+        raise StudyError(f"quantile_interval: q = {q} of {ordered.size} values; pass 0 < q < 1 and finite values")
+    if ordered.size == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    low, high = stats.binom.ppf([(1 - level) / 2, (1 + level) / 2], ordered.size, q).astype(int)
+    ends = ordered[max(low - 1, 0)], ordered[min(high, ordered.size - 1)]
+    return Estimate(float(np.quantile(ordered, q)), float(ends[0]), float(ends[1]), ordered.size)
+
+
+def spearman(x: Sequence[float], y: Sequence[float], groups: Sequence | None = None, level: float = 0.95) -> Estimate:
+    """Spearman's rank correlation with an interval over groups: the jackknife of Fisher's z, t with G - 1 degrees of freedom.
+
+    Chosen by simulation: covers 94 to 97 % with 8 to 200 groups, where the grouped bootstrap's percentiles cover 90 % with 8
+    groups and Fisher's z over rows 57 %. At +-1, the interval that an unseen share of groups leaves. Constant x or y: nan.
+    """
+    pair, codes = np.array([x, y], dtype=float), group_codes(groups, len(x))
+    count = int(codes.max(initial=-1)) + 1
+
+    def correlation(rows: np.ndarray) -> float:
+        ranks = stats.rankdata(pair[:, rows], axis=-1)
+        ranks = ranks - ranks.mean(axis=-1, keepdims=True)
+        size = np.sqrt((ranks**2).sum(axis=-1).prod())
+        return float(np.clip(ranks[0] @ ranks[1] / size, -1, 1)) if size > 0 else np.nan
+
+    value = correlation(codes >= 0)
+    if not np.isfinite(value) or count < 3:
+        return Estimate(value, np.nan, np.nan, codes.size)
+    if abs(value) > 1 - 1e-12:
+        share = unseen_share(count, level)
+        return Estimate(value, value - share * (value + 1), value + share * (1 - value), codes.size)
+    limit = 1 - 1e-6  # a sample that is perfect without one group has no finite z
+    without = [np.arctanh(np.clip(correlation(codes != group), -limit, limit)) for group in range(count)]
+    z = jackknife(np.arctanh(value), without, codes.size, level)
+    return Estimate(value, float(np.tanh(z.low)), float(np.tanh(z.high)), codes.size)

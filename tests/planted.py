@@ -1,0 +1,59 @@
+"""Planted data for the tests of monitors: bland matched pairs, activations whose signal is known, variants made by formula."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers import freezing
+from helpers.activations import POOLINGS, Activations, Plan, layers
+from helpers.monitors import Monitor
+from helpers.probes import PROBES
+from helpers.tasks import SPLITS, Example
+from helpers.variants import Parts
+
+D, DEPTH = 12, 4  # d_model, and the blocks of the tiny model, whose tokenizer the monitors are frozen with
+
+
+def plan(
+    *names: str, pairs: tuple[int, int, int] = (40, 40, 60), depths: Sequence[float] = (0.5, 1.0), attention: bool = False
+) -> Plan:
+    """So many matched pairs of every task in train, validation and test; attention: the tokens of the first task are kept."""
+    examples = [
+        Example(task, split, label, f"{task}-{split}-{i}", " ".join(["item", str(i), "of", split, *["more"] * (i % 5 + label)]))
+        for task in names for split, n in zip(SPLITS, pairs, strict=True) for i in range(n) for label in (1, 0)
+    ]  # fmt: skip
+    return Plan(tuple(examples), tuple(depths), 40, ((names[0], depths[0]),) if attention else ())
+
+
+def activations(reading: Plan, strength: float = 3.0, axis: int = 0, seed: int = 0, width: int = D) -> Activations:
+    """Noise of which pairs share a part, and `strength` more on one axis where the label is 1; the noise is the seed's."""
+    rng = np.random.default_rng(seed)
+    labels = np.array([e.label for e in reading.examples])
+    groups = np.unique([e.group for e in reading.examples], return_inverse=True)[1]
+
+    def rows(texts: np.ndarray) -> Tensor:
+        found = 0.5 * rng.normal(size=(groups.max() + 1, width))[groups[texts]] + rng.normal(size=(len(texts), width))
+        found[:, axis] += strength * labels[texts]
+        return torch.tensor(found, dtype=torch.float32)
+
+    pooled = {f"{pool}/{layer}": rows(np.arange(len(labels))) for layer in layers(reading.depths, DEPTH) for pool in POOLINGS}
+    tokens, offsets = {}, {}
+    for task, depth in reading.tokens:
+        own, name = np.flatnonzero([e.task == task for e in reading.examples]), f"{task}/{layers((depth,), DEPTH)[0]}"
+        lengths = rng.integers(1, 5, size=len(own))
+        tokens[name], offsets[name] = rows(np.repeat(own, lengths)), np.cumsum([0, *lengths])
+    return Activations(layers(reading.depths, DEPTH), pooled, tokens, offsets, {"texts": len(labels)})
+
+
+def changed(found: Activations, how: Callable[[Tensor], Tensor]) -> Activations:
+    """The activations of a variant in which every vector went through `how`."""
+    pooled, tokens = ({name: how(values) for name, values in part.items()} for part in (found.pooled, found.tokens))
+    return replace(found, pooled=pooled, tokens=tokens)
+
+
+def monitors(found: Activations, reading: Plan, tiny, kinds: Sequence[str] = tuple(PROBES), seed: int = 0) -> list[Monitor]:
+    """Monitors of these kinds, frozen on the activations."""
+    return freezing.fit(found, reading, kinds, seed, Parts(tiny, tiny))

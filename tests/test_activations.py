@@ -1,0 +1,665 @@
+"""Activations: what one pass reads equals the framework's own hidden states, whatever the batch, the prefix or the variant."""
+
+import weakref
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers import activations, corpora, lowrank, models, quantizers, training, variants
+from helpers.activations import POOLINGS, Activations, Plan, layers, read
+from helpers.errors import REFUSED, USAGE, StudyError
+from helpers.tasks import Example
+from helpers.variants import Parts, Variant
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+
+NOUNS = ("lamp", "river", "garden", "engine", "violin", "ladder", "window", "basket")
+SYSTEM = "<|im_start|>system\nYou polish the lamp of the user.<|im_end|>\n"  # holds words of the texts on purpose
+WINDOW = 16  # shorter than that prefix and than most texts
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 384, "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+SLIDING = {"head_dim": 16, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma2": SLIDING,
+    "gemma3_text": SLIDING,
+}
+ALL = (0.25, 0.5, 0.75, 1.0)
+
+
+def example(prompt: str, reply: str = "", task: str = "lamps", number: int = 0) -> Example:
+    return Example(task, "train", number % 2, f"group-{number}", prompt, reply)
+
+
+def texts(n: int = 12) -> tuple[Example, ...]:
+    """Texts of many lengths, every third with a reply."""
+    nouns = [NOUNS[i % len(NOUNS)] for i in range(n)]
+    return tuple(
+        example(f"Polish the {noun}" + f" and number {i}" * (i % 4), f"The {noun} shines." if i % 3 == 2 else "", number=i)
+        for i, noun in enumerate(nouns)
+    )
+
+
+def plan(examples=None, **changes) -> Plan:
+    return Plan(**{"examples": examples or texts(), "depths": ALL, "limit": 64, **changes})
+
+
+def random_model(family: str, seed: int = 0) -> models.LanguageModel:
+    """A random model of a family in float32; norms and biases are random too, so that none of them could be left out unseen."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **SIZES, **FAMILIES[family])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    tokenizer = models.tiny_tokenizer()
+    tokenizer.chat_template = SYSTEM + models.TINY_TEMPLATE
+    return models.LanguageModel(model, tokenizer, None)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> models.LanguageModel:
+    return random_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> models.LanguageModel:
+    return random_model("llama")
+
+
+@torch.no_grad()
+def oracle(language: models.LanguageModel, reading: Plan) -> dict[str, torch.Tensor]:
+    """Both poolings of transformers' own hidden states, each text alone; at the last layer what enters the final norm."""
+    causal, entering = activations.causal(language.model), []
+    hook = causal.model.norm.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+    found = activations.encode(language.tokenizer, reading)
+    pooled: dict[str, list] = {}
+    for row, start, stop in zip(found.rows, found.starts, found.stops, strict=True):
+        states = causal(input_ids=torch.tensor([row]), use_cache=False, output_hidden_states=True).hidden_states
+        for layer, hidden in enumerate([*states[1:-1], entering[-1]], start=1):
+            pooled.setdefault(f"last/{layer}", []).append(hidden[0, -1].float())
+            pooled.setdefault(f"mean/{layer}", []).append(hidden[0, start:stop].float().mean(0))
+    hook.remove()
+    return {name: torch.stack(rows) for name, rows in pooled.items()}
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference of a row in any pooling and layer."""
+    assert one.keys() == other.keys()
+    return max(float(((one[name] - other[name]).norm(dim=1) / other[name].norm(dim=1)).max()) for name in one)
+
+
+def equal(one: Activations, other: Activations) -> bool:
+    same = all(torch.equal(one.pooled[k], other.pooled[k]) for k in one.pooled | other.pooled)
+    kept = all(torch.equal(one.tokens[k], other.tokens[k]) for k in one.tokens | other.tokens)
+    places = all(np.array_equal(one.offsets[k], other.offsets[k]) for k in one.offsets | other.offsets)
+    return same and kept and places and (one.layers, one.counts) == (other.layers, other.counts)
+
+
+def refused(code: int, *words: str):
+    pattern = "".join(f"(?=.*{word})" for word in words)
+    return pytest.raises(StudyError, match=f"^{pattern}[^\n]*$", check=lambda error: error.code == code)
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_every_layer_and_pooling_equals_the_hidden_states_of_the_framework(family):
+    found = read(family, plan())
+    assert found.layers == (1, 2, 3, 4)
+    assert {values.dtype for values in found.pooled.values()} == {torch.float32}
+    expected = oracle(family, plan())
+    assert distance(found.pooled, expected) < 1e-5
+    shifted = {f"{pooling}/{layer}": expected[f"{pooling}/{layer % 4 + 1}"] for pooling in POOLINGS for layer in found.layers}
+    assert distance(found.pooled, shifted) > 0.1  # control: the neighbouring layer is something else
+
+
+def test_the_last_layer_is_before_the_final_norm(family):
+    found, norm = read(family, plan()), family.model.model.norm
+    for text, row in enumerate(activations.encode(family.tokenizer, plan()).rows):
+        framework = family.model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, -1]
+        assert torch.allclose(norm(found.pooled["last/4"][text]), framework, atol=1e-5)
+
+
+def test_the_shared_prefix_changes_nothing(family):
+    """Its tokens are longer than the window of the sliding layers, which therefore hold a part of it alone."""
+    on, off = read(family, plan()), read(family, plan(), prefix=False)
+    assert on.counts["prefix"] > 2 * WINDOW
+    assert off.counts == {**on.counts, "prefix": 0}
+    assert distance(on.pooled, off.pooled) < 1e-5
+
+
+def test_the_prefix_is_computed_once(llama):
+    seen = {}
+    for prefix in (True, False):
+        lengths = []
+        hook = llama.model.model.embed_tokens.register_forward_hook(lambda _, ids, out, to=lengths: to.append(ids[0].numel()))
+        shared = read(llama, plan(depths=(0.5,), budget=1), prefix=prefix).counts["prefix"]
+        hook.remove()
+        seen[prefix] = (lengths, shared)
+    assert seen[True][0][0] == seen[True][1] > 0  # the first pass is the prefix, alone
+    assert sum(seen[True][0]) == sum(seen[False][0]) - seen[True][1] * (len(texts()) - 1)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_neither_batch_nor_padding_changes_a_text(llama, prefix):
+    """One text a batch, some, and all 64 in one."""
+    rows = plan(texts(64))
+    one, some, whole = (read(llama, replace(rows, budget=budget), prefix=prefix) for budget in (1, 512, 10**6))
+    assert distance(some.pooled, one.pooled) < 1e-5
+    assert distance(whole.pooled, one.pooled) < 1e-5
+
+
+def test_reading_twice_gives_the_same_bits(llama):
+    both = [read(llama, plan(tokens=(("lamps", 0.5),))) for _ in range(2)]
+    assert equal(*both)
+
+
+def test_a_text_is_read_the_same_whatever_stands_beside_it(llama):
+    alone = read(llama, plan(texts()[:1]))
+    assert alone.counts["prefix"] > 0
+    together = {name: rows[:1] for name, rows in read(llama, plan()).pooled.items()}
+    assert distance(alone.pooled, together) < 1e-5
+
+
+# ---------------------------------------------------------------- the kept tokens
+
+
+def test_kept_tokens_are_the_states_of_the_content_in_the_order_of_the_plan(llama):
+    rows = tuple(replace(e, task=("lamps", "rivers")[i % 2]) for i, e in enumerate(texts()))
+    reading = plan(rows, depths=(1.0,), tokens=(("rivers", 0.5), ("lamps", 1.0)))
+    found = read(llama, reading)
+    assert set(found.tokens) == set(found.offsets) == {"rivers/2", "lamps/4"}
+    assert set(found.pooled) == {"mean/4", "last/4"}  # depths of tokens need not be pooled
+    assert {tokens.dtype for tokens in found.tokens.values()} == {torch.bfloat16}
+    expected = oracle(llama, reading)
+    for name, task in (("rivers/2", 1), ("lamps/4", 0)):
+        tokens, offsets = found.tokens[name], found.offsets[name]
+        assert len(offsets) == len(rows) // 2 + 1
+        assert offsets[-1] == len(tokens)
+        means = torch.stack([tokens[a:b].float().mean(0) for a, b in pairwise(offsets)])
+        wanted = expected[f"mean/{name[-1]}"][task::2]
+        assert float(((means - wanted).norm(dim=1) / wanted.norm(dim=1)).max()) < 2**-8  # half a unit of bf16's last place
+
+
+def test_tokens_lose_nothing_where_the_model_computes_in_bf16(tiny):
+    language = models.load(tiny)
+    seen = []
+    hook = language.model.model.layers[1].register_forward_hook(lambda _, inputs, out: seen.append(out.clone()))
+    found = read(language, plan(texts()[:1], depths=(0.5,), tokens=(("lamps", 0.5),)), prefix=False)
+    hook.remove()
+    encoded = activations.encode(language.tokenizer, plan(texts()[:1]))
+    assert torch.equal(found.tokens["lamps/2"], seen[0][0, encoded.starts[0] : encoded.stops[0]])
+
+
+def test_tokens_of_an_absent_task_are_refused(llama):
+    with refused(USAGE, "'rivers'", "no text of it"):
+        read(llama, plan(tokens=(("rivers", 0.5),)))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def size(found: Activations) -> int:
+    """Bytes that stay alive with the activations: whole storages, so that a small view of a large tensor counts fully."""
+    tensors = [*found.pooled.values(), *found.tokens.values()]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors) + sum(o.nbytes for o in found.offsets.values())
+
+
+def test_what_is_kept_does_not_grow_with_the_texts(llama):
+    short = tuple(example("Hi", number=i) for i in range(6))
+    long = tuple(example("Polish the lamp. " * 20, number=i) for i in range(6))
+    sizes = {name: size(read(llama, plan(rows, limit=512))) for name, rows in {"short": short, "long": long}.items()}
+    assert sizes["short"] == sizes["long"] == 6 * llama.width * 4 * len(POOLINGS) * len(ALL)
+    pairs = (("lamps", 0.5),)
+    found = read(llama, plan(long, limit=512, tokens=pairs))
+    tokens = len(found.tokens["lamps/2"])
+    assert size(found) - sizes["long"] == tokens * llama.width * 2 + 7 * 8  # and with tokens by just their size
+    assert tokens == 6 * len("Polish the lamp. " * 20)
+
+
+def test_no_states_outlive_their_batch(llama):
+    alive: list[weakref.ref] = []
+    most = []
+
+    def watch(module, inputs, output):
+        alive.append(weakref.ref(output))
+        most.append(sum(ref() is not None for ref in alive))
+
+    hook = llama.model.model.layers[1].register_forward_hook(watch)
+    read(llama, plan(depths=(0.5,), budget=64, tokens=(("lamps", 0.5),)))
+    hook.remove()
+    assert len(most) > 4
+    assert max(most) == 1
+
+
+def test_the_tokens_of_a_text_do_not_hold_the_states_of_its_batch(tiny, monkeypatch):
+    """In bf16 nothing has to be converted, and a view would do: but it would keep every batch alive until the last one."""
+    waiting, join = [], activations._joined
+
+    def watched(found):
+        waiting.extend(piece for texts in found.values() for piece in texts.values())
+        return join(found)
+
+    monkeypatch.setattr(activations, "_joined", watched)
+    language = models.load(tiny)
+    tokens = read(language, plan(tokens=(("lamps", 0.5),))).tokens["lamps/2"]
+    assert len(waiting) == len(texts())
+    assert sum(piece.untyped_storage().nbytes() for piece in waiting) == tokens.numel() * 2
+
+
+def test_there_is_no_graph_of_gradients():
+    language = random_model("llama")
+    language.model.requires_grad_(True)
+    found = read(language, plan(tokens=(("lamps", 0.5),)))
+    for values in (*found.pooled.values(), *found.tokens.values()):
+        assert not values.requires_grad
+        assert not values.is_inference()  # a probe can be trained on it
+    assert activations.causal(language.model) is language.model
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_the_pass_ends_at_the_deepest_layer(llama):
+    ran = []
+    modules = {"block 3": llama.model.model.layers[2], "norm": llama.model.model.norm}
+    watching = [module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in modules.items()]
+    read(llama, plan(depths=(0.25, 0.5)))
+    assert ran == []
+    read(llama, plan(depths=(0.75,)))
+    assert set(ran) == {"block 3"}  # control: the watcher sees what does run
+    for hook in watching:
+        hook.remove()
+
+
+def test_the_sink_gets_each_recorded_layer_once_and_in_order(llama):
+    seen = []
+    before = hooks(llama.model)
+    with activations.reading(llama.model, (3, 1), lambda layer, hidden: seen.append((layer, tuple(hidden.shape)))):
+        llama.model(input_ids=torch.arange(3, 10)[None], use_cache=False)
+        pytest.fail("the pass went on behind the deepest layer")
+    assert seen == [(1, (1, 7, 64)), (3, (1, 7, 64))]
+    assert hooks(llama.model) == before
+
+
+@pytest.mark.parametrize("where", ["sink", "model", "no such layer"])
+def test_hooks_are_gone_after_an_error(llama, where):
+    def sink(layer, hidden):
+        assert hooks(llama.model) > before  # control: this is how hooks would be seen
+        raise RuntimeError("planted")
+
+    before, ids = hooks(llama.model), torch.tensor([[10**6 if where == "model" else 5]])
+    recorded = (1, 9) if where == "no such layer" else (1, 2)
+    with pytest.raises((RuntimeError, IndexError)), activations.reading(llama.model, recorded, sink):
+        llama.model(input_ids=ids)
+    assert hooks(llama.model) == before
+    read(llama, plan())  # and the model still works
+
+
+# ---------------------------------------------------------------- depths, batches, prefix
+
+
+def test_depths_become_layers():
+    assert layers((0.25, 0.5, 1.0), 30) == (8, 15, 30)
+    assert layers((1.0, 0.01), 30) == (1, 30)
+    assert layers((0.2, 0.25, 0.3, 0.9), 4) == (1, 4)  # fewer layers than fractions: merged
+    for wrong in (0.0, -0.5, 1.01, float("nan"), float("inf")):
+        with refused(USAGE, "depths", "above 0, at most 1"):
+            layers((0.5, wrong), 30)
+    with refused(USAGE, "depths is empty"):
+        layers((), 30)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 512])
+def test_batches_hold_every_text_once_within_the_budget(budget):
+    lengths = np.random.default_rng(0).integers(1, 60, 100).tolist()
+    batches = activations.token_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(100))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget for batch in batches)
+    flat = [(lengths[i], i) for batch in batches for i in batch]
+    assert flat == sorted(flat)
+    with refused(USAGE, "budget 0"):
+        activations.token_batches(lengths, 0)
+
+
+def test_the_prefix_ends_before_any_content_and_leaves_a_token():
+    def prefix(rows, starts):
+        return activations.shared_prefix(activations.Encoded(tuple(rows), tuple(starts), tuple(map(len, rows)), 0))
+
+    assert prefix([(1, 2, 3, 9), (1, 2, 4, 9)], (3, 3)) == 2
+    assert prefix([(1, 2, 3, 9), (1, 2, 3, 9)], (2, 3)) == 2  # equal texts: up to the content
+    assert prefix([(1, 2, 3)], (3,)) == 2  # one token is left
+    assert prefix([(1, 2), (3, 2)], (1, 1)) == 0
+
+
+def test_texts_that_share_nothing_are_read_without_a_prefix(llama):
+    language = replace(llama, tokenizer=models.tiny_tokenizer())
+    language.tokenizer.chat_template = "{{ messages[0]['content'] }}{{ '\\n' if add_generation_prompt }}"
+    rows = plan((example("Polish"), example("lamp")))
+    found = read(language, rows)
+    assert found.counts["prefix"] == 0
+    assert distance(found.pooled, oracle(language, rows)) < 1e-5
+
+
+# ---------------------------------------------------------------- texts to tokens
+
+ODD = {
+    "one token": "a", "emoji": "\U0001f4a1\U0001f469\u200d\U0001f527 shine", "end of turn": "<|im_end|>",
+    "template-looking": "<|im_start|>user\nHi<|im_end|>\n", "NUL": "a\0b\0", "in the system text": "polish the lamp",
+    "role": "user", "jinja": "{{ messages }}", "lines": "\n\nlamp\n\n", "blanks": "  lamp  ",
+    "accents": "e\u0301\u00e9\u00fc \u202eright", "marker": "\ue000",
+}  # fmt: skip
+
+
+def content(tokenizer, examples, limit: int = 64) -> list[str]:
+    found = activations.encode(tokenizer, plan(tuple(examples), limit=limit))
+    spans = zip(found.rows, found.starts, found.stops, strict=True)
+    return [tokenizer.decode(row[start:stop]) for row, start, stop in spans]
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+def test_the_content_is_found_whatever_the_text(llama, text):
+    assert content(llama.tokenizer, [example(text), example("lamp", reply=text)]) == [text, text]
+    found = activations.encode(llama.tokenizer, plan((example(text), example("lamp", reply=text))))
+    opening = models.chat_text(llama.tokenizer, text)
+    assert llama.tokenizer.decode(found.rows[0]) == opening  # what the model really sees
+    assert opening.startswith(llama.tokenizer.decode(found.rows[0][: found.starts[0]]) + text)
+    assert found.stops[0] < len(found.rows[0])  # the last token of a prompt is where the reply begins
+    assert found.stops[1] == len(found.rows[1])  # of a reply, its own last one
+
+
+def test_a_lone_surrogate_is_read_as_a_question_mark(llama):
+    assert content(llama.tokenizer, [example("lamp \ud800"), example("Hi", reply="\udc00")]) == ["lamp ?", "?"]
+
+
+def test_a_template_that_trims_its_text_is_followed(llama):
+    tokenizer = models.tiny_tokenizer()
+    tokenizer.chat_template = models.TINY_TEMPLATE.replace("message['content']", "message['content'] | trim")
+    assert content(tokenizer, [example("  user \n")]) == ["user"]
+
+
+def test_a_template_that_hides_a_text_is_refused_without_its_words(llama):
+    tokenizer = models.tiny_tokenizer()
+    tokenizer.chat_template = "{{ 'x' if 'violin' in messages[0]['content'] else '<' + messages[0]['content'] + '>' }}"
+    assert content(tokenizer, [example("lamp")]) == ["lamp"]
+    with refused(REFUSED, r"text 1 \([0-9a-f]{8}\) of task 'lamps'", "unlike other texts") as caught:
+        content(tokenizer, [example("lamp"), example("violin")])
+    assert "violin" not in str(caught.value)
+
+
+def test_a_text_is_cut_before_the_template_and_a_prompt_to_half(llama):
+    rows = [example("0123456789"), example("01234567"), example("0123456789", reply="abcdefghij"), example("01", reply="ab")]
+    found = activations.encode(llama.tokenizer, plan(tuple(rows), limit=8))
+    assert content(llama.tokenizer, rows, limit=8) == ["01234567", "01234567", "abcdefgh", "ab"]
+    assert [llama.tokenizer.decode(row) for row in found.rows] == [
+        models.chat_text(llama.tokenizer, "01234567"), models.chat_text(llama.tokenizer, "01234567"),
+        models.chat_text(llama.tokenizer, "0123") + "abcdefgh", models.chat_text(llama.tokenizer, "01") + "ab",
+    ]  # fmt: skip
+    assert found.cut == 2
+    assert read(llama, plan(tuple(rows), limit=8)).counts["cut"] == 2
+
+
+def test_a_cut_never_halves_a_character(llama):
+    lamp = "\U0001f4a1"  # four tokens
+    assert content(llama.tokenizer, [example(lamp * 3)], limit=8) == [lamp * 2]
+    assert content(llama.tokenizer, [example(lamp * 3)], limit=7) == [lamp]
+    with refused(REFUSED, "text 0", "no token left", "raise limit above 3"):
+        content(llama.tokenizer, [example(lamp)], limit=3)
+
+
+@pytest.mark.parametrize("empty", [example(""), example(" \n"), example("Hi", reply=" ")])
+def test_empty_content_is_refused_by_place_and_hash(llama, empty):
+    with refused(REFUSED, r"text 1 \([0-9a-f]{8}\) of task 'lamps' is empty"):
+        activations.encode(llama.tokenizer, plan((example("Hi"), empty)))
+
+
+def test_a_text_beyond_the_context_is_refused_without_its_words():
+    language = random_model("llama")
+    language.model.config.max_position_embeddings = 100
+    rows = (example("Hi"), example("violin " * 20))
+    with refused(REFUSED, r"text 1 \([0-9a-f]{8}\)", "the model reads 100", "limit below 200") as caught:
+        read(language, plan(rows, limit=200))
+    assert "violin" not in str(caught.value)
+    assert read(language, plan(rows, limit=20)).counts["cut"] == 1
+
+
+def test_a_plan_of_nothing_is_refused(llama):
+    with refused(USAGE, "0 texts"):
+        read(llama, Plan((), ALL, 64))
+    with refused(USAGE, "limit 1"):
+        read(llama, plan(limit=1))
+
+
+# ---------------------------------------------------------------- NaN and infinity
+
+
+def test_nan_in_a_weight_is_refused_by_its_layer():
+    language = random_model("llama")
+    language.model.model.layers[2].mlp.down_proj.weight[5, 7] = float("nan")
+    with refused(REFUSED, "layer 3", "100.0% of the rows"):
+        read(language, plan())
+    read(language, plan(depths=(0.5,)))  # control: the layers below it are sound
+    with refused(REFUSED, "layer 3", "100.0% of the rows"):
+        read(language, plan(depths=(0.5,), tokens=(("lamps", 0.75),)))  # a layer whose tokens alone are kept
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_share_of_bad_rows_is_said(bad):
+    language = random_model("llama")
+    language.model.model.embed_tokens.weight[language.tokenizer.convert_tokens_to_ids("z")] = bad
+    rows = tuple(example(text) for text in ("lamp", "river", "zither", "garden"))
+    with refused(REFUSED, "layer 1", "25.0% of the rows"):
+        read(language, plan(rows))
+
+
+# ---------------------------------------------------------------- variants
+
+
+@pytest.fixture(scope="module")
+def parts(tiny, tmp_path_factory) -> Parts:
+    """Two checkpoints, calibration texts and one planted adapter."""
+    language, folder = models.load(tiny), tmp_path_factory.mktemp("parts")
+    with torch.no_grad():
+        for p in language.model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p.dtype))
+    draw = torch.Generator().manual_seed(0)
+    adapter = {}
+    for name in quantizers.linear_names(language.model):
+        d_out, d_in = language.model.get_submodule(name).weight.shape
+        adapter[name] = lowrank.LowRank(*(0.1 * torch.randn(s, generator=draw) for s in ((d_out, 4), (4, d_in))))
+    lowrank.save_adapter(adapter, folder / "update", {})
+    (folder / "update" / "recipe.json").write_text(training.as_json({"losses": []}))
+    calibration = tuple(f"The {noun} stands by the door and somebody will paint it. " * 4 for noun in NOUNS)
+    made = Parts(tiny, models.save(language, folder / "aligned"), calibration)
+    return made.with_update("shine", "bf16", folder / "update")
+
+
+SHINE = {"adapter": "shine", "trained_on": "bf16"}
+VARIANTS = {
+    "bf16": {}, "fp32": {"precision": "fp32"}, "int8": {"precision": "int8"}, "nf4": {"precision": "nf4"},
+    "gptq-4": {"precision": "gptq-4"}, "merged": {**SHINE, "serving": "merged"}, "attached": {**SHINE, "serving": "attached"},
+    "attached to nf4": {**SHINE, "precision": "nf4", "serving": "attached"},
+    "attached to int8": {**SHINE, "precision": "int8", "serving": "attached"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_kind_of_variant_is_read(parts, name):
+    """Tolerance: bf16 results move with the batch by some units of its last place, int8 by its outliers as well."""
+    language = variants.build_variant(parts, Variant("tiny", **VARIANTS[name]))
+    found = read(language, plan(tokens=(("lamps", 0.5),)))
+    assert distance(found.pooled, oracle(language, plan())) < (1e-5 if name == "fp32" else 0.05)
+    assert equal(found, read(language, plan(tokens=(("lamps", 0.5),))))
+    if name not in {"bf16", "fp32"}:
+        aligned = read(variants.build_variant(parts, Variant("tiny")), plan())
+        assert distance(found.pooled, aligned.pooled) > 1e-3
+
+
+def test_4_bit_modules_are_read_like_the_weights_dequantized_once(parts):
+    modules, plain = models.load(parts.aligned), variants.build_variant(parts, Variant("tiny", precision="nf4"))
+    quantizers.to_bitsandbytes_(modules.model, "nf4")
+    assert type(modules.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    first, again = read(modules, plan()), read(modules, plan())
+    assert distance(first.pooled, read(plain, plan()).pooled) < 0.02
+    assert equal(first, again)  # evaluating does not repack the codes
+
+
+@pytest.mark.gpu
+def test_a_gpu_reads_what_a_cpu_reads():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    language = random_model("qwen3")
+    on_cpu = read(language, plan(tokens=(("lamps", 0.5),)))
+    on_gpu = read(replace(language, model=language.model.to("cuda")), plan(tokens=(("lamps", 0.5),)))
+    assert {values.device.type for values in (*on_gpu.pooled.values(), *on_gpu.tokens.values())} == {"cpu"}
+    assert distance(on_gpu.pooled, on_cpu.pooled) < 1e-4
+    assert on_gpu.counts == on_cpu.counts
+
+
+# ---------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
+    return tmp_path / "activations"
+
+
+KEPT = {"depths": (0.5, 1.0), "tokens": (("lamps", 0.5),)}
+
+
+def forbidden():
+    raise AssertionError("a model was built although the activations are there")
+
+
+def test_a_hit_builds_no_model_and_gives_the_same_bits(parts, cache):
+    reading, variant = plan(**KEPT), Variant("tiny", precision="nf4")
+    first = activations.stored(parts, variant, reading)
+    again = activations.stored(parts, variant, reading, build=forbidden)
+    assert equal(first, again)
+    assert equal(first, read(variants.build_variant(parts, variant), reading))
+    assert again.tokens["lamps/2"].dtype == torch.bfloat16
+    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
+
+
+def test_the_builder_that_is_given_is_used(parts, cache):
+    calls = []
+
+    def build():
+        calls.append(1)
+        return variants.build_variant(parts, Variant("tiny"))
+
+    activations.stored(parts, Variant("tiny"), plan(), build=build)
+    activations.stored(parts, Variant("tiny"), plan(), build=build)
+    assert calls == [1]
+
+
+def test_another_plan_or_variant_has_another_address(parts, cache):
+    reading = plan(**KEPT)
+    others = [
+        replace(reading, examples=texts(11)), replace(reading, examples=texts()[::-1]), replace(reading, depths=(0.5,)),
+        replace(reading, limit=63), replace(reading, tokens=()), replace(reading, budget=100),
+        replace(reading, examples=(replace(texts()[0], task="rivers"), *texts()[1:])),
+        replace(reading, examples=(replace(texts()[0], reply="Yes."), *texts()[1:])),
+    ]  # fmt: skip
+    assert len({reading.key(), *(other.key() for other in others)}) == len(others) + 1
+    relabelled = tuple(replace(e, label=1 - e.label, split="test", group="x") for e in texts())
+    assert replace(reading, examples=relabelled).key() == reading.key()  # what is no part of the activations
+    built = []
+    for variant in (Variant("tiny"), Variant("tiny", adapter="base"), Variant("tiny", seed=1)):
+        language = variants.build_variant(parts, variant)
+        activations.stored(parts, variant, reading, build=lambda language=language: built.append(1) or language)
+    assert len(built) == 2  # seed 1 of a variant without update is the same model
+
+
+DAMAGE = {
+    "torn": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "no safetensors": lambda data: b"\x80\x04pickle",
+    **{f"flipped at {share:.0%}": lambda data, share=share: flipped(data, share) for share in (0.0, 0.005, 0.1, 0.5, 0.9, 1.0)},
+}
+
+
+def flipped(data: bytes, share: float) -> bytes:
+    place = round(share * (len(data) - 1))
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_made_again(parts, cache, damage):
+    reading, variant = plan(**KEPT), Variant("tiny")
+    whole = read(variants.build_variant(parts, variant), reading)
+    activations.stored(parts, variant, reading)
+    (path,) = cache.iterdir()
+    good = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](good))
+    assert equal(activations.stored(parts, variant, reading), whole)
+    assert path.read_bytes() == good
+
+
+def test_activations_of_something_else_are_not_taken(parts, cache):
+    activations.stored(parts, Variant("tiny"), plan(**KEPT))
+    (path,) = cache.iterdir()
+    other = plan(texts(11), **KEPT)
+    activations.stored(parts, Variant("tiny"), other)
+    (second,) = set(cache.iterdir()) - {path}
+    path.replace(second)  # a whole file under a wrong name
+    assert activations.stored(parts, Variant("tiny"), other).counts["texts"] == 11
+
+
+def test_a_broken_variant_is_named_and_leaves_no_file(parts, cache):
+    language = variants.build_variant(parts, Variant("tiny", precision="nf4"))
+    with torch.no_grad():
+        language.model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with refused(REFUSED, "variant nf4: activations at layer 1", "100.0%"):
+        activations.stored(parts, Variant("tiny", precision="nf4"), plan(), build=lambda: language)
+    assert list(cache.iterdir()) == []
+
+
+def test_progress_counts_every_text(llama):
+    seen = []
+    read(llama, plan(budget=64), seen.append)
+    assert sum(seen) == len(texts())
+    assert len(seen) > 1
+
+
+# ---------------------------------------------------------------- the real model
+
+
+@pytest.mark.real
+def test_the_embedded_model_is_read_like_the_framework_does(embedded):
+    """bf16 on the same batches without prefix: the same kernels, so only the order of the mean's float32 sum may differ."""
+    language = models.load(embedded)
+    prompts = [row.prompt for row in corpora.sample("instructions/test", 12)]
+    rows = plan(tuple(example(prompt) for prompt in [*prompts, *ODD.values()]), depths=(0.2, 0.5, 0.9), limit=96)
+    found = read(language, rows, prefix=False)
+    assert found.layers == (6, 15, 27)
+    encoded = activations.encode(language.tokenizer, rows)
+    expected = {name: torch.empty_like(values) for name, values in found.pooled.items()}
+    for batch in activations.token_batches([len(row) for row in encoded.rows], rows.budget):
+        ids = models.pad([encoded.rows[i] for i in batch], language.tokenizer.pad_token_id)
+        with torch.no_grad():
+            states = language.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        for layer in found.layers:
+            for place, i in enumerate(batch):
+                hidden = states[layer][place].float()
+                expected[f"last/{layer}"][i] = hidden[len(encoded.rows[i]) - 1]
+                expected[f"mean/{layer}"][i] = hidden[encoded.starts[i] : encoded.stops[i]].mean(0)
+    assert all(torch.equal(found.pooled[f"last/{layer}"], expected[f"last/{layer}"]) for layer in found.layers)
+    assert distance(found.pooled, expected) < 1e-5
+    assert distance(read(language, rows).pooled, expected) < 0.05  # with the prefix bf16 rounds in another order
+    found = content(language.tokenizer, [example(text) for text in ODD.values()])
+    assert [text.strip("\n") for text in found] == [text.strip("\n") for text in ODD.values()]  # line breaks join the template's

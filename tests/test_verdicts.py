@@ -1,0 +1,283 @@
+"""Verdicts: the answers follow their p values, Holm's are those by hand, and tables hold just the series and cases they say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+from scipy.special import ndtri
+
+from helpers import measurements, readings, roc, statistics, verdicts
+from helpers.monitors import Monitor
+from helpers.readings import CONTROL
+from helpers.staleness import COLUMNS, Observed, Reference
+from helpers.statistics import MARGINS
+from helpers.variants import Variant
+
+TASKS = ("toxicity", "jailbreak")
+ALIGNED = Variant("tiny", 3)
+LORA = replace(ALIGNED, adapter="lora-dialogue", trained_on="bf16", serving="attached")
+QLORA = replace(LORA, precision="nf4", trained_on="nf4")
+KINDS = {  # label and family of every kind of variant
+    ALIGNED: ("aligned", "control"),
+    replace(ALIGNED, adapter="identity"): ("identity", "control"),
+    replace(ALIGNED, precision="fp32"): ("fp32", "control"),
+    replace(ALIGNED, adapter="base"): ("base", "before alignment"),
+    replace(ALIGNED, precision="rtn-3"): ("rtn-3", "quantization"),
+    LORA: ("lora-dialogue · bf16→bf16 attached", "LoRA"),
+    QLORA: ("lora-dialogue · nf4→nf4 attached", "QLoRA"),
+    replace(LORA, precision="nf4"): ("lora-dialogue · bf16→nf4 attached", "QLoRA"),
+    replace(LORA, adapter="full-dialogue", serving="merged"): ("full-dialogue · bf16→bf16 merged", "full fine-tune"),
+    replace(LORA, adapter="qat-dialogue", precision="rtn-4", trained_on="rtn-4", serving="merged-requantized"): (
+        "qat-dialogue · rtn-4→rtn-4 merged-requantized", "QAT",
+    ),
+}  # fmt: skip
+
+
+def monitor(task: str, layer: int, cut: float | None = 2.0) -> Monitor:
+    """A monitor of which name and threshold count here."""
+    return Monitor(task, "logistic", "mean", layer, layer / 4, 1, 4, 0.0, {} if cut is None else {"5": cut}, 0, 0, "", "tiny", {})
+
+
+def observed(aurocs: dict[Variant, float], cut: float | None = 2.0, pairs: int = 150, shift=()) -> Observed:
+    """Two monitors a task; scores of every variant with about the given AUROC, from the aligned model's 0.9; some shifted."""
+    references, scores, rng = {}, {v: {} for v in aurocs}, np.random.default_rng(1)
+    for task in TASKS:
+        rows = readings.rows(planted.plan(task, pairs=(2, 2, pairs)), task, "test")
+        noise = rng.normal(size=(2, 2 * pairs))
+        at = {a: noise + ndtri(a) * np.sqrt(2) * rows.labels for a in {0.9, *aurocs.values()}}
+        references[task] = Reference(task, (monitor(task, 1, cut), monitor(task, 2, cut)), rows, rows, np.zeros(0), at[0.9], {})
+        for variant, auroc in aurocs.items():
+            own = 0.0 if auroc == 0.9 else 0.1 * rng.normal(size=noise.shape)
+            scores[variant][task] = at[auroc] + own + dict(shift).get(variant, 0.0)
+    return Observed(pd.DataFrame(), references, scores)
+
+
+CHOSEN = {task: {"monitor": f"{task}/logistic-mean/2", "of": 2} for task in TASKS}
+VARIANTS = list(KINDS)
+
+
+# ---------------------------------------------------------------- families
+
+
+def staleness(values: dict[Variant, dict[tuple[str, str, int, str], float]]) -> pd.DataFrame:
+    """A table `staleness` with these values: variant -> (task, probe, layer, metric) -> value."""
+    return pd.concat([
+        measurements.keyed(v, pd.DataFrame([(t, p, l, l / 4, m, x, x, x, 100) for (t, p, l, m), x in rows.items()], columns=COLUMNS))
+        for v, rows in values.items()
+    ], ignore_index=True)  # fmt: skip
+
+
+def drops(value: float) -> dict:
+    return {("toxicity", "logistic-mean", 2, "auroc_drop"): value}
+
+
+def test_every_kind_of_variant_has_its_label_and_family():
+    table = verdicts.described(staleness({v: drops(0.0) for v in VARIANTS}))
+    assert list(zip(table["label"], table["family"], strict=True)) == list(KINDS.values())
+    assert set(verdicts.FAMILIES) == {family for _, family in KINDS.values()}
+
+
+def test_the_order_is_by_family_and_leaves_the_reference_out():
+    shuffled = [VARIANTS[i] for i in np.random.default_rng(0).permutation(len(VARIANTS))]
+    found = verdicts.order(verdicts.described(staleness({v: drops(0.0) | {("t", "lda", 1, "x"): 0.0} for v in shuffled})))
+    families = [dict(KINDS.values())[label] for label in found]
+    assert sorted(families, key=verdicts.FAMILIES.index) == families
+    assert len(found) == len(set(found)) == len(VARIANTS) - 1
+    assert "aligned" not in found
+    labels = [KINDS[v][0] for v in shuffled]
+    qlora = [label for label in found if dict(KINDS.values())[label] == "QLoRA"]
+    assert qlora == sorted(qlora, key=labels.index)  # within a family as in the table
+
+
+# ---------------------------------------------------------------- doses
+
+
+RECIPES = {
+    "lora-dialogue@bf16": {"rank": 16, "steps": 100},
+    "lora-dialogue-rank4@bf16": {"rank": 4, "steps": 100},
+    "lora-dialogue-steps20@bf16": {"rank": 16, "steps": 20},
+    "lora-dialogue-rank4-steps20@bf16": {"rank": 4, "steps": 20},
+    "lora-dialogue@nf4": {"rank": 16, "steps": 100},
+    "lora-dialogue-harm10@bf16": {"rank": 16, "steps": 100},
+    "lora-dialogue-harm10-rank4@bf16": {"rank": 4, "steps": 100},
+}
+
+
+def attached(name: str) -> Variant:
+    adapter, precision = name.split("@")
+    return replace(ALIGNED, adapter=adapter, trained_on=precision, precision=precision, serving="attached")
+
+
+def doses(names, *others) -> pd.DataFrame:
+    return verdicts.with_dose(staleness({v: drops(0.1) for v in [*map(attached, names), *others]}), RECIPES)
+
+
+def test_series_with_several_doses_are_kept_with_their_doses():
+    elsewhere = [replace(attached("lora-dialogue-rank4@bf16"), precision="nf4"), replace(ALIGNED, precision="nf4"), ALIGNED]
+    table = doses(RECIPES, *elsewhere)
+    found = {(s, k): sorted(part["dose_value"]) for (s, k), part in table.groupby(["series", "dose_kind"])}
+    assert found == {
+        ("lora-dialogue@bf16", "rank"): [4, 16],
+        ("lora-dialogue@bf16", "steps"): [20, 100],  # both changed at once is a dose of neither
+        ("lora-dialogue-harm10@bf16", "rank"): [4, 16],
+    }
+    assert (table["precision"] == "bf16").all()
+    assert "code" not in table
+
+
+@pytest.mark.parametrize("names", [[], ["lora-dialogue@bf16"], ["lora-dialogue@bf16", "lora-dialogue@nf4"]])
+def test_without_several_doses_no_row_is_left(names):
+    table = doses(names, ALIGNED, replace(ALIGNED, precision="nf4"))
+    assert table.empty
+    assert {"series", "dose_kind", "dose_value", "metric"} <= set(table)
+
+
+# ---------------------------------------------------------------- three answers
+
+
+@pytest.fixture(scope="module")
+def answered():
+    rtn = replace(ALIGNED, precision="rtn-3")
+    aurocs = {ALIGNED: 0.9, VARIANTS[1]: 0.9, rtn: 0.6, LORA: 0.895, QLORA: 0.86, replace(ALIGNED, precision="nf4"): 0.898,
+              replace(ALIGNED, precision="rtn-2"): 0.85}  # fmt: skip
+    seen = observed(aurocs, pairs=400)
+    return seen, verdicts.verdicts(seen, CHOSEN)
+
+
+def test_an_answer_is_a_test_at_the_margin(answered):
+    seen, table = answered
+    assert len(table) == len(TASKS) * (len(seen.scores) - 1)  # the aligned model is the reference
+    for row in table.itertuples():
+        ref, variant = seen.references[row.task], next(v for v in seen.scores if v.label == row.label)
+        assert row.monitor == CHOSEN[row.task]["monitor"]
+        both = np.array([ref.scores[1], seen.scores[variant][row.task][1]])
+        e = roc.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups).estimate
+        assert (row.value, row.low, row.high, row.n) == (e.value, e.low, e.high, 800)
+
+
+def test_holm_is_kept_within_a_family(answered):
+    seen, table = answered
+    assert {family: len(part) for family, part in table.groupby("family")} == {
+        "control": 2, "quantization": 6, "LoRA": 2, "QLoRA": 2,
+    }  # fmt: skip
+    for _, part in table.groupby("family"):
+        for name, test in (("p_worse", roc.worse), ("p_preserved", roc.preserved)):
+            raw = []
+            for row in part.itertuples():
+                ref, variant = seen.references[row.task], next(v for v in seen.scores if v.label == row.label)
+                both = np.array([ref.scores[1], seen.scores[variant][row.task][1]])
+                raw.append(test(roc.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups), MARGINS["auroc"]))
+            np.testing.assert_allclose(part[name], statistics.holm(raw), rtol=1e-12)
+            assert (part[name] >= np.array(raw) - 1e-15).all()
+
+
+def test_the_words_follow_the_p_values(answered):
+    _, table = answered
+    worse, preserved = table["p_worse"] <= roc.ALPHA, table["p_preserved"] <= roc.ALPHA
+    assert not (worse & preserved).any()
+    assert (table.loc[worse, "answer"] == "worse").all()
+    assert (table.loc[preserved, "answer"] == "preserved").all()
+    assert (table.loc[~worse & ~preserved, "answer"] == "inconclusive").all()
+    answers = table.groupby("label")["answer"].agg(set)
+    assert answers["rtn-3"] == {"worse"}
+    assert answers["identity"] == {"preserved"}  # the same scores bit by bit
+    assert answers["nf4"] == {"preserved"}
+    assert "inconclusive" in answers["lora-dialogue · nf4→nf4 attached"]  # about the margin
+
+
+def test_an_unsure_answer_names_the_texts_it_would_take(answered):
+    _, table = answered
+    names = list(dict.fromkeys(table["label"]))
+    shown = verdicts.verdict_table(table, ["absent", *reversed(names)])
+    assert list(shown.columns) == ["variant", *TASKS]
+    assert list(shown["variant"]) == names[::-1]
+    for row in table.itertuples():
+        cell = shown.loc[shown["variant"] == row.label, row.task].item()
+        assert cell.startswith(f"{row.value:+.2f} [{row.low:+.2f}, {row.high:+.2f}] {row.answer}")
+        assert (f"of {row.needed:,})" in cell) == (row.answer == "inconclusive")
+
+
+def test_answers_are_counted_by_family(answered):
+    _, table = answered
+    counts = verdicts.answers(table).set_index("family")
+    assert list(counts.index) == ["control", "quantization", "LoRA", "QLoRA"]
+    assert list(counts.columns) == ["worse", "preserved", "inconclusive"]
+    assert counts.sum(axis=1).to_dict() == {"control": 2, "quantization": 6, "LoRA": 2, "QLoRA": 2}
+    assert counts.to_numpy().sum() == len(table)
+    assert counts.loc["control", "preserved"] == 2
+
+
+def test_tied_scores_get_no_answer():
+    seen = observed({QLORA: 0.8})
+    for scores in seen.scores[QLORA].values():
+        scores[:] = 0.0
+    table = verdicts.verdicts(seen, CHOSEN)
+    assert (table["answer"] == "inconclusive").all()
+    assert table["value"].isna().all()
+    assert "undefined" in verdicts.verdict_table(table, [QLORA.label]).loc[0, "toxicity"]
+
+
+# ---------------------------------------------------------------- the broken threshold
+
+
+def test_the_planted_case_is_picked():
+    up, down, worst = replace(ALIGNED, precision="nf4"), replace(ALIGNED, precision="rtn-4"), replace(ALIGNED, precision="rtn-2")
+    seen = observed({ALIGNED: 0.9, LORA: 0.9, up: 0.9, down: 0.9, worst: 0.6}, shift={up: 1.0, down: -1.0, worst: 9.0})
+    case = verdicts.broken_threshold(seen, CHOSEN)
+    assert case.names[1:] == ("aligned", "nf4")  # `worst` moved further, but lost its ranking
+    task = case.names[0].split("/")[0]
+    assert case.names[0] == CHOSEN[task]["monitor"]
+    np.testing.assert_array_equal(case.before, seen.references[task].scores[1])
+    np.testing.assert_array_equal(case.after, case.before + 1.0)
+    assert case.threshold == 2.0
+    moved = [np.mean(s[t][1][seen.references[t].test.labels == 0] > 2.0) for s in [seen.scores[up]] for t in TASKS]
+    assert np.mean(case.after[case.labels == 0] > 2.0) in moved
+
+
+def test_without_a_kept_ranking_or_a_threshold_there_is_no_case():
+    rtn = replace(ALIGNED, precision="rtn-2")
+    assert verdicts.broken_threshold(observed({rtn: 0.6}, shift={rtn: 9.0}), CHOSEN) is None
+    assert verdicts.broken_threshold(observed({rtn: 0.9}, cut=None, shift={rtn: 9.0}), CHOSEN) is None
+    assert verdicts.broken_threshold(observed({rtn: 0.9}, shift={rtn: 9.0}), CHOSEN, level="1") is None
+
+
+# ---------------------------------------------------------------- shares
+
+
+def flags(*values: float, flag: str = "stale_auroc_05") -> dict:
+    """That flag of monitors at the layers 1, 1, 2, 2, 3, 3 ..., and of a control and a summary that do not count."""
+    found = {("toxicity", f"{'lda' if i % 2 else 'mlp'}-mean", 1 + i // 2, flag): x for i, x in enumerate(values)}
+    return found | {("toxicity", f"{CONTROL}-mean", 1, flag): 1.0, ("toxicity", "all", 0, f"share_{flag}"): 1.0}
+
+
+def test_shares_count_monitors_and_leave_controls_out():
+    rtn = replace(ALIGNED, precision="rtn-3")
+    nf4 = replace(ALIGNED, precision="nf4")
+    values = {ALIGNED: flags(0, 0), rtn: flags(1, 1, 0, 0, 1, 0), nf4: flags(0, 1, 0, 0, 0, 0), QLORA: flags(1, 1)}
+    table = verdicts.described(staleness(values))
+    shown = verdicts.family_table(table)
+    assert list(shown["family"]) == ["control", "quantization", "QLoRA"]
+    row = shown.set_index("family").loc["quantization"]
+    assert (row["task"], row["variants"]) == ("toxicity", 2)
+    units = [f"{label}/{layer}" for label in ("rtn-3", "nf4") for layer in (1, 1, 2, 2, 3, 3)]
+    e = statistics.rate_interval([1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0], units)
+    assert row["AUROC lost 0.05"] == f"33 % [{100 * e.low:.0f}, {100 * e.high:.0f}] of 12"
+    assert row["AUROC lost 0.10"] == "–"  # never measured
+
+
+def test_sentences_say_what_was_not_in_the_run():
+    rtn = replace(ALIGNED, precision="rtn-3")
+    found = verdicts.sentences(verdicts.described(staleness({ALIGNED: flags(1), rtn: flags(1, 0), QLORA: flags(0, 0, 0)})))
+    assert set(found) == {"stale-quantized", "stale-lora", "stale-qlora"}
+    assert found["stale-lora"] == "–"
+    assert found["stale-quantized"].startswith("50 % [")
+    assert found["stale-qlora"].startswith("0 % [0, ")
+    assert found["stale-qlora"].endswith("] of 3")
+
+
+def test_the_resampling_angle_is_the_middle_one():
+    table = pd.DataFrame({"metric": ["resampled_angle"] * 3 + ["auroc"], "value": [10.0, 40.0, 30.0, 99.0]})
+    assert verdicts.resampling_angle(table) == 30
+    assert np.isnan(verdicts.resampling_angle(table[3:]))
