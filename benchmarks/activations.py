@@ -14,9 +14,10 @@ import torch
 from bench import medians
 from torch import Tensor
 
-from helpers import activations, corpora, models
-from helpers.activations import Activations, Encoded, Plan
-from helpers.tasks import Example
+from helpers import activations, corpora, encoding, models
+from helpers.activations import Activations
+from helpers.encoding import Encoded, Plan
+from helpers.splits import Example
 
 TEXTS, PLAIN_BATCH = 64, 8
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
@@ -31,7 +32,7 @@ def plan(origin: str) -> Plan:
 @torch.no_grad()
 def bare(language: models.LanguageModel, encoded: Encoded, deepest: int, budget: int) -> None:
     """The pass alone: the same batches without prefix, up to the same layer, and nothing is read."""
-    for indices in activations.token_batches([len(row) for row in encoded.rows], budget):
+    for indices in encoding.token_batches([len(row) for row in encoded.rows], budget):
         ids = models.pad([encoded.rows[i] for i in indices], language.tokenizer.pad_token_id)
         with activations.reading(language.model, [deepest], lambda *_: None):
             language.model.model(input_ids=ids, use_cache=False)
@@ -69,8 +70,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     language, reading = models.load(models.base_folder(options.model)), plan(options.model)
-    encoded = activations.encode(language.tokenizer, reading)
-    deepest, shared = activations.layers(DEPTHS, language.depth)[-1], activations.shared_prefix(encoded)
+    encoded = encoding.encode(language.tokenizer, reading)
+    deepest, shared = activations.layers(DEPTHS, language.depth)[-1], encoding.shared_prefix(encoded)
     tokens = sum(map(len, encoded.rows))
     runs: dict[str, Callable[[], object]] = {
         "on": lambda: activations.read(language, reading),

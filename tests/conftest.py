@@ -14,7 +14,15 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 # The shapes in the signatures are checked at every call in the tests, and only there.
-SHAPED = ("helpers.lowrank", "helpers.subspaces", "helpers.generation")
+SHAPED = (
+    "helpers.lowrank",
+    "helpers.subspaces",
+    "helpers.generation",
+    "helpers.encoding",
+    "helpers.activations",
+    "helpers.readouts",
+    "helpers.probes",
+)
 install_import_hook(SHAPED, "beartype.beartype")
 CACHE = "AFTER_UPDATE_CACHE"
 USERS_CACHE = os.environ.get(CACHE)

@@ -11,7 +11,7 @@ from helpers import freezing
 from helpers.activations import POOLINGS, Activations, Plan, layers
 from helpers.monitors import Monitor
 from helpers.probes import PROBES
-from helpers.tasks import SPLITS, Example
+from helpers.splits import SPLITS, Example
 from helpers.variants import Parts
 
 D, DEPTH = 12, 4  # d_model, and the blocks of the tiny model, whose tokenizer the monitors are frozen with

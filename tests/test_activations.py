@@ -7,19 +7,20 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from bland import ODD, SYSTEM, content, example
 from torch import nn
 
-from helpers import activations, corpora, lowrank, models, quantizers, training, variants
-from helpers.activations import POOLINGS, Activations, Plan, layers, read
+from helpers import activations, corpora, encoding, lowrank, models, quantizers, training, variants
+from helpers.activations import POOLINGS, Activations, layers, read
+from helpers.encoding import Plan
 from helpers.errors import REFUSED, USAGE, StudyError
-from helpers.tasks import Example
+from helpers.splits import Example
 from helpers.variants import Parts, Variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
 NOUNS = ("lamp", "river", "garden", "engine", "violin", "ladder", "window", "basket")
-SYSTEM = "<|im_start|>system\nYou polish the lamp of the user.<|im_end|>\n"  # holds words of the texts on purpose
-WINDOW = 16  # shorter than that prefix and than most texts
+WINDOW = 16  # shorter than the prefix of `SYSTEM` and than most texts
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 384, "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 SLIDING = {"head_dim": 16, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2}
@@ -31,10 +32,6 @@ FAMILIES = {
     "gemma3_text": SLIDING,
 }
 ALL = (0.25, 0.5, 0.75, 1.0)
-
-
-def example(prompt: str, reply: str = "", task: str = "lamps", number: int = 0) -> Example:
-    return Example(task, "train", number % 2, f"group-{number}", prompt, reply)
 
 
 def texts(n: int = 12) -> tuple[Example, ...]:
@@ -80,7 +77,7 @@ def oracle(language: models.LanguageModel, reading: Plan) -> dict[str, torch.Ten
     """Both poolings of transformers' own hidden states, each text alone; at the last layer what enters the final norm."""
     causal, entering = activations.causal(language.model), []
     hook = causal.model.norm.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
-    found = activations.encode(language.tokenizer, reading)
+    found = encoding.encode(language.tokenizer, reading)
     pooled: dict[str, list] = {}
     for row, start, stop in zip(found.rows, found.starts, found.stops, strict=True):
         states = causal(input_ids=torch.tensor([row]), use_cache=False, output_hidden_states=True).hidden_states
@@ -124,7 +121,7 @@ def test_every_layer_and_pooling_equals_the_hidden_states_of_the_framework(famil
 
 def test_the_last_layer_is_before_the_final_norm(family):
     found, norm = read(family, plan()), family.model.model.norm
-    for text, row in enumerate(activations.encode(family.tokenizer, plan()).rows):
+    for text, row in enumerate(encoding.encode(family.tokenizer, plan()).rows):
         framework = family.model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, -1]
         assert torch.allclose(norm(found.pooled["last/4"][text]), framework, atol=1e-5)
 
@@ -196,7 +193,7 @@ def test_tokens_lose_nothing_where_the_model_computes_in_bf16(tiny):
     hook = language.model.model.layers[1].register_forward_hook(lambda _, inputs, out: seen.append(out.clone()))
     found = read(language, plan(texts()[:1], depths=(0.5,), tokens=(("lamps", 0.5),)), prefix=False)
     hook.remove()
-    encoded = activations.encode(language.tokenizer, plan(texts()[:1]))
+    encoded = encoding.encode(language.tokenizer, plan(texts()[:1]))
     assert torch.equal(found.tokens["lamps/2"], seen[0][0, encoded.starts[0] : encoded.stops[0]])
 
 
@@ -309,7 +306,7 @@ def test_hooks_are_gone_after_an_error(llama, where):
     read(llama, plan())  # and the model still works
 
 
-# ---------------------------------------------------------------- depths, batches, prefix
+# ---------------------------------------------------------------- depths, and no prefix
 
 
 def test_depths_become_layers():
@@ -323,28 +320,6 @@ def test_depths_become_layers():
         layers((), 30)
 
 
-@pytest.mark.parametrize("budget", [1, 40, 512])
-def test_batches_hold_every_text_once_within_the_budget(budget):
-    lengths = np.random.default_rng(0).integers(1, 60, 100).tolist()
-    batches = activations.token_batches(lengths, budget)
-    assert sorted(i for batch in batches for i in batch) == list(range(100))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget for batch in batches)
-    flat = [(lengths[i], i) for batch in batches for i in batch]
-    assert flat == sorted(flat)
-    with refused(USAGE, "budget 0"):
-        activations.token_batches(lengths, 0)
-
-
-def test_the_prefix_ends_before_any_content_and_leaves_a_token():
-    def prefix(rows, starts):
-        return activations.shared_prefix(activations.Encoded(tuple(rows), tuple(starts), tuple(map(len, rows)), 0))
-
-    assert prefix([(1, 2, 3, 9), (1, 2, 4, 9)], (3, 3)) == 2
-    assert prefix([(1, 2, 3, 9), (1, 2, 3, 9)], (2, 3)) == 2  # equal texts: up to the content
-    assert prefix([(1, 2, 3)], (3,)) == 2  # one token is left
-    assert prefix([(1, 2), (3, 2)], (1, 1)) == 0
-
-
 def test_texts_that_share_nothing_are_read_without_a_prefix(llama):
     language = replace(llama, tokenizer=models.tiny_tokenizer())
     language.tokenizer.chat_template = "{{ messages[0]['content'] }}{{ '\\n' if add_generation_prompt }}"
@@ -352,95 +327,6 @@ def test_texts_that_share_nothing_are_read_without_a_prefix(llama):
     found = read(language, rows)
     assert found.counts["prefix"] == 0
     assert distance(found.pooled, oracle(language, rows)) < 1e-5
-
-
-# ---------------------------------------------------------------- texts to tokens
-
-ODD = {
-    "one token": "a", "emoji": "\U0001f4a1\U0001f469\u200d\U0001f527 shine", "end of turn": "<|im_end|>",
-    "template-looking": "<|im_start|>user\nHi<|im_end|>\n", "NUL": "a\0b\0", "in the system text": "polish the lamp",
-    "role": "user", "jinja": "{{ messages }}", "lines": "\n\nlamp\n\n", "blanks": "  lamp  ",
-    "accents": "e\u0301\u00e9\u00fc \u202eright", "marker": "\ue000",
-}  # fmt: skip
-
-
-def content(tokenizer, examples, limit: int = 64) -> list[str]:
-    found = activations.encode(tokenizer, plan(tuple(examples), limit=limit))
-    spans = zip(found.rows, found.starts, found.stops, strict=True)
-    return [tokenizer.decode(row[start:stop]) for row, start, stop in spans]
-
-
-@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
-def test_the_content_is_found_whatever_the_text(llama, text):
-    assert content(llama.tokenizer, [example(text), example("lamp", reply=text)]) == [text, text]
-    found = activations.encode(llama.tokenizer, plan((example(text), example("lamp", reply=text))))
-    opening = models.chat_text(llama.tokenizer, text)
-    assert llama.tokenizer.decode(found.rows[0]) == opening  # what the model really sees
-    assert opening.startswith(llama.tokenizer.decode(found.rows[0][: found.starts[0]]) + text)
-    assert found.stops[0] < len(found.rows[0])  # the last token of a prompt is where the reply begins
-    assert found.stops[1] == len(found.rows[1])  # of a reply, its own last one
-
-
-def test_a_lone_surrogate_is_read_as_a_question_mark(llama):
-    assert content(llama.tokenizer, [example("lamp \ud800"), example("Hi", reply="\udc00")]) == ["lamp ?", "?"]
-
-
-def test_a_template_that_trims_its_text_is_followed(llama):
-    tokenizer = models.tiny_tokenizer()
-    tokenizer.chat_template = models.TINY_TEMPLATE.replace("message['content']", "message['content'] | trim")
-    assert content(tokenizer, [example("  user \n")]) == ["user"]
-
-
-def test_a_template_that_hides_a_text_is_refused_without_its_words(llama):
-    tokenizer = models.tiny_tokenizer()
-    tokenizer.chat_template = "{{ 'x' if 'violin' in messages[0]['content'] else '<' + messages[0]['content'] + '>' }}"
-    assert content(tokenizer, [example("lamp")]) == ["lamp"]
-    with refused(REFUSED, r"text 1 \([0-9a-f]{8}\) of task 'lamps'", "unlike other texts") as caught:
-        content(tokenizer, [example("lamp"), example("violin")])
-    assert "violin" not in str(caught.value)
-
-
-def test_a_text_is_cut_before_the_template_and_a_prompt_to_half(llama):
-    rows = [example("0123456789"), example("01234567"), example("0123456789", reply="abcdefghij"), example("01", reply="ab")]
-    found = activations.encode(llama.tokenizer, plan(tuple(rows), limit=8))
-    assert content(llama.tokenizer, rows, limit=8) == ["01234567", "01234567", "abcdefgh", "ab"]
-    assert [llama.tokenizer.decode(row) for row in found.rows] == [
-        models.chat_text(llama.tokenizer, "01234567"), models.chat_text(llama.tokenizer, "01234567"),
-        models.chat_text(llama.tokenizer, "0123") + "abcdefgh", models.chat_text(llama.tokenizer, "01") + "ab",
-    ]  # fmt: skip
-    assert found.cut == 2
-    assert read(llama, plan(tuple(rows), limit=8)).counts["cut"] == 2
-
-
-def test_a_cut_never_halves_a_character(llama):
-    lamp = "\U0001f4a1"  # four tokens
-    assert content(llama.tokenizer, [example(lamp * 3)], limit=8) == [lamp * 2]
-    assert content(llama.tokenizer, [example(lamp * 3)], limit=7) == [lamp]
-    with refused(REFUSED, "text 0", "no token left", "raise limit above 3"):
-        content(llama.tokenizer, [example(lamp)], limit=3)
-
-
-@pytest.mark.parametrize("empty", [example(""), example(" \n"), example("Hi", reply=" ")])
-def test_empty_content_is_refused_by_place_and_hash(llama, empty):
-    with refused(REFUSED, r"text 1 \([0-9a-f]{8}\) of task 'lamps' is empty"):
-        activations.encode(llama.tokenizer, plan((example("Hi"), empty)))
-
-
-def test_a_text_beyond_the_context_is_refused_without_its_words():
-    language = random_model("llama")
-    language.model.config.max_position_embeddings = 100
-    rows = (example("Hi"), example("violin " * 20))
-    with refused(REFUSED, r"text 1 \([0-9a-f]{8}\)", "the model reads 100", "limit below 200") as caught:
-        read(language, plan(rows, limit=200))
-    assert "violin" not in str(caught.value)
-    assert read(language, plan(rows, limit=20)).counts["cut"] == 1
-
-
-def test_a_plan_of_nothing_is_refused(llama):
-    with refused(USAGE, "0 texts"):
-        read(llama, Plan((), ALL, 64))
-    with refused(USAGE, "limit 1"):
-        read(llama, plan(limit=1))
 
 
 # ---------------------------------------------------------------- NaN and infinity
@@ -647,9 +533,9 @@ def test_the_embedded_model_is_read_like_the_framework_does(embedded):
     rows = plan(tuple(example(prompt) for prompt in [*prompts, *ODD.values()]), depths=(0.2, 0.5, 0.9), limit=96)
     found = read(language, rows, prefix=False)
     assert found.layers == (6, 15, 27)
-    encoded = activations.encode(language.tokenizer, rows)
+    encoded = encoding.encode(language.tokenizer, rows)
     expected = {name: torch.empty_like(values) for name, values in found.pooled.items()}
-    for batch in activations.token_batches([len(row) for row in encoded.rows], rows.budget):
+    for batch in encoding.token_batches([len(row) for row in encoded.rows], rows.budget):
         ids = models.pad([encoded.rows[i] for i in batch], language.tokenizer.pad_token_id)
         with torch.no_grad():
             states = language.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states

@@ -500,3 +500,36 @@ def test_the_same_table_gives_the_same_picture(tmp_path):
     for name in "ab":
         mf.heat_map(staleness(SMALL), SMALL.order).savefig(tmp_path / f"{name}.svg", metadata={"Date": None})
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+# ---------------------------------------------------------------- tables as they lie on the disk
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_the_order_of_a_tables_rows_changes_nothing(name):
+    tables = {"auroc_by_depth": monitors, "dose": with_dose, "interaction_dots": interaction}
+    draw = {
+        "auroc_by_depth": mf.auroc_by_depth,
+        "heat_map": lambda t: mf.heat_map(t, SMALL.order),
+        "three_definitions": lambda t: mf.three_definitions(t, SMALL.order),
+        "frozen_and_refit": lambda t: mf.frozen_and_refit(t, SMALL.order),
+        "angles": lambda t: mf.angles(t, SMALL.order, RESAMPLED),
+        "dose": lambda t: mf.dose(t, BITS),
+        "interaction_dots": mf.interaction_dots,
+    }[name]
+    table = tables.get(name, staleness)(SMALL)
+    if name == "interaction_dots":
+        table = table[table["adapter"] == "lora-dialogue"]
+    straight, turned = draw(table), draw(table[::-1])
+    assert sorted(said(straight).split(" | ")) == sorted(said(turned).split(" | "))
+    for first, second in zip(straight.axes, turned.axes, strict=True):
+        places = [sorted(xy for c in ax.containers for xy in map(tuple, c.lines[0].get_xydata())) for ax in (first, second)]
+        assert np.allclose(*places)
+
+
+def test_a_kind_without_a_test_auroc_is_left_out():
+    table = monitors(SMALL)
+    gone = (table["probe"] == "logistic-mean") & (table["metric"] == "auroc") & (table["task"] == SMALL.tasks[0])
+    first, second = mf.auroc_by_depth(table[~gone]).axes
+    assert (len(points(first)), len(points(second))) == (2, 4)
+    assert len(mf.auroc_by_depth(table[(table["metric"] != "auroc") | (table["task"] == SMALL.tasks[1])]).axes) == 1

@@ -60,7 +60,7 @@ def cell():
     return few | {
         "family": "LoRA", "bits": 16.0, "rank": 8.0, "scale": 2.0, "steps": 60.0, "lr": 1e-4,
         "relative_change": signals.relative_change(changes, 2), "output_overlap": signals.output_overlap(changes, 2),
-        "margin": signals.margin(before, labels), "base_auroc": roc_auc_score(labels, before),
+        "separation": signals.separation(before, labels), "base_auroc": roc_auc_score(labels, before),
         "principal_share": signals.principal_share(x, w), "mean_shift": signals.mean_shift(x, y, w),
         "cka": signals.linear_cka(x, y), "covariance_distance": signals.covariance_distance(x, y),
         "score_ks": signals.score_ks(before, after), "score_psi": signals.score_psi(before, after),
@@ -174,7 +174,7 @@ def test_what_is_undefined_is_nan():
     assert math.isnan(signals.principal_share(x, torch.zeros(8)))
     assert math.isnan(signals.score_psi([1, 1, 1], [1, 2, 3]))
     assert math.isnan(signals.score_correlation([1, 1, 1], [1, 2, 3]))
-    assert math.isnan(signals.margin([1, 1, 0, 0], [1, 1, 0, 0]))
+    assert math.isnan(signals.separation([1, 1, 0, 0], [1, 1, 0, 0]))
 
 
 @pytest.mark.parametrize("function", [signals.linear_cka, signals.covariance_distance])
@@ -248,8 +248,8 @@ def test_no_scores_and_scores_that_are_not_finite_are_refused(function):
 
 def test_the_margin_gives_back_a_planted_distance():
     rng, labels = np.random.default_rng(0), np.arange(20_000) % 2
-    assert signals.margin(rng.standard_normal(20_000) * 3 + 4.5 * labels, labels) == pytest.approx(1.5, abs=0.05)
-    assert signals.margin([0, 2, 4, 6], [0, 0, 1, 1]) == pytest.approx(4 / math.sqrt(2))
+    assert signals.separation(rng.standard_normal(20_000) * 3 + 4.5 * labels, labels) == pytest.approx(1.5, abs=0.05)
+    assert signals.separation([0, 2, 4, 6], [0, 0, 1, 1]) == pytest.approx(4 / math.sqrt(2))
 
 
 def test_few_labels_give_the_drop_and_the_change_of_accuracy():
@@ -265,7 +265,7 @@ def test_few_labels_give_the_drop_and_the_change_of_accuracy():
 
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 1], [0, 1, 2]])
 def test_labels_of_one_class_or_another_length_are_refused(labels):
-    for call in (lambda: signals.margin([1, 2, 3], labels), lambda: signals.few_labels(labels, [1, 2, 3], [1, 2, 3], 0)):
+    for call in (lambda: signals.separation([1, 2, 3], labels), lambda: signals.few_labels(labels, [1, 2, 3], [1, 2, 3], 0)):
         with refused(2, "both 0 and 1"):
             call()
 

@@ -12,7 +12,7 @@ from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import Monitor
 from helpers.probes import PROBES
 from helpers.readings import CONTROL, LINEAR, TURNED
-from helpers.statistics import MARGINS
+from helpers.statistics import MARGINS, rate_interval
 from helpers.variants import Parts, Variant
 
 TASK = "toxicity"
@@ -125,10 +125,11 @@ def test_a_turned_signal_makes_monitors_stale_and_leaves_the_refit_whole(compare
         assert ((refit["low"] <= 0) & (refit["high"] >= 0)).all()
         same = of(compared, "same", "refit_auroc", LINEAR)["value"].to_numpy()
         np.testing.assert_allclose(of(compared, variant, "refit_auroc", LINEAR)["value"], same, atol=2e-3)
-    noise = verdicts.resampling_angle(freezing.rows([m for m in frozen if m.kind in TURNED], BASE, READING))
+    rows = freezing.rows([m for m in frozen if m.kind in TURNED], BASE, READING)
+    noise = max(verdicts.resampled_angles(rows).values())
     angles = of(compared, variant, "direction_angle", TURNED)
     assert 5 < noise < 40
-    assert (angles["low"] > 1.5 * noise).all()
+    assert (angles["low"] > noise).all()
     assert (of(compared, "copy", "direction_angle", TURNED)["high"] < noise).all()
 
 
@@ -235,6 +236,9 @@ def test_means_and_shares_are_those_of_the_monitors_without_the_control(compared
         mine = of(compared, variant, flag)
         assert every.loc[f"share_{flag}", "value"] == pytest.approx(mine["value"].mean())
         assert every.loc[f"share_{flag}", "n"] == len(mine)
+        units = [f"{probe.rpartition('-')[2]}/{layer}" for probe, layer in zip(mine["probe"], mine["layer"], strict=True)]
+        e = rate_interval(mine["value"], units)  # probes of one layer and pooling are relatives
+        assert (every.loc[f"share_{flag}", "low"], every.loc[f"share_{flag}", "high"]) == pytest.approx((e.low, e.high))
 
 
 def test_the_mean_is_surer_than_its_monitors_and_wider_than_none(compared):

@@ -42,7 +42,16 @@ def finished(project, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "own"), [("behaviour", ["judge", "prompt_set"]), ("utility", ["corpus"]), ("subspaces", ["source", "module", "k"])]
+    ("name", "own"),
+    [
+        ("behaviour", ["judge", "prompt_set"]),
+        ("utility", ["corpus"]),
+        ("subspaces", ["source", "module", "k"]),
+        ("monitors", ["task", "probe", "layer", "depth"]),
+        ("staleness", ["task", "probe", "layer", "depth"]),
+        ("interaction", ["task", "probe", "layer"]),
+        ("triage", ["predictor", "split", "budget"]),
+    ],
 )
 def test_tables_keep_the_contract_and_every_row_has_its_interval(finished, name, own):
     table = pd.read_parquet(finished / "tables" / f"{name}.parquet")
@@ -80,10 +89,28 @@ def test_the_identity_control_equals_the_aligned_model_exactly(finished):
         pd.testing.assert_frame_equal(shared.reset_index(drop=True), control.reset_index(drop=True))
 
 
+def test_every_monitor_meets_every_variant(finished):
+    behaviour, table = (pd.read_parquet(finished / "tables" / f"{name}.parquet") for name in ("behaviour", "staleness"))
+    key = [column for column in KEY if column != "strength"]
+    assert set(map(tuple, table[key].to_numpy())) == set(map(tuple, behaviour[key].to_numpy()))
+    drops = table[table["metric"].isin(["auroc_drop", "auroc_undefined"])]
+    assert drops.groupby(key)[["task", "probe", "layer"]].size().nunique() == 1  # none is missing anywhere
+    assert drops["task"].nunique() >= 5
+    assert drops["probe"].str.replace("-(mean|last)$", "", regex=True).nunique() >= 5
+
+
+def test_the_identity_control_leaves_every_monitor_exactly_as_it_was(finished):
+    table = pd.read_parquet(finished / "tables" / "staleness.parquet")
+    own = table[(table["adapter"] == "identity") & table["metric"].isin(["auroc_drop", "refit_drop", "direction_angle"])]
+    assert len(own)
+    assert (own[["value", "low", "high"]] == 0).all(axis=None)
+
+
 def test_the_manifest_is_complete(finished):
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert set(manifest["chapters"]) == {"01_models", "02_quantization", "03_finetuning"}
+    assert set(manifest["chapters"]) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {"behaviour", "utility", "weights", "subspaces", "comparisons"} <= set(manifest["tables"])
+    assert {"monitors", "staleness", "interaction", "triage"} <= set(manifest["tables"])
     for chapter in manifest["chapters"].values():
         assert chapter["seconds"] > 0
         assert chapter["parameters"]["seed"] == 0

@@ -63,10 +63,11 @@ VARIANTS = list(KINDS)
 
 def staleness(values: dict[Variant, dict[tuple[str, str, int, str], float]]) -> pd.DataFrame:
     """A table `staleness` with these values: variant -> (task, probe, layer, metric) -> value."""
-    return pd.concat([
-        measurements.keyed(v, pd.DataFrame([(t, p, l, l / 4, m, x, x, x, 100) for (t, p, l, m), x in rows.items()], columns=COLUMNS))
-        for v, rows in values.items()
-    ], ignore_index=True)  # fmt: skip
+    tables = []
+    for variant, rows in values.items():
+        found = [(task, probe, layer, layer / 4, metric, x, x, x, 100) for (task, probe, layer, metric), x in rows.items()]
+        tables.append(measurements.keyed(variant, pd.DataFrame(found, columns=COLUMNS)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def drops(value: float) -> dict:
@@ -110,28 +111,37 @@ def attached(name: str) -> Variant:
     return replace(ALIGNED, adapter=adapter, trained_on=precision, precision=precision, serving="attached")
 
 
-def doses(names, *others) -> pd.DataFrame:
-    return verdicts.with_dose(staleness({v: drops(0.1) for v in [*map(attached, names), *others]}), RECIPES)
+def doses(names, *others) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of those variants, and the rows that were added for doses."""
+    table = staleness({v: drops(0.1) for v in [*map(attached, names), *others]})
+    found = verdicts.with_dose(table, RECIPES)
+    pd.testing.assert_frame_equal(found.loc[: len(table) - 1, list(table)], table)
+    return table, found[len(table) :]
 
 
-def test_series_with_several_doses_are_kept_with_their_doses():
+def test_updates_trained_in_several_doses_stand_once_more_with_each():
     elsewhere = [replace(attached("lora-dialogue-rank4@bf16"), precision="nf4"), replace(ALIGNED, precision="nf4"), ALIGNED]
-    table = doses(RECIPES, *elsewhere)
-    found = {(s, k): sorted(part["dose_value"]) for (s, k), part in table.groupby(["series", "dose_kind"])}
-    assert found == {
-        ("lora-dialogue@bf16", "rank"): [4, 16],
-        ("lora-dialogue@bf16", "steps"): [20, 100],  # both changed at once is a dose of neither
-        ("lora-dialogue-harm10@bf16", "rank"): [4, 16],
+    _, added = doses(RECIPES, *elsewhere)
+    found = {kind: sorted(zip(part["adapter"], part["dose_value"], strict=True)) for kind, part in added.groupby("dose_kind")}
+    assert found == {  # not the one whose rank and steps both changed, nor the one that has no other dose on nf4
+        "rank": [
+            ("lora-dialogue", 16),
+            ("lora-dialogue-harm10", 16),
+            ("lora-dialogue-harm10-rank4", 4),
+            ("lora-dialogue-rank4", 4),
+        ],
+        "steps": [("lora-dialogue", 100), ("lora-dialogue-steps20", 20)],
     }
-    assert (table["precision"] == "bf16").all()
-    assert "code" not in table
+    assert (added["precision"] == "bf16").all()
 
 
-@pytest.mark.parametrize("names", [[], ["lora-dialogue@bf16"], ["lora-dialogue@bf16", "lora-dialogue@nf4"]])
-def test_without_several_doses_no_row_is_left(names):
-    table = doses(names, ALIGNED, replace(ALIGNED, precision="nf4"))
-    assert table.empty
-    assert {"series", "dose_kind", "dose_value", "metric"} <= set(table)
+@pytest.mark.parametrize(
+    "names", [[], ["lora-dialogue@bf16"], ["lora-dialogue@bf16", "lora-dialogue@nf4", "lora-dialogue-rank4-steps20@bf16"]]
+)
+def test_without_several_doses_nothing_is_added(names):
+    table, added = doses(names, ALIGNED, replace(ALIGNED, precision="nf4"))
+    assert added.empty
+    assert len(table) == len(names) + 2
 
 
 # ---------------------------------------------------------------- three answers
@@ -140,7 +150,7 @@ def test_without_several_doses_no_row_is_left(names):
 @pytest.fixture(scope="module")
 def answered():
     rtn = replace(ALIGNED, precision="rtn-3")
-    aurocs = {ALIGNED: 0.9, VARIANTS[1]: 0.9, rtn: 0.6, LORA: 0.895, QLORA: 0.86, replace(ALIGNED, precision="nf4"): 0.898,
+    aurocs = {ALIGNED: 0.9, VARIANTS[1]: 0.9, rtn: 0.6, LORA: 0.895, QLORA: 0.87, replace(ALIGNED, precision="nf4"): 0.898,
               replace(ALIGNED, precision="rtn-2"): 0.85}  # fmt: skip
     seen = observed(aurocs, pairs=400)
     return seen, verdicts.verdicts(seen, CHOSEN)
@@ -226,14 +236,18 @@ def test_the_planted_case_is_picked():
     up, down, worst = replace(ALIGNED, precision="nf4"), replace(ALIGNED, precision="rtn-4"), replace(ALIGNED, precision="rtn-2")
     seen = observed({ALIGNED: 0.9, LORA: 0.9, up: 0.9, down: 0.9, worst: 0.6}, shift={up: 1.0, down: -1.0, worst: 9.0})
     case = verdicts.broken_threshold(seen, CHOSEN)
-    assert case.names[1:] == ("aligned", "nf4")  # `worst` moved further, but lost its ranking
-    task = case.names[0].split("/")[0]
-    assert case.names[0] == CHOSEN[task]["monitor"]
+    assert case.names == ("aligned", "nf4")  # `worst` moved further, but lost its ranking
+    task = case.monitor.split("/")[0]
+    assert case.monitor == CHOSEN[task]["monitor"]
+    np.testing.assert_array_equal(case.groups, seen.references[task].test.groups)
     np.testing.assert_array_equal(case.before, seen.references[task].scores[1])
     np.testing.assert_array_equal(case.after, case.before + 1.0)
     assert case.threshold == 2.0
-    moved = [np.mean(s[t][1][seen.references[t].test.labels == 0] > 2.0) for s in [seen.scores[up]] for t in TASKS]
-    assert np.mean(case.after[case.labels == 0] > 2.0) in moved
+    moved = {}
+    for name in TASKS:
+        harmless, before = seen.references[name].test.labels == 0, seen.references[name].scores[1]
+        moved[name] = np.mean(before[harmless] + 1.0 > 2.0) - np.mean(before[harmless] > 2.0)
+    assert task == max(moved, key=moved.get)
 
 
 def test_without_a_kept_ranking_or_a_threshold_there_is_no_case():
@@ -247,8 +261,9 @@ def test_without_a_kept_ranking_or_a_threshold_there_is_no_case():
 
 
 def flags(*values: float, flag: str = "stale_auroc_05") -> dict:
-    """That flag of monitors at the layers 1, 1, 2, 2, 3, 3 ..., and of a control and a summary that do not count."""
-    found = {("toxicity", f"{'lda' if i % 2 else 'mlp'}-mean", 1 + i // 2, flag): x for i, x in enumerate(values)}
+    """That flag of monitors, two at each place (layer and pooling), and of a control and a summary that do not count."""
+    names = ("mlp-mean", "lda-mean", "mlp-last", "lda-last")
+    found = {("toxicity", names[i % 4], 1 + i // 4, flag): x for i, x in enumerate(values)}
     return found | {("toxicity", f"{CONTROL}-mean", 1, flag): 1.0, ("toxicity", "all", 0, f"share_{flag}"): 1.0}
 
 
@@ -261,7 +276,9 @@ def test_shares_count_monitors_and_leave_controls_out():
     assert list(shown["family"]) == ["control", "quantization", "QLoRA"]
     row = shown.set_index("family").loc["quantization"]
     assert (row["task"], row["variants"]) == ("toxicity", 2)
-    units = [f"{label}/{layer}" for label in ("rtn-3", "nf4") for layer in (1, 1, 2, 2, 3, 3)]
+    units = [
+        f"{label}/{place}" for label in ("rtn-3", "nf4") for place in ("mean/1", "mean/1", "last/1", "last/1", "mean/2", "mean/2")
+    ]
     e = statistics.rate_interval([1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0], units)
     assert row["AUROC lost 0.05"] == f"33 % [{100 * e.low:.0f}, {100 * e.high:.0f}] of 12"
     assert row["AUROC lost 0.10"] == "–"  # never measured
@@ -277,7 +294,8 @@ def test_sentences_say_what_was_not_in_the_run():
     assert found["stale-qlora"].endswith("] of 3")
 
 
-def test_the_resampling_angle_is_the_middle_one():
-    table = pd.DataFrame({"metric": ["resampled_angle"] * 3 + ["auroc"], "value": [10.0, 40.0, 30.0, 99.0]})
-    assert verdicts.resampling_angle(table) == 30
-    assert np.isnan(verdicts.resampling_angle(table[3:]))
+def test_the_resampled_angle_of_a_probe_is_the_middle_one():
+    probes = ["logistic-mean"] * 3 + ["lda-mean", "logistic-mean"]
+    table = pd.DataFrame({"probe": probes, "metric": ["resampled_angle"] * 4 + ["auroc"], "value": [10.0, 40.0, 30.0, 5.0, 99.0]})
+    assert verdicts.resampled_angles(table) == {"logistic-mean": 30.0, "lda-mean": 5.0}
+    assert verdicts.resampled_angles(table[4:]) == {}

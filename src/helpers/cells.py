@@ -78,13 +78,13 @@ def few_rows(reading: Plan, task: str, count: int) -> readings.Rows:
 
 
 def base_signals(monitor: Monitor, found: Activations, reading: Plan) -> dict[str, float]:
-    """What is known of a monitor before any update: its AUROC and margin, and its direction's share of the largest components."""
+    """What is known of a monitor before any update: its AUROC, how far it separates the classes, and its direction's share of the largest components."""
     held, train = (readings.rows(reading, monitor.task, split) for split in ("validation", "train"))
     checked, seen = (readings.scores([monitor], found, reading, part.index)[0] for part in (held, train))
     direction, share = probes.direction(monitor.readout), np.nan
     if direction is not None:
         share = signals.principal_share(readings.features(found, reading, monitor, train.index).rows, direction)
-    return {"base_auroc": float(roc.auroc(held.labels, checked)), "margin": signals.margin(seen, train.labels),
+    return {"base_auroc": float(roc.auroc(held.labels, checked)), "separation": signals.separation(seen, train.labels),
             "principal_share": share}  # fmt: skip
 
 

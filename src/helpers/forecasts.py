@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from helpers import tables
+from helpers.predictors import ORDERS, PREDICTORS
 from helpers.signals import SIGNALS
-from helpers.triage import ORDERS, PREDICTORS
 
 PRICE = {"free": "nothing", "forward": "unlabelled texts through both models", "labels": "a few labelled texts"}
 RULE = "plain rule"

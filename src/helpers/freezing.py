@@ -8,6 +8,7 @@ import pandas as pd
 
 from helpers import models, monitors, probes, readings, records, roc, tables, tasks
 from helpers.activations import Activations, Plan
+from helpers.baselines import BASELINES
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
 from helpers.readings import CONTROL, TURNED, Place, Rows
@@ -131,7 +132,7 @@ def _baselines(reading: Plan, task: str) -> list[tuple]:
     train, test = ([e for e in reading.examples if e.task == task and e.split == split] for split in ("train", "test"))
     held = readings.rows(reading, task, "test")
     found = []
-    for name, baseline in tasks.BASELINES.items():
+    for name, baseline in BASELINES.items():
         e = roc.auroc_interval(held.labels, baseline(train, test, words=BASELINE_WORDS), held.groups)
         found.append((task, name, 0, 0.0, "auroc", *_four(e)))
     return found

@@ -133,6 +133,12 @@ def _change(kind: str, part: pd.DataFrame) -> tuple[float, float, float, int]:
     return e.value, e.low, e.high, e.n
 
 
+def measured_in(run: records.Run, *chapters: str) -> list[Variant]:
+    """The variants whose behaviour those chapters measured, each once, in order."""
+    tables = [records.read_table(run, "behaviour", chapter) for chapter in chapters]
+    return from_table(pd.concat(tables, ignore_index=True))
+
+
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with the variant's short name in a column `label`."""
     names = [variant.label for variant in from_table(table)]

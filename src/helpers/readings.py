@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from helpers import probes, tasks
 from helpers.activations import POOLINGS, Activations, Plan, layers
@@ -18,6 +19,7 @@ from helpers.models import chat_text, encode
 from helpers.monitors import Monitor
 from helpers.probes import PROBES, Readout
 from helpers.readouts import Features, Pooled, Ragged
+from helpers.splits import check
 
 CONTROL = "shuffled-labels"
 ATTENTION = "attention"
@@ -42,7 +44,7 @@ def parse_attention(name: str) -> tuple[str, float]:
     except ValueError:
         found = -1.0
     if not 0 < found <= 1:
-        raise StudyError(f"attention {name!r} is not <task>:<depth>, such as harmful-request:0.5; give a depth in (0, 1]")
+        raise StudyError(f"attention {name!r} is not <task>:<depth>, such as harmful-request:0.45; give a depth in (0, 1]")
     return tasks.known(task), found
 
 
@@ -57,7 +59,7 @@ def plan(
         raise StudyError(f"attention names task {absent[0]!r}, which is not among monitor_tasks; add it there")
     found = {name: tasks.examples(name, origin, *rows) for name in monitor_tasks}
     for name, part in found.items():
-        tasks.check(part, name)
+        check(part, name)
     tokens = tuple((found[name][0].task, depth) for name, depth in asked)  # a file's task is called as the file is
     return Plan(tuple(example for part in found.values() for example in part), tuple(depths), limit, tokens)
 
@@ -100,6 +102,11 @@ def places(reading: Plan, kinds: Sequence[str], model_depth: int) -> Iterator[Pl
             if asked == task and ATTENTION in kinds:
                 (layer,) = layers((depth,), model_depth)
                 yield Place(task, ATTENTION, "", layer, layer / model_depth)
+
+
+def place_names(table: pd.DataFrame) -> pd.Series:
+    """Where the monitors of a table's rows read, layer and pooling in one name: monitors of one place are relatives."""
+    return table["probe"].str.rsplit("-", n=1).str[-1] + "/" + table["layer"].astype(str)
 
 
 def features(found: Activations, reading: Plan, place: Place | Monitor, index: np.ndarray) -> Features:

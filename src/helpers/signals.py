@@ -44,7 +44,7 @@ SIGNALS: dict[str, Signal] = {
     "lr": Signal("free", "learning rate of the update; 0 without training"),
     "relative_change": Signal("free", "relative size of the weight change below the monitor's layer"),
     "output_overlap": Signal("free", "overlap of the probe direction with what the changed modules write; 1 by chance"),
-    "margin": Signal("free", "standardized distance of the class means before the update"),
+    "separation": Signal("free", "standardized distance of the class means before the update"),
     "base_auroc": Signal("free", "AUROC of the monitor before the update"),
     "principal_share": Signal("free", "share of the probe direction in the top principal components"),
     "mean_shift": Signal("forward", "shift of the mean along the probe direction, in sd of the score before"),
@@ -195,7 +195,7 @@ def _classes(labels: Sequence[int], scores: Scores) -> tuple[np.ndarray, np.ndar
     return truth.astype(bool), numbers
 
 
-def margin(scores: Scores, labels: Sequence[int]) -> float:
+def separation(scores: Scores, labels: Sequence[int]) -> float:
     """(mean_1 - mean_0) / pooled sd of the base's scores on the training rows (Cohen's d, 1988); nan where the sd is 0."""
     truth, numbers = _classes(labels, scores)
     sides = [numbers[truth], numbers[~truth]]

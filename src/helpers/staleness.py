@@ -181,7 +181,7 @@ def _angle(again: Readout, reference: Reference, monitor: Monitor, found: Activa
 def _summary(reference: Reference, after: np.ndarray, rows: Sequence[Row]) -> list[Row]:
     """Rows about all monitors of a task, controls left out: their mean AUROC drop, and the share that each flag calls stale.
 
-    The mean's interval is over groups of texts. A share's is over layers: neighbouring probes of one layer are relatives.
+    The mean's interval is over groups of texts. A share's is over places (layer and pooling): what reads there is related.
     """
     names = {(m.probe, m.layer) for m in reference.monitors if m.kind != CONTROL}
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -189,7 +189,7 @@ def _summary(reference: Reference, after: np.ndarray, rows: Sequence[Row]) -> li
     found = {"mean_auroc_drop": mean_drop(reference, reference.scores, after)}
     for flag in dict.fromkeys(name for name in table["metric"] if name.startswith("stale_")):
         part = table[table["metric"] == flag]
-        found[f"share_{flag}"] = rate_interval(part["value"], part["layer"])
+        found[f"share_{flag}"] = rate_interval(part["value"], readings.place_names(part))
     return [(reference.task, *ALL, m, e.value, e.low, e.high, e.n) for m, e in found.items() if np.isfinite(e.value)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, roc, statistics
+from helpers import measurements, readings, roc, statistics
 from helpers import updates as u
 from helpers.monitors import Monitor
 from helpers.readings import CONTROL
@@ -40,7 +40,8 @@ def with_dose(table: pd.DataFrame, recipes: Mapping[str, Mapping[str, float]]) -
         if recipe and variant.serving == "attached" and variant.precision == variant.trained_on:
             named = u.parse(f"{variant.adapter}@{variant.trained_on}")
             kinds = [kind for kind in ("rank", "steps") if getattr(named, kind)] or ["rank", "steps"]
-            found += [(code, f"{named.series}@{named.trained_on}", kind, recipe[kind]) for kind in kinds]
+            if not (named.rank and named.steps):  # with both changed it is a dose of neither
+                found += [(code, f"{named.series}@{named.trained_on}", kind, recipe[kind]) for kind in kinds]
     doses = pd.DataFrame(found, columns=["code", "series", "dose_kind", "dose_value"])
     several = doses.groupby(["series", "dose_kind"])["code"].transform("size") > 1
     dosed = table.assign(code=codes).merge(doses[several], on="code").drop(columns=["code", "series"])
@@ -90,6 +91,8 @@ def verdict_table(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
     def cell(row: pd.Series) -> str:
         answer = str(row["answer"])
+        if np.isnan(row["value"]):
+            return "undefined: all scores are tied"
         if answer == "inconclusive":
             answer += f" (n {row['n']} of {row['needed']:,})" if row["needed"] < roc.NEVER else " (at the margin)"
         return f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] {answer}"
@@ -140,7 +143,7 @@ def broken_threshold(observed: Observed, chosen: Chosen, level: str = "5") -> Ca
 
 
 def family_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of monitors that lost 0.05 and 0.10 AUROC, by family of updates and task; intervals over layers and variants."""
+    """Share of monitors that lost 0.05 and 0.10 AUROC, by family of updates and task; intervals over places and variants."""
     real = table[(table["layer"] > 0) & ~table["probe"].str.startswith(CONTROL)]
     found = []
     for family in (name for name in FAMILIES if name in set(real["family"])):
@@ -158,7 +161,7 @@ def _share(rows: pd.DataFrame, flag: str) -> str:
     part = rows[rows["metric"] == flag]
     if not len(part):
         return "–"
-    e = statistics.rate_interval(part["value"], part["label"] + "/" + part["layer"].astype(str))
+    e = statistics.rate_interval(part["value"], part["label"] + "/" + readings.place_names(part))
     return f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}] of {e.n}"
 
 
