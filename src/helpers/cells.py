@@ -6,12 +6,14 @@ test texts. So no text serves both the forecast and its judgement.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from helpers import activations, measurements, models, probes, quantization, readings, records, roc, signals
+from helpers import activations, measurements, models, probes, quantization, quantizers, readings, records, roc, signals
 from helpers import updates as u
 from helpers.activations import Activations, Plan
 from helpers.errors import NOT_COMPARABLE, StudyError
@@ -40,12 +42,18 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
     return records.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
 
 
+@lru_cache(maxsize=1)
+def _weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
+    """The aligned model's weights by module, in their own precision: every variant is compared with the same ones."""
+    model = models.load(folder, on=device).model
+    return {name: model.get_submodule(name).weight for name in quantizers.linear_names(model)}
+
+
 def _weight_signals(parts: Parts, language: LanguageModel, linear: Sequence[Monitor]) -> pd.DataFrame:
-    aligned = models.load(parts.aligned, on=parts.device)
-    before = dict(signals.effective_weights(aligned.model))
+    before = _weights(parts.aligned, parts.device)
     by_layer = {layer: [m for m in linear if m.layer == layer] for layer in dict.fromkeys(m.layer for m in linear)}
     directions = {
-        layer: torch.tensor(np.array([probes.direction(m.readout) for m in found]).T, dtype=torch.float32, device=aligned.device)
+        layer: torch.tensor(np.array([probes.direction(m.readout) for m in found]).T, dtype=torch.float32, device=parts.device)
         for layer, found in by_layer.items()
     }
     changes = signals.weight_changes(before, signals.effective_weights(language.model), directions)
@@ -78,7 +86,7 @@ def few_rows(reading: Plan, task: str, count: int) -> readings.Rows:
 
 
 def base_signals(monitor: Monitor, found: Activations, reading: Plan) -> dict[str, float]:
-    """What is known of a monitor before any update: its AUROC, how far it separates the classes, and its direction's share of the largest components."""
+    """What is known of a monitor before any update: AUROC and separation, and its direction's share of the largest components."""
     held, train = (readings.rows(reading, monitor.task, split) for split in ("validation", "train"))
     checked, seen = (readings.scores([monitor], found, reading, part.index)[0] for part in (held, train))
     direction, share = probes.direction(monitor.readout), np.nan
@@ -124,15 +132,17 @@ def collect(
 ) -> pd.DataFrame:  # fmt: skip
     """One row a monitor and variant: outcome (`drop`, `drop_low`, `stale`), names, and one column a signal."""
     real = [monitor for monitor in monitors if monitor.kind != CONTROL]
-    aligned = activations.stored(parts, Variant(run.model, run.seed), reading)
-    known = {monitor.name: base_signals(monitor, aligned, reading) for monitor in real}
+    aligned = readings.in_double(activations.stored(parts, Variant(run.model, run.seed), reading))
+    with models.threads(1):
+        known = {monitor.name: base_signals(monitor, aligned, reading) for monitor in real}
     recipes = records.read_note(run, "03_finetuning", "recipes")
     bits = quantization.bits(records.read_table(run, "weights")).to_dict()
     tables = []
     for variant in variants:
         if u.family(variant) not in {"control", "before alignment"}:
-            found = activations.stored(parts, variant, reading)
-            rows = _cells(variant, real, known, aligned, found, reading, count)
+            found = readings.in_double(activations.stored(parts, variant, reading))
+            with models.threads(1):
+                rows = _cells(variant, real, known, aligned, found, reading, count)
             moved = weight_signals(parts, variant, monitors).drop(columns="layer")
             rows = rows.merge(moved, on="monitor", how="left").assign(**recipe_signals(variant, recipes, bits))
             tables.append(rows)

@@ -32,11 +32,12 @@ def fit(
     """The frozen monitors of every task, kind, depth and pooling: fitted on train, strength and thresholds from validation."""
     language = models.load(parts.aligned, on="cpu")
     who = {"layers": language.depth, "reads": readings.fingerprint(language.tokenizer), "model": parts.aligned.name}
-    frozen = []
-    for place in readings.places(reading, kinds, language.depth):
-        frozen.append(_frozen(found, reading, place, seed, who))
-        if progress:
-            progress(frozen[-1].name)
+    frozen, double = [], readings.in_double(found)
+    with models.threads(1):
+        for place in readings.places(reading, kinds, language.depth):
+            frozen.append(_frozen(double, reading, place, seed, who))
+            if progress:
+                progress(frozen[-1].name)
     return frozen
 
 
@@ -77,21 +78,26 @@ def load(key: str) -> list[Monitor]:
 
 def rows(frozen: Sequence[Monitor], found: Activations, reading: Plan, seed: int = 0) -> pd.DataFrame:
     """Rows of the table `monitors` without key columns: AUROC, thresholds, alarm rates, another draw, baselines."""
-    table = []
-    for monitor in frozen:
-        test, train, held = (readings.rows(reading, monitor.task, split) for split in ("test", "train", "validation"))
-        scores = readings.scores([monitor], found, reading, test.index)[0]
-        checked = readings.scores([monitor], found, reading, held.index)[0]
-        values = {
-            "auroc": roc.auroc_interval(test.labels, scores, test.groups),
-            "auroc_validation": roc.auroc_interval(held.labels, checked, held.groups),
-            **_alarms(monitor, test, scores, checked[held.labels == 0]),
-        }
-        if monitor.kind in TURNED:
-            values |= _another_draw(monitor, found, reading, train, test, scores, seed)
-        table += [(monitor.task, monitor.probe, monitor.layer, monitor.depth, metric, *_four(e)) for metric, e in values.items()]
-    table += [row for task in readings.task_names(reading) for row in _baselines(reading, task)]
+    double, table = readings.in_double(found), []
+    with models.threads(1):
+        for monitor in frozen:
+            place = (monitor.task, monitor.probe, monitor.layer, monitor.depth)
+            table += [(*place, metric, *_four(e)) for metric, e in _measured(monitor, double, reading, seed).items()]
+        table += [row for task in readings.task_names(reading) for row in _baselines(reading, task)]
     return pd.DataFrame([row for row in table if np.isfinite(row[5])], columns=OWN)
+
+
+def _measured(monitor: Monitor, found: Activations, reading: Plan, seed: int) -> dict[str, Estimate]:
+    test, train, held = (readings.rows(reading, monitor.task, split) for split in ("test", "train", "validation"))
+    scores, checked = (readings.scores([monitor], found, reading, part.index)[0] for part in (test, held))
+    values = {
+        "auroc": roc.auroc_interval(test.labels, scores, test.groups),
+        "auroc_validation": roc.auroc_interval(held.labels, checked, held.groups),
+        **_alarms(monitor, test, scores, checked[held.labels == 0]),
+    }
+    if monitor.kind in TURNED:
+        values |= _another_draw(monitor, found, reading, train, test, scores, seed)
+    return values
 
 
 def _four(e: Estimate) -> tuple[float, float, float, int]:

@@ -7,7 +7,7 @@ index. Nothing here touches a model.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -107,6 +107,11 @@ def places(reading: Plan, kinds: Sequence[str], model_depth: int) -> Iterator[Pl
 def place_names(table: pd.DataFrame) -> pd.Series:
     """Where the monitors of a table's rows read, layer and pooling in one name: monitors of one place are relatives."""
     return table["probe"].str.rsplit("-", n=1).str[-1] + "/" + table["layer"].astype(str)
+
+
+def in_double(found: Activations) -> Activations:
+    """The same activations, the pooled ones in float64, in which they are fitted and scored: converted once, not per probe."""
+    return replace(found, pooled={name: rows.double() for name, rows in found.pooled.items()})
 
 
 def features(found: Activations, reading: Plan, place: Place | Monitor, index: np.ndarray) -> Features:

@@ -11,7 +11,7 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 
-from helpers import activations, cells, measurements, probes, readings, roc
+from helpers import activations, cells, measurements, models, probes, readings, roc
 from helpers.activations import Activations, Plan
 from helpers.monitors import RATES, Monitor, check_fits
 from helpers.probes import Readout
@@ -53,13 +53,16 @@ def observe(
     progress: Callable[[str], None] | None = None,
 ) -> Observed:  # fmt: skip
     """What the frozen monitors say on every variant. A variant is built at most once, and not at all where all is known of it."""
-    found = references(monitors, activations.stored(parts, aligned, reading), reading, seed)
+    before = readings.in_double(activations.stored(parts, aligned, reading))
+    with models.threads(1):
+        found = references(monitors, before, reading, seed)
     tables, scores = [], {}
     for variant in variants:
         build = cache(partial(_built, parts, variant, tuple(monitors)))
-        seen = activations.stored(parts, variant, reading, build)
+        seen = readings.in_double(activations.stored(parts, variant, reading, build))
         cells.weight_signals(parts, variant, monitors, build)  # for the forecast of chapter 06, while the model is at hand
-        compared = {task: compare(reference, seen, reading, seed) for task, reference in found.items()}
+        with models.threads(1):
+            compared = {task: compare(reference, seen, reading, seed) for task, reference in found.items()}
         tables.append(measurements.keyed(variant, pd.concat([table for table, _ in compared.values()], ignore_index=True)))
         scores[variant] = {task: after for task, (_, after) in compared.items()}
         if progress:

@@ -282,7 +282,7 @@ def dose(staleness: pd.DataFrame, bits: pd.Series) -> Figure:
         return unmeasured("a dose: neither rounding at several bits nor an update at several ranks or steps")
     everything = pd.concat(series.values())
     styles = task_styles(ordered_tasks(everything["task"]))
-    figure, axes = panels(len(series), height=3.8, width=3.5 if len(series) > 1 else 5.5)
+    figure, axes = panels(len(series), height=3.8, width=3.5 if len(series) > 1 else 8.6)
     for ax, (kind, part) in zip(axes, series.items(), strict=True):
         ax.axhline(0, color=INK, linewidth=0.8)
         for (task, (colour, marker)), offset in zip(styles.items(), spread(len(styles), 0.1), strict=True):
@@ -330,7 +330,7 @@ def interaction_dots(interaction: pd.DataFrame) -> Figure:
     places = rows.drop_duplicates("place").set_index("place").sort_values("task", key=lambda t: t.map(ranks), kind="stable")
     blocks = together(places["block"])
     shown = [measure for measure in MEASURES if measure in set(rows["metric"])]
-    figure, axes = row_panels(blocks, len(shown), width=min(10.5, 3.2 + 2.2 * len(shown)))
+    figure, axes = row_panels(blocks, len(shown), width=min(10.5, 6.6 + 2.0 * len(shown)))
     axes[0].set_yticks(range(len(blocks)), [task_words(task).replace("\n", " ") for task in places["task"][blocks.index]])
     reach = 1.08 * rows[["low", "high"]].abs().to_numpy().max() or 0.01
     for ax, measure in zip(axes, shown, strict=True):

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from helpers.figures import PALETTE, bars, panels, share_axis
 from helpers.monitor_figures import (
@@ -96,6 +97,7 @@ def signal_scatter(cells: pd.DataFrame, signals: Sequence[str]) -> Figure:
             ax.scatter(part[name].astype(float), part["drop"], s=9 if not stale else 14, color=colour, marker=marker,
                        alpha=0.45, linewidths=0, label=f"{'stale' if stale else 'not stale'} (n = {len(part):,})")  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set(xlabel=name.replace("_", " "), ylabel="AUROC drop")
-        ax.legend(loc="upper left", fontsize=8)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
     return figure
