@@ -1,0 +1,81 @@
+"""What chapter 06 shows of the table `triage`: every number comes from its row, and what is missing is said."""
+
+import pandas as pd
+import pytest
+
+from helpers import forecasts
+from helpers.predictors import ORDERS, PREDICTORS
+from helpers.signals import SIGNALS
+
+NAMES = ["predictor", "split", "budget", "metric", "value", "low", "high", "n"]
+
+
+def table(*rows: tuple) -> pd.DataFrame:
+    return pd.DataFrame([(*row, row[-1] - 0.1, row[-1] + 0.1, 40) for row in rows], columns=NAMES)
+
+
+PLANTED = table(
+    ("random", "family", 0.1, "recall", 0.1),
+    ("random", "family", 0.2, "recall", 0.2),
+    ("largest drift first", "family", 0.2, "recall", 0.5),
+    ("ridge, free", "family", 0.2, "recall", 0.3),
+    ("forest, free", "family", 0.2, "recall", 0.6),
+    ("forest, free", "family", 0.1, "recall", 0.9),
+    ("ridge, free", "monitor", 0.2, "recall", 0.8),
+    ("ridge, free", "family", 1.0, "spearman", 0.4),
+    ("plain rule", "family", 1.0, "caught", 0.7),
+    ("plain rule", "family", 1.0, "flagged", 0.4),
+)
+
+
+def test_every_signal_is_listed_with_its_price():
+    shown = forecasts.overview()
+    assert list(shown["signal"]) == list(SIGNALS)
+    assert set(shown["what it costs"]) == set(forecasts.PRICE.values())
+    assert forecasts.words() == {name: signal.words for name, signal in SIGNALS.items()}
+
+
+def test_the_table_has_one_row_an_order_and_split_and_one_column_a_budget():
+    shown = forecasts.table(PLANTED)
+    assert list(zip(shown["split"], shown["predictor"], strict=True)) == [
+        ("family", "random"),
+        ("family", "largest drift first"),
+        ("family", "ridge, free"),
+        ("family", "forest, free"),
+        ("monitor", "ridge, free"),
+    ]
+    cells = shown.set_index(["split", "predictor"])
+    assert cells.loc[("family", "forest, free"), "found at 20 %"] == "60 % [50, 70]"
+    assert cells.loc[("family", "forest, free"), "found at 10 %"] == "90 % [80, 100]"
+    assert cells.loc[("monitor", "ridge, free"), "found at 10 %"] == "–"
+
+
+def test_the_best_is_taken_at_the_budget_with_families_held_out():
+    assert set(PLANTED["predictor"]) <= {*PREDICTORS, *ORDERS, "plain rule"}
+    best = forecasts.best(PLANTED)
+    assert (best["predictor"], best["split"], best["budget"]) == ("forest, free", "family", 0.2)
+    assert forecasts.best(PLANTED, tuple(ORDERS))["predictor"] == "largest drift first"
+    assert forecasts.best(PLANTED[PLANTED["split"] == "monitor"])["split"] == "monitor"
+
+
+@pytest.mark.parametrize("kept", ["spearman", "nothing"])
+def test_without_a_stale_cell_the_rank_correlation_decides(kept):
+    rest = PLANTED[PLANTED["metric"] == kept]
+    best = forecasts.best(rest)
+    assert best is None if kept == "nothing" else best["predictor"] == "ridge, free"
+    assert forecasts.sentences(rest)["triage-simple"] == "(not in this run)"
+
+
+def test_the_sentences_name_who_was_best():
+    said = forecasts.sentences(PLANTED)
+    assert said == {
+        "triage-best": "60 % [50, 70] (forest, free)",
+        "triage-simple": "50 % [40, 60] (largest drift first)",
+    }
+
+
+def test_the_rule_is_shown_with_what_it_caught_and_what_it_asks_for():
+    shown = forecasts.rules(PLANTED)
+    assert shown.to_dict("records") == [
+        {"split": "family", "stale cells caught": "70 % [60, 80]", "cells to check": "40 % [30, 50]"}
+    ]
