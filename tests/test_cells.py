@@ -338,6 +338,15 @@ def test_higher_seeds_find_the_cells_of_lower_ones(tmp_path):
     pd.testing.assert_frame_equal(cells.with_lower_seeds(runs[1], own[1]), own[1])  # what left the cache is left out
 
 
+def test_where_the_stale_cells_lie_is_counted_by_variant():
+    table = pd.DataFrame({"variant": ["a", "b", "b", "c", "b"], "stale": [False, True, True, True, False]})
+    assert cells.where_stale(table, most=2).to_dict("records") == [
+        {"variant": "b", "stale": 2, "cells": 3, "share of all stale": "67 %"},
+        {"variant": "c", "stale": 1, "cells": 1, "share of all stale": "33 %"},
+    ]
+    assert set(cells.where_stale(table.assign(stale=False))["share of all stale"]) == {"0 %"}
+
+
 def test_rows_of_triage_belong_to_the_run(tmp_path):
     run = records.Run("smoke", "tiny", 3, tmp_path)
     columns = ["predictor", "split", "budget", *records.VALUES]

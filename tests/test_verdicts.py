@@ -209,6 +209,14 @@ def test_an_unsure_answer_names_the_texts_it_would_take(answered):
         assert (f"of {row.needed:,})" in cell) == (row.answer == "inconclusive")
 
 
+def test_an_unsure_answer_always_takes_more_texts_than_there_were(answered):
+    """Holm asks more of a family's answers than 5 % each, and so does the n that is named."""
+    _, table = answered
+    unsure = table[table["answer"] == "inconclusive"]
+    assert len(unsure)
+    assert (unsure["needed"] > unsure["n"]).all()
+
+
 def test_answers_are_counted_by_family(answered):
     _, table = answered
     counts = verdicts.answers(table).set_index("family")

@@ -201,6 +201,13 @@ def with_lower_seeds(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(sorted(found, key=lambda part: part["seed"].iloc[0]), ignore_index=True)
 
 
+def where_stale(cells: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+    """The variants with the most stale cells: how many, of how many, and their share of all stale cells."""
+    found = cells.groupby("variant", sort=False)["stale"].agg(stale="sum", cells="size").sort_values("stale", ascending=False)
+    shares = found["stale"] / max(int(found["stale"].sum()), 1)
+    return found.assign(**{"share of all stale": [f"{100 * share:.0f} %" for share in shares]}).head(most).reset_index()
+
+
 def keyed(run: Run, *tables: pd.DataFrame) -> pd.DataFrame:
     """Rows of the table `triage`, which belong to the run and to no single variant."""
     found = pd.concat(tables, ignore_index=True)

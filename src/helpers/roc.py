@@ -309,17 +309,18 @@ def verdict(value: float, low: float, high: float, margin: float) -> str:
     return "preserved" if -margin < low and high < margin else "inconclusive"
 
 
-def needed(contrast: Contrast, margin: float) -> int:
+def needed(contrast: Contrast, margin: float, alpha: float = ALPHA) -> int:
     """Test rows at which this estimate, were it the truth, would be decided with 80 % power; NEVER at the margin itself or nan.
 
     The standard error is scaled with 1 / sqrt(n), groups growing in number, not in size, and t is taken as normal. Inside the
     margin: both of TOST's tests pass, Phi((m - d) / s - z) + Phi((m + d) / s - z) - 1 = power; outside: the one-sided test of
-    the margin that was passed, which for a gain shows "better by more than the margin".
+    the margin that was passed, which for a gain shows "better by more than the margin". In a family of m tests under Holm's
+    procedure pass alpha = ALPHA / m, the level of its hardest one.
     """
     d, se, n = abs(contrast.estimate.value), contrast.se, contrast.estimate.n
     if se == 0:
         return n
-    z, one, two = special.ndtri([1 - ALPHA, POWER, (1 + POWER) / 2])
+    z, one, two = special.ndtri([1 - alpha, POWER, (1 + POWER) / 2])
     gap = abs(d - margin)
     if not gap > 0:
         return NEVER

@@ -1,5 +1,6 @@
 """What the table `staleness` says in words: families, doses, the answers about the monitors in use, and one case to see."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,9 +65,10 @@ def _in_use(observed: Observed, chosen: Chosen) -> list[tuple[str, int, Monitor]
 def verdicts(observed: Observed, chosen: Chosen) -> pd.DataFrame:
     """One row a monitor in use and variant: drop, interval, answer (worse, preserved, inconclusive) and the n it would take.
 
-    Each answer is a test at the margin of `statistics.MARGINS`; Holm adjusts it within its family of updates.
+    Each answer is a test at the margin of `statistics.MARGINS`; Holm adjusts it within its family of updates, and the n is
+    that of the family's hardest test.
     """
-    rows, margin = [], MARGINS["auroc"]
+    rows, margin, sizes = [], MARGINS["auroc"], Counter(u.family(variant) for variant in observed.scores)
     for variant, scores in observed.scores.items():
         if variant.adapter or variant.precision != "bf16":
             for task, j, monitor in _in_use(observed, chosen):
@@ -75,7 +77,8 @@ def verdicts(observed: Observed, chosen: Chosen) -> pd.DataFrame:
                 drop = roc.auroc_contrast(test.labels, both, (1, -1), test.groups)
                 e = drop.estimate
                 rows.append((variant.label, u.family(variant), task, monitor.name, e.value, e.low, e.high, e.n,
-                             roc.worse(drop, margin), roc.preserved(drop, margin), roc.needed(drop, margin)))  # fmt: skip
+                             roc.worse(drop, margin), roc.preserved(drop, margin),
+                             roc.needed(drop, margin, roc.ALPHA / (sizes[u.family(variant)] * len(chosen)))))  # fmt: skip
     names = ["label", "family", "task", "monitor", "value", "low", "high", "n", "p_worse", "p_preserved", "needed"]
     table = pd.DataFrame(rows, columns=names)
     for name in ("p_worse", "p_preserved"):
