@@ -489,6 +489,17 @@ def test_the_three_answers(value, low, high, answer):
     assert roc.verdict(value, low, high, MARGIN) == answer
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 10, 0.05 / 45, 0.05 / 1000])
+def test_a_smaller_level_needs_more_rows_at_every_drop(alpha):
+    drops = [0.0, 1e-6, 0.004, 0.012, 0.0291, 0.031, 0.2]
+    found = [
+        roc.Contrast(Estimate(drop, drop - 0.02, drop + 0.02, 200), se, 199.0) for drop in drops for se in (0.001, 0.01, 0.1)
+    ]
+    plain, strict = ([roc.needed(c, MARGIN, level) for c in found] for level in (0.05, alpha))
+    assert all(a <= b for a, b in zip(plain, strict, strict=True))
+    assert all(0 < n <= roc.NEVER for n in strict)
+
+
 def test_more_rows_are_needed_nearer_the_margin_and_never_enough_at_it():
     def rows(value):
         return roc.needed(roc.Contrast(Estimate(value, 0, 0, 200), 0.02, 100), MARGIN)

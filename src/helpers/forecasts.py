@@ -28,7 +28,7 @@ def table(result: pd.DataFrame) -> pd.DataFrame:
     rows = result[result["metric"].isin(["spearman", "auroc", "recall"])].copy()
     shares = (100 * rows["budget"]).round().astype(int).astype(str)
     rows["column"] = rows["metric"].where(rows["metric"] != "recall", "found at " + shares + " %")
-    rows["cell"] = tables.with_intervals(rows)
+    rows["cell"] = tables.with_intervals(rows.replace({"metric": {"spearman": "auroc"}}))  # two decimals, like an AUROC
     found = rows.pivot(index=["split", "predictor"], columns="column", values="cell").fillna("–")
     names = list(dict.fromkeys(rows["column"]))
     order = list(dict.fromkeys(zip(rows["split"], rows["predictor"], strict=True)))

@@ -328,8 +328,8 @@ def needed(contrast: Contrast, margin: float, alpha: float = ALPHA) -> int:
     def power(s: float) -> float:
         return special.ndtr((margin - d) / s - z) + special.ndtr((margin + d) / s - z) - 1 - POWER
 
-    # Between the scales at which both tests have 90 % power (a hair less, for rounding) and at which the harder one has 80 %.
-    scale = gap / (z + one) if d > margin else optimize.brentq(power, 0.999 * gap / (z + two), gap / (z + one))
+    # Between the scales at which both tests have 90 % power and at which the harder one has 80 %; a hair wider, for rounding.
+    scale = gap / (z + one) if d > margin else optimize.brentq(power, 0.999 * gap / (z + two), 1.001 * gap / (z + one))
     return int(min(np.ceil(n * (se / scale) ** 2), NEVER))
 
 
