@@ -145,7 +145,7 @@ def test_nothing_changed_runs_nothing(finished, project, isolated_cache):
     assert before == {path.name: path.read_bytes() for path in (finished / "status").glob("*.json")}
 
 
-def test_one_parameter_of_chapter_03_runs_that_chapter_alone(finished, project, isolated_cache):
+def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(finished, project, isolated_cache):
     profile = project / "profiles" / "smoke.yaml"
     text = profile.read_text()
     before = {path.stem: path.read_bytes() for path in (finished / "status").glob("*.json")}
@@ -154,7 +154,8 @@ def test_one_parameter_of_chapter_03_runs_that_chapter_alone(finished, project, 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AFTER_UPDATE_RESULTS", str(project / "results"))
             plan = run.check(project, "smoke")
-            assert list(run.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0]))) == ["03_finetuning"]
+            todo = list(run.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
+        assert todo == ["03_finetuning", "05_staleness", "06_triage"]  # 04 reads the aligned model alone
     finally:
         profile.write_text(text)
     assert before == {path.stem: path.read_bytes() for path in (finished / "status").glob("*.json")}
@@ -165,6 +166,6 @@ def test_the_book_is_built_strictly_from_what_ran(finished, project):
 
     index, _ = pages.build(project, "smoke", finished)
     pages_by_name = {path.name: path.read_text(encoding="utf-8") for path in (project / index).parent.rglob("*.html")}
-    assert {"01_models.html", "02_quantization.html", "03_finetuning.html"} <= set(pages_by_name)
+    assert {f"{path.stem}.html" for path in (ROOT / "notebooks").glob("*.ipynb")} <= set(pages_by_name)
     for name, page in pages_by_name.items():
         assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="https?://', page), name
