@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import alignment, corpora, generation, models, quantizers, subspaces, variants
+from helpers import alignment, corpora, generation, models, quantizers, subspaces, tasks, variants
 
 pytestmark = pytest.mark.real
 
@@ -78,7 +78,7 @@ def test_a_planted_low_rank_change_of_the_real_weights_is_found(embedded, base, 
     assert found.norm == pytest.approx(float(change.norm()), rel=0.02)
 
 
-def test_no_harmful_prompt_stands_in_any_tracked_file():
+def test_no_harmful_text_stands_in_any_tracked_file():
     root = Path(__file__).parents[1]
     listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, check=False).stdout.split(b"\0")
     files = [root / name.decode() for name in listed if name]
@@ -90,9 +90,12 @@ def test_no_harmful_prompt_stands_in_any_tracked_file():
         if name.startswith(("advbench", "strongreject", "harmbench"))
         for row in corpora.texts(name)
     }
+    for name in ("harmful-request", "refusal-compliance", "toxicity", "jailbreak"):  # privacy-pii is made up by Faker
+        prompts |= {text for e in tasks.examples(name) for text in (e.prompt, e.reply) if len(text.split()) > 5}
     plain = [path.read_text(encoding="utf-8", errors="ignore") for path in files if path.suffix != ".parquet"]
-    cells = [str(cell) for path in files if path.suffix == ".parquet" for cell in pd.read_parquet(path).to_numpy().ravel()]
+    tables = [pd.read_parquet(path).select_dtypes("str") for path in files if path.suffix == ".parquet"]
+    cells = {cell for table in tables for column in table for cell in table[column].unique()}
     everything = "\n".join([*plain, *cells])
-    assert len(prompts) > 900
+    assert len(prompts) > 2000
     assert not sum(prompt in everything for prompt in prompts)
     assert "Name three colours of the rainbow." in everything  # the control: the search finds what is there
