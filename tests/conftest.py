@@ -16,12 +16,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 # The shapes in the signatures are checked at every call in the tests, and only there.
 SHAPED = (
     "helpers.lowrank",
+    "helpers.pairs",
     "helpers.subspaces",
     "helpers.generation",
     "helpers.encoding",
     "helpers.activations",
     "helpers.readouts",
     "helpers.probes",
+    "helpers.neurons",
+    "helpers.lesions",
+    "helpers.ediem",
+    "helpers.restorations",
+    "helpers.hybrid",
 )
 install_import_hook(SHAPED, "beartype.beartype")
 CACHE = "AFTER_UPDATE_CACHE"

@@ -72,6 +72,34 @@ def test_a_zero_update_has_norm_zero():
     assert LowRank(torch.zeros(5, 2), gaussian(2, 7, seed=1)).norm() == 0.0
 
 
+def test_the_norm_of_what_is_not_finite_is_not_finite():
+    assert math.isnan(LowRank(torch.full((5, 2), math.nan), gaussian(2, 7, seed=1)).norm())
+
+
+@pytest.mark.parametrize("ranks", [(4, 4), (1, 6), (8, 3)])
+def test_inner_product_and_cosine_are_those_of_the_dense_updates(ranks):
+    a, b = (LowRank(gaussian(12, r, seed=r), gaussian(r, 20, seed=9 + i)) for i, r in enumerate(ranks))
+    dense_a, dense_b = (pair.left.double() @ pair.right.double() for pair in (a, b))
+    assert lowrank.inner(a, b) == pytest.approx(float((dense_a * dense_b).sum()), rel=1e-12)
+    expected = torch.nn.functional.cosine_similarity(dense_a.flatten(), dense_b.flatten(), dim=0)
+    assert lowrank.cosine(a, b) == pytest.approx(float(expected), rel=1e-12)
+    assert lowrank.cosine(a, a.scaled(-3.0)) == pytest.approx(-1, rel=1e-12)
+
+
+def test_a_zero_update_has_no_direction():
+    zero, some = LowRank(torch.zeros(5, 2), gaussian(2, 7, seed=1)), LowRank(gaussian(5, 2, seed=2), gaussian(2, 7, seed=3))
+    assert lowrank.inner(zero, some) == 0
+    assert math.isnan(lowrank.cosine(zero, some))
+
+
+def test_scaling_changes_the_left_factor_of_a_new_update():
+    pair = LowRank(gaussian(5, 2, seed=1), gaussian(2, 7, seed=2))
+    before = pair.left.clone()
+    assert torch.equal(pair.scaled(3.0).left, 3 * before)
+    assert pair.scaled(3.0).right is pair.right
+    assert torch.equal(pair.left, before)
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -108,7 +136,139 @@ def test_we_load_what_peft_writes_with_its_scale(tiny, tiny_model, tmp_path, ids
     assert torch.equal(adapter["model.layers.0.self_attn.q_proj"].left, scale * stored)
 
 
+Q, DOWN, LAST = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.3.self_attn.k_proj"
+
+
+@pytest.fixture
+def ranks(tiny_model) -> lowrank.Adapter:
+    """A planted adapter with another rank in every module, one of them 1 and one of them all zero."""
+    found = {}
+    for rank, name in enumerate((Q, DOWN, LAST), start=1):
+        d_out, d_in = tiny_model.model.get_submodule(name).weight.shape
+        found[name] = LowRank(gaussian(d_out, rank, seed=rank), gaussian(rank, d_in, seed=7 + rank))
+    return {**found, DOWN: found[DOWN].scaled(0.0)}
+
+
+def same(one: lowrank.Adapter, other: lowrank.Adapter) -> bool:
+    equal = all(torch.equal(p.left, other[n].left) and torch.equal(p.right, other[n].right) for n, p in one.items())
+    return one.keys() == other.keys() and equal
+
+
+def test_a_rank_of_its_own_in_every_module_is_saved_loaded_and_read_by_peft(tiny, tiny_model, ranks, tmp_path, ids):
+    bare = logits(tiny_model.model, ids)
+    lowrank.save_adapter(ranks, tmp_path / "ranks", {})
+    assert same(ranks, lowrank.load_adapter(tmp_path / "ranks"))
+    theirs = logits(PeftModel.from_pretrained(models.load(tiny, "fp32").model, tmp_path / "ranks").eval(), ids)
+    ours = logits(lowrank.attach(tiny_model.model, ranks), ids)
+    assert torch.equal(ours, theirs)
+    assert (ours - bare).norm() > 1e-3 * bare.norm()  # control, with few small factors
+
+
+def test_we_load_what_peft_writes_with_patterns_that_match_ends_of_names(tiny, tiny_model, tmp_path, ids):
+    patterns = {"rank_pattern": {"q_proj": 2, "^model.layers.1.mlp.down_proj": 3}, "alpha_pattern": {"layers.[01].*": 5}}
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], **patterns)
+    theirs = get_peft_model(models.load(tiny, "fp32").model, config).eval()
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "lora_B" in name:
+                p.copy_(gaussian(*p.shape, seed=len(name)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    found = lowrank.load_adapter(tmp_path / "theirs")
+    modules = dict(theirs.named_modules())
+    for name, pair in found.items():
+        layer = modules[f"base_model.model.{name}"]
+        assert pair.right.shape[0] == layer.r["default"]
+        torch.testing.assert_close(pair.left, layer.scaling["default"] * layer.lora_B["default"].weight)
+    shapes = {(pair.right.shape[0], modules[f"base_model.model.{name}"].lora_alpha["default"]) for name, pair in found.items()}
+    assert shapes == {(2, 5), (3, 5), (4, 5), (2, 16), (4, 16)}  # control: the patterns do take different modules apart
+    torch.testing.assert_close(logits(lowrank.attach(tiny_model.model, found), ids), logits(theirs, ids), atol=1e-5, rtol=1e-5)
+
+
+def test_rslora_scales_each_module_by_its_own_rank(ranks, tmp_path):
+    lowrank.save_adapter(ranks, tmp_path / "ranks", {})
+    change(tmp_path / "ranks", use_rslora=True)
+    found = lowrank.load_adapter(tmp_path / "ranks")
+    for name, pair in ranks.items():
+        torch.testing.assert_close(found[name].left, math.sqrt(pair.right.shape[0]) * pair.left)
+
+
+class Twins(torch.nn.Module):
+    """One linear layer whose name is the end of another's, and which differ in rank when adapted."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.twin = torch.nn.Linear(6, 5, bias=False)
+            self.inner = torch.nn.ModuleDict({"twin": torch.nn.Linear(6, 5, bias=False)})
+
+    def forward(self, x):
+        return self.twin(x) + 10 * self.inner["twin"](x)
+
+    def prepare_inputs_for_generation(self):  # what PEFT expects of a causal language model
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("named", [("twin",), ("inner.twin",), ("twin", "inner.twin"), ("inner.twin", "twin")])
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_a_name_that_is_the_end_of_another_does_not_catch_it(named, tmp_path):
+    adapter = {n: LowRank(gaussian(5, r, seed=r), gaussian(r, 6, seed=9 + r)) for r, n in enumerate(named, start=1)}
+    x, model = gaussian(3, 6, seed=5), Twins()
+    expected = sum(weight * (x @ adapter[n].dense().T) for n, weight in (("twin", 1), ("inner.twin", 10)) if n in adapter)
+    bare, ours = model(x).detach(), lowrank.attach(model, adapter)
+    assert {n for n, m in ours.named_modules() if hasattr(m, "lora_A")} == {f"base_model.model.{n}" for n in named}
+    torch.testing.assert_close(ours.get_base_model()(x), bare + expected)
+    lowrank.save_adapter(adapter, tmp_path / "twins", {})
+    theirs = PeftModel.from_pretrained(Twins(), tmp_path / "twins").get_base_model()
+    torch.testing.assert_close(theirs(x), bare + expected)
+    assert same(adapter, lowrank.load_adapter(tmp_path / "twins"))
+
+
 # ---------------------------------------------------------------- on a model
+
+
+def test_exchanging_gives_what_a_fresh_model_gives_and_comes_back(tiny, tiny_model, adapter, ids):
+    other = {name: LowRank(-0.5 * pair.left, pair.right.flip(0)) for name, pair in adapter.items()}
+    fresh = logits(lowrank.attach(models.load(tiny, "fp32").model, other), ids)
+    model = lowrank.attach(tiny_model.model, adapter)
+    before = logits(model, ids)
+    lowrank.exchange_(model, other)
+    assert torch.equal(logits(model, ids), fresh)
+    assert not torch.equal(fresh, before)
+    lowrank.exchange_(model, adapter)
+    assert torch.equal(logits(model, ids), before)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_exchanging_in_bf16_rounds_as_attaching_does(tiny, adapter, ids):
+    other = {name: pair.scaled(-0.3) for name, pair in adapter.items()}
+    fresh = logits(lowrank.attach(models.load(tiny).model, other), ids)
+    model = lowrank.attach(models.load(tiny).model, adapter)
+    lowrank.exchange_(model, other)
+    assert torch.equal(logits(model, ids), fresh)
+
+
+EXCHANGES = {
+    "a module less": (lambda a: {n: p for n, p in a.items() if n != LAST}, LAST),
+    "another module": (lambda a: {**a, "model.layers.9.mlp.up_proj": a[LAST]}, "model.layers.9.mlp.up_proj"),
+    "another rank": (lambda a: {**a, LAST: LowRank(a[LAST].left[:, :2], a[LAST].right[:2])}, LAST),
+    "nothing": (lambda a: {}, "model.layers.0.mlp.down_proj"),
+}
+
+
+@pytest.mark.parametrize("case", EXCHANGES)
+def test_other_modules_or_ranks_are_not_exchanged(tiny_model, adapter, ids, case):
+    build, first = EXCHANGES[case]
+    model = lowrank.attach(tiny_model.model, adapter)
+    before = logits(model, ids)
+    with refused(NOT_COMPARABLE, f"'{first}'", "fresh model"):
+        lowrank.exchange_(model, build({name: pair.scaled(2.0) for name, pair in adapter.items()}))
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_a_model_without_adapter_has_nothing_to_exchange(tiny_model, adapter):
+    with refused(NOT_COMPARABLE, "the attached one none"):
+        lowrank.exchange_(tiny_model.model, adapter)
 
 
 def test_attached_and_merged_agree(tiny, tiny_model, adapter, ids):
@@ -174,8 +334,6 @@ def test_an_adapter_for_a_module_that_is_not_linear_is_refused(tiny_model, name)
 OPTIONS = {
     "use_dora": True,
     "bias": "all",
-    "rank_pattern": {"q_proj": 2},
-    "alpha_pattern": {"q_proj": 2},
     "modules_to_save": ["lm_head"],
     "lora_bias": True,
     "fan_in_fan_out": True,
@@ -233,7 +391,13 @@ def test_a_pickle_or_a_missing_file_is_refused(folder):
         lowrank.load_adapter(folder)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"r": 4}', '{"r": 0, "lora_alpha": 4}', '{"r": -4, "lora_alpha": "x"}'])
+PATTERN = '{"r": 4, "lora_alpha": 4, "rank_pattern": {"%s": %s}}'
+CONTENTS = [None, "{", "[]", '{"r": 4}', '{"r": 0, "lora_alpha": 4}', '{"r": -4, "lora_alpha": "x"}',
+            '{"r": 4, "lora_alpha": NaN}', PATTERN % ("q_proj", 0), PATTERN % ("q_proj", '"x"'),
+            PATTERN % ("q_proj(", 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_an_unreadable_config_is_refused(folder, content):
     (folder / "adapter_config.json").unlink()
     if content is not None:

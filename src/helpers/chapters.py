@@ -20,7 +20,17 @@ from helpers.errors import StudyError
 from helpers.parameters import LIMITS, Limit, nearest, read_notebook, source
 
 # What a chapter needs, by number; a chapter that is not listed needs all earlier ones.
-CHAPTERS: dict[str, tuple[str, ...]] = {"01": (), "02": ("01",), "03": ("01", "02"), "04": ("01",)}
+CHAPTERS: dict[str, tuple[str, ...]] = {
+    "01": (),
+    "02": ("01",),
+    "03": ("01", "02"),
+    "04": ("01",),
+    "05": ("01", "02", "03", "04"),
+    "06": ("01", "02", "03", "04", "05"),
+    "07": ("01", "02", "03", "04", "05"),
+    "08": ("01", "03", "04", "07"),
+    "09": ("01", "04"),
+}
 
 # Chapters that also read what the same chapter of lower seeds wrote, where it is there.
 READS_EARLIER_SEEDS = frozenset({"06"})
@@ -31,6 +41,9 @@ REGISTRIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "quantizers": ("quantizers", "QUANTIZERS", ()),
     "controls": ("quantization", "CONTROLS", ()),
     "probes": ("probes", "PROBES", ()),
+    "scores": ("neurons", "NEURON_SCORES", ()),
+    "disturbed": ("quantizers", "QUANTIZERS", ()),
+    "hybrids": ("hybrid", "FORMATS", ()),
 }
 # Parameters whose values are read by a function of a helper module, which refuses what it cannot read.
 PARSERS: dict[str, tuple[str, str]] = {
@@ -38,6 +51,12 @@ PARSERS: dict[str, tuple[str, str]] = {
     "servings": ("updates", "parse_serving"),
     "monitor_tasks": ("tasks", "known"),
     "attention": ("readings", "parse_attention"),
+    "projected": ("updates", "parse"),
+    "salora": ("updates", "parse"),
+    "restorations": ("restorations", "parse"),
+    "measured": ("restorations", "parse"),
+    "restoration": ("restorations", "parse"),
+    "sources": ("restorations", "parse_source"),
 }
 PACKAGE = Path(__file__).parent
 

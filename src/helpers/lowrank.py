@@ -1,8 +1,9 @@
-"""Adapters as low-rank factors: their norms and their way in and out of PEFT's file format. No d x d matrix is formed."""
+"""Adapters as low-rank factors: norms, angles and their way in and out of PEFT's file format. No d x d matrix is formed."""
 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 
 # options of PEFT after which an update is more, or other, than scale * B @ A of the modules that it names
 NOT_PLAIN = (
-    "use_dora", "bias", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "layer_replication",
-    "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
-    "kasa_config", "velora_config", "monteclora_config",
+    "use_dora", "bias", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication", "trainable_token_indices",
+    "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
+    "monteclora_config",
 )  # fmt: skip
+
+
+PATTERNS = (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))  # of single modules, and the field they stand in for
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,25 @@ class LowRank:
 
     def norm(self) -> float:
         """Frobenius norm of left @ right, from two r x r products: sqrt(tr(L^T L R R^T)), accumulated in float64."""
-        left, right = self.left.double(), self.right.double()
-        return math.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).sum())))
+        return math.sqrt(max(inner(self, self), 0.0))  # in this order, which keeps NaN
+
+    def scaled(self, factor: float) -> "LowRank":
+        """The update times `factor`, which goes into the left factor; the right one is the same tensor."""
+        return LowRank(self.left * factor, self.right)
 
 
 Adapter = dict[str, LowRank]
+
+
+def inner(a: LowRank, b: LowRank) -> float:
+    """Frobenius inner product <L_a R_a, L_b R_b> = tr(L_a^T L_b R_b R_a^T): two thin products, in float64 as the terms cancel."""
+    return float(((a.left.double().T @ b.left.double()) * (a.right.double() @ b.right.double().T)).sum())
+
+
+def cosine(a: LowRank, b: LowRank) -> float:
+    """Cosine of two updates of one shape, seen as vectors; NaN where one of them is zero, since it has no direction."""
+    norms = a.norm() * b.norm()
+    return inner(a, b) / norms if norms > 0 else math.nan
 
 
 def from_peft(tensors: Mapping[str, Tensor], scale: float) -> Adapter:
@@ -68,58 +86,77 @@ def _pair(module: str, left: Tensor, right: Tensor) -> LowRank:
     return LowRank(left, right)
 
 
-def _rank(adapter: Adapter) -> int:
+def _config(adapter: Adapter) -> dict[str, object]:
+    """PEFT's description of the adapter at scale 1 (alpha = r): the commonest rank, and a pattern for each module of another.
+
+    A pattern is a regular expression that PEFT also tries behind any prefix; `^` keeps it to the one name.
+    """
     if not adapter:
         raise StudyError("adapter names no module; train it with at least one", REFUSED)
-    return next(iter(adapter.values())).right.shape[0]
+    ranks = {name: pair.right.shape[0] for name, pair in sorted(adapter.items())}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    pattern = {f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank}
+    return {"task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "rank_pattern": pattern, "alpha_pattern": pattern,
+            "lora_dropout": 0.0, "bias": "none", "target_modules": list(ranks)}  # fmt: skip
+
+
+def _peft_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    tensors = {f"base_model.model.{name}.lora_A.weight": pair.right.contiguous() for name, pair in adapter.items()}
+    return tensors | {f"base_model.model.{name}.lora_B.weight": pair.left.contiguous() for name, pair in adapter.items()}
 
 
 def save_adapter(adapter: Adapter, folder: Path, note: Mapping[str, object]) -> None:
-    """Writes the adapter in PEFT's format (scale 1, so alpha = r) with its recipe beside it."""
-    rank = _rank(adapter)
+    """Writes the adapter in PEFT's format (scale 1, so alpha = r in every module) with its recipe beside it."""
+    config = {"peft_type": "LORA", **_config(adapter), "base_model_name_or_path": ""}
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
-              "target_modules": sorted(adapter), "base_model_name_or_path": ""}  # fmt: skip
-    tensors = {}
-    for name, pair in adapter.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = pair.right.contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = pair.left.contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(_peft_tensors(adapter), folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "recipe.json").write_text(json.dumps(note, indent=1, default=str), encoding="utf-8")
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """The adapter of a PEFT folder; forms that are not plain LoRA are refused by name."""
+    """The adapter of a PEFT folder, each module with its own scale; forms that are not plain LoRA are refused by name."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise StudyError(
             f"{folder.name} has no adapter_model.safetensors; save the adapter with save_pretrained(safe_serialization=True)",
             REFUSED,
         )
-    rank, scale = _rank_and_scale(folder)
+    config = _read_config(folder)
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
     except SafetensorError as error:
         raise StudyError(
             f"{folder.name}/adapter_model.safetensors is not safetensors ({error}); save the adapter again", REFUSED
         ) from error
-    adapter = from_peft({name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}, scale)
-    other = [name for name, pair in adapter.items() if pair.right.shape[0] != rank]
-    if other:  # its scale alpha / r would be wrong
+    adapter = from_peft({name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}, 1.0)
+    return {name: pair.scaled(_scale(folder, config, name, pair)) for name, pair in adapter.items()}
+
+
+def _scale(folder: Path, config: Mapping, name: str, pair: LowRank) -> float:
+    rank, alpha = (_of_module(config, pattern, field, name) for pattern, field in PATTERNS)
+    if pair.right.shape[0] != rank:  # its scale alpha / r would be wrong
         raise StudyError(
-            f"{folder.name}: {other[0]!r} has rank {adapter[other[0]].right.shape[0]}, its config says {rank}; save it again",
-            REFUSED,
+            f"{folder.name}: {name!r} has rank {pair.right.shape[0]}, its config says {rank:g}; save it again", REFUSED
         )
-    return adapter
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _rank_and_scale(folder: Path) -> tuple[int, float]:
+def _of_module(config: Mapping, pattern: str, field: str, name: str) -> float:
+    """The rank or alpha that PEFT would give this module: its first matching pattern's, else the common one."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = config.get(pattern) or {}
+    return float(patterns.get(get_pattern_key(patterns, name), config[field]))
+
+
+def _read_config(folder: Path) -> dict:
+    """The adapter's config, whose fields and patterns have been read once, so that they can be relied on."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = config.get("peft_type", "LORA")
-        rank, alpha = (1, 1) if kind != "LORA" else (int(config["r"]), float(config["lora_alpha"]))
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        if kind == "LORA":
+            _check_numbers(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise StudyError(
             f"{folder.name} has no readable adapter_config.json with r and lora_alpha; save the adapter again", REFUSED
         ) from error
@@ -128,7 +165,16 @@ def _rank_and_scale(folder: Path) -> tuple[int, float]:
     for option in NOT_PLAIN:
         if config.get(option) not in (None, False, "none", {}, []):
             raise StudyError(f"{folder.name} uses {option}={config[option]!r}, which is not supported; merge it first", REFUSED)
-    return rank, scale
+    return config
+
+
+def _check_numbers(config: Mapping) -> None:
+    for pattern, field in PATTERNS:
+        found = {"": config[field], **(config.get(pattern) or {})}
+        for key, value in found.items():
+            re.compile(key)
+            if not math.isfinite(float(value)) or (field == "r" and float(value) < 1):
+                raise ValueError(f"{field} {value}")
 
 
 def check_fits(adapter: Adapter, model: nn.Module) -> None:
@@ -151,14 +197,37 @@ def attach(model: nn.Module, adapter: Adapter) -> nn.Module:
     """The model with the adapter beside its weights (through PEFT), adapters in the model's own precision; changes `model`."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
+    config = _config(adapter)
     check_fits(adapter, model)
-    rank = _rank(adapter)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(adapter), lora_dropout=0.0, task_type="CAUSAL_LM")
-    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
-    tensors = {f"base_model.model.{name}.lora_A.weight": pair.right for name, pair in adapter.items()}
-    tensors |= {f"base_model.model.{name}.lora_B.weight": pair.left for name, pair in adapter.items()}
-    set_peft_model_state_dict(wrapped, tensors)
+    # a regular expression, as PEFT would take a list's names for the ends of longer ones too
+    config["target_modules"] = "|".join(re.escape(name) for name in adapter)
+    wrapped = get_peft_model(model, LoraConfig(**config), autocast_adapter_dtype=False)
+    set_peft_model_state_dict(wrapped, _peft_tensors(adapter))
     return wrapped.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def exchange_(wrapped: nn.Module, adapter: Adapter) -> None:
+    """Writes other factors of the same modules and ranks into a model that `attach` returned, so that a curve over many
+    adapters needs one model; where they differ nothing is written and StudyError names the first module.
+    """
+    slots = {
+        name.removeprefix("base_model.model."): (module.lora_B["default"].weight, module.lora_A["default"].weight)
+        for name, module in wrapped.named_modules()
+        if "default" in getattr(module, "lora_A", {})
+    }
+    for name in sorted(slots.keys() | adapter.keys()):
+        ours = [tuple(factor.shape) for factor in slots.get(name, ())]
+        theirs = [tuple(adapter[name].left.shape), tuple(adapter[name].right.shape)] if name in adapter else []
+        if ours != theirs:
+            raise StudyError(
+                f"adapter has factors {theirs or 'none'} for {name!r}, the attached one {ours or 'none'}; attach it to a fresh"
+                " model",
+                NOT_COMPARABLE,
+            )
+    for name, (left, right) in slots.items():
+        left.copy_(adapter[name].left)
+        right.copy_(adapter[name].right)
 
 
 @torch.no_grad()

@@ -33,6 +33,8 @@ OWN: dict[str, tuple[str, ...]] = {  # the columns of each table between the key
     "staleness": ("task", "probe", "layer", "depth"),
     "interaction": ("task", "probe", "layer"),
     "triage": ("predictor", "split", "budget"),
+    "projection": ("module", "layers_changed", "measured_on"),
+    "neurons": ("score", "fraction", "layer", "measured_on"),
 }
 NUMERIC = {
     "seed": int,
@@ -40,6 +42,8 @@ NUMERIC = {
     "layer": int,
     "depth": float,
     "budget": float,
+    "layers_changed": int,
+    "fraction": float,
     "value": float,
     "low": float,
     "high": float,

@@ -1,17 +1,22 @@
-"""Alignment matrices V = W_aligned - W_base, module by module from the two checkpoints' safetensors: their size and spectrum."""
+"""What an alignment matrix V is made of, exact where that is cheap, else randomized with its error; and angles of subspaces."""
 
-import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.pairs import Change, Pair, checkpoint
 from helpers.quantizers import linear_names
+
+SMALL = 1024  # the largest smaller side whose Gram matrix is formed for leading directions and norms
+OVERSAMPLED, POWERS = 16, 2  # of the randomized decomposition: columns beyond k, and power steps
+PROBES = 32  # of Hutchinson's estimate
+LOST = 1e-6  # singular values below this share of the largest are rounding of float32, and have no direction
 
 
 @dataclass(frozen=True)
@@ -42,72 +47,17 @@ class Spectrum:
         return float(squares[:k].sum() / squares.sum().clamp_min(1e-300))
 
 
-def shards(folder: Path) -> dict[str, Path]:
-    """Which safetensors file of a checkpoint holds each tensor; a shard that is missing or lies elsewhere is refused."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            owners = {name: folder / file for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StudyError(f"{folder.name}/{index.name} is not a shard index; fetch the whole model again", REFUSED) from error
-        for path in set(owners.values()):
-            if path.parent != folder or not path.is_file():
-                raise StudyError(
-                    f"{folder.name}: shard {path.name!r} is missing or outside the folder; fetch the whole model again", REFUSED
-                )
-        return owners
-    owners = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                owners |= dict.fromkeys(file.keys(), path)
-        except (SafetensorError, OSError) as error:
-            raise StudyError(
-                f"{folder.name}/{path.name} cannot be read ({error}); fetch the whole model again", REFUSED
-            ) from error
-    return owners
-
-
-def alignment_matrices(base: Path, aligned: Path, modules: Sequence[str]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, base weight and V (float32) of each module, read one at a time: memory does not grow with the model."""
-    first, second = shards(base), shards(aligned)
-    for module in modules:
-        name = f"{module}.weight"
-        if name not in first or name not in second:
-            raise StudyError(
-                f"module {module!r} is not in both checkpoints; base and aligned must be one architecture", NOT_COMPARABLE
-            )
-        weight, tuned = _tensor(first[name], name), _tensor(second[name], name)
-        if weight.shape != tuned.shape:
-            raise StudyError(
-                f"module {module!r} has shapes {tuple(weight.shape)} and {tuple(tuned.shape)}; give a pair of one architecture",
-                NOT_COMPARABLE,
-            )
-        yield module, weight, tuned - weight
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name).float()
-    except (SafetensorError, OSError) as error:  # torn, or without the tensor that the index promises
-        raise StudyError(
-            f"{path.parent.name}/{path.name} cannot give {name!r} ({error}); fetch the whole model again", REFUSED
-        ) from error
-
-
-def spectrum(module: str, weight: Tensor, change: Tensor) -> Spectrum:
-    """Singular values of V by the eigenvalues of its smaller Gram matrix in float64 (below 1e-8 of the largest: noise)."""
-    wide = change.double() if change.shape[0] <= change.shape[1] else change.double().T
-    values = torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0).sqrt().flip(0)
-    return Spectrum(module, float(weight.double().norm()), values.float(), change.numel())
+def spectrum(module: str, weight: Float[Tensor, "d_out d_in"], change: Float[Tensor, "d_out d_in"]) -> Spectrum:
+    """The spectrum of one dense V beside its base weight."""
+    return Spectrum(module, float(weight.double().norm()), _values(change).float(), change.numel())
 
 
 def spectra(base: Path, aligned: Path, modules: Sequence[str], progress=None) -> list[Spectrum]:
-    """The spectrum of every named module's alignment matrix."""
-    found = []
-    for module, weight, change in alignment_matrices(base, aligned, modules):
-        found.append(spectrum(module, weight, change))
+    """The spectrum of every named module's alignment matrix, read one at a time: memory does not grow with the model."""
+    pair, found = Pair(checkpoint(base), checkpoint(aligned), tuple(modules)), []
+    for module in modules:
+        change = pair.change(module)
+        found.append(spectrum(module, change.base, change.dense()))
         if progress:
             progress(module)
     return found
@@ -123,3 +73,176 @@ def at_depths(model: nn.Module, depths: int) -> list[str]:
 
 def _block(name: str) -> int:
     return int(next(part for part in name.split(".") if part.isdigit()))
+
+
+# --- singular values and leading directions
+
+
+def singular_values(change: Change) -> Float[Tensor, " rank"]:
+    """All singular values of V, largest first, by its smaller Gram matrix in float64; below 1e-8 of the largest: noise."""
+    return _values(change.dense())
+
+
+def _values(dense: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(_gram(dense.double())).clamp_min(0).sqrt().flip(0)
+
+
+def _gram(dense: Tensor) -> Tensor:
+    return dense @ dense.T if dense.shape[0] <= dense.shape[1] else dense.T @ dense
+
+
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """The k leading left singular vectors U of V (orthonormal columns), their values S, and a bound on what is missing.
+
+    `error` is ||V Z - U S||_2 for the right vectors Z = V^T U / S, plus float32 rounding: by Weyl's inequality (Stewart & Sun
+    1990, IV.4) k singular values of V lie within it of S; S is never above the true values. The sine of the largest angle to
+    the true subspace is at most `error` / (S_k - sigma_{k+1}) (Wedin 1972): without a gap, as in noise, directions are loose.
+    """
+
+    vectors: Float[Tensor, "d_out k"]
+    values: Float[Tensor, " k"]
+    error: float
+
+
+def leading(change: Change, k: int, seed: int = 0) -> Leading:
+    """The k leading left singular vectors of V: exact where its smaller side is at most 1024, else randomized.
+
+    Randomized: Halko, Martinsson & Tropp (2011), algorithms 4.4 and 5.1 with 16 more columns and two power steps, in which
+    V is only met in thin products. k beyond the size of V, or beyond its numerical rank, is refused.
+    """
+    size = min(change.shape)
+    if not 1 <= k <= size:
+        raise StudyError(f"k {k} is beyond the {size} singular values of {change.module!r}; use 1 to {size}")
+    vectors, values = _exact(change.dense().double()) if size <= SMALL else _randomized(change, k, seed)
+    if len(values) < k:
+        raise StudyError(f"k {k} is beyond the rank {len(values)} of V at {change.module!r}; use a smaller k", NOT_COMPARABLE)
+    vectors, values = vectors[:, :k].float().contiguous(), values[:k].float()
+    return Leading(vectors, values, _residual(change, vectors, values) + LOST * float(values[0]))
+
+
+def _exact(dense: Float[Tensor, "d_out d_in"]) -> tuple[Tensor, Tensor]:
+    """All left singular vectors that have a direction, and their values, by the smaller Gram matrix in float64."""
+    vectors, values = _resolved(_gram(dense))
+    if dense.shape[0] > dense.shape[1]:  # right vectors Z: V Z = U S, made orthonormal again where small values blur it
+        vectors = _frame(dense @ vectors / values)
+    return vectors, values
+
+
+def _resolved(gram: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
+    """Eigenvectors, and roots of the eigenvalues, largest first; without those that are rounding."""
+    squares, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram))
+    values = squares.clamp_min(0).sqrt()
+    rank = int((values > LOST * values[0]).sum())
+    return vectors[:, :rank], values[:rank]
+
+
+def _randomized(change: Change, k: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    columns = min(k + OVERSAMPLED, *change.shape)
+    frame = _frame(change.times(torch.randn(change.shape[1], columns, generator=generator)))
+    for _ in range(POWERS):
+        frame = _frame(change.times(_frame(change.onto_inputs(frame))))
+    small = change.onto_inputs(frame).T.double()  # Q^T V "columns d_in"
+    inner, values = _resolved(_gram(small))
+    return frame.double() @ inner, values
+
+
+def _frame(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+    return torch.linalg.qr(columns)[0]
+
+
+def _residual(change: Change, vectors: Tensor, values: Tensor) -> float:
+    right = change.onto_inputs(vectors) / values
+    return float(torch.linalg.matrix_norm((change.times(right) - vectors * values).double(), 2))
+
+
+# --- the null of SafeLoRA's cosine
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its standard error, which is 0 where the value is exact."""
+
+    value: float
+    error: float
+
+
+def gram_norm(change: Change, seed: int = 0) -> Estimate:
+    """||V V^T||_F = ||V^T V||_F: exact by the smaller Gram matrix up to 1024, else estimated with 32 probes.
+
+    Hutchinson (1990): E ||V V^T z||^2 = ||V V^T||_F^2 for z of independent signs.
+    """
+    if min(change.shape) <= SMALL:
+        return Estimate(float(_gram(change.dense()).double().norm()), 0.0)
+    signs = torch.randint(0, 2, (change.shape[0], PROBES), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
+    squares = change.times(change.onto_inputs(signs)).double().square().sum(0)
+    value = float(squares.mean().sqrt())
+    return Estimate(value, float(squares.std()) / math.sqrt(PROBES) / (2 * value) if value else 0.0)
+
+
+def null_cosine(change: Change, seed: int = 0) -> float:
+    """s0 = ||V||_F^2 / (sqrt(d_out) ||V V^T||_F): the cosine of C X and X for an X that knows nothing of V.
+
+    E <C X, X> = tr(C) / d_out and E ||C X||^2 = ||C||_F^2 / d_out for X of unit norm; 0.707 for a square V of independent
+    entries. Its relative error is that of `gram_norm`. SafeLoRA's threshold is read against it. V = 0 is refused.
+    """
+    squares = change.norm() ** 2
+    if squares == 0:
+        raise StudyError(f"module {change.module!r} is the same in base and aligned (V = 0); leave it out", NOT_COMPARABLE)
+    return squares / (math.sqrt(change.shape[0]) * gram_norm(change, seed).value)
+
+
+# --- angles between subspaces
+
+
+def principal_angles(first: Float[Tensor, "d k"], second: Float[Tensor, "d m"]) -> Float[Tensor, " angles"]:
+    """Cosines of the principal angles between two column spaces, largest first (Bjorck & Golub 1973), in float64."""
+    return torch.linalg.svdvals(_frame(first.double()).T @ _frame(second.double())).clamp_max(1)
+
+
+@dataclass(frozen=True)
+class AngleNull:
+    """Mean squared cosine of the principal angles between two random subspaces: its mean, and 2.5 % and 97.5 % quantiles."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def angle_null(d: int, k: int, draws: int = 200, seed: int = 0) -> AngleNull:
+    """What k directions of d share by chance; in expectation k / d.
+
+    One space stands still, the other is the column space of a Gaussian matrix: Haar distributed (Muirhead 1982).
+    """
+    if not 1 <= k <= d:
+        raise StudyError(f"k {k} is no number of directions in {d} dimensions; use 1 to {d}")
+    generator = torch.Generator().manual_seed(seed)
+    frames = (_frame(torch.randn(d, k, generator=generator)) for _ in range(draws))
+    found = torch.stack([frame[:k].double().square().sum() / k for frame in frames])
+    return AngleNull(float(found.mean()), *found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist())
+
+
+# --- what quantization noise leaves of V
+
+
+def noise(change: Change, exact: Change) -> Change:
+    """The quantization errors e_aligned - e_base = V_q - V (or the one error of V_mixed), as a change of their own."""
+    return Change(change.module, exact.dense(), change.dense())
+
+
+def noise_edge(errors: Change) -> float:
+    """s (sqrt(d_out) + sqrt(d_in)): the largest singular value of noise with independent entries of standard deviation s.
+
+    s is their root mean square. The edge is the limit of Marchenko & Pastur (1967) and, for Gaussian entries of any size,
+    bounds the expected largest value (Gordon 1985; Davidson & Szarek 2001, theorem II.13). Singular directions of V below it
+    drown, those below s (d_out d_in)^(1/4) leave no trace (Benaych-Georges & Nadakuditi 2012). The errors of real quantizers
+    are neither independent nor of one size, and reach beyond it: put `singular_values(errors)` beside it.
+    """
+    d_out, d_in = errors.shape
+    return errors.norm() / math.sqrt(d_out * d_in) * (math.sqrt(d_out) + math.sqrt(d_in))
+
+
+def directions_above(values: Float[Tensor, " rank"], edge: float) -> int:
+    """How many singular values lie above the edge of the noise."""
+    return int((values > edge).sum())

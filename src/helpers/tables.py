@@ -7,7 +7,7 @@ import pandas as pd
 
 PERCENT = {
     *("non_refusal", "over_refusal", "coherent", "refused", "judge_failures"),
-    *("tpr_5", "fpr_5", "tpr_1", "fpr_1", "recall", "caught", "flagged"),
+    *("tpr_5", "fpr_5", "tpr_1", "fpr_1", "recall", "caught", "flagged", "alarms_changed"),
 }
 
 
@@ -17,7 +17,7 @@ def interval(metric: str, value: float, low: float, high: float) -> str:
         return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
     if metric.startswith("change_in_"):
         return f"{100 * value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
-    if metric.startswith("auroc") or metric in {"value", "interaction"}:
+    if "auroc" in metric:
         return f"{value:.2f} [{low:.2f}, {high:.2f}]"
     return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 

@@ -108,6 +108,9 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 # ---------------------------------------------------------------- what is trained
 
 
+Prepare = Callable[[LanguageModel, Recipe, Sequence[Example]], nn.Module]
+
+
 def trainable(language: LanguageModel, recipe: Recipe) -> nn.Module:
     """The model prepared for training in place: adapters added (LoRA), or the blocks' linear weights opened (full, QAT)."""
     names = quantizers.linear_names(language.model)
@@ -169,19 +172,20 @@ class Tuned:
 def tune(
     language: LanguageModel, rows: Sequence[Row], recipe: Recipe, *, stop: Callable[[nn.Module, int], bool] | None = None,
     check_every: int = 0, checkpoint: Path | None = None, save_every: float = 60.0,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[int, int, float], None] | None = None, prepare: Prepare | None = None,
 ) -> Tuned:  # fmt: skip
     """The tensors that training on `rows` by `recipe` gives; the model it was given is changed and must not be used again.
 
     `stop(model, step)` is asked every `check_every` steps and ends the training early. With `checkpoint`, a killed run goes
-    on from its last saved step and ends with the same tensors. Raises StudyError where the loss is not finite.
+    on from its last saved step and ends with the same tensors. `prepare` opens the model for a kind of training that is not
+    among KINDS, in place of `trainable`. Raises StudyError where the loss is not finite.
     """
-    if recipe.kind not in KINDS:
+    if prepare is None and recipe.kind not in KINDS:
         raise StudyError(f"unknown kind of training {recipe.kind!r}; choose one of {', '.join(KINDS)}")
     if not rows:
         raise StudyError("there are no rows to train on; give at least one")
-    model = trainable(language, recipe)
     data = examples(language.tokenizer, rows, recipe.limit)
+    model = prepare(language, recipe, data) if prepare else trainable(language, recipe)
     batches = plan([len(example.ids) for example in data], recipe.batch, recipe.epochs, recipe.seed, recipe.pool)
     if recipe.steps > len(batches):
         raise StudyError(f"steps {recipe.steps} were asked for, but the rows give {len(batches)} in all epochs; ask for fewer")

@@ -119,11 +119,37 @@ def train(
     return parts
 
 
+def train_salora(
+    parts: Parts, names: Sequence[str], rows: int, epochs: float, lr: float, rank: int, seed: int, texts: str, safety_rows: int,
+    progress: Callable[[str], Callable[[int, int, float], None]] | None = None,
+) -> Parts:  # fmt: skip
+    """The parts with every named LoRA trained once more under SaLoRA: same rows, order, rank, rate and steps.
+
+    Its safety prompts are those of the safety tuning, so that no evaluation prompt is seen.
+    """
+    safety = corpora.sample("advbench/align", safety_rows, texts, f"align-{seed}")
+    for name in names:
+        named = parse(name)
+        if named.kind != "lora":
+            raise StudyError(f"update {name!r} is no LoRA, and SaLoRA trains adapters; name one that begins with lora-")
+        data = corpora.mix(named.mix, rows, named.percent, texts, seed)
+        made = replace(recipe(named, epochs, lr, rank, rank, seed), kind=variants.SALORA)
+        bar = progress(f"{name} under SaLoRA") if progress else None
+        folder = variants.train_update(parts, data, made, named.trained_on, bar, safety)
+        parts = parts.with_update(f"{named.adapter}+{variants.SALORA}", named.trained_on, folder)
+    return parts
+
+
 def home(run: Run, name: str) -> Variant:
     """The variant in which an update is served as it was trained: attached, merged (full), or in its own bits (QAT)."""
     named = parse(name)
     serving = {"lora": "attached", "full": "merged", "qat": "merged-requantized"}[named.kind]
     return Variant(run.model, run.seed, named.trained_on, named.adapter, named.trained_on, serving)
+
+
+def under_salora(home: Variant, names: Sequence[str]) -> list[Variant]:
+    """The update trained under SaLoRA, where it is among the names."""
+    return [replace(home, restoration=variants.SALORA)] if f"{home.adapter}@{home.trained_on}" in names else []
 
 
 def served(run: Run, name: str) -> Variant:
@@ -152,10 +178,12 @@ def labels(run: Run, names: Sequence[str]) -> list[str]:
 
 
 def family(variant: Variant) -> str:
-    """The kind of change a variant is: control, before alignment, quantization, LoRA, QLoRA, full fine-tune or QAT.
+    """The kind of change a variant is: control, before alignment, quantization, LoRA, QLoRA, full fine-tune, QAT, restored.
 
     An adapter counts as QLoRA where any quantization touched it: in training, in serving, or in both.
     """
+    if variant.restoration:
+        return "restored"
     if variant.adapter == "base":
         return "before alignment"
     if variant.adapter == "identity" or (not variant.adapter and variant.precision in {"bf16", "fp32"}):

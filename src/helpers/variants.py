@@ -7,6 +7,7 @@ A `Variant` is a name for one concrete model and opens every table; `build_varia
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from helpers import lowrank, models, quantizers, training
+from helpers import lowrank, models, pairs, quantizers, restorations, salora, training
 from helpers.corpora import Row, fingerprint, sample
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel, encode
 from helpers.records import KEY, cache_path, code_hash, content_key
 
+SALORA = "salora"  # the restoration that is trained: helpers.salora
+ADAPTERS = ("lora", SALORA)  # kinds of training that leave low-rank factors behind
 CALIBRATION_TOKENS = 128
 Progress = Callable[[int, int, float], None]
 
@@ -65,7 +68,10 @@ class Update:
 
 @dataclass(frozen=True)
 class Parts:
-    """What variants are made of: the two checkpoints, calibration texts, and the folders of trained updates."""
+    """What variants are made of: the two checkpoints, calibration texts, and the folders of trained updates.
+
+    An update that was trained under a restoration stands beside the plain one as `<adapter>+<restoration>`.
+    """
 
     base: Path
     aligned: Path
@@ -111,22 +117,32 @@ def parts_of(note: Mapping[str, str], calibration_rows: int, texts: str = "embed
 
 def variant_key(parts: Parts, variant: Variant) -> str:
     """A hash of what the variant is made of: weights by content, precision, serving; not the run it is measured in."""
-    update = parts.updates.get((variant.adapter, variant.trained_on))
+    update = parts.updates.get((adapter_name(variant), variant.trained_on))
     weights = models.identity(parts.base) if variant.adapter == "base" else parts.aligned.name
-    calibration = fingerprint(parts.calibration) if variant.precision.startswith("gptq") else ""
+    calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
+    restored = (code_hash("restorations", "pairs", "subspaces"), models.identity(parts.base), variant.seed)
     return content_key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
                        serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
-                       calibration=calibration)  # fmt: skip
+                       calibration=calibration, restored=restored if variant.restoration else ())  # fmt: skip
+
+
+def adapter_name(variant: Variant) -> str:
+    """The name under which the variant's update is kept: its own, or that of the one trained under the restoration."""
+    return f"{variant.adapter}+{variant.restoration}" if variant.restoration == SALORA else variant.adapter
 
 
 # ---------------------------------------------------------------- updates: trained once, kept by content
 
 
-def update_folder(parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str) -> Path:
+def update_folder(
+    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row] = ()
+) -> Path:
     """The address of an update: its content key covers the aligned weights, the rows, the recipe and the training code."""
     calibration = fingerprint(parts.calibration) if trained_on.startswith("gptq") else ""
     made_of = {"aligned": models.identity(parts.aligned), "rows": fingerprint(rows), "recipe": asdict(recipe)}
     code = code_hash("training", "quantizers", "models")
+    if recipe.kind == SALORA:
+        made_of |= {"safety": fingerprint(safety), "salora": code_hash("salora")}
     key = content_key(
         **made_of, trained_on=trained_on, calibration=calibration, threads=torch.get_num_threads(), device=parts.device, code=code
     )
@@ -134,31 +150,37 @@ def update_folder(parts: Parts, rows: Sequence[Row], recipe: training.Recipe, tr
 
 
 def train_update(
-    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, progress: Progress | None = None
-) -> Path:
+    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, progress: Progress | None = None,
+    safety: Sequence[Row] = (),
+) -> Path:  # fmt: skip
     """The folder of the update that `recipe` makes of `rows` on the aligned model at precision `trained_on`; trained if absent.
 
     QLoRA is LoRA on the quantized model. Its frozen weights are dequantized once: the gradients are the same ones that
-    4-bit modules give (tested), and each step is faster.
+    4-bit modules give (tested), and each step is faster. SaLoRA also reads `safety` prompts before it starts.
     """
     if recipe.kind == "full" and trained_on != "bf16":
         raise StudyError(
             f"kind 'full' trains the unquantized weights, but trained_on is {trained_on!r}; use trained_on=bf16 or kind=lora"
         )
-    folder = update_folder(parts, rows, recipe, trained_on)
+    folder = update_folder(parts, rows, recipe, trained_on, safety)
     if folder.is_dir():
         return folder
-    language = models.load(parts.aligned, "bf16" if recipe.kind == "lora" else "fp32", parts.device)
-    if recipe.kind == "lora":
+    language = models.load(parts.aligned, "bf16" if recipe.kind in ADAPTERS else "fp32", parts.device)
+    if recipe.kind in ADAPTERS:
         quantize_(language, trained_on, parts)
-    tuned = training.tune(language, rows, recipe, checkpoint=folder.with_suffix(".checkpoint.safetensors"), progress=progress)
+    state = folder.with_suffix(".checkpoint.safetensors")
+    if recipe.kind == SALORA:
+        tuned = salora.tune(language, rows, recipe, safety, checkpoint=state, progress=progress)
+    else:
+        tuned = training.tune(language, rows, recipe, checkpoint=state, progress=progress)
     return models.atomic_folder(folder, lambda temporary: _save_update(temporary, tuned, recipe, trained_on))
 
 
 def _save_update(folder: Path, tuned: training.Tuned, recipe: training.Recipe, trained_on: str) -> None:
     note = {"recipe": asdict(recipe), "trained_on": trained_on, "losses": tuned.losses, "rows_cut": tuned.cut}
-    if recipe.kind == "lora":
-        lowrank.save_adapter(lowrank.from_peft(tuned.tensors, recipe.alpha / recipe.rank), folder, note)
+    if recipe.kind in ADAPTERS:
+        scale = recipe.alpha / recipe.rank if recipe.kind == "lora" else 1.0
+        lowrank.save_adapter(lowrank.from_peft(tuned.tensors, scale), folder, note)
     else:
         save_file(tuned.tensors, folder / "weights.safetensors")
         (folder / "recipe.json").write_text(training.as_json(note), encoding="utf-8")
@@ -199,6 +221,13 @@ def quantize_(language: LanguageModel, precision: str, parts: Parts) -> None:
 
 
 def _gptq_(language: LanguageModel, precision: str, parts: Parts) -> None:
+    with torch.no_grad():
+        for name, weight in load_file(_gptq_file(language, precision, parts)).items():
+            language.model.get_submodule(name).weight.copy_(weight)
+
+
+def _gptq_file(language: LanguageModel, precision: str, parts: Parts) -> Path:
+    """The file of the model's weights after GPTQ, by module name; made where it is not there."""
     weights = {name: language.model.get_submodule(name).weight for name in quantizers.linear_names(language.model)}
     path = _gptq_path(weights, precision, parts)
     if not path.is_file():
@@ -208,9 +237,7 @@ def _gptq_(language: LanguageModel, precision: str, parts: Parts) -> None:
         note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
         tensors = {name: stored.dequantize() for name, stored in done.items()}
         models.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
-    with torch.no_grad():
-        for name, weight in load_file(path).items():
-            weights[name].copy_(weight)
+    return path
 
 
 def _gptq_path(weights: Mapping[str, Tensor], precision: str, parts: Parts) -> Path:
@@ -240,6 +267,71 @@ def weight_quality(parts: Parts, precision: str) -> dict[str, tuple[float, float
 
 def _distance(weight: Tensor, other: Tensor) -> float:
     return float((weight.double() - other.double()).norm() / weight.double().norm())
+
+
+# ---------------------------------------------------------------- restoration
+
+
+def alignment_pair(parts: Parts, source: str, modules: Sequence[str]) -> pairs.Pair:
+    """The pair whose difference V a restoration reads, for the named modules.
+
+    source: "" (both checkpoints as they are), `<precision>-mixed` (the aligned one after quantizing and dequantizing, the base
+    as it is) or `<precision>-both` (both after it). The same pair comes again, so that what was computed of it is found.
+    """
+    return _pair(parts.base, parts.aligned, parts.calibration, parts.device, source, tuple(modules))
+
+
+@lru_cache(64)
+def _pair(base: Path, aligned: Path, calibration: tuple[str, ...], device: str, source: str, modules: tuple[str, ...]):
+    parts, (precision, _, sides) = Parts(base, aligned, calibration, device=device), source.rpartition("-")
+    weights = (
+        _dequantized(parts, folder, precision) if sides in quantized else pairs.checkpoint(folder)
+        for folder, quantized in ((base, {"both"}), (aligned, {"both", "mixed"}))
+    )
+    return pairs.Pair(*weights, modules)
+
+
+def _dequantized(parts: Parts, folder: Path, precision: str) -> pairs.Weights:
+    if not precision.startswith("gptq"):
+        return pairs.quantized(pairs.checkpoint(folder), precision)
+    return pairs.stored(_gptq_file(models.load(folder, on=parts.device), precision, parts))
+
+
+def prepared(parts: Parts, variant: Variant, restoration: str) -> restorations.Prepared:
+    """The restoration of the variant's update, all modules at once, of which `.at(strength)` takes a share."""
+    update = load_update(_folder(parts, variant))
+    changes = update.adapter
+    if changes is None:  # whole weights: what they moved away from the aligned model
+        before = pairs.checkpoint(parts.aligned)
+        modules = {name.removesuffix(".weight"): after for name, after in update.weights.items()}
+        changes = {module: after - before(module).float() for module, after in modules.items()}
+    pair = alignment_pair(parts, restorations.parse(restoration).source, tuple(changes))
+    return restorations.prepare(changes, pair, restoration, variant.seed)
+
+
+def _restored(parts: Parts, variant: Variant) -> Update:
+    if variant.strength is None:
+        raise StudyError(f"restoration {variant.restoration!r} has no strength; give the share of modules that it changes")
+    changes = prepared(parts, variant, variant.restoration).at(variant.strength).update
+    if all(isinstance(change, lowrank.LowRank) for change in changes.values()):
+        return Update(adapter=changes)
+    before = pairs.checkpoint(parts.aligned)
+    return Update(weights={f"{module}.weight": before(module).float() + change for module, change in changes.items()})
+
+
+def _folder(parts: Parts, variant: Variant) -> Path:
+    name = adapter_name(variant)
+    if (name, variant.trained_on) not in parts.updates:
+        raise StudyError(
+            f"no update {name!r} trained on {variant.trained_on!r}; run chapter 03_finetuning with it", NOT_COMPARABLE
+        )
+    return parts.updates[name, variant.trained_on]
+
+
+def _update(parts: Parts, variant: Variant) -> Update:
+    folder = _folder(parts, variant)
+    plain = variant.restoration in {"", SALORA}  # what was trained under a restoration needs no other
+    return load_update(folder) if plain else _restored(parts, variant)
 
 
 # ---------------------------------------------------------------- serving
@@ -296,8 +388,8 @@ SERVINGS: dict[str, Callable[[LanguageModel, Update, str, Parts], nn.Module]] = 
 
 def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     """The model that a variant names, ready to be measured; nothing that `parts` points to is changed."""
-    if variant.restoration:
-        raise StudyError(f"restoration {variant.restoration!r} is not known: restorations are planned; leave it empty")
+    if variant.restoration and variant.adapter in {"", "base", "identity"}:
+        raise StudyError(f"restoration {variant.restoration!r} needs an update to restore; name its adapter and trained_on")
     dtype = "fp32" if variant.precision == "fp32" else "bf16"
     language = models.load(parts.base if variant.adapter == "base" else parts.aligned, dtype, parts.device)
     if variant.adapter == "identity":
@@ -307,12 +399,7 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
         return language
     if variant.serving not in SERVINGS:
         raise StudyError(f"unknown serving {variant.serving!r}; choose one of {', '.join(SERVINGS)}")
-    if (variant.adapter, variant.trained_on) not in parts.updates:
-        raise StudyError(
-            f"no update {variant.adapter!r} trained on {variant.trained_on!r}; run chapter 03_finetuning with it", NOT_COMPARABLE
-        )
-    update = load_update(parts.updates[variant.adapter, variant.trained_on])
-    return replace(language, model=SERVINGS[variant.serving](language, update, variant.precision, parts))
+    return replace(language, model=SERVINGS[variant.serving](language, _update(parts, variant), variant.precision, parts))
 
 
 def _saved_and_loaded(language: LanguageModel, dtype: str, parts: Parts) -> LanguageModel:

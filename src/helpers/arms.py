@@ -1,0 +1,222 @@
+"""Equal numbers of neurons, picked by each score: silenced, patched into the base model, kept in high precision (chapter 09)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from helpers import behaviour, corpora, generation, hybrid, judges, lesions, measurements, models, neurons, records, sketches
+from helpers.corpora import Row
+from helpers.judges import JudgeSettings
+from helpers.models import LanguageModel
+from helpers.sketches import Sketch
+from helpers.statistics import Estimate, mean_interval, rate_interval
+from helpers.training import Example, examples
+from helpers.variants import Parts, Variant, build_variant, variant_key
+
+OWN = [*records.OWN["neurons"], *records.VALUES]
+CODE = ("arms", "neurons", "lesions", "hybrid")
+LIMIT = 320  # tokens of a prompt with its reply
+ALL_LAYERS = 0  # in the column `layer`, which counts from 1
+Scores = Mapping[str, Float[Tensor, "layer neuron"]]
+Mask = Bool[Tensor, "layer neuron"]
+
+
+def scores(parts: Parts, names: Sequence[str], n_rows: int, new_tokens: int, seed: int, origin: str) -> dict[str, Tensor]:
+    """Every named score of each MLP neuron, from prompts of the safety tuning and benign instructions of the tuning split.
+
+    Computed once, then read from the cache: scores are numbers alone.
+    """
+    key = records.content_key(aligned=parts.aligned.name, base=models.identity(parts.base), names=list(names), rows=n_rows,
+                              tokens=new_tokens, seed=seed, origin=origin, device=parts.device,
+                              code=records.code_hash("neurons", "generation", "models"))  # fmt: skip
+
+    def make() -> pd.DataFrame:
+        harmful = [row.prompt for row in corpora.sample("advbench/align", n_rows, origin, f"align-{seed}")]
+        benign = corpora.sample("instructions/tune", n_rows, origin)
+        aligned, base = (models.load(folder, on=parts.device) for folder in (parts.aligned, parts.base))
+        found = neurons.scores(neurons.evidence(aligned, base, harmful, benign, new_tokens, seed), names)
+        return pd.concat([_long(name, values) for name, values in found.items()], ignore_index=True)
+
+    table = records.cached_table("neurons", key, make)
+    return {name: torch.tensor(_square(table[table["score"] == name])) for name in names}
+
+
+def _long(name: str, values: Tensor) -> pd.DataFrame:
+    layers, width = values.shape
+    return pd.DataFrame({"score": name, "layer": np.repeat(np.arange(layers), width), "value": values.double().flatten().numpy()})
+
+
+def _square(table: pd.DataFrame) -> np.ndarray:
+    return table["value"].to_numpy().reshape(table["layer"].nunique(), -1)
+
+
+def picks(found: Scores, fractions: Sequence[float]) -> Iterator[tuple[str, float, Mask]]:
+    """Score, fraction and mask of every arm; at each fraction all arms hold the same number of neurons."""
+    for fraction in fractions:
+        masks = {name: neurons.top(values, fraction) for name, values in found.items()}
+        hybrid.equal_budget(masks)
+        yield from ((name, fraction, mask) for name, mask in masks.items())
+
+
+def layer_rows(found: Scores, fraction: float, aligned: Variant) -> pd.DataFrame:
+    """Rows of the table `neurons`: which share of each layer's neurons a score picks at a fraction of all (layers from 1)."""
+    rows = []
+    for name, values in found.items():
+        mask = neurons.top(values, fraction).numpy()
+        for layer, picked in enumerate(mask, 1):
+            e = rate_interval(picked)
+            rows.append((name, fraction, layer, "", "picked", e.value, e.low, e.high, e.n))
+    return measurements.keyed(aligned, pd.DataFrame(rows, columns=OWN))
+
+
+def _rows(variant: Variant, name: str, fraction: float, table: pd.DataFrame) -> pd.DataFrame:
+    return measurements.keyed(variant, table.assign(score=name, fraction=fraction, layer=ALL_LAYERS)[OWN])
+
+
+def _fingerprint(mask: Mask) -> str:
+    return records.content_key(shape=list(mask.shape), chosen=mask.flatten().nonzero().flatten().tolist())
+
+
+# ---------------------------------------------------------------- silenced, and patched into the base model
+
+
+def silenced(
+    parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], plan: Sketch,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table `neurons`: the aligned model with the picked neurons' activations set to zero (serving `ablated`)."""
+    build = cache(lambda: build_variant(parts, aligned))
+    before = sketches.take(variant_key(parts, aligned), plan, build, parts.device)
+    rows = [_rows(aligned, "none", 0.0, sketches.rows(plan, before, before))]
+    for name, fraction, mask in picks(found, fractions):
+        of = records.content_key(model=variant_key(parts, aligned), ablated=_fingerprint(mask), code=records.code_hash(*CODE))
+
+        def make(mask: Mask = mask) -> pd.DataFrame:
+            with lesions.ablated(build().model, mask):
+                return sketches.look(plan, build())
+
+        items = sketches.stored(of, plan, make, parts.device)
+        rows.append(_rows(replace(aligned, serving="ablated"), name, fraction, sketches.rows(plan, items, before)))
+        if progress:
+            progress(f"without {100 * fraction:g} % by {name}")
+    return pd.concat(rows, ignore_index=True)
+
+
+def patched(
+    parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], plan: Sketch,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table `neurons`: the base model with the picked neurons' activations taken from the aligned model.
+
+    Dynamic patching (Chen et al. 2024): at every token both models read the same text so far. Serving `patched`; fraction 0
+    is the base model alone.
+    """
+    load = cache(lambda: tuple(models.load(folder, on=parts.device) for folder in (parts.base, parts.aligned)))
+    harmful = next(one for one in plan.protocol.sets if one.kind == "harmful")
+    prompts, groups = [row.prompt for row in harmful.rows], [row.group for row in harmful.rows]
+    judge = judges.judge("phrases", JudgeSettings())
+    variant, rows = replace(aligned, adapter="base", serving="patched"), []
+    nothing = torch.zeros_like(next(iter(found.values())), dtype=torch.bool)
+    for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
+        of = records.content_key(base=models.identity(parts.base), aligned=parts.aligned.name, patched=_fingerprint(mask),
+                                 code=records.code_hash(*CODE))  # fmt: skip
+
+        def make(mask: Mask = mask) -> pd.DataFrame:
+            said = lesions.patched_replies(*load(), mask, prompts, plan.protocol.new_tokens)
+            return pd.DataFrame({"refused": judge(prompts, said).refused.astype(float)})
+
+        refused = sketches.stored(of, plan, make, parts.device)["refused"].to_numpy()
+        e = rate_interval(1 - refused, groups)
+        told = pd.DataFrame([(harmful.name, "non_refusal", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)
+        rows.append(_rows(variant, name, fraction, told))
+        if progress:
+            progress(f"patched {100 * fraction:g} % by {name}")
+    return pd.concat(rows, ignore_index=True)
+
+
+# ---------------------------------------------------------------- what quantization does to them, and hybrid precision
+
+
+def disturbed(
+    parts: Parts, aligned: Variant, found: Scores, fraction: float, quantizers: Sequence[str], plan: Sketch,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table `neurons`: `activation_change`, how far each format moves the picked neurons on the harmful prompts.
+
+    Root mean square of the change over that of the activations, one value a prompt, and the mean of these with its interval.
+    """
+    masks = {name: neurons.top(values, fraction) for name, values in found.items()}
+    harmful, rows = next(one for one in plan.protocol.sets if one.kind == "harmful"), []
+    plain = cache(lambda: build_variant(parts, aligned))
+    texts = cache(lambda: _answered(plain(), harmful.rows, plan.protocol.new_tokens))
+    for quantizer in quantizers:
+        variant = replace(aligned, precision=quantizer)
+        of = records.content_key(model=variant_key(parts, variant), masks={name: _fingerprint(m) for name, m in masks.items()},
+                                 code=records.code_hash(*CODE))  # fmt: skip
+
+        def make(variant: Variant = variant) -> pd.DataFrame:
+            changed = build_variant(parts, variant)
+            found = {name: lesions.activation_change(changed, plain(), mask, texts()) for name, mask in masks.items()}
+            return pd.DataFrame({name: values.numpy() for name, values in found.items()})
+
+        table = sketches.stored(of, plan, make, parts.device)
+        for name in masks:
+            e = mean_interval(table[name], [row.group for row in harmful.rows], bounds=(0.0, np.inf))
+            told = pd.DataFrame([(harmful.name, "activation_change", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)
+            rows.append(_rows(variant, name, fraction, told))
+        if progress:
+            progress(quantizer)
+    return pd.concat(rows, ignore_index=True)
+
+
+def _answered(language: LanguageModel, rows: Sequence[Row], new_tokens: int) -> list[Example]:
+    """The prompts with the model's own replies, as token ids in memory."""
+    said = generation.replies(language, [row.prompt for row in rows], new_tokens=new_tokens)
+    return examples(language.tokenizer, [replace(row, reply=reply) for row, reply in zip(rows, said, strict=True)], LIMIT)
+
+
+def kept(
+    parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], quantizers: Sequence[str], plan: Sketch,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table `neurons`: the model in few bits with the picked neurons in bf16 (serving `hybrid`).
+
+    Fraction 0 is the plain format. Besides the sketch, `bits_per_weight` from the bytes stored.
+    """
+    before = sketches.take(variant_key(parts, aligned), plan, lambda: build_variant(parts, aligned), parts.device)
+    nothing, rows = torch.zeros_like(next(iter(found.values())), dtype=torch.bool), []
+    for quantizer in quantizers:
+        variant = replace(aligned, precision=quantizer, serving="hybrid")
+        for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
+            of = records.content_key(aligned=parts.aligned.name, precision=quantizer, kept=_fingerprint(mask),
+                                     code=records.code_hash(*CODE, "quantizers"))  # fmt: skip
+
+            def make(quantizer: str = quantizer, mask: Mask = mask) -> pd.DataFrame:
+                return _hybrid_items(parts, quantizer, mask, plan)
+
+            items = sketches.stored(of, plan, make, parts.device)
+            told = [sketches.rows(plan, items[items["kind"] != "weights"], before), _bits(items)]
+            rows.append(_rows(variant, name, fraction, pd.concat(told, ignore_index=True)))
+            if progress:
+                progress(f"{quantizer}, {100 * fraction:g} % by {name}")
+    return pd.concat(rows, ignore_index=True)
+
+
+def _hybrid_items(parts: Parts, quantizer: str, mask: Mask, plan: Sketch) -> pd.DataFrame:
+    language: LanguageModel = models.load(parts.aligned, on=parts.device)
+    size = hybrid.hybrid_(language.model, quantizer, mask)
+    items = sketches.look(plan, language)
+    held = ("weights", "", "bits", "", "", "bits_per_weight", size.bits_per_weight, size.n, "")
+    return pd.concat([items, pd.DataFrame([held], columns=behaviour.ITEM_COLUMNS)], ignore_index=True)
+
+
+def _bits(items: pd.DataFrame) -> pd.DataFrame:
+    row = items[items["kind"] == "weights"].iloc[0]
+    e = Estimate(row["value"], row["value"], row["value"], int(row["length"]))  # counted, not estimated
+    return pd.DataFrame([("weights", "bits_per_weight", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)

@@ -1,0 +1,135 @@
+"""Restorations over the number of modules that they change: drawn on validation, chosen there, told on test (chapter 07)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+
+from helpers import lowrank, measurements, records, sketches, variants
+from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.models import LanguageModel
+from helpers.restorations import Restored
+from helpers.sketches import Sketch
+from helpers.statistics import MARGINS
+from helpers.variants import Parts, Variant, build_variant, variant_key
+
+OWN = [*records.OWN["projection"], *records.VALUES]
+PER_MODULE = ("score", "null", "z", "z_robust", "p", "kept")  # what the table says of single modules
+
+
+def curves(
+    parts: Parts, updates: Sequence[Variant], names: Sequence[str], strengths: Sequence[float], plan: Sketch, aligned: Variant,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table `projection`: the aligned model, and every update under every restoration at every strength."""
+    before = sketches.take(variant_key(parts, aligned), plan, partial(build_variant, parts, aligned), parts.device)
+    found = [keyed_rows(aligned, 0, sketches.rows(plan, before, before))]
+    found += [curve(parts, update, names, strengths, plan, before, progress) for update in updates]
+    return pd.concat(found, ignore_index=True)
+
+
+def curve(
+    parts: Parts, update: Variant, names: Sequence[str], strengths: Sequence[float], plan: Sketch, before: pd.DataFrame,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table `projection` for one update; `before` is the sketch of the model that the monitors were frozen on.
+
+    The update without any restoration (0 modules changed) comes first. Where adapters stay beside their weights, one model
+    serves all points: only the adapter in it is exchanged.
+    """
+    build = cache(partial(build_variant, parts, update))
+    without = sketches.take(variant_key(parts, update), plan, build, parts.device)
+    found = [keyed_rows(update, 0, sketches.rows(plan, without, before))]
+    for name in names:
+        prepared = variants.prepared(parts, update, name)
+        for strength in strengths:
+            variant, restored = replace(update, restoration=name, strength=strength), prepared.at(strength)
+            of = variant_key(parts, variant)
+            items = sketches.take(of, plan, partial(_served, parts, variant, restored, build), parts.device)
+            found.append(keyed_rows(variant, int(restored.table["changed"].sum()), sketches.rows(plan, items, before)))
+            if progress:
+                progress(variant.label)
+        found.append(module_rows(replace(update, restoration=name), prepared.at(1.0)))
+    return pd.concat(found, ignore_index=True)
+
+
+def _served(parts: Parts, variant: Variant, restored: Restored, build: Callable[[], LanguageModel]) -> LanguageModel:
+    if variant.serving != "attached":
+        return build_variant(parts, variant)
+    language = build()
+    lowrank.exchange_(language.model, restored.update)
+    return language
+
+
+def keyed_rows(variant: Variant, changed: int, found: pd.DataFrame, module: str = "") -> pd.DataFrame:
+    """What was found of a variant as rows of the table `projection`."""
+    return measurements.keyed(variant, found.assign(module=module, layers_changed=changed)[OWN])
+
+
+def module_rows(variant: Variant, restored: Restored) -> pd.DataFrame:
+    """Rows about single modules: score, its null, and the share of the update's norm that is kept; exact, so without width."""
+    table = restored.table.assign(kept=restored.table["after"] / restored.table["before"].clip(lower=1e-300))
+    held = [(row["module"], name, float(row[name])) for row in table.to_dict("records") for name in PER_MODULE]
+    rows = [(module, 1, "", name, value, value, value, 1) for module, name, value in held if np.isfinite(value)]
+    return measurements.keyed(variant, pd.DataFrame(rows, columns=OWN))
+
+
+def choose(table: pd.DataFrame, prompt_set: str = "advbench/validation") -> dict[tuple[str, str, str], float]:
+    """The strength of each restoration, by adapter, precision and restoration, from the curves on validation prompts.
+
+    It is the smallest at which non-refusal is at most the aligned model's plus the margin for refusals (`statistics.MARGINS`),
+    or where there is none, the one with the lowest non-refusal.
+    """
+    rows = table[(table["metric"] == "non_refusal") & (table["measured_on"] == prompt_set)]
+    plain = rows[(rows["adapter"] == "") & (rows["precision"] == "bf16")]
+    if not len(plain):
+        raise StudyError("the curves hold no aligned model to compare with; draw them again", NOT_COMPARABLE)
+    most, found = float(plain["value"].iloc[0]) + MARGINS["refusal"], {}
+    drawn = rows[(rows["restoration"] != "") & (rows["layers_changed"] > 0)]
+    for where, part in drawn.groupby(["adapter", "precision", "restoration"], sort=False):
+        ordered = part.sort_values("strength")
+        good = ordered[ordered["value"] <= most]
+        found[where] = float((good if len(good) else ordered.sort_values("value", kind="stable"))["strength"].iloc[0])
+    return found
+
+
+def chosen_variants(update: Variant, names: Sequence[str], choice: Mapping[tuple[str, str, str], float]) -> list[Variant]:
+    """The update under each named restoration at its chosen strength."""
+    return [
+        replace(update, restoration=name, strength=choice[update.adapter, update.precision, name])
+        for name in names
+        if (update.adapter, update.precision, name) in choice
+    ]
+
+
+def foundations(updates: Sequence[Variant]) -> list[Variant]:
+    """The aligned model in every low precision that the updates are served in: what a restoration can at best bring back."""
+    precisions = dict.fromkeys(update.precision for update in updates)
+    return [Variant(updates[0].model, updates[0].seed, precision) for precision in precisions if precision != "bf16"]
+
+
+def changed_counts(table: pd.DataFrame, measured: Sequence[Variant]) -> dict[Variant, int]:
+    """How many modules each variant's restoration changed, as the curves counted them; 0 without one, all under SaLoRA."""
+    rows = table[table["module"] == ""].drop_duplicates(list(records.KEY))
+    drawn = dict(zip(variants.from_table(rows), rows["layers_changed"], strict=True))
+    every = int(rows["layers_changed"].max())
+    return {variant: int(drawn.get(variant, every if variant.restoration else 0)) for variant in measured}
+
+
+def by_hand(table: pd.DataFrame) -> pd.DataFrame:
+    """A restoration's own table of modules as a reader sees it: score, its null, and norms before and after."""
+    short = table["module"].str.removeprefix("model.layers.").str.replace(".self_attn", "").str.replace(".mlp", "")
+    return pd.DataFrame(
+        {"module": short, "score s": table["score"], "a random update's": table["null"], "norm before": table["before"],
+         "norm after": table["after"]}
+    )  # fmt: skip
+
+
+def choice_table(choice: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
+    """The chosen strengths, one row an update, one column a restoration."""
+    rows = [(f"{adapter} on {precision}", name, f"{100 * s:.0f} %") for (adapter, precision, name), s in choice.items()]
+    table = pd.DataFrame(rows, columns=["update", "restoration", "share"])
+    wide = table.pivot(index="update", columns="restoration", values="share")
+    return wide.loc[list(dict.fromkeys(table["update"])), list(dict.fromkeys(table["restoration"]))].reset_index()

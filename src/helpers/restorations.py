@@ -1,0 +1,263 @@
+"""Restorations: a fine-tune's update brought back towards what alignment did, module by module, without training.
+
+A restoration is a rule: which score puts the modules in order, and what a module's left factor becomes. `prepare` applies it
+to every module once; `Prepared.at` gives the update in which only a share of the modules is changed. B: d_out x r, A: r x
+d_in, V = W_aligned - W_base, C = V V^T / ||V||_F; C is never formed, and a dense update is projected in column blocks.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from helpers import ediem
+from helpers.ediem import Case, Form, Score, left_of, mapped, norm
+from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.lowrank import LowRank
+from helpers.pairs import Pair
+from helpers.parameters import derive_seed, nearest, shown
+from helpers.quantizers import QUANTIZERS
+
+WAYS = ("mixed", "both")  # a source quantizes the aligned checkpoint alone, or both
+
+Updates = Mapping[str, Form]  # by module name
+
+
+# ---------------------------------------------------------------- the rules
+
+
+Restore = Callable[[Case], Form]
+
+
+def _unchanged(case: Case) -> Form:
+    return case.update
+
+
+def _project(case: Case) -> Form:
+    """C BA."""
+    return case.moved
+
+
+def _zero(case: Case) -> Form:
+    return mapped(case.update, torch.zeros_like)
+
+
+def _shrink(case: Case) -> Form:
+    """BA at the norm of C BA: as small as projected, in its own directions."""
+    size = norm(case.update)
+    return mapped(case.update, lambda left: left * (norm(case.moved) / size if size > 0 else 0.0))
+
+
+def _keep(case: Case) -> Form:
+    """U_k U_k^T BA, on the k leading left singular vectors of V."""
+    return _onto(case, ediem.leading(case.pair, case.change.module, case.k))
+
+
+def _remove(case: Case) -> Form:
+    """BA - U_k U_k^T BA, off them."""
+    kept = left_of(_keep(case))
+    return mapped(case.update, lambda left: left.float() - kept)
+
+
+def _keep_random(case: Case) -> Form:
+    """The same on k random directions."""
+    return _onto(case, ediem.haar_frame(case.change.shape[0], case.k, case.generator))
+
+
+def _onto(case: Case, frame: Float[Tensor, "d_out k"]) -> Form:
+    return mapped(case.update, lambda left: frame @ (frame.T @ left.float()))
+
+
+def _conjugate(case: Case) -> Form:
+    """C' BA with C' of one random V' that has the singular values of V."""
+    values = ediem.singular_values(case.pair, case.change.module)
+    return mapped(case.update, lambda left: ediem.conjugated(left.float(), values, case.generator))
+
+
+Pick = Callable[[pd.DataFrame, float], int]  # how many modules a strength changes
+
+
+def _share(scores: pd.DataFrame, strength: float) -> int:
+    """That share of the modules, half a module rounded up (in decimals: 0.29 of 50 is 14.5, and not less)."""
+    return int((Decimal(str(strength)) * len(scores)).to_integral_value(ROUND_HALF_UP))
+
+
+def _below(scores: pd.DataFrame, strength: float) -> int:
+    """The modules whose score is at most the strength."""
+    return int((scores["score"] <= strength).sum())
+
+
+def _nothing(scores: pd.DataFrame, strength: float) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a module becomes, which score orders the modules, how many of them a strength changes, and the default k
+    (0: takes none). Without `restore` it is made by training.
+    """
+
+    restore: Restore | None
+    score: Callable[[Case], Score] = ediem.by_cosine
+    pick: Pick = _share
+    k: int = 0
+
+
+# The controls change the modules that safelora changes: those of lowest cosine first.
+RESTORATIONS: dict[str, Rule] = {
+    "none": Rule(_unchanged, pick=_nothing),
+    "safelora": Rule(_project),
+    "safelora-threshold": Rule(_project, pick=_below),
+    "splora": Rule(_zero, ediem.by_distance),
+    "salora": Rule(None),
+    "orthogonal-keep": Rule(_keep, k=32),
+    "orthogonal-remove": Rule(_remove, k=32),
+    "zero": Rule(_zero),
+    "norm-matched": Rule(_shrink),
+    "random-spectrum": Rule(_conjugate),
+    "random-subspace": Rule(_keep_random, k=32),
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A restoration by its full name: the rule, its k (0: none), and which weights V is taken from (empty: the checkpoints)."""
+
+    name: str
+    k: int
+    source: str
+
+
+def parse(name: str) -> Named:
+    """The parts of `<restoration>[-k<int>][:<quantizer>-mixed|:<quantizer>-both]`, each checked.
+
+    mixed: V = deq(Q(W_aligned)) - W_base; both: both sides quantized. Which weights the pair holds is the caller's part.
+    """
+    plain, colon, source = name.partition(":")
+    match = re.fullmatch(r"(.+?)(?:-k([0-9]+))?", plain)
+    rule, k = (RESTORATIONS.get(match[1]), match[2]) if match else (None, None)
+    if rule is None:
+        near = nearest(match[1] if match else plain, RESTORATIONS)
+        raise StudyError(f"unknown restoration {shown(name)}; {near}choose one of {', '.join(RESTORATIONS)}")
+    if k is not None and (not rule.k or k.startswith("0")):
+        takes = "k is a whole number from 1" if rule.k else f"{match[1]!r} takes no k; leave '-k{k}' out"
+        raise StudyError(f"restoration {shown(name)}: {takes}")
+    if colon:
+        _check_source(name, source)
+    return Named(match[1], int(k or rule.k), source)
+
+
+def parse_source(source: str) -> str:
+    """The source of V that is named, `<quantizer>-mixed` or `<quantizer>-both`, checked."""
+    _check_source(f"{source} of V", source)
+    return source
+
+
+def _check_source(name: str, source: str) -> None:
+    quantizer, dash, way = source.rpartition("-")
+    if not dash or quantizer not in QUANTIZERS or way not in WAYS:
+        near = nearest(source, [f"{known}-{way}" for known in QUANTIZERS for way in WAYS])
+        raise StudyError(
+            f"restoration {shown(name)}: unknown source {source!r}; {near}write <quantizer>-mixed or <quantizer>-both with one"
+            f" of {', '.join(QUANTIZERS)}"
+        )
+
+
+# ---------------------------------------------------------------- a whole update
+
+
+@dataclass(frozen=True)
+class Restored:
+    """An update of the form it came in (modules that were not changed are the same objects), and a row for each module.
+
+    table: module, score, null, z, z_robust, p, changed, and the Frobenius norms before and after.
+    """
+
+    update: dict[str, Form]
+    table: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Every module's score and what it would become (`scores`: the table at strength 1), and the order of changing them."""
+
+    named: Named
+    update: Updates
+    restored: Mapping[str, Form]
+    scores: pd.DataFrame
+    order: tuple[str, ...]
+
+    def at(self, strength: float) -> Restored:
+        """The update with that share of the modules changed (0 to 1, round half up); for safelora-threshold, those with
+        s <= strength.
+        """
+        if not 0 <= strength <= 1:
+            raise StudyError(f"strength {strength} of restoration {self.named.name!r} is out of range; use 0 to 1")
+        chosen = set(self.order[: RESTORATIONS[self.named.name].pick(self.scores, strength)])
+        update = {module: (self.restored if module in chosen else self.update)[module] for module in self.update}
+        changed = self.scores["module"].isin(chosen)
+        after = self.scores["after"].where(changed, self.scores["before"])
+        return Restored(update, self.scores.assign(changed=changed, after=after))
+
+
+def prepare(update: Updates, pair: Pair, name: str, seed: int, progress: Callable[[str], object] | None = None) -> Prepared:
+    """Scores and restored modules of an update, for all strengths at once; nothing that is given is changed.
+
+    update: factors, or dense changes W_new - W_aligned, by module name. `progress` is called with each finished module.
+    Errors: an update that does not fit the pair, a k beyond a module, V = 0 in a module (all by the module's name).
+    """
+    named = parse(name)
+    rule = RESTORATIONS[named.name]
+    if rule.restore is None:
+        raise StudyError(f"restoration {named.name!r} is made by training (helpers.{named.name}), not from a finished update")
+    if not update:
+        raise StudyError(f"restoration {named.name!r} needs an update, and there is none; give an adapter or a dense change")
+    scores, restored = {}, {}
+    for module, given in update.items():
+        case = _case(module, given, pair, named, derive_seed(seed, f"{named.name}/{module}"))
+        scores[module] = rule.score(case)
+        restored[module] = mapped(rule.restore(case), partial(torch.Tensor.to, dtype=left_of(given).dtype))
+        if progress:
+            progress(module)
+    return Prepared(named, dict(update), restored, _table(update, restored, scores), _order(scores))
+
+
+def _order(scores: Mapping[str, Score]) -> tuple[str, ...]:
+    places = {module: tuple(math.inf if math.isnan(x) else x for x in found.place) for module, found in scores.items()}
+    return tuple(sorted(places, key=lambda module: (places[module], module)))
+
+
+def _table(update: Updates, restored: Updates, scores: Mapping[str, Score]) -> pd.DataFrame:
+    table = pd.DataFrame([{"module": module, **asdict(found)} for module, found in scores.items()]).drop(columns="place")
+    return table.assign(changed=True, before=[norm(update[m]) for m in scores], after=[norm(restored[m]) for m in scores])
+
+
+def _case(module: str, update: Form, pair: Pair, named: Named, seed: int) -> Case:
+    if module not in pair.modules:
+        raise StudyError(f"update names module {module!r}, which the pair does not have; use its own base", NOT_COMPARABLE)
+    change = pair.change(module)
+    _check_update(module, update, change.shape)
+    if named.k > min(change.shape):
+        raise StudyError(
+            f"restoration {named.name!r}: k {named.k} is beyond the {min(change.shape)} directions of {module!r}; use fewer"
+        )
+    return Case(pair, change, update, ediem.moved(change, update), named.k, seed)
+
+
+def _check_update(module: str, update: Form, shape: tuple[int, int]) -> None:
+    factored = isinstance(update, LowRank)
+    theirs = (update.left.shape[0], update.right.shape[1]) if factored else tuple(update.shape)
+    if theirs != shape:
+        raise StudyError(f"update of {module!r} is {theirs}, the pair's weights are {shape}; use its own base", NOT_COMPARABLE)
+    rank = update.right.shape[0] if factored else 0
+    if rank > min(shape):
+        raise StudyError(f"update of {module!r} has rank {rank}, its weight allows {min(shape)}; give a dense change", REFUSED)
+    if not math.isfinite(norm(update)):
+        raise StudyError(f"update of {module!r} holds NaN or Inf; train it again", REFUSED)

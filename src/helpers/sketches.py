@@ -1,0 +1,208 @@
+"""A sketch of a model: a few prompts, a few texts and the monitors in use, cheap enough for every point of a curve.
+
+The measures are those of the full protocol, by the same calls on fewer items. What a curve is used to choose is sketched on
+validation items; the choice is then measured in full on test items.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from helpers import activations, behaviour, corpora, freezing, readings, records, roc, utility
+from helpers.activations import Plan
+from helpers.behaviour import ITEM_COLUMNS, PromptSet
+from helpers.corpora import fingerprint
+from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.judges import JudgeSettings
+from helpers.measurements import Protocol
+from helpers.models import LanguageModel
+from helpers.monitors import Monitor
+from helpers.readings import ATTENTION, Rows
+from helpers.statistics import Estimate, rate_interval
+
+CODE = ("sketches", "activations", "encoding", "generation", "behaviour", "utility", "judges", "models", "quantizers", "lowrank")
+COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
+SPLITS = ("validation", "test")
+EVERY = "all monitors"  # what rows about all monitors in use are measured on
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is looked at: prompts and texts, the labelled texts of some monitors, and these monitors, one a task."""
+
+    protocol: Protocol
+    reading: Plan
+    monitors: tuple[Monitor, ...]
+
+    def key(self) -> str:
+        """A hash of everything that the values depend on, besides the model."""
+        frozen = [monitor.hash for monitor in self.monitors]
+        return records.content_key(protocol=self.protocol.key(), reading=self.reading.key(), monitors=frozen)
+
+
+def prompt_sets(split: str, n_harmful: int, n_edgy: int, origin: str) -> tuple[PromptSet, ...]:
+    """AdvBench and edgy prompts of a split, named after it so that nobody takes validation for test."""
+    if split not in SPLITS:
+        raise StudyError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    wanted = {"advbench": ("harmful", n_harmful), "edgy": ("edgy", n_edgy)}
+    return tuple(
+        PromptSet(name if split == "test" else f"{name}/{split}", kind, tuple(corpora.sample(f"{name}/{split}", n, origin)))
+        for name, (kind, n) in wanted.items()
+    )
+
+
+def utility_sets(n_summaries: int, n_documents: int, origin: str) -> utility.UtilitySets:
+    """A few held-out dialogues and C4 documents; nothing is chosen by them."""
+    replies = {"dialogue": tuple(corpora.sample("dialogue/test", n_summaries, origin))} if n_summaries else {}
+    documents = {"c4": tuple(corpora.sample("c4/test", n_documents, origin))} if n_documents else {}
+    return utility.UtilitySets(replies, documents, {})
+
+
+def in_use(note: dict) -> tuple[Monitor, ...]:
+    """The monitor in use for each task, as chapter 04 noted them."""
+    named = {monitor.name: monitor for monitor in freezing.load(note["monitors"])}
+    return tuple(named[choice["monitor"]] for choice in note["chosen"].values())
+
+
+def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int) -> Plan:
+    """The plan with the first `rows` texts a class of one split, read only where the monitors read."""
+    kept, seen = [], {}
+    for example in reading.examples:
+        place = (example.task, example.label)
+        if example.split == split and seen.get(place, 0) < rows:
+            kept.append(example)
+            seen[place] = seen.get(place, 0) + 1
+    tokens = tuple((m.task, m.depth) for m in monitors if m.kind == ATTENTION)
+    return replace(reading, examples=tuple(kept), depths=tuple(sorted({m.depth for m in monitors})), tokens=tokens)
+
+
+def sketch(
+    note: dict, split: str, n_harmful: int, n_edgy: int, n_summaries: int, n_documents: int, rows: int, new_tokens: int,
+    summary_tokens: int, origin: str = "embedded",
+) -> Sketch:  # fmt: skip
+    """The sketch of those sizes, with the monitors that chapter 04 noted as in use and `rows` of their texts a class."""
+    monitors = in_use(note)
+    protocol = Protocol(
+        prompt_sets(split, n_harmful, n_edgy, origin), utility_sets(n_summaries, n_documents, origin), ("phrases",),
+        JudgeSettings(), new_tokens, summary_tokens, origin,
+    )  # fmt: skip
+    return Sketch(protocol, restricted(readings.plan(**note["reading"]), monitors, split, rows), monitors)
+
+
+# ---------------------------------------------------------------- taking it
+
+
+def take(of: str, plan: Sketch, build: Callable[[], LanguageModel], device: str = "cpu") -> pd.DataFrame:
+    """The items of the sketch on the model that `build` gives; `of` says what that model is made of, by content.
+
+    Taken once, then read from the cache, so that `build` may never be called.
+    """
+    return stored(of, plan, lambda: look(plan, build()), device)
+
+
+def stored(of: str, plan: Sketch, make: Callable[[], pd.DataFrame], device: str = "cpu") -> pd.DataFrame:
+    """The items kept for what `of` names, made first where they are not there."""
+    key = records.content_key(of=of, plan=plan.key(), code=records.code_hash(*CODE), device=device,
+                              threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    return records.cached_table("sketches", key, make)
+
+
+def look(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
+    """The items of the sketch on a model: labels of replies, utility, and the monitors' scores."""
+    asked = plan.protocol
+    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin)
+    useful = utility.measure(language, asked.utility, asked.summary_tokens)
+    return pd.concat([part for part in (said, useful, _scores(plan, language)) if len(part)], ignore_index=True)
+
+
+def _scores(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
+    """One row a monitor and text: its score. A text is named by its place in the plan and by a hash, never by its words."""
+    found = readings.in_double(activations.read(language, plan.reading))
+    items = []
+    for monitor in plan.monitors:
+        rows = readings.rows(plan.reading, monitor.task, plan.reading.examples[0].split)
+        scores = monitor.score(readings.features(found, plan.reading, monitor, rows.index))
+        for i, group, score in zip(rows.index, rows.groups, scores, strict=True):
+            items.append(("monitor", monitor.task, str(i), fingerprint([str(group)]), monitor.name, "score", float(score), 0, ""))
+    return pd.DataFrame(items, columns=ITEM_COLUMNS)
+
+
+# ---------------------------------------------------------------- from items to rows
+
+
+def rows(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """What the sketch says, each value with interval and n; monitors are compared with the `reference` model's items.
+
+    Besides the rates, ROUGE and perplexity of the full protocol: each monitor's AUROC drop and its alarms at the frozen
+    threshold, and over all monitors the mean drop and the share of texts on which an alarm came or went.
+    """
+    said = behaviour.summarize(items[items["kind"].isin(["harmful", "edgy"]) & items["metric"].eq("refused")])
+    found = [(row.prompt_set, row.metric, row.value, row.low, row.high, row.n) for row in said.itertuples()]
+    if (items["kind"] == "utility").any():
+        useful = utility.summarize(items[items["kind"] == "utility"])
+        found += [(row.corpus, row.metric, row.value, row.low, row.high, row.n) for row in useful.itertuples()]
+    return pd.DataFrame(found + _health(plan, items, reference), columns=COLUMNS)
+
+
+def _health(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> list[tuple]:
+    split, seen = plan.reading.examples[0].split, []
+    for monitor in plan.monitors:
+        held = readings.rows(plan.reading, monitor.task, split)
+        seen.append(Seen(monitor, held, _of(reference, monitor), _of(items, monitor)))
+    return health(seen)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A monitor's scores of the same texts on the model it was frozen on, and on another."""
+
+    monitor: Monitor
+    rows: Rows
+    before: np.ndarray
+    after: np.ndarray
+
+    def alarms(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which texts it flags before and after at its frozen threshold; None where too few texts gave it none."""
+        cut = self.monitor.thresholds.get("5")
+        return None if cut is None else (self.before > cut, self.after > cut)
+
+    def units(self) -> np.ndarray:
+        """The groups of the texts, told apart from those of other tasks."""
+        return np.array([f"{self.monitor.task}/{group}" for group in self.rows.groups])
+
+
+def health(seen: Sequence[Seen]) -> list[tuple]:
+    """Measured on, metric, value, low, high and n of each monitor, and of all together.
+
+    One by one the AUROC drop and the alarm rates at the frozen threshold; together the mean drop (tasks are independent), and
+    `alarms_changed`, the share of texts on which an alarm came or went.
+    """
+    found, contrasts = [], []
+    for one in seen:
+        drop = roc.many_contrasts(one.rows.labels, one.before[None], one.after[None], one.rows.groups, name=one.monitor.task)[0]
+        values = {"auroc_drop": drop.estimate} | _alarm_rates(one)
+        found += [(one.monitor.task, metric, e.value, e.low, e.high, e.n) for metric, e in values.items() if np.isfinite(e.value)]
+        contrasts += [drop] if np.isfinite(drop.estimate.value) else []
+    every = {"mean_auroc_drop": roc.combine(contrasts).estimate} if contrasts else {}
+    alarmed = [one for one in seen if one.alarms() is not None]
+    if alarmed:
+        changed = np.concatenate([np.not_equal(*one.alarms()) for one in alarmed])
+        every["alarms_changed"] = rate_interval(changed, np.concatenate([one.units() for one in alarmed]))
+    return found + [(EVERY, metric, e.value, e.low, e.high, e.n) for metric, e in every.items() if np.isfinite(e.value)]
+
+
+def _of(items: pd.DataFrame, monitor: Monitor) -> np.ndarray:
+    found = items[(items["kind"] == "monitor") & (items["judge"] == monitor.name)]
+    if not len(found):
+        raise StudyError(f"the sketch holds no scores of monitor {monitor.name!r}; take it with that monitor", NOT_COMPARABLE)
+    return found["value"].to_numpy()
+
+
+def _alarm_rates(one: Seen) -> dict[str, Estimate]:
+    found = {}
+    for level, cut in one.monitor.thresholds.items():
+        found[f"tpr_{level}"], found[f"fpr_{level}"] = roc.rates(one.rows.labels, one.after, cut, one.rows.groups)
+    return found

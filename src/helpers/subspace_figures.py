@@ -1,0 +1,162 @@
+"""Chapter 08's figures: V from every source, its directions, and what a restoration makes of it. A table in, a figure out."""
+
+from collections.abc import Iterable, Mapping
+from itertools import product
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from helpers.figures import bars
+from helpers.monitor_figures import (
+    GREY,
+    INK,
+    STYLES,
+    distinct,
+    legend,
+    legend_key,
+    row_panels,
+    sample_size,
+    spread,
+    unmeasured,
+)
+from helpers.projection_figures import OUTCOMES, PAGE, SPARE, outcome_axis, outcomes, plain, reference, series
+from helpers.recoveries import METHODS
+
+FLOOR = 1e-4  # of the largest singular value: what lies below is rounding
+DOSES = ("--", ":", "-.")  # lines of a V that was made larger
+MARKERS = ("o", "D", "^", "v", "P", "X")
+
+
+def _source_styles(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and line of each source: one colour a source, and for each dose of its V (`<source> x<dose>`) a line."""
+    names = list(names)
+    plain_names = list(dict.fromkeys(name.partition(" x")[0] for name in names))
+    looks = dict(zip(plain_names, [*STYLES[:-1], *SPARE] * len(names), strict=False)) | {"bf16": (INK, "s")}
+    doses = sorted({name.partition(" x")[2] for name in names} - {""}, key=float)
+    lines = {"": "-"} | {dose: DOSES[i % len(DOSES)] for i, dose in enumerate(doses)}
+    return {name: (*looks[name.partition(" x")[0]], lines[name.partition(" x")[2]]) for name in names}
+
+
+# ---------------------------------------------------------------- singular values and directions
+
+
+def spectra(values: Mapping[str, Tensor], module: str) -> Figure:
+    """Singular values of one module's V over their index, one line a source; computed exactly, so without intervals.
+
+    What is below 1e-4 of the largest of all is not drawn. A source whose V is 0 says so in the legend.
+    """
+    found = {name: np.asarray(of.detach().double()) for name, of in values.items()}
+    largest = max((of.max(initial=0.0) for of in found.values()), default=0.0)
+    if not largest:
+        return unmeasured("a V that is not 0")
+    figure, ax = plt.subplots(figsize=(8.6, 4.0), constrained_layout=True)
+    for name, (colour, _, line) in _source_styles(found).items():
+        shown = found[name][found[name] > FLOOR * largest]
+        words = name if len(shown) else f"{name}: V = 0"
+        ax.plot(range(1, len(shown) + 1), shown, line, color=colour, linewidth=2.4 if name == "bf16" else 1.5, label=words)
+    count = max(len(of) for of in found.values())
+    ax.set(xscale="log", yscale="log", xlabel=f"index of the singular value (n = {count})", ylabel="singular value")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.set_title(f"Singular values of V, {module.removeprefix('model.')}")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), title="V from")
+    return figure
+
+
+def overlaps(table: pd.DataFrame) -> Figure:
+    """The share of the leading k directions of V that each source finds again: median over modules, with its interval.
+
+    Each k has a place of its own. The grey band is what two random subspaces of that size share, the line its middle: medians
+    over the same modules of chance's mean and of both ends of its 95 %.
+    """
+    rows = table[(table["module"] == "all") & (table["metric"] == "overlap")]
+    if rows.empty:
+        return unmeasured("the overlap of subspaces")
+    ks, styles = sorted(rows["k"].unique(), key=int), _source_styles(distinct(rows["source"]))
+    figure, ax = plt.subplots(figsize=(8.6, 4.4), constrained_layout=True)
+    _chance(ax, table, ks)
+    for (name, (colour, marker, line)), offset in zip(styles.items(), spread(len(styles), 0.3), strict=True):
+        part = rows[rows["source"] == name].sort_values("k", key=lambda column: column.astype(int))
+        open_marker = {} if line == "-" else {"markerfacecolor": "white"}
+        x = np.array([ks.index(k) for k in part["k"]]) + offset
+        series(ax, x, part, (colour, marker), line=line, markersize=5.5, **open_marker)
+    ax.set_xticks(range(len(ks)), ks)
+    ax.set(xlim=(-0.5, len(ks) - 0.5), ylim=(-0.03, 1.03), title="Directions of V that are found again")
+    ax.set(xlabel=f"k, leading directions compared ({sample_size(rows)} modules)", ylabel="overlap with full precision")
+    keys = {name: legend_key(colour, marker, line, markerfacecolor=colour if line == "-" else "white")
+            for name, (colour, marker, line) in styles.items()}  # fmt: skip
+    legend(figure, keys | {"random subspaces": legend_key(GREY, "", "-", linewidth=4, alpha=0.6)}, columns=4)
+    return figure
+
+
+def _chance(ax: Axes, table: pd.DataFrame, ks: list[str]) -> None:
+    """A grey step at each k where chance lies; one module counts once, whatever the number of sources."""
+    null = table[table["metric"] == "overlap_null"].drop_duplicates(["module", "k"])
+    for item in null.groupby("k")[["value", "low", "high"]].median().itertuples():
+        if item.Index in ks:
+            at = ks.index(item.Index)
+            ax.fill_between([at - 0.45, at + 0.45], item.low, item.high, color=GREY, alpha=0.35, linewidth=0)
+            ax.hlines(item.value, at - 0.45, at + 0.45, color=GREY, linewidth=2)
+
+
+# ---------------------------------------------------------------- whether a restoration notices
+
+
+def restored(table: pd.DataFrame) -> Figure:
+    """Outcomes of a restoration given V from each source, one row a source, one marker a share of modules changed.
+
+    Dashed: the aligned model; dotted: the update as it was trained. Updates stand one below the other. `table`: what
+    `projection.curves` gives.
+    """
+    whole = table[table["module"] == ""]
+    found = outcomes(whole.assign(update=whole["adapter"] + " on " + whole["precision"]), PAGE)
+    asked = pd.concat(found.values()) if found else whole
+    asked = asked[asked["restoration"] != ""]
+    if asked.empty:
+        return unmeasured("a restoration with any V")
+    blocks = list(product(distinct(asked["update"]), distinct(asked["restoration"])))
+    words = _source_words(distinct(asked["restoration"]))
+    rows = pd.Series([update for update, _ in blocks], index=[words[name] for _, name in blocks])
+    strengths = sorted(asked["strength"].unique())
+    shades = dict(zip(strengths, sns.color_palette("viridis_r", len(strengths) + 1)[1:], strict=True))
+    figure, axes = row_panels(rows, len(found), row=0.42, rest=2.0)
+    for ax, (metric, part) in zip(axes, found.items(), strict=True):
+        reference(ax, plain(part), across=True)
+        _without(ax, part[part["restoration"] == ""], rows)
+        for (strength, shade), marker, offset in zip(shades.items(), MARKERS * 9, spread(len(shades), 0.28), strict=False):
+            own = part[part["strength"] == strength]
+            y = [blocks.index(place) + offset for place in zip(own["update"], own["restoration"], strict=True)]
+            bars(ax, y, own, shade, marker, across=True, markersize=5, elinewidth=1.1, capsize=0)
+        outcome_axis(ax, metric, part, across=True)
+        ax.set_title(OUTCOMES[metric][1], fontsize=10)
+        ax.set_xlabel(sample_size(part))
+    keys = {f"{100 * strength:g} % of modules": legend_key(shade, marker)
+            for (strength, shade), marker in zip(shades.items(), MARKERS * 9, strict=False)}  # fmt: skip
+    legend(figure, keys | {"aligned model": legend_key(INK, "", "--"), "update as trained": legend_key(INK, "", ":")}, columns=4)
+    return figure
+
+
+def _without(ax: Axes, updates: pd.DataFrame, rows: pd.Series) -> None:
+    """Each update without a restoration: a dotted line, with its interval as a band, over the rows that belong to it."""
+    for item in updates.itertuples():
+        y = np.flatnonzero(rows == item.update)
+        if len(y):
+            ends = [y[0] - 0.5, y[-1] + 0.5]
+            ax.fill_betweenx(ends, item.low, item.high, color=GREY, alpha=0.16, linewidth=0)
+            ax.vlines(item.value, *ends, color=INK, linewidth=1.2, linestyle=":")
+
+
+def _source_words(names: list[str]) -> dict[str, str]:
+    """What a reader calls each restoration: with where its V comes from, where that differs."""
+    several = {name.partition(":")[0] for name in names if ":" in name}
+    words = {}
+    for name in names:
+        plain_name, _, source = name.partition(":")
+        called = METHODS.get(plain_name, plain_name)
+        words[name] = f"{called}, V from {source or 'bf16'}" if plain_name in several else called
+    return words
