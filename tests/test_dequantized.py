@@ -1,6 +1,5 @@
 """A planted subspace survives noise as theory says, chance is what draws give, and a source that is the same says so."""
 
-import itertools
 import math
 
 import numpy as np
@@ -9,10 +8,9 @@ import pytest
 import torch
 from scipy import linalg, stats
 
-from helpers import dequantized, measurements, pairs, quantizers, records, restorations, subspaces
-from helpers.dequantized import chance, decompose, gram_cosine, jaccard_null, kept, quantized_pair, rows, scaled
+from helpers import dequantized, measurements, pairs, quantizers, records, subspaces
+from helpers.dequantized import chance, decompose, gram_cosine, kept, quantized_pair, rows, scaled
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
-from helpers.lowrank import LowRank
 from helpers.pairs import Change, Pair
 from helpers.variants import Variant
 
@@ -157,6 +155,22 @@ def test_angles_and_cosine_are_those_of_dense_algebra(shape):
     assert value(table, "top_value") == pytest.approx(float(torch.linalg.matrix_norm(w, 2)), rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (60, 60)])
+@pytest.mark.parametrize("small", [1024, 0])
+def test_one_decomposition_gives_what_two_gave(shape, small, monkeypatch):
+    monkeypatch.setattr(subspaces, "SMALL", small)  # 0: the vectors are randomized, as of a large V
+    for v in (gaussian(*shape, seed=3, size=0.1), low_rank(shape, [3.0, 2.0, 1.0, 0.5, 0.1])):
+        change = Change("m", torch.zeros(shape), v)
+        found, true = decompose(change, (2, 5, 999)), subspaces.leading(change, 5)
+        oracle = torch.linalg.svdvals(v.double())
+        torch.testing.assert_close(found.values[:5], oracle[:5], rtol=1e-10, atol=0)
+        torch.testing.assert_close(found.values, subspaces.singular_values(change), rtol=1e-10, atol=1e-6 * float(oracle[0]))
+        torch.testing.assert_close(found.vectors.abs(), true.vectors.abs(), rtol=0, atol=1e-6)
+    nothing = decompose(Change("m", torch.zeros(shape), torch.zeros(shape)), (2,))
+    assert nothing.vectors.shape == (shape[0], 0)
+    assert not nothing.values.any()
+
+
 def test_the_cosine_forms_nothing_larger_than_the_smaller_side(monkeypatch):
     """A tall and a wide V of 3 on its smaller side: no matrix product gives more than 3 x 3."""
     sizes, product = [], torch.Tensor.__matmul__
@@ -173,11 +187,12 @@ def test_the_cosine_forms_nothing_larger_than_the_smaller_side(monkeypatch):
 
 @pytest.mark.parametrize(("d", "k"), [(40, 1), (40, 4), (64, 32), (192, 8)])
 def test_chance_is_what_random_subspaces_give(d, k):
-    ours, drawn = chance(d, (k, k), (k, k), 7), subspaces.angle_null(d, k, draws=2000, seed=1)
+    ours, frames = chance(d, (k, k), (k, k), 7), (torch.linalg.qr(gaussian(d, k, seed=i))[0] for i in range(2000))
+    drawn = [float(frame[:k].square().sum()) / k for frame in frames]  # one space may stand still
+    low, high = np.quantile(drawn, [0.025, 0.975])
     assert ours.n == 7
     assert ours.value == pytest.approx(k / d)
-    width = drawn.high - drawn.low
-    assert (ours.low, ours.high) == pytest.approx((drawn.low, drawn.high), abs=0.08 * width)
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.08 * (high - low))
 
 
 def test_chance_is_what_random_rotations_of_c_give():
@@ -355,88 +370,3 @@ def test_sources_that_cannot_be_compared_are_refused():
     refused(lambda: rows({"nf4-both": pair}), NOT_COMPARABLE, "'bf16'", "nf4-both")
     other = pair_with({"m": gaussian(9, 8)})
     refused(lambda: rows({"bf16": pair, "other": other}, ks=(2,)), NOT_COMPARABLE, "'m'", "(8, 9)", "(9, 8)")
-
-
-# --- which modules would be chosen ---
-
-NAMES = [f"model.layers.{i}.mlp.up_proj" for i in range(8)]
-
-
-@pytest.fixture(scope="module")
-def update():
-    return {n: LowRank(gaussian(40, 3, seed=i), gaussian(3, 50, seed=100 + i)) for i, n in enumerate(NAMES)}
-
-
-@pytest.fixture(scope="module")
-def choices():
-    """The true pair, itself again, a close one, and one that knows nothing of it."""
-    pair = pair_with({n: low_rank((40, 50), [1.0, 0.8, 0.6, 0.4, 0.2], seed=i) for i, n in enumerate(NAMES)})
-    close = plus(pair, {n: gaussian(40, 50, seed=50 + i, size=1e-3) for i, n in enumerate(NAMES)})
-    far = pair_with({n: low_rank((40, 50), [1.0, 0.8, 0.6, 0.4, 0.2], seed=900 + i) for i, n in enumerate(NAMES)})
-    return {"bf16": pair, "same": pair, "close": close, "far": far}
-
-
-def test_the_choice_is_compared_as_the_tables_of_the_restoration_say(update, choices):
-    said = []
-    table = dequantized.choice_rows(update, choices, (0.25, 0.5), progress=said.append)
-    records.checked("subspaces", measurements.keyed(Variant("m"), table))
-    assert said == list(choices)
-    assert set(table["source"]) == {"same", "close", "far"}
-    prepared = {name: restorations.prepare(update, pair, "safelora", 0) for name, pair in choices.items()}
-    chosen = {n: {s: set(_changed(p.at(s).table)) for s in (0.25, 0.5)} for n, p in prepared.items()}
-    for name, share in itertools.product(("same", "close", "far"), (0.25, 0.5)):
-        one, other = chosen["bf16"][share], chosen[name][share]
-        assert value(table, "jaccard", name, "all", f"{share:g}") == len(one & other) / len(one | other)
-        scores = [prepared[n].scores["score"] for n in ("bf16", name)]
-        assert value(table, "score_spearman", name, "all") == pytest.approx(stats.spearmanr(*scores).statistic)
-    assert value(table, "jaccard", "same", "all", "0.5") == value(table, "score_spearman", "same", "all") == pytest.approx(1)
-    assert value(table, "score_spearman", "close", "all") > value(table, "score_spearman", "far", "all")
-
-
-def _changed(table):
-    return table.loc[table["changed"], "module"]
-
-
-def test_a_share_that_chooses_nothing_is_left_out(update, choices):
-    table = dequantized.choice_rows(update, choices, (0.0, 1.0))
-    assert set(table["k"]) == {"", "1"}
-    assert (table.loc[table["k"] == "1", "value"] == 1).all()  # all modules: no choice
-
-
-def test_scores_that_are_all_equal_have_no_rank_correlation(update, choices):
-    one = {NAMES[0]: update[NAMES[0]]}
-    table = dequantized.choice_rows(one, choices, (1.0,))
-    assert set(table["metric"]) == {"jaccard", "jaccard_null", "jaccard_null_by_kind"}
-
-
-@pytest.mark.parametrize(
-    "strata", [[(7, 3, 3)], [(7, 2, 5)], [(6, 6, 2)], [(9, 1, 1)], [(4, 2, 1), (5, 0, 3)], [(4, 4, 3), (3, 1, 2), (2, 0, 0)]]
-)
-def test_the_null_of_the_jaccard_is_that_of_all_pairs_of_sets(strata):
-    found, every = jaccard_null(strata), []
-    fixed = {(i, j) for i, (_, first, _) in enumerate(strata) for j in range(first)}
-    within = [itertools.combinations([(i, j) for j in range(n)], second) for i, (n, _, second) in enumerate(strata)]
-    for parts in itertools.product(*within):
-        other = set(itertools.chain(*parts))
-        every.append(len(fixed & other) / len(fixed | other))
-    assert found.value == pytest.approx(np.mean(every))
-    low, high = np.quantile(every, [0.025, 0.975], method="inverted_cdf")
-    assert (found.low, found.high) == pytest.approx((min(low, found.value), max(high, found.value)))
-    assert found.n == sum(n for n, _, _ in strata)
-
-
-def test_agreement_by_kind_alone_is_not_taken_for_agreement():
-    """A V that knows nothing scores the kinds in the same order, since its s0 is theirs: plain chance would be impressed."""
-    kinds = {"q_proj": [1.0] * 2, "up_proj": [1.0] * 20}  # few directions or many: s0 is low or high
-    names = {f"model.layers.{i}.{kind}": values for i in range(12) for kind, values in kinds.items()}
-    update = {n: LowRank(gaussian(40, 8, seed=i), gaussian(8, 40, seed=99 + i)) for i, n in enumerate(names)}
-    true, unrelated = (
-        pair_with({n: low_rank((40, 40), v, seed=start + i) for i, (n, v) in enumerate(names.items())}) for start in (0, 500)
-    )
-    table = dequantized.choice_rows(update, {"bf16": true, "noisy": unrelated, "same": true}, (0.5,))
-    found = {m: value(table, m, module="all", k="0.5") for m in ("jaccard", "jaccard_null", "jaccard_null_by_kind")}
-    assert found["jaccard"] > 0.9 > 0.5 > found["jaccard_null"]
-    assert found["jaccard_null_by_kind"] == pytest.approx(found["jaccard"], abs=0.05)
-    assert value(table, "score_spearman", module="all") > 0.6
-    assert abs(value(table, "score_spearman_by_kind", module="all")) < 0.5
-    assert value(table, "score_spearman_by_kind", source="same", module="all") == pytest.approx(1)

@@ -20,7 +20,7 @@ from helpers.pairs import Change, Pair, checkpoint, projected, quantized, shards
 from helpers.quantizers import QUANTIZERS
 
 # the embedded model's shapes, of one block and of more; prime ones; as high as wide; and a vector
-SHAPES = [(192, 576), (1536, 576), (576, 1536), (131, 89), (7, 4099), (64, 64), (1, 7)]
+SHAPES = [(192, 576), (1536, 576), (576, 1536), (131, 89), (1031, 1031), (64, 64), (1, 7)]
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MAPS = Path("/proc/self/maps")
 FIRST, SECOND = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -109,9 +109,11 @@ def test_the_blocks_are_v_and_all_of_it(shape, dtype):
     assert torch.equal(whole, change.dense())
 
 
-@pytest.mark.parametrize("entries", [1, 89, 1000, 131 * 89, 2**19])
-def test_the_size_of_a_block_changes_nothing(entries, monkeypatch):
+@pytest.mark.parametrize("held", [0, 2**20])
+@pytest.mark.parametrize("entries", [1, 89, 1000, 131 * 89, 2**20])
+def test_the_size_of_a_block_changes_nothing(entries, held, monkeypatch):
     monkeypatch.setattr(pairs, "ENTRIES", entries)
+    monkeypatch.setattr(pairs, "HELD", held)
     change, left = change_of((131, 89)), gaussian(131, 5, seed=7)
     assert len(list(change.blocks())) == math.ceil(131 / max(1, entries // 89))
     v = exact(change)

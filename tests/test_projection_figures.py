@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
-from test_monitor_figures import RNG, check_page, check_same, drawing_functions, ends, row, said
+from test_monitor_figures import RNG, check_page, check_same, drawing_functions, ends, row
 
 from helpers import projection_figures as pf
 from helpers import records
@@ -24,7 +24,8 @@ PUBLISHED = (
     [0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
 )  # fmt: skip
 OUTCOMES = {"non_refusal": ("advbench", 0.9, 0.0), "over_refusal": ("edgy", 0.05, 0.35), "rouge1": ("dialogue", 0.38, 0.2),
-            "perplexity": ("c4", 34.0, 31.0), "alarms_changed": (EVERY, 0.12, 0.0), "mean_auroc_drop": (EVERY, 0.06, 0.0)}  # fmt: skip
+            "perplexity": ("c4", 34.0, 31.0), "alarms_changed": (EVERY, 0.12, 0.0),
+            "mean_auroc_drop": (EVERY, 0.06, 0.0)}  # fmt: skip
 HALF = {"perplexity": 8.0, "rouge1": 0.04, "mean_auroc_drop": 0.03, "alarms_changed": 0.04}
 
 
@@ -54,8 +55,9 @@ def drawn(updates, names, strengths, metrics=OUTCOMES, modules=20):
             keys = key_of(update, restoration=name, strength=strength)
             rows += told(strength ** (1 + j // len(strengths)), "validation", metrics, luck=10 * i + j, module="",
                          layers_changed=round(strength * modules), **keys)  # fmt: skip
-        rows += [row("kept", 0.01, 0, 1, module=f"m.{m}", layers_changed=modules, measured_on="", **key_of(update, restoration=name))
-                 for name, m in itertools.product(names, range(modules))]  # fmt: skip
+        for name, m in itertools.product(names, range(modules)):
+            keys = key_of(update, restoration=name)
+            rows.append(row("kept", 0.01, 0, 1, module=f"m.{m}", layers_changed=modules, measured_on="", **keys))
     return pd.DataFrame(rows)
 
 
@@ -121,3 +123,211 @@ def figure_of(name):
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_cut_or_covered_and_n_is_said(name):
     check_page(figure_of(name))
+
+
+def test_every_public_function_that_draws_is_among_them():
+    assert drawing_functions(pf) == {name.split(",")[0] for name in DRAWN}
+
+
+def shown(rows, metrics=OUTCOMES):
+    """The ends and values of the rows of some metrics, as `ends` finds them in a figure."""
+    rows = rows[rows["metric"].isin(metrics)]
+    return pytest.approx(sorted([*rows["low"], *rows["high"]])), pytest.approx(sorted(rows["value"]))
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def ruled(ax, along=1, line="--"):
+    """Where a dashed line goes across the panel."""
+    lines = [one for one in ax.lines if one.get_linestyle() == line and one.get_color() == pf.INK]
+    return [one.get_xydata()[0][along] for one in lines]
+
+
+def test_the_tables_drawn_here_keep_to_the_schema():
+    for table in (drawn(*QUICK), whole(PUBLISHED[0], ["safelora", "zero"])):
+        records.checked("projection", table)
+
+
+EMPTY = {
+    "scores": lambda: pf.scores(by_module(0)),
+    "scores, no number in a name": lambda: pf.scores(by_module(1).assign(module="lm_head")),
+    "curves": lambda: pf.curves(drawn(QUICK[0], [], [])),
+    "curves, none of the outcomes": lambda: pf.curves(drawn(*QUICK).query("module != ''")),
+    "before_and_after": lambda: pf.before_and_after(drawn(*QUICK)),  # validation prompts only
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_what_was_not_measured_is_said(name):
+    check_page(EMPTY[name](), measured=False)
+
+
+@pytest.mark.parametrize("draw", [pf.curves, pf.before_and_after])
+def test_the_order_of_a_tables_rows_changes_nothing(draw):
+    table = whole(QUICK[0], ["zero", "safelora", "salora"]) if draw is pf.before_and_after else drawn(*QUICK)
+    check_same(draw(table), draw(table[::-1]))
+
+
+# ---------------------------------------------------------------- module by module
+
+
+def dots_of(ax):
+    return [line for line in ax.lines if line.get_linestyle() == "None"]
+
+
+def dotted(ax):
+    return [line for line in ax.lines if line.get_linestyle() == ":"]
+
+
+def test_scores_and_their_nulls_are_drawn_for_every_module():
+    table = by_module(5)
+    left, right = pf.scores(table).axes
+    for kind, dots, null, kept in zip(pf.KINDS, dots_of(left), dotted(left), dots_of(right), strict=True):
+        own = table[table["module"].str.endswith(f".{kind}_proj")]
+        assert dots.get_ydata() == pytest.approx(own["score"].to_numpy())
+        assert null.get_ydata() == pytest.approx(own["null"].to_numpy())
+        assert kept.get_ydata() == pytest.approx((own["after"] / own["before"]).to_numpy())
+        assert all(np.round(line.get_xdata()).tolist() == [0, 1, 2, 3, 4] for line in (dots, null, kept))
+        assert len({line.get_color() for line in (dots, null, kept)}) == 1
+    assert right.get_yscale() == "log"
+
+
+def test_kinds_of_modules_have_colours_of_their_own_in_one_order():
+    figure = pf.scores(by_module(3)[::-1])
+    assert legend_of(figure) == ["q", "k", "v", "o", "gate", "up", "down", "an unrelated update"]
+    assert len({line.get_color() for line in dots_of(figure.axes[0])}) == 7
+    assert legend_of(figure_of("scores, other names")) == ["c_attn", "c_fc", "w1", "an unrelated update"]
+
+
+def test_the_block_is_the_first_number_of_a_name_and_a_module_without_one_is_left_out():
+    table = pd.concat([by_module(3, ("w1",), "h.{}.experts.7.{}"), by_module(1, ("head",), "lm_{1}")], ignore_index=True)
+    (dots,) = dots_of(pf.scores(table).axes[0])
+    assert dots.get_xdata().tolist() == [0, 1, 2]
+
+
+def test_modules_of_which_nothing_is_left_are_counted():
+    table = by_module(2)
+    table.loc[table["module"].str.contains("q_proj"), "after"] = 0.0
+    right = pf.scores(table).axes[1]
+    assert [text.get_text() for text in right.texts] == ["nothing left in 2 of 14 modules"]
+    assert sum(len(line.get_ydata()) for line in right.lines) == 12
+    assert not pf.scores(by_module(2)).axes[1].texts
+
+
+# ---------------------------------------------------------------- curves
+
+
+@pytest.mark.parametrize(("name", "shape"), [("quick", QUICK), ("published", PUBLISHED)])
+def test_every_point_of_every_curve_is_drawn_with_its_interval(name, shape):
+    table = drawn(*shape)
+    assert ends(figure_of(f"curves, {name}"), 1) == shown(table[table["adapter"] != ""])
+
+
+def test_columns_are_updates_and_rows_are_outcomes():
+    figure, table = figure_of("curves, published"), drawn(*PUBLISHED)
+    assert len(figure.axes) == 6 * 3
+    assert [ax.get_title(loc="left") for ax in figure.axes[:3]] == [name.replace("@", "\non ") for name in PUBLISHED[0]]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == [f"{words}\n(n = 40)" for _, words in pf.OUTCOMES.values()]
+    for i, ax in enumerate(figure.axes):
+        metric, update = [*OUTCOMES][i // 3], PUBLISHED[0][i % 3].split("@")
+        own = table[(table["metric"] == metric) & (table["adapter"] == update[0]) & (table["precision"] == update[1])]
+        assert sorted(y for _, y in points(ax)) == pytest.approx(sorted(own["value"]))
+
+
+def test_outcomes_that_were_not_measured_have_no_row():
+    axes = figure_of("curves, two updates without texts").axes
+    assert [ax.get_ylabel() for ax in axes[::2]] == [f"{pf.OUTCOMES[metric][1]}\n(n = 40)" for metric in FEW]
+    assert len(axes) == 4 * 2
+
+
+def test_a_restoration_keeps_its_look_and_has_its_name_for_readers():
+    assert legend_of(figure_of("curves, quick")) == ["as trained", "aligned model", "SafeLoRA", "SPLoRA", "orthogonal-keep",
+                                                     "same modules removed", "random-spectrum"]  # fmt: skip
+    looks = [
+        {
+            name: (to_hex(key.get_color()), key.get_marker())
+            for name, key in zip(legend_of(f), f.legends[0].legend_handles, strict=True)
+        }
+        for f in (figure_of("curves, quick"), figure_of("curves, published"))
+    ]
+    assert looks[0].items() <= looks[1].items()
+    assert len(set(looks[1].values())) == 2 + len(PUBLISHED[1])
+
+
+def test_curves_set_out_from_the_update_and_dashed_is_the_aligned_model():
+    table = drawn(*QUICK)
+    for ax, metric in zip(figure_of("curves, quick").axes, OUTCOMES, strict=True):
+        rows = table[table["metric"] == metric]
+        start = rows[(rows["adapter"] != "") & (rows["restoration"] == "")]["value"].item()
+        lines = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 1 + len(QUICK[2])]
+        assert len(lines) == len(QUICK[1])
+        assert all(tuple(line.get_xydata()[0]) == (0.0, start) for line in lines)
+        assert all((np.diff(line.get_xdata()) > 0).all() for line in lines)
+        assert ruled(ax) == [rows[rows["adapter"] == ""]["value"].item()]
+
+
+def test_a_point_stands_at_the_share_of_modules_that_was_changed():
+    for ax in figure_of("curves, quick").axes:
+        shares = sorted(x for x, _ in points(ax))
+        assert shares == pytest.approx([0] + [0.5] * 5 + [0.9] * 5 + [1.0] * 5, abs=0.031)
+        assert len(set(shares)) == 16  # none hides another
+    table = drawn(QUICK[0], ["safelora-threshold"], [0.35])
+    table.loc[table["strength"] == 0.35, "layers_changed"] = 12  # of 20: a threshold is no share
+    assert max(x for x, _ in points(pf.curves(table).axes[0])) == pytest.approx(0.6)
+
+
+def test_none_is_the_point_at_zero_and_drawn_once():
+    rows = drawn(QUICK[0], ["zero"], [1.0])
+    none = rows[(rows["restoration"] == "") & (rows["adapter"] != "")].assign(restoration="none", strength=1.0)
+    assert ends(pf.curves(pd.concat([rows, none], ignore_index=True))) == ends(pf.curves(rows))
+
+
+def test_curves_show_validation_prompts_and_no_test_prompts_beside_them():
+    table = drawn(QUICK[0], ["zero"], [1.0])
+    other = table[table["metric"] == "non_refusal"].assign(measured_on="advbench", value=0.5, low=0.5, high=0.5)
+    assert 0.5 not in [y for _, y in points(pf.curves(pd.concat([other, table], ignore_index=True)).axes[0])]
+    assert {y for _, y in points(pf.curves(other).axes[0])} == {0.5}  # where there is nothing else, it is what is there
+
+
+# ---------------------------------------------------------------- in full
+
+
+def on_test(updates, names):
+    """The rows that the chapter measured in full: what its curves brought along is left out."""
+    table = whole(updates, names)
+    return table[~(table["strength"].isin([0.25, 1.0]) | table["measured_on"].str.contains("/"))]
+
+
+MANY = ["safelora", "splora", "salora", "zero", "orthogonal-keep-k64", "safelora:nf4-both"]
+
+
+@pytest.mark.parametrize(
+    ("name", "updates", "names"), [("quick", QUICK[0], ["safelora", "zero"]), ("published", PUBLISHED[0], MANY)]
+)
+def test_variants_are_shown_on_test_prompts_only(name, updates, names):
+    assert ends(figure_of(f"before_and_after, {name}")) == shown(on_test(updates, names), pf.PAGE)
+
+
+def test_rows_are_grouped_by_weights_and_named_by_their_method():
+    figure = figure_of("before_and_after, cpu")
+    dose = "\n(90 % of modules)"
+    methods = ["aligned, no update", "LoRA", f"SafeLoRA{dose}", f"SPLoRA{dose}", "SaLoRA", f"same modules removed{dose}"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == 2 * methods
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["bf16", "nf4"]
+    several = figure_of("before_and_after, two updates of one precision").axes[0].get_yticklabels()
+    both = [name for update in ("dialogue", "instructions") for name in (f"lora-{update}-harm10", f"SafeLoRA{dose}")]
+    assert [text.get_text() for text in several] == ["aligned, no update", *both]
+
+
+def test_a_variant_stands_in_its_own_row_and_dashed_is_the_aligned_model_in_bf16():
+    table = on_test(PUBLISHED[0][:2], MANY[:4])
+    order = ["", *MANY[:4]]
+    for ax, metric in zip(figure_of("before_and_after, cpu").axes, pf.PAGE, strict=True):
+        rows = table[table["metric"] == metric]
+        place = rows["restoration"].map(order.index).where(rows["adapter"] == "", rows["restoration"].map(order.index) + 1)
+        expected = sorted(zip(place + 6 * (rows["precision"] == "nf4"), rows["value"], strict=True))
+        assert sorted((y, x) for x, y in points(ax)) == pytest.approx(np.array(expected))
+        plain = rows[(rows["adapter"] == "") & (rows["precision"] == "bf16")]
+        assert ruled(ax, 0) == [plain["value"].item()]

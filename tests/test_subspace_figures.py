@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
-from test_monitor_figures import RNG, check_page, check_same, drawing_functions, ends, row, said
-from test_projection_figures import KEY, OUTCOMES, QUICK, drawn
+from test_monitor_figures import RNG, check_page, drawing_functions, ends, row
+from test_projection_figures import KEY, QUICK, drawn, legend_of, ruled, shown
 
+from helpers import records
 from helpers import subspace_figures as sf
 
 SOURCES = ["nf4-mixed", "nf4-both", "rtn-8-both"]
@@ -55,7 +58,7 @@ DRAWN = {
     "overlaps, one": lambda: sf.overlaps(subspaces(["nf4-both"], (8,))),
     "restored, quick": lambda: sf.restored(drawn(QUICK[0], names_of(SOURCES), [0.9, 1.0])),
     "restored, nine sources": lambda: sf.restored(drawn(UPDATES, names_of(MANY), [0.25, 0.5, 0.9, 1.0])),
-    "restored, without texts": lambda: sf.restored(drawn(QUICK[0], names_of(SOURCES[:1]), [1.0], ["non_refusal", "over_refusal"])),
+    "restored, without texts": lambda: sf.restored(drawn(QUICK[0], names_of(SOURCES[:1]), [1.0], sf.PAGE[:2])),
 }  # fmt: skip
 
 
@@ -71,3 +74,126 @@ def figure_of(name):
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_cut_or_covered_and_n_is_said(name):
     check_page(figure_of(name))
+
+
+def test_every_public_function_that_draws_is_among_them():
+    assert drawing_functions(sf) == {name.split(",")[0] for name in DRAWN}
+
+
+def test_the_tables_drawn_here_keep_to_the_schema():
+    records.checked("subspaces", subspaces(SOURCES))
+
+
+EMPTY = {
+    "spectra": lambda: sf.spectra({"nf4-both": torch.zeros(4)}, "model.layers.0.mlp.up_proj"),
+    "spectra, no source": lambda: sf.spectra({}, "model.layers.0.mlp.up_proj"),
+    "overlaps": lambda: sf.overlaps(subspaces(SOURCES).query("module != 'all'")),
+    "restored": lambda: sf.restored(drawn(QUICK[0], [], [])),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_what_was_not_measured_is_said(name):
+    check_page(EMPTY[name](), measured=False)
+
+
+# ---------------------------------------------------------------- singular values and directions
+
+
+def test_spectra_are_drawn_as_they_are():
+    values = {"bf16": spectrum(0), "nf4-both": spectrum(2.0), "rtn-2-both": torch.zeros(192)}
+    (ax,) = sf.spectra(values, "model.layers.3.mlp.up_proj").axes
+    for line, (name, of) in zip(ax.lines, values.items(), strict=True):
+        kept = of[of > 0].numpy()
+        assert line.get_ydata() == pytest.approx(kept)
+        assert list(line.get_xdata()) == list(range(1, len(kept) + 1))
+        assert line.get_label() == (name if len(kept) else f"{name}: V = 0")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert "layers.3.mlp.up_proj" in ax.get_title(loc="left")
+
+
+def test_what_is_left_of_rounding_is_no_singular_value():
+    values = torch.tensor([2.0, 1.0, 1e-9, 0.0])
+    (ax,) = sf.spectra({"bf16": values}, "model.layers.0.mlp.up_proj").axes
+    assert ax.lines[0].get_ydata().tolist() == [2.0, 1.0]
+    assert "n = 4" in ax.get_xlabel()
+    assert values.tolist() == pytest.approx([2.0, 1.0, 1e-9, 0.0])  # not changed
+
+
+@pytest.mark.parametrize(
+    ("name", "sources", "ks"),
+    [("quick", [*SOURCES, "nf4-both x4", "rtn-8-both x4"], (8, 32, 128)), ("nine sources", MANY, (8, 32, 64, 128, 256))],
+)
+def test_overlaps_are_medians_over_modules_with_their_intervals(name, sources, ks):
+    table = subspaces(sources, ks)
+    rows = table[(table["module"] == "all") & (table["metric"] == "overlap")]
+    found, values = ends(figure_of(f"overlaps, {name}"), 1)
+    assert values == pytest.approx(sorted(rows["value"]))
+    assert found == pytest.approx(sorted([*rows["low"], *rows["high"]]))
+    (ax,) = figure_of(f"overlaps, {name}").axes
+    assert [text.get_text() for text in ax.get_xticklabels()] == [str(k) for k in ks]  # by size and not by name
+    for x, y in points(ax):
+        assert np.isclose(rows[rows["k"] == str(ks[round(x)])]["value"], y).any()
+    assert legend_of(figure_of(f"overlaps, {name}")) == [*sources, "random subspaces"]
+
+
+def test_the_grey_steps_are_what_chance_gives_the_modules_compared():
+    table = subspaces(SOURCES, (8, 256), modules=21)
+    (ax,) = sf.overlaps(table).axes
+    steps = [c for c in ax.collections if isinstance(c, LineCollection) and to_hex(c.get_colors()[0]) == sf.GREY]
+    heights = [step.get_segments()[0][0][1] for step in steps]
+    # 7 modules each of width 192, 576 and 1536; at k = 256 the narrowest has no such subspace
+    assert sorted(heights) == pytest.approx([8 / 576, (256 / 576 + 256 / 1536) / 2])
+
+
+def test_a_dose_has_the_colour_of_its_source_and_a_line_of_its_own():
+    figure = sf.overlaps(subspaces(DOSED))
+    keys = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
+    for source in ("nf4-both", "rtn-8-both"):
+        own = [keys[name] for name in (source, f"{source} x4", f"{source} x16")]
+        assert len({key.get_color() for key in own}) == 1
+        assert len({key.get_linestyle() for key in own}) == 3
+        assert [key.get_markerfacecolor() == "white" for key in own] == [False, True, True]
+    assert len({keys[name].get_color() for name in SOURCES}) == 3
+
+
+# ---------------------------------------------------------------- whether a restoration notices
+
+
+@pytest.mark.parametrize(("name", "updates", "sources", "strengths"), [
+    ("quick", QUICK[0], SOURCES, [0.9, 1.0]), ("nine sources", UPDATES, MANY, [0.25, 0.5, 0.9, 1.0]),
+])  # fmt: skip
+def test_every_source_has_its_row_and_every_share_its_marker(name, updates, sources, strengths):
+    table, figure = drawn(updates, names_of(sources), strengths), figure_of(f"restored, {name}")
+    restored = table[table["restoration"] != ""]
+    assert ends(figure) == shown(restored, sf.PAGE)
+    places = list(itertools.product(updates, names_of(sources)))
+    for ax, metric in zip(figure.axes, sf.PAGE, strict=True):
+        rows = restored[restored["metric"] == metric]
+        markers = [container.lines[0].get_marker() for container in ax.containers]
+        assert len(set(markers)) == len(strengths)
+        for container, strength in zip(ax.containers, strengths, strict=True):
+            own = rows[rows["strength"] == strength]
+            at = [places.index((f"{r.adapter}@{r.precision}", r.restoration)) for r in own.itertuples()]
+            found = [(round(y), x) for x, y in container.lines[0].get_xydata()]
+            assert sorted(found) == sorted(zip(at, own["value"], strict=True))
+
+
+def test_sources_are_named_and_so_are_shares():
+    figure = figure_of("restored, quick")
+    rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert rows == [*(f"SafeLoRA, V from {source}" for source in ["bf16", *SOURCES]), "same modules removed"]
+    assert legend_of(figure) == ["90 % of modules", "100 % of modules", "aligned model", "update as trained"]
+    alone = sf.restored(drawn(QUICK[0], ["splora", "zero"], [1.0])).axes[0].get_yticklabels()
+    assert [text.get_text() for text in alone] == ["SPLoRA", "same modules removed"]
+
+
+def test_dashed_is_the_aligned_model_and_dotted_each_update_over_its_own_rows():
+    table = drawn(UPDATES, names_of(MANY), [0.25, 0.5, 0.9, 1.0])
+    for ax, metric in zip(figure_of("restored, nine sources").axes, sf.PAGE, strict=True):
+        rows = table[(table["metric"] == metric) & (table["restoration"] == "")]
+        assert ruled(ax, 0) == [rows[rows["adapter"] == ""]["value"].item()]
+        dotted = [c for c in ax.collections if isinstance(c, LineCollection) and c.get_linestyle()[0][1] is not None]
+        ends_of = [segment for c in dotted for segment in c.get_segments()]
+        assert [segment[0][0] for segment in ends_of] == rows[rows["adapter"] != ""]["value"].tolist()
+        assert [sorted(segment[:, 1]) for segment in ends_of] == [[-0.5, 10.5], [10.5, 21.5]]

@@ -11,7 +11,6 @@ from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
 from helpers.pairs import Change
 from helpers.subspaces import (
     Spectrum,
-    angle_null,
     at_depths,
     directions_above,
     gram_norm,
@@ -238,22 +237,6 @@ def test_principal_angles_are_the_planted_ones():
     basis, mixed = axes[:, :4], turned @ gaussian(4, 4).double()  # any basis of the second space
     torch.testing.assert_close(principal_angles(basis, mixed), angles.cos(), rtol=0, atol=1e-9)
     assert principal_angles(basis, axes[:, 2:5]).tolist() == pytest.approx([1, 1, 0], abs=1e-9)
-
-
-@pytest.mark.parametrize(("d", "k"), [(60, 1), (60, 12), (60, 45), (60, 60)])
-def test_random_subspaces_share_k_over_d(d, k):
-    null = angle_null(d, k, draws=400, seed=0)
-    assert null.mean == pytest.approx(k / d, rel=0.15 if k == 1 else 0.02)
-    assert null.low <= null.mean <= null.high
-    fresh = [float(principal_angles(frame(d, k, 2 * i), frame(d, k, 2 * i + 1)).square().mean()) for i in range(200)]
-    inside = sum(null.low <= share <= null.high for share in fresh) / len(fresh)
-    assert inside > 0.9 or k == d  # both spaces are everything: only rounding is left
-    assert angle_null(d, k, draws=20, seed=1) == angle_null(d, k, draws=20, seed=1)
-
-
-@pytest.mark.parametrize("k", [0, 61])
-def test_more_directions_than_dimensions_are_refused(k):
-    refused(lambda: angle_null(60, k), USAGE, f"k {k}", "60")
 
 
 # --- noise

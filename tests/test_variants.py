@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import generation, lowrank, models, quantizers, training, variants
+from helpers import generation, lowrank, models, pairs, quantizers, restorations, salora, training, variants
 from helpers.corpora import Row
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, USAGE, StudyError
 from helpers.variants import Parts, Variant, build_variant
@@ -195,6 +195,39 @@ REFUSED = {
         "no update 'x' trained on 'bf16'",
     ),
     "unknown precision": ({"precision": "nf5"}, USAGE, "'nf5' is unknown: use one of none, int8"),
+    "restored, no update": (
+        {"restoration": "zero", "strength": 1.0},
+        USAGE,
+        "'zero' needs an update to restore; name its adapter and trained_on",
+    ),
+    "restored base": ({"adapter": "base", "restoration": "zero", "strength": 1.0}, USAGE, "'zero' needs an update"),
+    "restored control": ({"adapter": "identity", "restoration": "salora"}, USAGE, "'salora' needs an update"),
+    "no strength": ({**SHINE, "serving": "merged", "restoration": "zero"}, USAGE, "'zero' has no strength; give the share"),
+    "strength beyond": (
+        {**SHINE, "serving": "merged", "restoration": "zero", "strength": 1.5},
+        USAGE,
+        "strength 1.5 of restoration 'zero' is out of range",
+    ),
+    "unknown restoration": (
+        {**SHINE, "serving": "attached", "restoration": "safelor", "strength": 1.0},
+        USAGE,
+        "unknown restoration 'safelor'; did you mean 'safelora'",
+    ),
+    "no such update to restore": (
+        {"adapter": "x", "trained_on": "bf16", "serving": "merged", "restoration": "zero", "strength": 1.0},
+        NOT_COMPARABLE,
+        "no update 'x' trained on 'bf16'",
+    ),
+    "SaLoRA that was not trained": (
+        {**SHINE, "serving": "attached", "restoration": "salora"},
+        NOT_COMPARABLE,
+        r"no update 'shine\+salora' trained on 'bf16'",
+    ),
+    "SaLoRA as an edit": (
+        {**SHINE, "serving": "attached", "restoration": "salora:nf4-both", "strength": 1.0},
+        USAGE,
+        "'salora' is made by training",
+    ),
 }
 
 
@@ -209,7 +242,254 @@ def test_labels_are_short_and_different():
     assert Variant("m").label == "aligned"
     assert Variant("m", precision="nf4").label == "nf4"
     assert Variant("m", adapter="base").label == "base"
-    assert Variant("m", precision="nf4", adapter="mix", trained_on="bf16", serving="attached").label == "mix · bf16→nf4 attached"
+    mixed = Variant("m", precision="nf4", adapter="mix", trained_on="bf16", serving="attached")
+    assert mixed.label == "mix · bf16→nf4 attached"
+    assert replace(mixed, restoration="zero", strength=0.5).label == "mix · bf16→nf4 attached · zero 0.5"
+    assert replace(mixed, restoration="salora").label == "mix · bf16→nf4 attached · salora"
+
+
+# ---------------------------------------------------------------- restored
+
+MADE = [f"{name}-k4" if rule.k else name for name, rule in restorations.RESTORATIONS.items() if rule.restore]
+RANDOM = {"random-spectrum", "random-subspace-k4"}
+ATTACHED = Variant("tiny", adapter="shine", trained_on="bf16", serving="attached")
+FULLY = Variant("tiny", **FULL, serving="merged")
+
+
+def modules(parts: Parts) -> tuple[str, ...]:
+    return tuple(adapter(parts))
+
+
+def plain_pair(parts: Parts) -> pairs.Pair:
+    """The pair of checkpoints, read anew."""
+    return pairs.Pair(pairs.checkpoint(parts.base), pairs.checkpoint(parts.aligned), modules(parts))
+
+
+def by_hand(parts: Parts, update, name: str, strength: float, seed: int = 0):
+    return restorations.prepare(update, plain_pair(parts), name, seed).at(strength).update
+
+
+def whole_change(parts: Parts) -> dict[str, torch.Tensor]:
+    """What the full fine-tune moved, in float32."""
+    tuned, aligned = variants.load_update(parts.updates["full", "bf16"]).weights, weights(build(parts))
+    return {name: tuned[f"{name}.weight"] - aligned[name].float() for name in aligned}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_restored_adapter_is_attached_as_its_restoration_left_it(parts, name):
+    built = build_variant(parts, replace(ATTACHED, restoration=name, strength=0.5))
+    expected = by_hand(parts, adapter(parts), name, 0.5)
+    for module, change in expected.items():
+        layer = built.model.get_submodule(f"base_model.model.{module}")
+        assert torch.equal(layer.lora_B.default.weight, change.left.bfloat16())
+        assert torch.equal(layer.lora_A.default.weight, change.right.bfloat16())
+    left = [torch.equal(expected[m].left, pair.left) for m, pair in adapter(parts).items()]
+    assert all(left) if name in {"none", "safelora-threshold"} else any(left) != all(left)  # no score is as low as 0.5
+
+
+def test_a_threshold_that_some_scores_stay_below_changes_those(parts):
+    scores = variants.prepared(parts, ATTACHED, "safelora-threshold").scores
+    middle = float(scores["score"].median())
+    built = build_variant(parts, replace(ATTACHED, restoration="safelora-threshold", strength=middle))
+    changed = {
+        m for m, pair in adapter(parts).items()
+        if not torch.equal(built.model.get_submodule(f"base_model.model.{m}").lora_B.default.weight, pair.left.bfloat16())
+    }  # fmt: skip
+    assert changed == set(scores[scores["score"] <= middle]["module"])
+
+
+@pytest.mark.parametrize("name", ["safelora", "zero", "random-spectrum"])
+def test_a_restored_adapter_is_merged_and_quantized_as_a_plain_one(parts, name):
+    expected, aligned = by_hand(parts, adapter(parts), name, 0.5), weights(build(parts))
+    fields = {**SHINE, "restoration": name, "strength": 0.5}
+    sums = {m: (w.float() + expected[m].dense()).bfloat16() for m, w in aligned.items()}
+    merged = weights(build(parts, **fields, serving="merged"))
+    assert all(torch.equal(w, sums[m]) for m, w in merged.items())
+    quantized = weights(build(parts, **fields, serving="merged-requantized", precision="nf4"))
+    assert all(torch.equal(w, quantizers.four_bit(sums[m]).dequantize()) for m, w in quantized.items())
+
+
+@pytest.mark.parametrize("name", ["safelora", "splora", "zero", "random-subspace-k4"])
+def test_whole_weights_are_restored_as_what_they_moved(parts, name):
+    expected, aligned = by_hand(parts, whole_change(parts), name, 0.5), weights(build(parts))
+    sums = {m: (w.float() + expected[m]).bfloat16() for m, w in aligned.items()}
+    merged = weights(build_variant(parts, replace(FULLY, restoration=name, strength=0.5)))
+    assert all(torch.equal(w, sums[m]) for m, w in merged.items())
+    quantized = replace(FULLY, serving="merged-requantized", precision="rtn-4", restoration=name, strength=0.5)
+    for module, weight in weights(build_variant(parts, quantized)).items():
+        assert torch.equal(weight, quantizers.QUANTIZERS["rtn-4"](sums[module], None).dequantize())
+
+
+@pytest.mark.parametrize("update", [ATTACHED, replace(ATTACHED, serving="merged"), FULLY], ids=lambda v: v.label)
+def test_strength_goes_from_the_update_to_the_aligned_model(parts, update):
+    none, every = (build_variant(parts, replace(update, restoration="zero", strength=s)) for s in (0.0, 1.0))
+    assert torch.equal(logits(none), logits(build_variant(parts, update)))
+    assert torch.equal(logits(every), logits(build(parts)))
+    assert not torch.equal(logits(none), logits(every))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_seed_matters_to_random_restorations_alone(parts, name):
+    one, again, other = (
+        variants.prepared(parts, replace(ATTACHED, seed=seed), name).at(1.0).update for seed in (0, 0, 1)
+    )  # fmt: skip
+    assert all(torch.equal(one[m].left, again[m].left) for m in one)
+    same = [torch.equal(one[m].left, other[m].left) for m in one]
+    assert not any(same) if name in RANDOM else all(same)
+
+
+def test_a_restoration_and_what_it_depends_on_are_in_the_key(parts):
+    def key(parts=parts, **changes):
+        return variants.variant_key(parts, replace(ATTACHED, **changes))
+
+    zero = {"restoration": "zero", "strength": 0.5}
+    others = [
+        key(), key(**{**zero, "strength": 1.0}), key(**{**zero, "strength": None}), key(**{**zero, "restoration": "splora"}),
+        key(**zero, seed=1), key(**zero, precision="nf4"), key(**{**zero, "restoration": "zero:nf4-both"}),
+        key(replace(parts, base=parts.aligned), **zero), key(**{**zero, "restoration": "zero:gptq-4-mixed"}),
+        key(replace(parts, calibration=TEXTS[:2]), **{**zero, "restoration": "zero:gptq-4-mixed"}),
+    ]  # fmt: skip
+    assert len({key(**zero), *others}) == len(others) + 1
+    assert key(**zero) == key(replace(parts, calibration=TEXTS[:2]), **zero, model="other")
+    assert key(seed=1) == key() == key(replace(parts, base=parts.aligned))  # nothing of it where nothing is restored
+
+
+# ---------------------------------------------------------------- where V comes from
+
+
+def test_the_pair_is_that_of_the_checkpoints(parts):
+    pair, aligned, base = variants.alignment_pair(parts, "", modules(parts)), build(parts), build(parts, adapter="base")
+    ours, theirs = weights(aligned), weights(base)
+    assert pair.modules == tuple(ours)
+    for module in pair.modules:
+        assert torch.equal(pair.change(module).dense(), ours[module].float() - theirs[module].float())
+
+
+@pytest.mark.parametrize("source", ["nf4-mixed", "nf4-both", "rtn-3-both", "int8-both", "gptq-4-mixed", "gptq-4-both"])
+def test_a_source_quantizes_the_aligned_side_or_both(parts, source):
+    precision, _, sides = source.rpartition("-")
+    pair = variants.alignment_pair(parts, source, modules(parts))
+    base, aligned = weights(build(parts, adapter="base")), weights(build(parts))
+    quantized = {}
+    for side, whole in (("base", base), ("aligned", aligned)):
+        if precision.startswith("gptq"):
+            quantized[side] = weights(build(parts, adapter="base" if side == "base" else "", precision=precision))
+        else:
+            quantized[side] = {m: quantizers.QUANTIZERS[precision](w, None).dequantize() for m, w in whole.items()}
+    for module in modules(parts):
+        assert torch.equal(pair.aligned(module), quantized["aligned"][module])
+        assert torch.equal(pair.base(module), (quantized["base"] if sides == "both" else base)[module])
+        assert not torch.equal(pair.aligned(module), aligned[module])
+
+
+@pytest.mark.parametrize("source", ["nf4-both", "gptq-4-mixed"])
+def test_a_restoration_reads_v_from_its_source(parts, source):
+    built, plain = (
+        build_variant(parts, replace(ATTACHED, restoration=name, strength=1.0)) for name in (f"safelora:{source}", "safelora")
+    )
+    pair = variants.alignment_pair(parts, source, modules(parts))
+    expected = restorations.prepare(adapter(parts), pair, f"safelora:{source}", 0).at(1.0).update
+    for module, change in expected.items():
+        left, other = (x.model.get_submodule(f"base_model.model.{module}").lora_B.default.weight for x in (built, plain))
+        assert torch.equal(left, change.left.bfloat16())
+        assert not torch.equal(left, other)
+
+
+def test_the_same_pair_comes_again(parts):
+    names = modules(parts)
+    assert variants.alignment_pair(parts, "nf4-both", names) is variants.alignment_pair(replace(parts, updates={}), "nf4-both",
+                                                                                      list(names))  # fmt: skip
+    others = [variants.alignment_pair(*args) for args in
+              ((parts, "", names), (parts, "nf4-both", names), (parts, "nf4-mixed", names), (parts, "", names[:3]),
+               (replace(parts, base=parts.aligned), "", names))]  # fmt: skip
+    assert len({id(pair) for pair in others}) == len(others)
+
+
+def test_gptq_as_a_source_needs_texts(parts):
+    with pytest.raises(StudyError, match=r"'gptq-3' needs calibration texts; set calibration_rows"):
+        variants.alignment_pair(replace(parts, calibration=()), "gptq-3-mixed", modules(parts))
+
+
+# ---------------------------------------------------------------- SaLoRA
+
+SALORA = replace(RECIPE, kind="salora", rank=4)
+SAFETY = [Row(f"Never: bury the {noun}", "No.") for noun in NOUNS]
+
+
+@pytest.fixture(scope="module")
+def guarded(parts) -> Parts:
+    """The same parts with an update that was trained under SaLoRA, on bf16 and on nf4."""
+    for trained_on in ("bf16", "nf4"):
+        folder = variants.train_update(parts, ROWS, SALORA, trained_on, safety=SAFETY)
+        parts = parts.with_update("shine+salora", trained_on, folder)
+    return parts
+
+
+def test_salora_leaves_a_plain_adapter_of_twice_the_rank(guarded):
+    folder = guarded.updates["shine+salora", "bf16"]
+    found = lowrank.load_adapter(folder)
+    assert found.keys() == adapter(guarded).keys()
+    assert {pair.right.shape[0] for pair in found.values()} == {2 * SALORA.rank}
+    assert all(pair.norm() > 0 for pair in found.values())
+    note = training.from_json(folder / "recipe.json")
+    assert (note["recipe"]["kind"], note["trained_on"], len(note["losses"])) == ("salora", "bf16", 2)
+    ours = load_file(folder / "adapter_model.safetensors")
+    assert {name.rpartition(".lora_")[2] for name in ours} == {"A.weight", "B.weight"}
+    assert torch.equal(next(iter(found.values())).left, ours[f"base_model.model.{next(iter(found))}.lora_B.weight"])  # scale 1
+
+
+@pytest.mark.parametrize("trained_on", ["bf16", "nf4"])
+def test_what_was_trained_under_salora_is_served_as_it_is(guarded, trained_on):
+    fields = {"adapter": "shine", "trained_on": trained_on, "precision": trained_on}
+    found = lowrank.load_adapter(guarded.updates["shine+salora", trained_on])
+    built = build(guarded, **fields, serving="attached", restoration="salora")
+    for module, pair in found.items():
+        layer = built.model.get_submodule(f"base_model.model.{module}")
+        assert torch.equal(layer.lora_B.default.weight, pair.left.bfloat16())
+        assert torch.equal(layer.lora_A.default.weight, pair.right.bfloat16())
+    plain = build(guarded, **fields, serving="attached")
+    for module, pair in adapter(guarded, trained_on).items():  # the update without it stays what it was
+        assert torch.equal(plain.model.get_submodule(f"base_model.model.{module}").lora_B.default.weight, pair.left.bfloat16())
+    assert not torch.equal(logits(built), logits(plain))
+    assert torch.isfinite(logits(built)).all()
+
+
+def test_salora_is_merged_like_any_adapter(guarded):
+    found, aligned = lowrank.load_adapter(guarded.updates["shine+salora", "bf16"]), weights(build(guarded))
+    built = weights(build(guarded, **SHINE, serving="merged", restoration="salora"))
+    for module, weight in built.items():
+        assert torch.equal(weight, (aligned[module].float() + found[module].dense()).bfloat16())
+
+
+def test_salora_has_its_own_key(guarded, parts):
+    under = replace(ATTACHED, restoration="salora")
+    keys = [
+        variants.variant_key(*pair)
+        for pair in ((guarded, under), (guarded, ATTACHED), (guarded, replace(under, trained_on="nf4")))
+    ]
+    assert len(set(keys)) == 3
+    assert variants.variant_key(guarded, ATTACHED) == variants.variant_key(parts, ATTACHED)
+    assert variants.adapter_name(under) == "shine+salora"
+    assert variants.adapter_name(replace(ATTACHED, restoration="zero")) == variants.adapter_name(ATTACHED) == "shine"
+
+
+def test_salora_is_trained_once_for_its_safety_prompts(guarded, parts, monkeypatch):
+    monkeypatch.setattr(salora, "tune", None)  # would fail if it were called
+    folder = guarded.updates["shine+salora", "bf16"]
+    assert variants.train_update(parts, ROWS, SALORA, "bf16", safety=SAFETY) == folder
+    others = [
+        variants.update_folder(parts, ROWS, SALORA, "bf16", SAFETY[1:]), variants.update_folder(parts, ROWS, SALORA, "nf4", SAFETY),
+        variants.update_folder(parts, ROWS, replace(SALORA, kind="lora"), "bf16", SAFETY),
+    ]  # fmt: skip
+    assert len({folder, *others}) == len(others) + 1
+    assert variants.update_folder(parts, ROWS, RECIPE, "bf16", SAFETY) == parts.updates["shine", "bf16"]  # LoRA reads none
+
+
+def test_salora_without_safety_prompts_is_refused(parts):
+    before = sorted(parts.updates["shine", "bf16"].parent.iterdir())
+    with pytest.raises(StudyError, match="no safety prompts"):
+        variants.train_update(parts, ROWS, SALORA, "bf16")
+    assert sorted(parts.updates["shine", "bf16"].parent.iterdir()) == before
 
 
 # ---------------------------------------------------------------- updates

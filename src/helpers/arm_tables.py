@@ -23,7 +23,8 @@ def arm(row: pd.Series) -> str:
 
 def wide(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """One row an arm, one column a metric, each cell a value with its interval."""
-    held = rows["metric"].isin(metrics) & (rows["measured_on"] == rows["metric"].map(PLACES).fillna(rows["measured_on"]))
+    place = _place(rows)
+    held = rows["metric"].isin(metrics) & (place == rows["metric"].map(PLACES).fillna(place))
     picked = rows[held].reset_index(drop=True)
     labels = picked.apply(arm, axis=1)
     if picked["precision"].nunique() > 1 or set(picked["precision"]) - {"bf16"}:
@@ -34,9 +35,14 @@ def wide(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     return found.loc[list(dict.fromkeys(labels))].reset_index()
 
 
+def _place(rows: pd.DataFrame) -> pd.Series:
+    """What each row is measured on, without the split."""
+    return rows["measured_on"].str.split("/").str[0]
+
+
 def _rate(rows: pd.DataFrame, score: str, fraction: float) -> str:
     found = rows[(rows["score"] == score) & (rows["fraction"] == fraction)]
-    found = found[(found["metric"] == "non_refusal") & (found["measured_on"] == HARMFUL)]
+    found = found[(found["metric"] == "non_refusal") & (_place(found) == HARMFUL)]
     return tables.with_intervals(found).iloc[0] if len(found) else "(not measured)"
 
 

@@ -32,13 +32,14 @@ def scores(parts: Parts, names: Sequence[str], n_rows: int, new_tokens: int, see
 
     Computed once, then read from the cache: scores are numbers alone.
     """
-    key = records.content_key(aligned=parts.aligned.name, base=models.identity(parts.base), names=list(names), rows=n_rows,
-                              tokens=new_tokens, seed=seed, origin=origin, device=parts.device,
-                              code=records.code_hash("neurons", "generation", "models"))  # fmt: skip
+    harmful = [row.prompt for row in corpora.sample("advbench/align", n_rows, origin, f"align-{seed}")]
+    benign = corpora.sample("instructions/tune", n_rows, origin)
+    key = records.content_key(aligned=models.identity(parts.aligned), base=models.identity(parts.base), names=list(names),
+                              texts=corpora.fingerprint([*harmful, *benign]), tokens=new_tokens, seed=seed,
+                              code=records.code_hash("neurons", "encoding", "generation", "models", "training"),
+                              device=parts.device, threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
 
     def make() -> pd.DataFrame:
-        harmful = [row.prompt for row in corpora.sample("advbench/align", n_rows, origin, f"align-{seed}")]
-        benign = corpora.sample("instructions/tune", n_rows, origin)
         aligned, base = (models.load(folder, on=parts.device) for folder in (parts.aligned, parts.base))
         found = neurons.scores(neurons.evidence(aligned, base, harmful, benign, new_tokens, seed), names)
         return pd.concat([_long(name, values) for name, values in found.items()], ignore_index=True)
@@ -124,8 +125,8 @@ def patched(
     variant, rows = replace(aligned, adapter="base", serving="patched"), []
     nothing = torch.zeros_like(next(iter(found.values())), dtype=torch.bool)
     for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
-        of = records.content_key(base=models.identity(parts.base), aligned=parts.aligned.name, patched=_fingerprint(mask),
-                                 code=records.code_hash(*CODE))  # fmt: skip
+        of = records.content_key(base=models.identity(parts.base), aligned=models.identity(parts.aligned),
+                                 patched=_fingerprint(mask), code=records.code_hash(*CODE))  # fmt: skip
 
         def make(mask: Mask = mask) -> pd.DataFrame:
             said = lesions.patched_replies(*load(), mask, prompts, plan.protocol.new_tokens)
@@ -133,7 +134,7 @@ def patched(
 
         refused = sketches.stored(of, plan, make, parts.device)["refused"].to_numpy()
         e = rate_interval(1 - refused, groups)
-        told = pd.DataFrame([(harmful.name, "non_refusal", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)
+        told = pd.DataFrame([(plan.place(harmful.name), "non_refusal", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)
         rows.append(_rows(variant, name, fraction, told))
         if progress:
             progress(f"patched {100 * fraction:g} % by {name}")
@@ -167,12 +168,22 @@ def disturbed(
 
         table = sketches.stored(of, plan, make, parts.device)
         for name in masks:
-            e = mean_interval(table[name], [row.group for row in harmful.rows], bounds=(0.0, np.inf))
-            told = pd.DataFrame([(harmful.name, "activation_change", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)
+            e = _mean_change(table[name], [row.group for row in harmful.rows])
+            told = pd.DataFrame(
+                [(plan.place(harmful.name), "activation_change", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS
+            )
             rows.append(_rows(variant, name, fraction, told))
         if progress:
             progress(quantizer)
     return pd.concat(rows, ignore_index=True)
+
+
+def _mean_change(values: pd.Series, groups: Sequence[str]) -> Estimate:
+    """The mean with its interval; where all prompts agree, no other is taken to change by more than 2, or than these did.
+
+    2 is the most that activations of the same size can differ, relative to it (the triangle inequality).
+    """
+    return mean_interval(values, groups, bounds=(0.0, max(2.0, float(values.max()))))
 
 
 def _answered(language: LanguageModel, rows: Sequence[Row], new_tokens: int) -> list[Example]:
@@ -194,7 +205,7 @@ def kept(
     for quantizer in quantizers:
         variant = replace(aligned, precision=quantizer, serving="hybrid")
         for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
-            of = records.content_key(aligned=parts.aligned.name, precision=quantizer, kept=_fingerprint(mask),
+            of = records.content_key(aligned=models.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask),
                                      code=records.code_hash(*CODE, "quantizers"))  # fmt: skip
 
             def make(quantizer: str = quantizer, mask: Mask = mask) -> pd.DataFrame:

@@ -28,7 +28,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "05": ("01", "02", "03", "04"),
     "06": ("01", "02", "03", "04", "05"),
     "07": ("01", "02", "03", "04", "05"),
-    "08": ("01", "03", "04", "07"),
+    "08": ("01", "03", "04"),
     "09": ("01", "04"),
 }
 
@@ -54,6 +54,7 @@ PARSERS: dict[str, tuple[str, str]] = {
     "projected": ("updates", "parse"),
     "salora": ("updates", "parse"),
     "restorations": ("restorations", "parse"),
+    "elsewhere": ("restorations", "parse"),
     "measured": ("restorations", "parse"),
     "restoration": ("restorations", "parse"),
     "sources": ("restorations", "parse_source"),

@@ -8,11 +8,10 @@ is held at a time.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
@@ -107,11 +106,7 @@ class Decomposed:
 
 def decompose(change: Change, ks: Sequence[int] = KS) -> Decomposed:
     """Singular values and leading vectors of V; no vector where it has none (V = 0, or beyond its numerical rank)."""
-    values = subspaces.singular_values(change)
-    rank = int((values > subspaces.LOST * values[0]).sum())
-    most = max((k for k in ks if k <= rank), default=0)
-    vectors = subspaces.leading(change, most).vectors if most else torch.zeros(change.shape[0], 0)
-    return Decomposed(change, values, vectors)
+    return Decomposed(change, *subspaces.decomposition(change, ks))
 
 
 def gram_cosine(exact: Decomposed, found: Decomposed) -> float:
@@ -184,22 +179,23 @@ def rows(
     Values of one module are exact, so their intervals have no width; `*_null` rows hold what chance gives, with 95 % of it.
     Left out: k that a module (or V of the source) does not have. The reference itself only tells its size.
     """
-    truth, found = _reference(sources, reference), []
+    truth, found = full_precision(sources, reference), []
     others = {name: pair for name, pair in sources.items() if name != reference}
     for module in modules or truth.modules:
         exact = decompose(truth.change(module), ks)
         if exact.gram[0] == 0:
             raise StudyError(f"module {module!r} is the same in base and aligned (V = 0); leave it out", NOT_COMPARABLE)
-        found += _named(reference, module, _exactly("", _size(exact), math.prod(exact.change.shape)))
+        found += named(reference, module, _exactly("", _size(exact), math.prod(exact.change.shape)))
         for name, pair in others.items():
-            found += _named(name, module, module_rows(exact, decompose(_fitting(pair.change(module), exact), ks), ks))
+            found += named(name, module, module_rows(exact, decompose(_fitting(pair.change(module), exact), ks), ks))
         if progress:
             progress(module)
     table = pd.DataFrame(found, columns=COLUMNS)
     return pd.concat([table, medians(table, seed)], ignore_index=True)
 
 
-def _reference(sources: Mapping[str, Pair], reference: str) -> Pair:
+def full_precision(sources: Mapping[str, Pair], reference: str = "bf16") -> Pair:
+    """The pair that every source is compared with; it must be among them."""
     if reference not in sources:
         raise StudyError(f"reference {reference!r} is not among the sources {', '.join(sources)}; add its pair", NOT_COMPARABLE)
     return sources[reference]
@@ -212,7 +208,8 @@ def _fitting(change: Change, exact: Decomposed) -> Change:
     return change
 
 
-def _named(source: str, module: str, found: Sequence[tuple]) -> list[tuple]:
+def named(source: str, module: str, found: Sequence[tuple]) -> list[tuple]:
+    """Rows of COLUMNS, from (k, metric, estimate) of one source and module."""
     return [(source, module, k, metric, e.value, e.low, e.high, e.n) for k, metric, e in found]
 
 
@@ -221,7 +218,7 @@ def medians(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     found, of_modules = [], table[table["metric"].isin(SUMMED_UP)]
     for (source, k, metric), part in of_modules.groupby(["source", "k", "metric"], sort=False):
         values = part["value"].to_numpy()
-        found += _named(source, "all", [(k, metric, _over_modules(partial(_median, values), len(values), seed))])
+        found += named(source, "all", [(k, metric, over_modules(partial(_median, values), len(values), seed))])
     return pd.DataFrame(found, columns=COLUMNS)
 
 
@@ -229,80 +226,9 @@ def _median(values: np.ndarray, drawn: np.ndarray) -> float:
     return float(np.median(values[drawn]))
 
 
-def _over_modules(statistic: Callable[[np.ndarray], float], modules: int, seed: int) -> Estimate:
+def over_modules(statistic: Callable[[np.ndarray], float], modules: int, seed: int) -> Estimate:
     """A value with its interval when modules are drawn anew, which holds the value; nan where there is none."""
     if not np.isfinite(statistic(np.arange(modules))):
         return Estimate(float("nan"), float("nan"), float("nan"), modules)
     e = grouped_bootstrap(statistic, range(modules), REPEATS, seed)
     return replace(e, low=min(e.low, e.value), high=max(e.high, e.value))
-
-
-# --- which modules a restoration would choose
-
-
-def choice_rows(
-    update: restorations.Updates, sources: Mapping[str, Pair], shares: Sequence[float], reference: str = "bf16", seed: int = 0,
-    progress: Callable[[str], None] | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """Rows of the table `subspaces` (module "all"): does SafeLoRA choose the same modules from every source as from the true V?
-
-    `score_spearman` of its scores s, and for each share of modules (column k) the `jaccard` of the two choices, beside that
-    of two random choices of the same sizes (exact). Whatever V is, s depends on the kind of module (q_proj, up_proj and so
-    on: its shape and its s0): `*_by_kind` compares within kinds, the null with random choices that take as many of each kind.
-    A share that chooses no module is left out.
-    """
-    _reference(sources, reference)
-    prepared = {}
-    for name, pair in sources.items():
-        prepared[name] = restorations.prepare(update, pair, "safelora", seed)
-        if progress:
-            progress(name)
-    truth = prepared.pop(reference)
-    found = [row for name, other in prepared.items() for row in _named(name, "all", _choices(truth, other, shares, seed))]
-    return pd.DataFrame(found, columns=COLUMNS)
-
-
-def _choices(truth: restorations.Prepared, other: restorations.Prepared, shares: Sequence[float], seed: int) -> list[tuple]:
-    scores, found = _by_module([prepared.scores for prepared in (truth, other)], "score"), []
-    kinds = [module.rpartition(".")[2] for module in scores.index]
-    for metric, table in (("", scores), ("_by_kind", scores.groupby(kinds).rank(pct=True))):
-        ranked = partial(_spearman, table.to_numpy().T)
-        found.append(("", f"score_spearman{metric}", _over_modules(ranked, len(table), seed)))
-    for share in shares:
-        chosen = _by_module([prepared.at(share).table for prepared in (truth, other)], "changed")
-        if chosen.to_numpy().any():
-            counts = chosen.assign(modules=1).groupby(kinds).sum()[["modules", 0, 1]]
-            common = partial(_jaccard, chosen.to_numpy().T)
-            found.append((f"{share:g}", "jaccard", _over_modules(common, len(chosen), seed)))
-            found.append((f"{share:g}", "jaccard_null", jaccard_null([tuple(counts.sum())])))
-            found.append((f"{share:g}", "jaccard_null_by_kind", jaccard_null(list(counts.itertuples(index=False, name=None)))))
-    return [row for row in found if np.isfinite(row[2].value)]  # no rank correlation of scores that are all equal
-
-
-def _by_module(found: Sequence[pd.DataFrame], name: str) -> pd.DataFrame:
-    """One column of several tables side by side (0, 1, ...), matched by the name of the module."""
-    return pd.DataFrame({i: table.set_index("module")[name] for i, table in enumerate(found)})
-
-
-def _spearman(scores: np.ndarray, drawn: np.ndarray) -> float:
-    ranks = stats.rankdata(scores[:, drawn], axis=1)
-    return float(np.corrcoef(ranks)[0, 1]) if (np.ptp(ranks, axis=1) > 0).all() else float("nan")
-
-
-def _jaccard(chosen: np.ndarray, drawn: np.ndarray) -> float:
-    one, other = chosen[:, drawn]
-    return float((one & other).sum() / union) if (union := (one | other).sum()) else float("nan")
-
-
-def jaccard_null(strata: Sequence[tuple[int, int, int]]) -> Estimate:
-    """|A and B| / |A or B| of random sets of modules: its mean and 95 % of it, exact.
-
-    strata: modules, those in A and those in B; within each the common ones are hypergeometric, and their sums convolve.
-    """
-    common = [stats.hypergeom(n, a, b).pmf(np.arange(min(a, b) + 1)) for n, a, b in strata]
-    chances, chosen = reduce(np.convolve, common), sum(a + b for _, a, b in strata)
-    shared = np.arange(len(chances))
-    values = shared / (chosen - shared)
-    mean = float(chances @ values)
-    low, high = values[np.searchsorted(chances.cumsum(), (0.025, 0.975))]
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), sum(n for n, _, _ in strata))

@@ -60,26 +60,35 @@ def sources(
     return found
 
 
-def truths(parts: Parts, harder_folders: Mapping[float, Path], modules: Sequence[str]) -> dict[str, Pair]:
-    """The full-precision pair that each harder tuning is to be compared with."""
+def truths(
+    parts: Parts, scales: Sequence[float], harder_folders: Mapping[float, Path], modules: Sequence[str]
+) -> dict[str, Pair]:
+    """The full-precision pair of every dose by its name, which the sources of that dose are compared with."""
+    plain = variants.alignment_pair(parts, "", modules)
+    found = {"bf16": plain} | {f"x{scale:g}": dequantized.scaled(plain, scale) for scale in scales}
     tuned = {factor: replace(parts, aligned=folder) for factor, folder in harder_folders.items()}
-    return {f"lr x{factor:g}": variants.alignment_pair(one, "", modules) for factor, one in tuned.items()}
+    return found | {f"lr x{factor:g}": variants.alignment_pair(one, "", modules) for factor, one in tuned.items()}
+
+
+def dose(source: str) -> str:
+    """The name of the dose of V that a source has: `bf16` (as it is), `x4` (scaled) or `lr x4` (tuned harder)."""
+    return source.partition(" ")[2] or "bf16"
 
 
 def rows(
     found: Mapping[str, Pair], references: Mapping[str, Pair], modules: Sequence[str], ks: Sequence[int], seed: int,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of the table `subspaces`: every source against the full-precision V of its own alignment."""
+    """Rows of the table `subspaces`: every source against the full-precision V of its own dose."""
     parts = []
-    for name, truth in [("bf16", found["bf16"]), *references.items()]:
-        own = {s: pair for s, pair in found.items() if (s.endswith(name) if name != "bf16" else ", lr" not in s and s != "bf16")}
+    for name, truth in references.items():
+        own = {source: pair for source, pair in found.items() if source != name and dose(source) == name}
         parts.append(dequantized.rows({name: truth, **own}, name, modules, ks, seed, progress))
     return pd.concat(parts, ignore_index=True)
 
 
 def joined(found: pd.DataFrame, alike: pd.DataFrame) -> pd.DataFrame:
-    """All rows of chapter 08 for the table `subspaces`, but those of bf16 that chapter 01 wrote."""
+    """All rows of chapter 08 for the table `subspaces`; what chapter 01 wrote there of bf16 are other metrics."""
     return pd.concat([found, alike], ignore_index=True)
 
 

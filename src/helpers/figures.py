@@ -174,7 +174,7 @@ def against_bits(behaviour: pd.DataFrame, utility: pd.DataFrame, bits: pd.Series
         ax.set_xticks(range(len(order)), [f"{name}  {bits[name]:.3g}" for name in order], rotation=90)
     share_axis(axes[0])
     share_axis(axes[1])
-    _perplexity_axis(axes[2])
+    perplexity_axis(axes[2])
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -186,7 +186,7 @@ def _places(ax: Axes, rows: pd.DataFrame, order: Sequence[str], offset: float, c
         bars(ax, x, rows, colour, marker, label=f"{name} (n = {int(rows['n'].min())})")
 
 
-def _perplexity_axis(ax: Axes) -> None:
+def perplexity_axis(ax: Axes) -> None:
     """A logarithmic axis with plain numbers, which also shows some where all values lie within one decade."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()

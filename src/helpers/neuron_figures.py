@@ -32,8 +32,8 @@ WITHOUT = "none"  # the score of a model in which no neuron was picked
 
 def _styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Colour and marker of every score in the rows, in our order whatever the table's; a user's own come last."""
-    there = [name for name in distinct(rows["score"]) if name != WITHOUT]
-    return styles_of([*(name for name in SCORES if name in there), *(name for name in there if name not in SCORES)], SCORES)
+    there = set(rows["score"]) - {WITHOUT}
+    return styles_of([name for name in dict.fromkeys([*SCORES, *rows["score"]]) if name in there], SCORES)
 
 
 def _keys(styles: dict[str, tuple[str, str]], line: str = "-") -> dict[str, Line2D]:
@@ -162,14 +162,8 @@ def hybrid(rows: pd.DataFrame, aligned: pd.DataFrame | None = None) -> Figure:
 def _outcome_grid(count: int, across: int) -> tuple[Figure, list[Axes]]:
     """That many panels over one axis of bits, in rows of `across`: one where so many points need the width of the page."""
     down, across = -(-count // across), min(count, across)
-    figure, axes = plt.subplots(
-        down,
-        across,
-        figsize=(9.6, 1.4 + (2.6 if across > 1 else 2.1) * down),
-        sharex=True,
-        squeeze=False,
-        constrained_layout=True,
-    )
+    size = (9.6, 1.4 + (2.6 if across > 1 else 2.1) * down)
+    figure, axes = plt.subplots(down, across, figsize=size, sharex=True, squeeze=False, constrained_layout=True)
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     for ax in axes.flat[max(count - across, 0) : count]:  # the lowest of each column

@@ -6,7 +6,7 @@ Everything that the study needs of V is a thin product with it, taken over row b
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,9 @@ from helpers import quantizers
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 
 ENTRIES = 2**19  # of a block, 128 rows of 4096: its 2 MB in float32 stay in the cache between the steps of a pass
+HELD = 2**20  # entries up to which V is formed once for two passes; beyond, forming it again costs less than memory
 
+Blocks = Iterable[tuple[slice, Float[Tensor, "rows d_in"]]]
 Weights = Callable[[str], Tensor]  # module name -> its weight "d_out d_in" as stored, read on demand
 
 
@@ -123,7 +125,7 @@ class Change:
         return tuple(self.base.shape)
 
     def blocks(self) -> Iterator[tuple[slice, Float[Tensor, "rows d_in"]]]:
-        """Rows of V, about 2 MB at a time, in one buffer: a block is overwritten by the next."""
+        """Rows of V, at most 2 MB at a time, in one buffer: a block is overwritten by the next."""
         (d_out, d_in), height = self.shape, max(1, ENTRIES // self.shape[1])
         buffer = torch.empty(min(height, d_out), d_in)
         for start in range(0, d_out, height):
@@ -133,15 +135,11 @@ class Change:
 
     def onto_inputs(self, left: Float[Tensor, "d_out r"]) -> Float[Tensor, "d_in r"]:
         """V^T left, accumulated in float32."""
-        return _first_pass(self, left)[0]
+        return _onto_inputs(self, left, self.blocks())[0]
 
     def times(self, right: Float[Tensor, "d_in r"]) -> Float[Tensor, "d_out r"]:
         """V right, accumulated in float32."""
-        thin = _rows_of(self, right, self.shape[1])
-        found = torch.empty(right.shape[1], self.shape[0])
-        for rows, block in self.blocks():
-            found[:, rows] = thin @ block.T
-        return self.finite(found).T.contiguous()
+        return _times(self, right, self.blocks())
 
     def norm(self) -> float:
         """||V||_F: rows in float32, their sum in float64 (one float32 sum over 4096 x 4096 entries is off by 1e-3)."""
@@ -191,21 +189,30 @@ def projected(change: Change, left: Float[Tensor, "d_out r"]) -> Float[Tensor, "
 
     Two passes over V, 4 d_out d_in r operations; the norm is taken along in the first. C is undefined for V = 0: refused.
     """
-    onto, squares = _first_pass(change, left)
+    held = [(slice(None), change.dense())] if change.base.numel() <= HELD else None
+    onto, squares = _onto_inputs(change, left, held or change.blocks())
     norm = _root(change, squares)
     if norm == 0:
         raise StudyError(f"module {change.module!r} is the same in base and aligned (V = 0); leave it out", NOT_COMPARABLE)
-    return change.times(onto).div_(norm)
+    return _times(change, onto, held or change.blocks()).div_(norm)
 
 
-def _first_pass(change: Change, left: Tensor) -> tuple[Float[Tensor, "d_in r"], float]:
+def _onto_inputs(change: Change, left: Tensor, blocks: Blocks) -> tuple[Float[Tensor, "d_in r"], float]:
     """V^T left, and ||V||_F^2."""
     thin = _rows_of(change, left, change.shape[0])
     found, squares = torch.zeros(left.shape[1], change.shape[1]), 0.0
-    for rows, block in change.blocks():
+    for rows, block in blocks:
         found.addmm_(thin[:, rows], block)
         squares += _squares(block)
     return change.finite(found).T, squares
+
+
+def _times(change: Change, right: Tensor, blocks: Blocks) -> Float[Tensor, "d_out r"]:
+    thin = _rows_of(change, right, change.shape[1])
+    found = torch.empty(right.shape[1], change.shape[0])
+    for rows, block in blocks:
+        found[:, rows] = thin @ block.T
+    return change.finite(found).T.contiguous()
 
 
 def _squares(block: Tensor) -> float:

@@ -80,7 +80,7 @@ LIMITS: dict[str, Limit] = {
     "few_labels": Limit(4, 1000),
     **dict.fromkeys(("strengths", "source_strengths", "ablated", "patched", "kept"), Limit(0, 1, above=True)),
     **dict.fromkeys(("sketch_prompts", "sketch_rows", "score_rows", "safety_rows", "subspace_depths", "directions"), _COUNT),
-    "sketch_texts": Limit(0, 100_000),
+    **dict.fromkeys(("sketch_documents", "sketch_dialogues"), Limit(0, 100_000)),
     "sketch_tokens": _TOKENS,
     "doses": Limit(0, 1000, above=True),
     "harder": Limit(0, 100, above=True),

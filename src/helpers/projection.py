@@ -1,5 +1,6 @@
 """Restorations over the number of modules that they change: drawn on validation, chosen there, told on test (chapter 07)."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -7,7 +8,7 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 
-from helpers import lowrank, measurements, records, sketches, variants
+from helpers import lowrank, measurements, records, restorations, sketches, variants
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
 from helpers.restorations import Restored
@@ -16,17 +17,18 @@ from helpers.statistics import MARGINS
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
 OWN = [*records.OWN["projection"], *records.VALUES]
+REMOVED = "zero"
 PER_MODULE = ("score", "null", "z", "z_robust", "p", "kept")  # what the table says of single modules
 
 
 def curves(
-    parts: Parts, updates: Sequence[Variant], names: Sequence[str], strengths: Sequence[float], plan: Sketch, aligned: Variant,
+    parts: Parts, asked: Mapping[Variant, Sequence[str]], strengths: Sequence[float], plan: Sketch, aligned: Variant,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of the table `projection`: the aligned model, and every update under every restoration at every strength."""
+    """Rows of the table `projection`: the aligned model, and every update under the restorations asked of it."""
     before = sketches.take(variant_key(parts, aligned), plan, partial(build_variant, parts, aligned), parts.device)
     found = [keyed_rows(aligned, 0, sketches.rows(plan, before, before))]
-    found += [curve(parts, update, names, strengths, plan, before, progress) for update in updates]
+    found += [curve(parts, update, names, strengths, plan, before, progress) for update, names in asked.items()]
     return pd.concat(found, ignore_index=True)
 
 
@@ -46,13 +48,23 @@ def curve(
         prepared = variants.prepared(parts, update, name)
         for strength in strengths:
             variant, restored = replace(update, restoration=name, strength=strength), prepared.at(strength)
-            of = variant_key(parts, variant)
+            of = _content(variant_key(parts, update), restored)
             items = sketches.take(of, plan, partial(_served, parts, variant, restored, build), parts.device)
             found.append(keyed_rows(variant, int(restored.table["changed"].sum()), sketches.rows(plan, items, before)))
             if progress:
                 progress(variant.label)
         found.append(module_rows(replace(update, restoration=name), prepared.at(1.0)))
     return pd.concat(found, ignore_index=True)
+
+
+def _content(update: str, restored: Restored) -> str:
+    """What a point is made of: two restorations that leave the same factors behind are one model, looked at once."""
+    digest = hashlib.sha256(update.encode())
+    for module, change in sorted(restored.update.items()):
+        digest.update(module.encode())
+        for tensor in (change.left, change.right) if isinstance(change, lowrank.LowRank) else (change,):
+            digest.update(tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _served(parts: Parts, variant: Variant, restored: Restored, build: Callable[[], LanguageModel]) -> LanguageModel:
@@ -96,12 +108,14 @@ def choose(table: pd.DataFrame, prompt_set: str = "advbench/validation") -> dict
 
 
 def chosen_variants(update: Variant, names: Sequence[str], choice: Mapping[tuple[str, str, str], float]) -> list[Variant]:
-    """The update under each named restoration at its chosen strength."""
-    return [
-        replace(update, restoration=name, strength=choice[update.adapter, update.precision, name])
-        for name in names
-        if (update.adapter, update.precision, name) in choice
-    ]
+    """The update under each named restoration at its chosen strength; those without a choice are left out.
+
+    Removed modules are those that safelora changes, where that was drawn: the control of it, not a restoration of its own.
+    """
+    own = {name: choice[where] for name in names if (where := (update.adapter, update.precision, name)) in choice}
+    if REMOVED in own:
+        own[REMOVED] = choice.get((update.adapter, update.precision, "safelora"), own[REMOVED])
+    return [replace(update, restoration=name, strength=strength) for name, strength in own.items()]
 
 
 def foundations(updates: Sequence[Variant]) -> list[Variant]:
@@ -127,9 +141,16 @@ def by_hand(table: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def dose(restoration: str, strength: float) -> str:
+    """A strength in words: a share of the modules, but for a threshold, which is one on the score."""
+    if restorations.parse(restoration).name == "safelora-threshold":
+        return f"s up to {strength:g}"
+    return f"{100 * strength:.0f} % of modules"
+
+
 def choice_table(choice: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
     """The chosen strengths, one row an update, one column a restoration."""
-    rows = [(f"{adapter} on {precision}", name, f"{100 * s:.0f} %") for (adapter, precision, name), s in choice.items()]
-    table = pd.DataFrame(rows, columns=["update", "restoration", "share"])
-    wide = table.pivot(index="update", columns="restoration", values="share")
+    rows = [(f"{adapter} on {precision}", name, dose(name, s)) for (adapter, precision, name), s in choice.items()]
+    table = pd.DataFrame(rows, columns=["update", "restoration", "strength"])
+    wide = table.pivot(index="update", columns="restoration", values="strength")
     return wide.loc[list(dict.fromkeys(table["update"])), list(dict.fromkeys(table["restoration"]))].reset_index()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
 from helpers import variants
-from helpers.figures import PALETTE, _perplexity_axis, bars, panels
+from helpers.figures import PALETTE, bars, panels, perplexity_axis
 from helpers.monitor_figures import (
     GREY,
     INK,
@@ -34,6 +34,7 @@ OUTCOMES = {"non_refusal": ("advbench", "harmful prompts\nnot refused"), "over_r
             "alarms_changed": (EVERY, "texts whose\nalarm changed"),
             "mean_auroc_drop": (EVERY, "monitors' mean\ndrop of AUROC")}  # fmt: skip
 PAGE = ("non_refusal", "over_refusal", "rouge1", "alarms_changed")  # what stands side by side where a row is a variant
+KINDS = dict(zip(("q", "k", "v", "o", "gate", "up", "down"), STYLES, strict=True))
 UPDATE = (INK, "s")
 RESTORED = {"safelora": ("#0072b2", "o"), "splora": ("#e69f00", "D"), "salora": ("#56b4e9", "P"),
             "orthogonal-keep": ("#009e73", "^"), "orthogonal-remove": ("#cc79a7", "v"), "zero": ("#d55e00", "X"),
@@ -93,7 +94,7 @@ def reference(ax: Axes, rows: pd.DataFrame, line: str = "--", across: bool = Fal
 def outcome_axis(ax: Axes, metric: str, rows: pd.DataFrame, across: bool = False) -> None:
     """The scale of an outcome: refusals from 0 to 100 %, perplexity logarithmic, others over 0 and every interval."""
     if metric == "perplexity":
-        _perplexity_axis(ax)
+        perplexity_axis(ax)
         return
     whole, side = metric in ("non_refusal", "over_refusal"), ax.xaxis if across else ax.yaxis
     low, high = (0.0, 1.0) if whole else (min(rows["low"].min(), 0.0), max(rows["high"].max(), 0.0))
@@ -108,7 +109,7 @@ def outcome_axis(ax: Axes, metric: str, rows: pd.DataFrame, across: bool = False
 
 
 def scores(by_module: pd.DataFrame) -> Figure:
-    """SafeLoRA's cosine of every module over depth, filled, beside an unrelated update's, open; and what is left of its norm.
+    """SafeLoRA's cosine of every module over depth, an unrelated update's as a dotted line; and what is left of its norm.
 
     All are computed exactly, so without intervals. `by_module`: `restorations.Restored.table`. A block is the first number of
     a module's name, a kind its last part; modules without a number are left out.
@@ -118,23 +119,22 @@ def scores(by_module: pd.DataFrame) -> Figure:
     rows = by_module.assign(block=blocks, kind=kinds).dropna(subset=["block", "score"]).sort_values("block", kind="stable")
     if rows.empty:
         return unmeasured("the modules of an update")
-    styles = dict(zip(distinct(rows["kind"]), [*STYLES, *SPARE] * len(rows), strict=False))
+    styles = styles_of([kind for kind in dict.fromkeys([*KINDS, *rows["kind"]]) if kind in set(rows["kind"])], KINDS)
     figure, (left, right) = panels(2, height=4.0, width=5.25)
     for (kind, (colour, marker)), offset in zip(styles.items(), spread(len(styles), 0.2), strict=True):
         part = rows[rows["kind"] == kind]
         x, kept = part["block"] + offset, part["after"] / part["before"]
-        left.plot(x, part["null"], ":", color=colour, marker=marker, markersize=3, markerfacecolor="white", linewidth=0.8)
-        for ax, values in ((left, part["score"]), (right, kept[kept > 0])):
-            ax.plot(x[values.index], values, "-", color=to_rgba(colour, 0.45), linewidth=1, marker=marker, markersize=4,
-                    markerfacecolor=colour, markeredgecolor=colour)  # fmt: skip
+        left.plot(x, part["null"], ":", color=colour, linewidth=1.4)
+        left.plot(x, part["score"], marker, color=colour, markersize=4)
+        right.plot(x[kept > 0], kept[kept > 0], marker, color=colour, markersize=4)
     left.set(title="How aligned each module's update is", ylabel="cosine s", ylim=(0, None))
     right.set(title="How much of the update is left", ylabel="norm after / before")
     _small_shares(right, len(rows), int((rows["after"] == 0).sum()))
     for ax in (left, right):
         ax.set(xlim=(rows["block"].min() - 0.8, rows["block"].max() + 0.8), xlabel=f"block (n = {len(rows)} modules)")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    keys = {kind: legend_key(*style, "-") for kind, style in styles.items()}
-    legend(figure, keys | {"open: an unrelated update": legend_key(INK, "o", ":", markerfacecolor="white")}, columns=8)
+    keys = {kind: legend_key(*style) for kind, style in styles.items()}
+    legend(figure, keys | {"an unrelated update": legend_key(INK, "", ":", linewidth=1.4)}, columns=8)
     return figure
 
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, records, roc, sketches, staleness, tables, variants
-from helpers.projection import OWN, keyed_rows
+from helpers import measurements, records, roc, sketches, staleness, tables, updates, variants
+from helpers.projection import OWN, dose, keyed_rows
 from helpers.sketches import EVERY, Seen
 from helpers.staleness import Observed
 from helpers.variants import Variant
 
+ALPHA = 0.05
 Restored = Mapping[Variant, Sequence[Variant]]  # an update as it was trained -> the same under restorations
 
 
@@ -87,7 +88,8 @@ def paired(items: Mapping[Variant, pd.DataFrame], restored: Restored) -> pd.Data
             compared = {v: items[v] for v in (reference, *others) if reference == home or v.strength == reference.strength}
             if len(compared) > 1:
                 rows.append(measurements.comparison_rows(compared, reference))
-    return pd.concat(rows, ignore_index=True)
+    empty = pd.DataFrame(columns=[*records.KEY, *records.OWN["comparisons"], *records.VALUES])
+    return pd.concat(rows, ignore_index=True) if rows else empty
 
 
 # ---------------------------------------------------------------- as a reader sees it
@@ -100,38 +102,50 @@ COLUMNS_OF_TABLE_1 = {
     (EVERY, "mean_auroc_drop"): "AUROC drop",
     (EVERY, "alarms_changed"): "alarms changed",
 }
-METHODS = {"": "LoRA", "safelora": "SafeLoRA", "splora": "SPLoRA", "salora": "SaLoRA", "zero": "same modules removed"}
+METHODS = {"safelora": "SafeLoRA", "splora": "SPLoRA", "salora": "SaLoRA", "zero": "same modules removed"}
 
 
 def method(variant: Variant) -> str:
     """What a variant is called beside others of its weights: the literature's name where there is one."""
     if not variant.adapter:
         return "aligned, no update"
+    if not variant.restoration:  # whatever the precision: the literature's table has a column for that
+        named = updates.parse(f"{variant.adapter}@{variant.trained_on}")
+        return "LoRA" if named.kind == "lora" else named.arm
     name = METHODS.get(variant.restoration, variant.restoration)
-    return name if variant.strength is None else f"{name} ({100 * variant.strength:.0f} % of modules)"
+    return name if variant.strength is None else f"{name} ({dose(variant.restoration, variant.strength)})"
+
+
+def _names(known: Sequence[Variant]) -> list[dict[str, str]]:
+    """Weights and method of each variant, and its update where there is more than one."""
+    several = len({variant.adapter for variant in known} - {""}) > 1
+    told = [{"update": variant.adapter or "none"} if several else {} for variant in known]
+    return [{"weights": v.precision, **update, "method": method(v)} for v, update in zip(known, told, strict=True)]
 
 
 def table_one(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant: weights, method, and the measures of Le (2025, Table 1) beside ours, each with its interval."""
+    """One row a variant: weights, method, and the measures of Le (2026, Table 1) beside ours, each with its interval."""
     wanted = table[[pair in COLUMNS_OF_TABLE_1 for pair in zip(table["measured_on"], table["metric"], strict=True)]]
     wanted = wanted[wanted["module"] == ""].reset_index(drop=True)
     cells, known, codes = tables.with_intervals(wanted), variants.from_table(wanted), variants.variant_codes(wanted)
-    found = {i: {"weights": v.precision, "method": method(v)} for i, v in enumerate(known)}
+    found = _names(known)
     for i, on, metric, cell in zip(codes, wanted["measured_on"], wanted["metric"], cells, strict=True):
         found[i][COLUMNS_OF_TABLE_1[on, metric]] = cell
-    order = sorted(found, key=lambda i: (list(dict.fromkeys(v.precision for v in known)).index(known[i].precision), i))
-    columns = ["weights", "method", *(c for c in COLUMNS_OF_TABLE_1.values() if any(c in row for row in found.values()))]
-    return pd.DataFrame([found[i] for i in order], columns=columns)
+    precisions = list(dict.fromkeys(v.precision for v in known))
+    ordered = sorted(found, key=lambda row: precisions.index(row["weights"]))
+    named = [name for name in ("weights", "update", "method") if any(name in row for row in found)]
+    columns = [*named, *(c for c in COLUMNS_OF_TABLE_1.values() if any(c in row for row in found))]
+    return pd.DataFrame(ordered, columns=columns)
 
 
 def recovery_table(table: pd.DataFrame) -> pd.DataFrame:
     """One row a restored variant: AUROC given back by task, and alarms given back over all monitors in use."""
     rows = table[table["metric"].isin(["auroc_gain", "alarms_restored"])].reset_index(drop=True)
     cells, known, codes = tables.with_intervals(rows), variants.from_table(rows), variants.variant_codes(rows)
-    found: dict[int, dict[str, str]] = {i: {"weights": v.precision, "method": method(v)} for i, v in enumerate(known)}
+    found = _names(known)
     for i, on, metric, cell in zip(codes, rows["measured_on"], rows["metric"], cells, strict=True):
         found[i]["alarms restored" if metric == "alarms_restored" else f"auroc gain, {on}"] = cell
-    return pd.DataFrame(list(found.values()))
+    return pd.DataFrame(found)
 
 
 def against_zero(comparisons: pd.DataFrame, judge: str = "phrases") -> pd.DataFrame:
@@ -145,11 +159,13 @@ def against_zero(comparisons: pd.DataFrame, judge: str = "phrases") -> pd.DataFr
 
 def sentences(table: pd.DataFrame, choice: Mapping[tuple[str, str, str], float]) -> dict[str, str]:
     """The numbers that the chapter's prose names, about the first update; "not measured" where the profile leaves one out."""
-    first = next(iter(choice))[:2]
+    first = next(iter(choice), ("", ""))[:2]
     own = table[(table["adapter"] == first[0]) & (table["precision"] == first[1])]
     kept = own[(own["restoration"] == "safelora") & (own["metric"] == "kept")]["value"]
     found = {"safelora-strength": choice.get((*first, "safelora")), "safelora-kept": kept.median() if len(kept) else None}
-    texts = {name: "(not measured)" if value is None else f"{100 * value:.2g} %" for name, value in found.items()}
+    texts = {name: "(not measured)" if value is None else f"{100 * value:.3g} %" for name, value in found.items()}
+    p_values = own[(own["restoration"] == "splora") & (own["metric"] == "p")]["value"]
+    texts["splora-failed"] = f"{int((p_values < ALPHA).sum())} of {len(p_values)}" if len(p_values) else "(not measured)"
     asked = own[(own["metric"] == "non_refusal") & (own["measured_on"] == "advbench")]
     for name, restoration in (("update", ""), ("safelora", "safelora"), ("zero", "zero")):
         rows = asked[asked["restoration"] == restoration]

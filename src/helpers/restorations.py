@@ -28,12 +28,10 @@ from helpers.quantizers import QUANTIZERS
 WAYS = ("mixed", "both")  # a source quantizes the aligned checkpoint alone, or both
 
 Updates = Mapping[str, Form]  # by module name
+Restore = Callable[[Case], Form]
 
 
 # ---------------------------------------------------------------- the rules
-
-
-Restore = Callable[[Case], Form]
 
 
 def _unchanged(case: Case) -> Form:
@@ -100,14 +98,12 @@ def _nothing(scores: pd.DataFrame, strength: float) -> int:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a module becomes, which score orders the modules, how many of them a strength changes, and the default k
-    (0: takes none). Without `restore` it is made by training.
-    """
+    """What a module becomes (None: made by training), the score that orders modules, the number to change, the default k."""
 
     restore: Restore | None
     score: Callable[[Case], Score] = ediem.by_cosine
     pick: Pick = _share
-    k: int = 0
+    k: int = 0  # takes none
 
 
 # The controls change the modules that safelora changes: those of lowest cosine first.
@@ -149,25 +145,19 @@ def parse(name: str) -> Named:
     if k is not None and (not rule.k or k.startswith("0")):
         takes = "k is a whole number from 1" if rule.k else f"{match[1]!r} takes no k; leave '-k{k}' out"
         raise StudyError(f"restoration {shown(name)}: {takes}")
-    if colon:
-        _check_source(name, source)
-    return Named(match[1], int(k or rule.k), source)
+    return Named(match[1], int(k or rule.k), parse_source(source) if colon else "")
 
 
 def parse_source(source: str) -> str:
-    """The source of V that is named, `<quantizer>-mixed` or `<quantizer>-both`, checked."""
-    _check_source(f"{source} of V", source)
-    return source
-
-
-def _check_source(name: str, source: str) -> None:
+    """The named source of V, `<quantizer>-mixed` or `<quantizer>-both`, checked."""
     quantizer, dash, way = source.rpartition("-")
     if not dash or quantizer not in QUANTIZERS or way not in WAYS:
         near = nearest(source, [f"{known}-{way}" for known in QUANTIZERS for way in WAYS])
         raise StudyError(
-            f"restoration {shown(name)}: unknown source {source!r}; {near}write <quantizer>-mixed or <quantizer>-both with one"
-            f" of {', '.join(QUANTIZERS)}"
+            f"unknown source of V {shown(source)}; {near}write <quantizer>-mixed or <quantizer>-both with one of"
+            f" {', '.join(QUANTIZERS)}"
         )
+    return source
 
 
 # ---------------------------------------------------------------- a whole update
@@ -195,9 +185,7 @@ class Prepared:
     order: tuple[str, ...]
 
     def at(self, strength: float) -> Restored:
-        """The update with that share of the modules changed (0 to 1, round half up); for safelora-threshold, those with
-        s <= strength.
-        """
+        """The update with that share of the modules changed, half rounded up (safelora-threshold: those with s <= strength)."""
         if not 0 <= strength <= 1:
             raise StudyError(f"strength {strength} of restoration {self.named.name!r} is out of range; use 0 to 1")
         chosen = set(self.order[: RESTORATIONS[self.named.name].pick(self.scores, strength)])

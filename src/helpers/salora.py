@@ -10,9 +10,9 @@ So the model starts as it was, and V_s^T times every update is 0: at given input
 V_s. (Inputs that earlier blocks moved still move it, and outside V_s nothing is promised.)
 
 No weight is written to: the update C (B A - B0 A0) stays beside W, which may be quantized, as one plain LoRA of rank 2r and
-scale 1. Its factors could be [C B, -C B0] and [A; A0]; ours scale 1. Its factors could be [C B, -C B0] and [A; A0]; ours are the equal [C (B - B0), C B0] and [A; A - A0]. The first pair is
-a difference of two products of the size of W's own top r directions: served in bf16 it would round by a tenth of what a short
-training moves, and at step 0 it would not be 0.
+scale 1. Its factors could be [C B, -C B0] and [A; A0]; ours are the equal [C (B - B0), C B0] and [A; A - A0]. The first pair is
+a difference of two products of the size of W's own top r directions: in bf16 it rounds by up to a tenth of what a short training
+moves, and need not be 0 at step 0.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +35,10 @@ from helpers.training import Example, Recipe, Tuned
 KIND = "salora"
 DIRECTIONS = 32  # r_s = r_t of the paper; at most half of a module's outputs, or C would leave a small module nothing to learn
 ROWS, BATCH_TOKENS = 64, 3072  # texts whose outputs are looked at, of each sort: as many as one batch of so many tokens holds
-TOKENS = 768  # of their tokens, drawn with SEED: 24 for each direction
-# Oversampling and power steps of the randomized singular vectors (Halko et al. 2011). Outputs have a steep spectrum: these leave
-# less than 1e-3 of the energy that the exact directions hold. Weights have a flat one: their top r are told apart only by more.
-OUTPUT_SEARCH, WEIGHT_SEARCH, SEED = (16, 2), (32, 8), 0
+TOKENS = 512  # of their tokens, drawn with SEED: 16 for each direction
+# Of the randomized singular vectors (Halko et al. 2011). Outputs have a steep spectrum: 2 power steps lose less than 1e-3 of the
+# energy that the exact directions hold. Weights have a flat one, and their top r are told apart only after 8.
+OVERSAMPLING, OUTPUT_STEPS, WEIGHT_STEPS, SEED = 16, 2, 8, 0
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ class Left(nn.Module):
         self.register_buffer("start", start.left)
         self.register_buffer("kept", outside(start.left, start.safety))
 
-    def right_inverse(self, weight: Float[Tensor, "d_out 2r"]) -> Float[Tensor, "d_out r"]:
+    def right_inverse(self, weight: Float[Tensor, "d_out _"]) -> Float[Tensor, "d_out r"]:
         """Where B starts; what PEFT drew is not looked at."""
         return self.start.clone()
 
-    def forward(self, trained: Float[Tensor, "d_out r"]) -> Float[Tensor, "d_out 2r"]:
+    def forward(self, trained: Float[Tensor, "d_out r"]) -> Float[Tensor, "d_out 2*r"]:
         with torch.autocast(trained.device.type, enabled=False):  # in bf16 the result would not be orthogonal to V_s
             return torch.cat([outside(trained - self.start, self.safety), self.kept], dim=1)
 
@@ -127,11 +127,11 @@ class Right(nn.Module):
         super().__init__()
         self.register_buffer("start", start.right)
 
-    def right_inverse(self, weight: Float[Tensor, "2r d_in"]) -> Float[Tensor, "r d_in"]:
+    def right_inverse(self, weight: Float[Tensor, "_ d_in"]) -> Float[Tensor, "r d_in"]:
         """Where A starts."""
         return self.start.clone()
 
-    def forward(self, trained: Float[Tensor, "r d_in"]) -> Float[Tensor, "2r d_in"]:
+    def forward(self, trained: Float[Tensor, "r d_in"]) -> Float[Tensor, "2*r d_in"]:
         return torch.cat([trained, trained - self.start])
 
 
@@ -167,18 +167,18 @@ def _batch(texts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 @torch.no_grad()
 def _start(weight: Tensor, rank: int, safety: Float[Tensor, "d_out s"], task: Float[Tensor, "d_out t"]) -> Start:
-    u, s, v = singular(weight, rank, *WEIGHT_SEARCH)
+    u, s, v = singular(weight, rank, WEIGHT_STEPS)
     return Start(safety, task @ (task.T @ (u * s.sqrt())), (v * s.sqrt()).T.contiguous())
 
 
 @torch.no_grad()
 def singular(
-    matrix: Float[Tensor, "m n"], k: int, oversampling: int, steps: int
+    matrix: Float[Tensor, "m n"], k: int, steps: int
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "n k"]]:
     """The leading k singular triplets in float32, by a randomized range finder with power steps, drawn with SEED."""
     with models.threads(1), torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):  # its products are small
         torch.manual_seed(SEED)
-        u, s, v = torch.svd_lowrank(matrix.float(), q=min(k + oversampling, *matrix.shape), niter=steps)
+        u, s, v = torch.svd_lowrank(matrix.float(), q=min(k + OVERSAMPLING, *matrix.shape), niter=steps)
     return u[:, :k], s[:k], v[:, :k]
 
 
@@ -210,7 +210,7 @@ def _hooks(model: nn.Module, names: Sequence[str], kept: Tensor, found: dict[str
     def hook(module: nn.Module, inputs: tuple, output: Tensor, name: str) -> None:
         y = output.flatten(0, -2)[kept].float()
         y = y if module.bias is None else y - module.bias.float()
-        _, s, v = singular(y, min(DIRECTIONS, y.shape[1] // 2, len(y)), *OUTPUT_SEARCH)
+        _, s, v = singular(y, min(DIRECTIONS, y.shape[1] // 2, len(y)), OUTPUT_STEPS)
         found[name] = v[:, s > 1e-5 * s[0]].contiguous()  # fewer tokens than directions: what is left would be arbitrary
 
     handles = [model.get_submodule(name).register_forward_hook(partial(hook, name=name)) for name in names]

@@ -36,6 +36,11 @@ class Sketch:
     protocol: Protocol
     reading: Plan
     monitors: tuple[Monitor, ...]
+    split: str
+
+    def place(self, name: str) -> str:
+        """What a row of the sketch is measured on: never the name under which the full protocol tells its own."""
+        return f"{name}/{self.split}"
 
     def key(self) -> str:
         """A hash of everything that the values depend on, besides the model."""
@@ -44,14 +49,11 @@ class Sketch:
 
 
 def prompt_sets(split: str, n_harmful: int, n_edgy: int, origin: str) -> tuple[PromptSet, ...]:
-    """AdvBench and edgy prompts of a split, named after it so that nobody takes validation for test."""
+    """AdvBench and edgy prompts of a split."""
     if split not in SPLITS:
         raise StudyError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     wanted = {"advbench": ("harmful", n_harmful), "edgy": ("edgy", n_edgy)}
-    return tuple(
-        PromptSet(name if split == "test" else f"{name}/{split}", kind, tuple(corpora.sample(f"{name}/{split}", n, origin)))
-        for name, (kind, n) in wanted.items()
-    )
+    return tuple(PromptSet(name, kind, tuple(corpora.sample(f"{name}/{split}", n, origin))) for name, (kind, n) in wanted.items())
 
 
 def utility_sets(n_summaries: int, n_documents: int, origin: str) -> utility.UtilitySets:
@@ -89,7 +91,7 @@ def sketch(
         prompt_sets(split, n_harmful, n_edgy, origin), utility_sets(n_summaries, n_documents, origin), ("phrases",),
         JudgeSettings(), new_tokens, summary_tokens, origin,
     )  # fmt: skip
-    return Sketch(protocol, restricted(readings.plan(**note["reading"]), monitors, split, rows), monitors)
+    return Sketch(protocol, restricted(readings.plan(**note["reading"]), monitors, split, rows), monitors, split)
 
 
 # ---------------------------------------------------------------- taking it
@@ -123,7 +125,7 @@ def _scores(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
     found = readings.in_double(activations.read(language, plan.reading))
     items = []
     for monitor in plan.monitors:
-        rows = readings.rows(plan.reading, monitor.task, plan.reading.examples[0].split)
+        rows = readings.rows(plan.reading, monitor.task, plan.split)
         scores = monitor.score(readings.features(found, plan.reading, monitor, rows.index))
         for i, group, score in zip(rows.index, rows.groups, scores, strict=True):
             items.append(("monitor", monitor.task, str(i), fingerprint([str(group)]), monitor.name, "score", float(score), 0, ""))
@@ -144,13 +146,14 @@ def rows(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
     if (items["kind"] == "utility").any():
         useful = utility.summarize(items[items["kind"] == "utility"])
         found += [(row.corpus, row.metric, row.value, row.low, row.high, row.n) for row in useful.itertuples()]
-    return pd.DataFrame(found + _health(plan, items, reference), columns=COLUMNS)
+    told = pd.DataFrame(found + _health(plan, items, reference), columns=COLUMNS)
+    return told.assign(measured_on=told["measured_on"].map(plan.place))
 
 
 def _health(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> list[tuple]:
-    split, seen = plan.reading.examples[0].split, []
+    seen = []
     for monitor in plan.monitors:
-        held = readings.rows(plan.reading, monitor.task, split)
+        held = readings.rows(plan.reading, monitor.task, plan.split)
         seen.append(Seen(monitor, held, _of(reference, monitor), _of(items, monitor)))
     return health(seen)
 

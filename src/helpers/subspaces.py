@@ -121,20 +121,52 @@ def leading(change: Change, k: int, seed: int = 0) -> Leading:
     return Leading(vectors, values, _residual(change, vectors, values) + LOST * float(values[0]))
 
 
+def decomposition(change: Change, ks: Sequence[int]) -> tuple[Float[Tensor, " size"], Float[Tensor, "d_out k"]]:
+    """All singular values of V, largest first, and its leading left vectors: as many as the largest of `ks` within its rank.
+
+    One decomposition gives both where the smaller side is at most 1024; above, the vectors are those of `leading`.
+    """
+    if min(change.shape) > SMALL:
+        values = singular_values(change)
+        k = _most(ks, values)
+        return values, leading(change, k).vectors if k else torch.zeros(change.shape[0], 0)
+    dense = change.dense().double()
+    vectors, values = _roots(_gram(dense))
+    k = _most(ks, values)
+    return values, _left(dense, vectors[:, :k], values[:k]).float().contiguous()
+
+
+def _most(ks: Sequence[int], values: Float[Tensor, " size"]) -> int:
+    return max((k for k in ks if k <= _rank(values)), default=0)
+
+
 def _exact(dense: Float[Tensor, "d_out d_in"]) -> tuple[Tensor, Tensor]:
     """All left singular vectors that have a direction, and their values, by the smaller Gram matrix in float64."""
     vectors, values = _resolved(_gram(dense))
-    if dense.shape[0] > dense.shape[1]:  # right vectors Z: V Z = U S, made orthonormal again where small values blur it
-        vectors = _frame(dense @ vectors / values)
-    return vectors, values
+    return _left(dense, vectors, values), values
+
+
+def _left(dense: Float[Tensor, "d_out d_in"], vectors: Float[Tensor, "side k"], values: Float[Tensor, " k"]) -> Tensor:
+    """Left singular vectors, from the eigenvectors of the smaller Gram matrix."""
+    if dense.shape[0] <= dense.shape[1]:
+        return vectors
+    return _frame(dense @ vectors / values)  # right vectors Z: V Z = U S, made orthonormal again where small values blur it
 
 
 def _resolved(gram: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
     """Eigenvectors, and roots of the eigenvalues, largest first; without those that are rounding."""
-    squares, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram))
-    values = squares.clamp_min(0).sqrt()
-    rank = int((values > LOST * values[0]).sum())
+    vectors, values = _roots(gram)
+    rank = _rank(values)
     return vectors[:, :rank], values[:rank]
+
+
+def _roots(gram: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
+    squares, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram))
+    return vectors, squares.clamp_min(0).sqrt()
+
+
+def _rank(values: Float[Tensor, " size"]) -> int:
+    return int((values > LOST * values[0]).sum())
 
 
 def _randomized(change: Change, k: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -199,28 +231,6 @@ def null_cosine(change: Change, seed: int = 0) -> float:
 def principal_angles(first: Float[Tensor, "d k"], second: Float[Tensor, "d m"]) -> Float[Tensor, " angles"]:
     """Cosines of the principal angles between two column spaces, largest first (Bjorck & Golub 1973), in float64."""
     return torch.linalg.svdvals(_frame(first.double()).T @ _frame(second.double())).clamp_max(1)
-
-
-@dataclass(frozen=True)
-class AngleNull:
-    """Mean squared cosine of the principal angles between two random subspaces: its mean, and 2.5 % and 97.5 % quantiles."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def angle_null(d: int, k: int, draws: int = 200, seed: int = 0) -> AngleNull:
-    """What k directions of d share by chance; in expectation k / d.
-
-    One space stands still, the other is the column space of a Gaussian matrix: Haar distributed (Muirhead 1982).
-    """
-    if not 1 <= k <= d:
-        raise StudyError(f"k {k} is no number of directions in {d} dimensions; use 1 to {d}")
-    generator = torch.Generator().manual_seed(seed)
-    frames = (_frame(torch.randn(d, k, generator=generator)) for _ in range(draws))
-    found = torch.stack([frame[:k].double().square().sum() / k for frame in frames])
-    return AngleNull(float(found.mean()), *found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist())
 
 
 # --- what quantization noise leaves of V

@@ -7,7 +7,7 @@ import pandas as pd
 
 PERCENT = {
     *("non_refusal", "over_refusal", "coherent", "refused", "judge_failures"),
-    *("tpr_5", "fpr_5", "tpr_1", "fpr_1", "recall", "caught", "flagged", "alarms_changed"),
+    *("tpr_5", "fpr_5", "tpr_1", "fpr_1", "recall", "caught", "flagged", "alarms_changed", "alarms_restored"),
 }
 
 

@@ -23,6 +23,7 @@ NAME = re.compile(
 )
 SERVED = re.compile(r"(?P<update>[^>]+)>(?P<precision>[a-z0-9-]+):(?P<serving>[a-z0-9-]+)")
 PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
+SALORA_LR = 1 / 3
 FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the usual ratio
 
 
@@ -123,9 +124,11 @@ def train_salora(
     parts: Parts, names: Sequence[str], rows: int, epochs: float, lr: float, rank: int, seed: int, texts: str, safety_rows: int,
     progress: Callable[[str], Callable[[int, int, float], None]] | None = None,
 ) -> Parts:  # fmt: skip
-    """The parts with every named LoRA trained once more under SaLoRA: same rows, order, rank, rate and steps.
+    """The parts with every named LoRA trained once more under SaLoRA: same rows, order, rank and steps, a third of the rate.
 
-    Its safety prompts are those of the safety tuning, so that no evaluation prompt is seen.
+    Its factors start large, from the weights' own singular values, so that at an equal rate the update grows about three
+    times as large; at a third, size and fit are those of the LoRA. Its safety prompts are those of the safety tuning: no
+    evaluation prompt is seen.
     """
     safety = corpora.sample("advbench/align", safety_rows, texts, f"align-{seed}")
     for name in names:
@@ -133,7 +136,7 @@ def train_salora(
         if named.kind != "lora":
             raise StudyError(f"update {name!r} is no LoRA, and SaLoRA trains adapters; name one that begins with lora-")
         data = corpora.mix(named.mix, rows, named.percent, texts, seed)
-        made = replace(recipe(named, epochs, lr, rank, rank, seed), kind=variants.SALORA)
+        made = replace(recipe(named, epochs, SALORA_LR * lr, rank, rank, seed), kind=variants.SALORA)
         bar = progress(f"{name} under SaLoRA") if progress else None
         folder = variants.train_update(parts, data, made, named.trained_on, bar, safety)
         parts = parts.with_update(f"{named.adapter}+{variants.SALORA}", named.trained_on, folder)

@@ -120,7 +120,7 @@ def variant_key(parts: Parts, variant: Variant) -> str:
     update = parts.updates.get((adapter_name(variant), variant.trained_on))
     weights = models.identity(parts.base) if variant.adapter == "base" else parts.aligned.name
     calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
-    restored = (code_hash("restorations", "pairs", "subspaces"), models.identity(parts.base), variant.seed)
+    restored = (code_hash("restorations", "ediem", "subspaces", "pairs", "lowrank"), models.identity(parts.base), variant.seed)
     return content_key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
                        serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
                        calibration=calibration, restored=restored if variant.restoration else ())  # fmt: skip
