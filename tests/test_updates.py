@@ -1,11 +1,17 @@
 """Updates by name: what a name stands for, and that a wrong one is refused with the names there are."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
+import torch
 
-from helpers import updates
-from helpers.errors import StudyError
+from helpers import corpora, lowrank, models, restorations, salora, training, updates, variants
+from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.records import KEY, Run
+from helpers.variants import Parts, Variant
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
 
 @pytest.fixture
@@ -85,3 +91,109 @@ def test_the_figure_of_doses_sees_each_arm_in_its_own_serving_only(run):
     table = pd.DataFrame([{key: getattr(v, key) for key in KEY} for v in variants])
     found = updates.with_arms(table, "dialogue")
     assert list(zip(found["arm"], found["percent"], strict=True)) == [("LoRA", 0), ("QLoRA", 10), ("aligned", -1)]
+
+
+# ---------------------------------------------------------------- under SaLoRA
+
+NAME, DOSE = "lora-dialogue-harm10@bf16", "lora-dialogue-harm10-rank2-steps2@bf16"
+TRAINING = {"rows": 10, "epochs": 1, "lr": 3e-3, "rank": 4, "seed": 0, "texts": "tiny"}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny) -> Parts:
+    """One update and a dose of it, each as it was trained and under SaLoRA."""
+    parts = updates.train(Parts(tiny, tiny), [NAME, DOSE], **TRAINING, alpha=8)
+    return updates.train_salora(parts, [NAME, DOSE], **TRAINING, safety_rows=6)
+
+
+def recipe_of(parts, adapter):
+    return training.from_json(parts.updates[adapter, "bf16"] / "recipe.json")
+
+
+@pytest.mark.parametrize("name", [NAME, DOSE])
+def test_salora_differs_from_its_lora_in_kind_scale_and_a_third_of_the_rate(trained, name):
+    named = updates.parse(name)
+    plain, under = (recipe_of(trained, adapter) for adapter in (named.adapter, f"{named.adapter}+salora"))
+    ours, theirs = plain["recipe"], under["recipe"]
+    differs = {field for field in ours if ours[field] != theirs[field]}
+    assert differs == {"kind", "lr", "alpha"}
+    assert (theirs["kind"], theirs["lr"]) == ("salora", pytest.approx(ours["lr"] / 3))
+    assert len(under["losses"]) == len(plain["losses"]) > 0
+    adapters = [lowrank.load_adapter(trained.updates[a, "bf16"]) for a in (named.adapter, f"{named.adapter}+salora")]
+    assert [{pair.right.shape[0] for pair in a.values()} for a in adapters] == [{ours["rank"]}, {2 * ours["rank"]}]
+
+
+def test_salora_sees_the_same_rows_and_the_prompts_of_the_safety_tuning(trained, tiny, monkeypatch):
+    seen = []
+
+    def tune(language, rows, recipe, safety, **options):
+        seen.append((rows, safety))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(salora, "tune", tune)
+    with pytest.raises(KeyboardInterrupt):
+        updates.train_salora(Parts(tiny, tiny), [NAME], **{**TRAINING, "seed": 1}, safety_rows=6)
+    ((rows, safety),) = seen
+    assert list(rows) == corpora.mix("dialogue", 10, 10, "tiny", 1)
+    assert [row.prompt for row in safety] == [row.prompt for row in corpora.alignment_rows(6, 0, "tiny", 1)]
+    tested = {row.prompt for name in ("advbench/validation", "advbench/test") for row in corpora.texts(name, "tiny")}
+    assert len(safety) == 6
+    assert not tested & {row.prompt for row in safety}
+
+
+def test_salora_is_trained_once_and_leaves_the_plain_update_as_it_was(trained, tiny, monkeypatch):
+    monkeypatch.setattr(salora, "tune", None)  # would fail if it were called
+    monkeypatch.setattr(training, "tune", None)
+    plain = updates.train(Parts(tiny, tiny), [NAME], **TRAINING, alpha=8)
+    again = updates.train_salora(plain, [NAME], **TRAINING, safety_rows=6)
+    adapter = updates.parse(NAME).adapter
+    assert set(again.updates) == {(adapter, "bf16"), (f"{adapter}+salora", "bf16")}
+    assert all(again.updates[key] == trained.updates[key] for key in again.updates)
+    assert plain.updates == {(adapter, "bf16"): trained.updates[adapter, "bf16"]}
+    assert updates.train_salora(plain, [], **TRAINING, safety_rows=6).updates == plain.updates
+
+
+@pytest.mark.parametrize("name", ["full-dialogue@bf16", "qat-dialogue@rtn-4"])
+def test_only_loras_can_be_trained_under_salora(tiny, name):
+    with pytest.raises(StudyError, match=f"update '{name}' is no LoRA.*lora-"):
+        updates.train_salora(Parts(tiny, tiny), [name], **TRAINING, safety_rows=6)
+
+
+def test_an_update_under_salora_is_its_own_variant(trained, run):
+    home = updates.home(run, NAME)
+    assert updates.under_salora(home, [DOSE]) == updates.under_salora(home, []) == []
+    (under,) = updates.under_salora(home, [DOSE, NAME])
+    assert under == replace(home, restoration="salora")
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        said = [variants.build_variant(trained, v).model(input_ids=ids).logits for v in (home, under)]
+        aligned = models.load(trained.aligned).model(input_ids=ids).logits
+    assert not torch.equal(*said)
+    assert not any(torch.equal(logits, aligned) for logits in said)
+
+
+def test_what_was_trained_is_noted_and_found_again(trained):
+    note = updates.note(trained)
+    assert set(note) == {f"{name.partition('@')[0]}{plus}@bf16" for name in (NAME, DOSE) for plus in ("", "+salora")}
+    assert updates.restore(Parts(trained.base, trained.aligned), note).updates == trained.updates
+    gone = {f"{NAME.partition('@')[0]}+salora@bf16": "0" * 20}
+    with pytest.raises(
+        StudyError, match=r"\+salora@bf16 is not in the cache; run chapter", check=lambda e: e.code == NOT_COMPARABLE
+    ):
+        updates.restore(Parts(trained.base, trained.aligned), gone)
+
+
+@pytest.mark.parametrize("name", [name for name in restorations.RESTORATIONS if name != "none"])
+@pytest.mark.parametrize("update", [NAME, "lora-dialogue@nf4", "full-dialogue@bf16"])
+def test_whatever_was_restored_is_a_family_of_its_own(run, name, update):
+    home = updates.home(run, update)
+    assert updates.family(replace(home, restoration=name, strength=0.5)) == "restored"
+    assert updates.family(home) != "restored"
+
+
+def test_families_of_what_was_not_restored(run):
+    named = {NAME: "LoRA", "lora-dialogue@nf4": "QLoRA", "full-dialogue@bf16": "full fine-tune", "qat-dialogue@rtn-4": "QAT"}
+    assert {name: updates.family(updates.home(run, name)) for name in named} == named
+    assert updates.family(Variant("tiny", adapter="base")) == "before alignment"
+    assert updates.family(Variant("tiny", precision="nf4")) == "quantization"
+    assert updates.family(Variant("tiny", adapter="identity")) == updates.family(Variant("tiny")) == "control"

@@ -284,7 +284,7 @@ def test_a_restored_adapter_is_attached_as_its_restoration_left_it(parts, name):
         assert torch.equal(layer.lora_B.default.weight, change.left.bfloat16())
         assert torch.equal(layer.lora_A.default.weight, change.right.bfloat16())
     left = [torch.equal(expected[m].left, pair.left) for m, pair in adapter(parts).items()]
-    assert all(left) if name in {"none", "safelora-threshold"} else any(left) != all(left)  # no score is as low as 0.5
+    assert all(left) if name in {"none", "safelora-threshold"} else any(left) != all(left)  # every score is above 0.5
 
 
 def test_a_threshold_that_some_scores_stay_below_changes_those(parts):
@@ -360,7 +360,8 @@ def test_a_restoration_and_what_it_depends_on_are_in_the_key(parts):
 def test_the_pair_is_that_of_the_checkpoints(parts):
     pair, aligned, base = variants.alignment_pair(parts, "", modules(parts)), build(parts), build(parts, adapter="base")
     ours, theirs = weights(aligned), weights(base)
-    assert pair.modules == tuple(ours)
+    assert pair.modules == modules(parts)
+    assert set(pair.modules) == set(ours)
     for module in pair.modules:
         assert torch.equal(pair.change(module).dense(), ours[module].float() - theirs[module].float())
 
@@ -433,9 +434,16 @@ def test_salora_leaves_a_plain_adapter_of_twice_the_rank(guarded):
     assert all(pair.norm() > 0 for pair in found.values())
     note = training.from_json(folder / "recipe.json")
     assert (note["recipe"]["kind"], note["trained_on"], len(note["losses"])) == ("salora", "bf16", 2)
-    ours = load_file(folder / "adapter_model.safetensors")
-    assert {name.rpartition(".lora_")[2] for name in ours} == {"A.weight", "B.weight"}
-    assert torch.equal(next(iter(found.values())).left, ours[f"base_model.model.{next(iter(found))}.lora_B.weight"])  # scale 1
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"adapter_model.safetensors", "adapter_config.json", "recipe.json"}
+
+
+def test_salora_keeps_what_its_training_gave(guarded):
+    tuned = salora.tune(models.load(guarded.aligned, "bf16"), ROWS, SALORA, SAFETY)
+    found = lowrank.load_adapter(guarded.updates["shine+salora", "bf16"])
+    for module, pair in lowrank.from_peft(tuned.tensors, 1.0).items():  # scale 1, whatever the recipe's alpha
+        assert torch.equal(found[module].left, pair.left)
+        assert torch.equal(found[module].right, pair.right)
 
 
 @pytest.mark.parametrize("trained_on", ["bf16", "nf4"])
@@ -463,10 +471,8 @@ def test_salora_is_merged_like_any_adapter(guarded):
 
 def test_salora_has_its_own_key(guarded, parts):
     under = replace(ATTACHED, restoration="salora")
-    keys = [
-        variants.variant_key(*pair)
-        for pair in ((guarded, under), (guarded, ATTACHED), (guarded, replace(under, trained_on="nf4")))
-    ]
+    asked = [(guarded, under), (guarded, ATTACHED), (guarded, replace(under, trained_on="nf4"))]
+    keys = [variants.variant_key(*pair) for pair in asked]
     assert len(set(keys)) == 3
     assert variants.variant_key(guarded, ATTACHED) == variants.variant_key(parts, ATTACHED)
     assert variants.adapter_name(under) == "shine+salora"
@@ -478,7 +484,8 @@ def test_salora_is_trained_once_for_its_safety_prompts(guarded, parts, monkeypat
     folder = guarded.updates["shine+salora", "bf16"]
     assert variants.train_update(parts, ROWS, SALORA, "bf16", safety=SAFETY) == folder
     others = [
-        variants.update_folder(parts, ROWS, SALORA, "bf16", SAFETY[1:]), variants.update_folder(parts, ROWS, SALORA, "nf4", SAFETY),
+        variants.update_folder(parts, ROWS, SALORA, "bf16", SAFETY[1:]),
+        variants.update_folder(parts, ROWS, SALORA, "nf4", SAFETY),
         variants.update_folder(parts, ROWS, replace(SALORA, kind="lora"), "bf16", SAFETY),
     ]  # fmt: skip
     assert len({folder, *others}) == len(others) + 1

@@ -23,9 +23,11 @@ from helpers.monitors import Monitor
 from helpers.readings import ATTENTION, Rows
 from helpers.statistics import Estimate, rate_interval
 
-CODE = ("sketches", "activations", "encoding", "generation", "behaviour", "utility", "judges", "models", "quantizers", "lowrank")
+CODE = ("sketches", "activations", "encoding", "readings", "probes", "readouts", "generation", "behaviour", "utility", "judges",
+        "models", "quantizers", "lowrank", "variants")  # fmt: skip
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
+FEW = "few"  # of the texts of a corpus: whatever the split of the prompts, utility is told on held-out texts
 EVERY = "all monitors"  # what rows about all monitors in use are measured on
 
 
@@ -142,12 +144,12 @@ def rows(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
     threshold, and over all monitors the mean drop and the share of texts on which an alarm came or went.
     """
     said = behaviour.summarize(items[items["kind"].isin(["harmful", "edgy"]) & items["metric"].eq("refused")])
-    found = [(row.prompt_set, row.metric, row.value, row.low, row.high, row.n) for row in said.itertuples()]
+    found = [(plan.place(row.prompt_set), row.metric, row.value, row.low, row.high, row.n) for row in said.itertuples()]
     if (items["kind"] == "utility").any():
         useful = utility.summarize(items[items["kind"] == "utility"])
-        found += [(row.corpus, row.metric, row.value, row.low, row.high, row.n) for row in useful.itertuples()]
-    told = pd.DataFrame(found + _health(plan, items, reference), columns=COLUMNS)
-    return told.assign(measured_on=told["measured_on"].map(plan.place))
+        found += [(f"{row.corpus}/{FEW}", row.metric, row.value, row.low, row.high, row.n) for row in useful.itertuples()]
+    found += [(plan.place(on), *values) for on, *values in _health(plan, items, reference)]
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
 def _health(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> list[tuple]:
