@@ -155,7 +155,8 @@ def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(fi
             patch.setenv("AFTER_UPDATE_RESULTS", str(project / "results"))
             plan = run.check(project, "smoke")
             todo = list(run.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
-        assert todo == ["03_finetuning", "05_staleness", "06_triage"]  # 04 reads the aligned model alone
+        readers = ["05_staleness", "06_triage", "07_projection", "08_subspaces"]
+        assert todo == ["03_finetuning", *readers]  # 04 and 09 read the aligned model alone
     finally:
         profile.write_text(text)
     assert before == {path.stem: path.read_bytes() for path in (finished / "status").glob("*.json")}
