@@ -153,4 +153,5 @@ def choice_table(choice: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
     rows = [(f"{adapter} on {precision}", name, dose(name, s)) for (adapter, precision, name), s in choice.items()]
     table = pd.DataFrame(rows, columns=["update", "restoration", "strength"])
     wide = table.pivot(index="update", columns="restoration", values="strength")
-    return wide.loc[list(dict.fromkeys(table["update"])), list(dict.fromkeys(table["restoration"]))].reset_index()
+    found = wide.loc[list(dict.fromkeys(table["update"])), list(dict.fromkeys(table["restoration"]))]
+    return found.reset_index().rename_axis(columns=None)
