@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from helpers import measurements, records
-from helpers.arm_tables import arm, joined, sentences, wide
+from helpers.arm_tables import arm, sentences, wide
 from helpers.variants import Variant
 
 OWN = [*records.OWN["neurons"], *records.VALUES]
@@ -52,10 +52,10 @@ def test_joined_holds_each_address_once_and_loses_none():
     patching = rows(Variant("tiny", adapter="base", serving="patched"), "snip", 0.05, {("advbench/test", "non_refusal"): 0.5})
     layers = pd.concat([rows(PLAIN, "snip", 0.05, {("", "picked"): 0.06}, layer) for layer in (1, 2)], ignore_index=True)
     parts = [SILENT, patching, layers]
-    found = joined(*parts)
+    found = records.joined("neurons", *parts)
     assert len(records.checked("neurons", found)) == sum(map(len, parts))
-    pd.testing.assert_frame_equal(joined(*parts, SILENT.iloc[:5], patching), found)
-    changed = joined(patching, patching.assign(value=0.7, high=0.8))
+    pd.testing.assert_frame_equal(records.joined("neurons", *parts, SILENT.iloc[:5], patching), found)
+    changed = records.joined("neurons", patching, patching.assign(value=0.7, high=0.8))
     assert changed["value"].tolist() == [0.5]  # the first stands
 
 

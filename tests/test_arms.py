@@ -314,9 +314,9 @@ def test_every_table_keeps_to_the_schema_and_no_address_is_taken_twice(study):
     parts = [arms.layer_rows(study.found, FRACTIONS[0], ALIGNED), *study.tables.values()]
     for part in parts:
         assert len(records.checked("neurons", part)) == len(part)
-    joined = arm_tables.joined(*parts)
+    joined = records.joined("neurons", *parts)
     assert len(records.checked("neurons", joined)) == sum(map(len, parts))  # which also holds that addresses are unique
-    assert len(arm_tables.joined(*parts, *parts)) == len(joined)
+    assert len(records.joined("neurons", *parts, *parts)) == len(joined)
 
 
 def test_bars_are_told_of_every_arm(study):

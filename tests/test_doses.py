@@ -190,7 +190,7 @@ def test_the_bar_is_told_of_every_module_of_every_truth(study, modules):
 
 
 def test_the_rows_keep_to_the_schema_and_stand_beside_those_of_chapter_01(study, parts, modules, tmp_path):
-    table = measurements.keyed(ALIGNED, doses.joined(study[2], alike(study[2])))
+    table = measurements.keyed(ALIGNED, records.joined("subspaces", study[2], alike(study[2])))
     spectra = subspaces.spectra(parts.base, parts.aligned, modules)
     first = measurements.subspace_rows(spectra, ALIGNED, KS)
     assert set(first["source"]) == {"bf16"} <= set(table["source"])
@@ -230,7 +230,7 @@ def test_the_summary_has_every_source_once_and_no_truth(study):
 
 
 def test_the_choices_of_each_source_stand_in_one_row(study):
-    shown = doses.choices(doses.joined(study[2], alike(study[2])))
+    shown = doses.choices(records.joined("subspaces", study[2], alike(study[2])))
     assert shown["source"].tolist() == NAMES
     assert list(shown.columns) == ["source", "rank correlation of s", "in common, 25 % chosen", "by chance, 25 % chosen"]
     assert set(shown["in common, 25 % chosen"]) == {"0.5 [0.25, 0.75]"}

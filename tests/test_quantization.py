@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import quantization, quantizers, variants
+from helpers import precision, quantization, quantizers, variants
 from helpers.errors import StudyError
 from helpers.records import Run
 from helpers.variants import Parts, Variant
@@ -41,7 +41,7 @@ def test_planted_sizes_weigh_the_bits():
 
 
 def test_gptq_is_measured_as_it_is_served(parts):
-    quality = variants.weight_quality(parts, "gptq-4")
+    quality = precision.weight_quality(parts.aligned, "gptq-4", parts.calibration)
     language = variants.build_variant(parts, Variant("tiny", precision="gptq-4"))
     original = variants.build_variant(parts, Variant("tiny"))
     for name, (bits, error, size) in quality.items():

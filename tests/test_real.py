@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import alignment, corpora, generation, models, quantizers, subspaces, tasks, variants
+from helpers import alignment, corpora, generation, models, precision, quantizers, subspaces, tasks
 
 pytestmark = pytest.mark.real
 
@@ -24,7 +24,7 @@ def calibration(base):
 
         use_real_cache(patch)
         texts = corpora.sample("c4/calibration", 4)
-    return variants.calibration_batches(base, texts)
+    return precision.calibration_batches(base, texts)
 
 
 def test_the_base_barely_refuses(base):

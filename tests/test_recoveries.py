@@ -165,7 +165,7 @@ def test_every_restored_variant_is_compared_with_its_own_update(observed):
 def test_without_restored_variants_there_are_no_rows_and_no_stop(observed):
     for table in (
         recoveries.recovered(observed, IN_USE, {UPDATE: []}, {}),
-        recoveries.joined(recoveries.recovered(observed, IN_USE, {}, {})),
+        records.joined("projection", recoveries.recovered(observed, IN_USE, {}, {})),
     ):
         assert len(records.checked("projection", table)) == 0
     assert len(records.checked("comparisons", recoveries.paired({UPDATE: asked()}, {UPDATE: []}))) == 0
@@ -215,7 +215,7 @@ def test_whole_variants_are_told_by_the_phrases_judge_with_severity_and_utility(
 
 def test_parts_join_to_one_table_with_each_address_once(observed):
     health = recoveries.monitor_rows(observed, IN_USE, {ALIGNED: 0, UPDATE: 0, SAFE: 14})
-    table = recoveries.joined(full(), health, health)
+    table = records.joined("projection", full(), health, health)
     assert len(table) == len(full()) + len(health)
     assert len(records.checked("projection", table)) == len(table)
     assert table.index.tolist() == list(range(len(table)))
@@ -274,7 +274,7 @@ def test_methods_have_the_names_of_the_literature(variant):
 
 def test_table_one_is_weights_by_method_in_the_literatures_columns(observed):
     health = recoveries.monitor_rows(observed, IN_USE, {ALIGNED: 0, UPDATE: 0, SAFE: 14})
-    whole = recoveries.joined(full(), health)
+    whole = records.joined("projection", full(), health)
     table = recoveries.table_one(whole)
     measures = ["ROUGE-1", "ASR (non-refusal)", "HS (proxy)", "over-refusal", "AUROC drop", "alarms changed"]
     assert table.columns.tolist() == ["weights", "method", *measures]
@@ -323,7 +323,7 @@ def test_rows_of_modules_and_of_curves_are_not_in_table_one():
 def test_the_recovery_table_has_one_row_a_restored_variant(observed):
     restored = {UPDATE: [SAFE, SALORA]}
     table = recoveries.recovered(observed, IN_USE, restored, {SAFE: 14, SALORA: 28})
-    shown = recoveries.recovery_table(recoveries.joined(full(), table))
+    shown = recoveries.recovery_table(records.joined("projection", full(), table))
     assert shown.columns.tolist() == ["weights", "method", *(f"auroc gain, {task}" for task in TASKS), "alarms restored"]
     assert shown["method"].tolist() == ["SafeLoRA (50 % of modules)", "SaLoRA"]
     gain = rows(recovery(observed, SALORA), "auroc_gain", "jailbreak").iloc[0]

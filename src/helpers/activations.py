@@ -29,7 +29,7 @@ from helpers.models import LanguageModel, atomic_file, pad
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
-CODE = ("activations", "encoding", "models", "quantizers", "lowrank", "variants")
+CODE = ("activations", "encoding", "models", "quantizers", "lowrank", "precision", "variants")
 NOTE = "activations"  # the entry of a stored file that says what is in it
 HALF = torch.bfloat16  # what the tokens are kept in: nothing is lost where the model computes in bf16
 Sink = Callable[[int, Tensor], None]

@@ -4,16 +4,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from helpers import records, tables
+from helpers import tables
 
 HARMFUL, EDGY = "advbench", "edgy"
 PLACES = {"non_refusal": HARMFUL, "over_refusal": EDGY, "rouge1": "dialogue", "perplexity": "c4"}
-
-
-def joined(*parts: pd.DataFrame) -> pd.DataFrame:
-    """The rows of several parts of the table `neurons`, each address once."""
-    address = [*records.KEY, *records.OWN["neurons"], "metric"]
-    return pd.concat(parts, ignore_index=True).drop_duplicates(address, ignore_index=True)
 
 
 def arm(row: pd.Series) -> str:

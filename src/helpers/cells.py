@@ -36,8 +36,8 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
     Kept by content; `build` gives the model where it must be looked at, so that a caller can share it.
     """
     linear = [m for m in monitors if probes.direction(m.readout) is not None and m.kind != CONTROL]
-    key = records.content_key(variant=variant_key(parts, variant), monitors=[m.hash for m in linear],
-                              code=records.code_hash("signals", "cells", "variants", "quantizers", "lowrank"))  # fmt: skip
+    code = records.code_hash("signals", "cells", "variants", "precision", "quantizers", "lowrank")
+    key = records.content_key(variant=variant_key(parts, variant), monitors=[m.hash for m in linear], code=code)
     make = build or (lambda: build_variant(parts, variant))
     return records.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
 

@@ -52,6 +52,7 @@ PARSERS: dict[str, tuple[str, str]] = {
     "monitor_tasks": ("tasks", "known"),
     "attention": ("readings", "parse_attention"),
     "projected": ("updates", "parse"),
+    "source_updates": ("updates", "parse"),
     "salora": ("updates", "parse"),
     "restorations": ("restorations", "parse"),
     "elsewhere": ("restorations", "parse"),

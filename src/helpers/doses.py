@@ -87,11 +87,6 @@ def rows(
     return pd.concat(parts, ignore_index=True)
 
 
-def joined(found: pd.DataFrame, alike: pd.DataFrame) -> pd.DataFrame:
-    """All rows of chapter 08 for the table `subspaces`; what chapter 01 wrote there of bf16 are other metrics."""
-    return pd.concat([found, alike], ignore_index=True)
-
-
 # ---------------------------------------------------------------- as a reader sees it
 
 

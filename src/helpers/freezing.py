@@ -31,7 +31,7 @@ def fit(
 ) -> list[Monitor]:  # fmt: skip
     """The frozen monitors of every task, kind, depth and pooling: fitted on train, strength and thresholds from validation."""
     language = models.load(parts.aligned, on="cpu")
-    who = {"layers": language.depth, "reads": readings.fingerprint(language.tokenizer), "model": parts.aligned.name}
+    who = {"layers": language.depth, "reads": readings.fingerprint(language.tokenizer), "model": models.identity(parts.aligned)}
     frozen, double = [], readings.in_double(found)
     with models.threads(1):
         for place in readings.places(reading, kinds, language.depth):

@@ -15,7 +15,7 @@ from helpers.statistics import kappa, newcombe_paired
 from helpers.subspaces import Spectrum
 from helpers.variants import Parts, Variant, build_variant, from_table, variant_codes, variant_key
 
-CODE = ("generation", "behaviour", "utility", "judges", "models", "quantizers", "lowrank", "variants")
+CODE = ("generation", "behaviour", "utility", "judges", "models", "quantizers", "lowrank", "precision", "variants")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from helpers import models, quantizers, variants
+from helpers import models, quantizers
 from helpers.errors import StudyError
 from helpers.measurements import keyed
+from helpers.precision import weight_quality
 from helpers.records import Run
 from helpers.variants import Parts, Variant
 
@@ -33,7 +34,8 @@ def weight_rows(
     """Rows of the table `weights`: bits per weight and relative error of each module in each format; exact, n counts weights."""
     tables = [keyed(aligned, _rows({name: (16.0, 0.0, weight.numel()) for name, weight in _linear(parts).items()}))]
     for name in names:
-        tables.append(keyed(Variant(aligned.model, aligned.seed, name), _rows(variants.weight_quality(parts, name))))
+        quality = weight_quality(parts.aligned, name, parts.calibration)
+        tables.append(keyed(Variant(aligned.model, aligned.seed, name), _rows(quality)))
         if progress:
             progress(name)
     return pd.concat(tables, ignore_index=True)

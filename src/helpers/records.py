@@ -35,6 +35,7 @@ OWN: dict[str, tuple[str, ...]] = {  # the columns of each table between the key
     "triage": ("predictor", "split", "budget"),
     "projection": ("module", "layers_changed", "measured_on"),
     "neurons": ("score", "fraction", "layer", "measured_on"),
+    "realignment": ("task", "probe", "layer", "method"),
 }
 NUMERIC = {
     "seed": int,
@@ -209,6 +210,13 @@ def _read(path: Path) -> pd.DataFrame:
         raise StudyError(
             f"{'/'.join(path.parts[-2:])} cannot be read; delete it and run the chapter that writes it again", REFUSED
         ) from error
+
+
+def joined(name: str, *parts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of several parts of a table, each address once; the parts may still lack key columns."""
+    table = pd.concat(parts, ignore_index=True)
+    address = [column for column in (*KEY, *OWN[name], "metric") if column in table]
+    return table.drop_duplicates(address, ignore_index=True)
 
 
 def chapter_files(folder: Path, chapter: str) -> list[Path]:

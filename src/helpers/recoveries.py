@@ -67,12 +67,6 @@ def full_rows(behaviour: pd.DataFrame, utility: pd.DataFrame, changed: Mapping[V
     return own[[*records.KEY, *OWN]].drop_duplicates([*records.KEY, *records.OWN["projection"], "metric"])
 
 
-def joined(*parts: pd.DataFrame) -> pd.DataFrame:
-    """The rows of several parts of the table `projection`, each address once."""
-    address = [*records.KEY, *records.OWN["projection"], "metric"]
-    return pd.concat(parts, ignore_index=True).drop_duplicates(address, ignore_index=True)
-
-
 def recovered(observed: Observed, in_use: Mapping[str, str], restored: Restored, changed: Mapping[Variant, int]) -> pd.DataFrame:
     """`recovery` of every restored variant against its own update."""
     rows = [recovery(observed, in_use, home, other, changed[other]) for home, others in restored.items() for other in others]

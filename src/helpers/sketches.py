@@ -24,7 +24,7 @@ from helpers.readings import ATTENTION, Rows
 from helpers.statistics import Estimate, rate_interval
 
 CODE = ("sketches", "activations", "encoding", "readings", "probes", "readouts", "generation", "behaviour", "utility", "judges",
-        "models", "quantizers", "lowrank", "variants")  # fmt: skip
+        "models", "quantizers", "lowrank", "precision", "variants")  # fmt: skip
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
 FEW = "few"  # of the texts of a corpus: whatever the split of the prompts, utility is told on held-out texts

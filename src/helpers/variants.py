@@ -12,19 +12,18 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from helpers import lowrank, models, pairs, quantizers, restorations, salora, training
+from helpers import lowrank, models, pairs, restorations, salora, training
 from helpers.corpora import Row, fingerprint, sample
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.models import LanguageModel, encode
+from helpers.models import LanguageModel
+from helpers.precision import gptq_file, quantize_
 from helpers.records import KEY, cache_path, code_hash, content_key
 
 SALORA = "salora"  # the restoration that is trained: helpers.salora
 ADAPTERS = ("lora", SALORA)  # kinds of training that leave low-rank factors behind
-CALIBRATION_TOKENS = 128
 Progress = Callable[[int, int, float], None]
 
 
@@ -118,7 +117,7 @@ def parts_of(note: Mapping[str, str], calibration_rows: int, texts: str = "embed
 def variant_key(parts: Parts, variant: Variant) -> str:
     """A hash of what the variant is made of: weights by content, precision, serving; not the run it is measured in."""
     update = parts.updates.get((adapter_name(variant), variant.trained_on))
-    weights = models.identity(parts.base) if variant.adapter == "base" else parts.aligned.name
+    weights = models.identity(parts.base if variant.adapter == "base" else parts.aligned)
     calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
     restored = (code_hash("restorations", "ediem", "subspaces", "pairs", "lowrank"), models.identity(parts.base), variant.seed)
     return content_key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
@@ -167,7 +166,7 @@ def train_update(
         return folder
     language = models.load(parts.aligned, "bf16" if recipe.kind in ADAPTERS else "fp32", parts.device)
     if recipe.kind in ADAPTERS:
-        quantize_(language, trained_on, parts)
+        quantize_(language, trained_on, parts.calibration)
     state = folder.with_suffix(".checkpoint.safetensors")
     if recipe.kind == SALORA:
         tuned = salora.tune(language, rows, recipe, safety, checkpoint=state, progress=progress)
@@ -192,81 +191,6 @@ def load_update(folder: Path) -> Update:
     if (folder / "weights.safetensors").is_file():
         return Update(weights=load_file(folder / "weights.safetensors"), losses=losses)
     return Update(adapter=lowrank.load_adapter(folder), losses=losses)
-
-
-# ---------------------------------------------------------------- precision
-
-
-def calibration_batches(language: LanguageModel, texts: Sequence[str]) -> list[dict[str, Tensor]]:
-    """The calibration texts as batches of token ids, cut to CALIBRATION_TOKENS, shorter ones left out if any is long enough."""
-    rows = [encode(language.tokenizer, text, CALIBRATION_TOKENS) for text in texts]
-    rows = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
-    return [{"input_ids": torch.tensor([row])} for row in rows]
-
-
-def quantize_(language: LanguageModel, precision: str, parts: Parts) -> None:
-    """Changes the model in place: its blocks' linear weights become what `precision` keeps of them.
-
-    Weight-only formats are evaluated through weights dequantized once (bit-identical to the 4-bit modules, tested);
-    LLM.int8 also rounds the activations, so it runs in its own modules.
-    """
-    if precision in {"bf16", "none", "fp32"}:  # the dtype was chosen at loading
-        return
-    if precision == "int8":
-        quantizers.to_bitsandbytes_(language.model, "int8")
-    elif precision.startswith("gptq"):
-        _gptq_(language, precision, parts)
-    else:
-        quantizers.apply_dequantized(language.model, quantizers.quantize_model(language.model, precision))
-
-
-def _gptq_(language: LanguageModel, precision: str, parts: Parts) -> None:
-    with torch.no_grad():
-        for name, weight in load_file(_gptq_file(language, precision, parts)).items():
-            language.model.get_submodule(name).weight.copy_(weight)
-
-
-def _gptq_file(language: LanguageModel, precision: str, parts: Parts) -> Path:
-    """The file of the model's weights after GPTQ, by module name; made where it is not there."""
-    weights = {name: language.model.get_submodule(name).weight for name in quantizers.linear_names(language.model)}
-    path = _gptq_path(weights, precision, parts)
-    if not path.is_file():
-        if not parts.calibration:
-            raise StudyError(f"precision {precision!r} needs calibration texts; set calibration_rows to at least 8")
-        done = quantizers.gptq_model(language.model, calibration_batches(language, parts.calibration), name=precision)
-        note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
-        tensors = {name: stored.dequantize() for name, stored in done.items()}
-        models.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
-    return path
-
-
-def _gptq_path(weights: Mapping[str, Tensor], precision: str, parts: Parts) -> Path:
-    """Where the result is kept, since GPTQ is the one slow quantizer; the key is what goes in: weights, texts and code."""
-    sums = [(float(w.double().sum()), float(w.double().square().sum())) for w in weights.values()]
-    key = content_key(sums=sums, texts=fingerprint(parts.calibration), precision=precision, code=code_hash("quantizers"))
-    return cache_path("quantized", f"{key}.safetensors")
-
-
-def weight_quality(parts: Parts, precision: str) -> dict[str, tuple[float, float, int]]:
-    """Bits per weight, relative error and number of weights of each linear module of the aligned model in a precision."""
-    language = models.load(parts.aligned)
-    weights = {name: language.model.get_submodule(name).weight.clone() for name in quantizers.linear_names(language.model)}
-    if not precision.startswith("gptq"):
-        done = quantizers.quantize_model(language.model, precision)
-        return {
-            name: (q.bits_per_weight, quantizers.relative_error(weights[name], q), weights[name].numel())
-            for name, q in done.items()
-        }
-    path = _gptq_path(weights, precision, parts)
-    quantize_(language, precision, parts)
-    with safe_open(path, framework="pt") as file:
-        bits = file.metadata()
-    served = {name: language.model.get_submodule(name).weight for name in weights}
-    return {name: (float(bits[name]), _distance(weights[name], served[name]), weights[name].numel()) for name in weights}
-
-
-def _distance(weight: Tensor, other: Tensor) -> float:
-    return float((weight.double() - other.double()).norm() / weight.double().norm())
 
 
 # ---------------------------------------------------------------- restoration
@@ -294,7 +218,7 @@ def _pair(base: Path, aligned: Path, calibration: tuple[str, ...], device: str, 
 def _dequantized(parts: Parts, folder: Path, precision: str) -> pairs.Weights:
     if not precision.startswith("gptq"):
         return pairs.quantized(pairs.checkpoint(folder), precision)
-    return pairs.stored(_gptq_file(models.load(folder, on=parts.device), precision, parts))
+    return pairs.stored(gptq_file(models.load(folder, on=parts.device), precision, parts.calibration))
 
 
 def prepared(parts: Parts, variant: Variant, restoration: str) -> restorations.Prepared:
@@ -341,7 +265,7 @@ def _attached(language: LanguageModel, update: Update, precision: str, parts: Pa
     """The adapter beside the (quantized) weights of the aligned model."""
     if update.adapter is None:
         raise StudyError("serving 'attached' needs an adapter, and this update changed whole weights; use serving=merged")
-    quantize_(language, precision, parts)
+    quantize_(language, precision, parts.calibration)
     return lowrank.attach(language.model, update.adapter)
 
 
@@ -355,7 +279,7 @@ def _merged(language: LanguageModel, update: Update, precision: str, parts: Part
 def _merged_requantized(language: LanguageModel, update: Update, precision: str, parts: Parts) -> nn.Module:
     """Merged in bf16, then quantized: Q(W + BA)."""
     model = _add_(language, update)
-    quantize_(language, precision, parts)
+    quantize_(language, precision, parts.calibration)
     return model
 
 
@@ -365,7 +289,7 @@ def _merged_into(language: LanguageModel, update: Update, precision: str, parts:
         raise StudyError("serving 'merged-into-nf4' needs an adapter, and this update is whole weights; use merged-requantized")
     if precision == "int8":
         raise StudyError("serving 'merged-into-nf4' needs a weight-only precision, and int8 is not one; use merged-requantized")
-    quantize_(language, precision, parts)
+    quantize_(language, precision, parts.calibration)
     return _merged_requantized(language, update, precision, parts)
 
 
@@ -395,7 +319,7 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     if variant.adapter == "identity":
         language = _saved_and_loaded(language, dtype, parts)
     if variant.adapter in {"", "base", "identity"}:
-        quantize_(language, variant.precision, parts)
+        quantize_(language, variant.precision, parts.calibration)
         return language
     if variant.serving not in SERVINGS:
         raise StudyError(f"unknown serving {variant.serving!r}; choose one of {', '.join(SERVINGS)}")
