@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import generation, lowrank, models, pairs, quantizers, restorations, salora, training, variants
+from helpers import generation, lowrank, models, pairs, precision, quantizers, restorations, salora, training, variants
 from helpers.corpora import Row
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, USAGE, StudyError
 from helpers.variants import Parts, Variant, build_variant
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_no_half_gptq(parts, monkeypatch, isolated_cache):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(variants, "save_file", full)
+    monkeypatch.setattr(precision, "save_file", full)
     before = sorted((isolated_cache / "quantized").iterdir())
     with pytest.raises(StudyError, match="No space left") as caught:
         build(replace(parts, calibration=TEXTS[:4]), precision="gptq-4")
@@ -559,7 +559,7 @@ def test_a_full_disk_leaves_no_half_update(parts, kind, monkeypatch, tmp_path):
 
     monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
     monkeypatch.setattr(lowrank, "save_file", full)
-    monkeypatch.setattr(variants, "save_file", full)
+    monkeypatch.setattr(precision, "save_file", full)
     with pytest.raises(StudyError, match=r"^cannot write [0-9a-f]+: No space left[^\n]*$") as caught:
         variants.train_update(parts, ROWS[:4], replace(RECIPE, kind=kind), "bf16")
     assert caught.value.code == ENVIRONMENT
