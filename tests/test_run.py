@@ -333,6 +333,33 @@ def test_a_profile_with_several_models_and_seeds_is_several_runs(toy):
     )
 
 
+COUNT_RUNS = """top = Path("results/quick")
+names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/02_second"))
+(top / "findings.parquet").write_text(" ".join(names))
+"""
+
+
+def test_a_chapter_that_reads_all_runs_comes_last_and_runs_again_when_a_run_joins_or_its_file_is_gone(toy):
+    notebook(toy / "notebooks" / "11_all.ipynb", "eleventh", "from pathlib import Path", COUNT_RUNS)
+    (toy / "profiles" / "quick.yaml").write_text("seed: [0, 1]\n")
+    beside = toy / "results" / "quick" / "findings.parquet"
+
+    def states(*words: str) -> list[str]:
+        code, out, err = call(toy, "study", "--no-book", "--json", *words)
+        assert code == 0, err
+        return [entry["chapters"]["11_all"]["state"] for entry in json.loads(out)["runs"]]
+
+    assert states() == ["run", "run"]
+    assert beside.read_text().count("seed-") == 2  # each waited for what the other run writes
+    assert states() == ["unchanged", "unchanged"]
+    assert states("--seed", "2") == ["run"]
+    assert beside.read_text().count("seed-") == 3
+    assert states("--seed", "0") == ["run"]  # a run has joined
+    beside.unlink()
+    assert states("--seed", "0") == ["run"]
+    assert states("--seed", "0") == ["unchanged"]
+
+
 def test_results_that_cannot_be_written_are_refused_before_anything_runs(toy):
     (toy / "results").write_text("a file")
     code, _, err = call(toy, "study")

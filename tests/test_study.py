@@ -12,6 +12,7 @@ from helpers import run
 from helpers.records import KEY, VALUES
 
 ROOT = Path(__file__).parents[1]
+FINDINGS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
 PARTS = ("notebooks", "profiles", "book", "_config.yml", "_toc.yml", "Snakefile", "requirements.lock")
 
 
@@ -51,6 +52,7 @@ def finished(project, tmp_path_factory):
         ("staleness", ["task", "probe", "layer", "depth"]),
         ("interaction", ["task", "probe", "layer"]),
         ("triage", ["predictor", "split", "budget"]),
+        ("realignment", ["task", "probe", "layer", "method"]),
     ],
 )
 def test_tables_keep_the_contract_and_every_row_has_its_interval(finished, name, own):
@@ -106,9 +108,30 @@ def test_the_identity_control_leaves_every_monitor_exactly_as_it_was(finished):
     assert (own[["value", "low", "high"]] == 0).all(axis=None)
 
 
+def test_every_claim_has_a_row_and_one_run_decides_none(finished):
+    table = pd.read_parquet(finished.parents[1] / "findings.parquet")
+    assert list(table.columns) == FINDINGS
+    assert table["claim"].tolist() == [*(f"M{i}" for i in range(1, 8)), *(f"S{i}" for i in range(1, 7)), "Q1", "Q2", "N1", "N2"]
+    assert set(table["verdict"]) <= {"inconclusive", "not run"}
+    measured = table[table["verdict"] != "not run"]
+    assert len(measured) >= 12
+    assert ((measured["low"] <= measured["estimate"]) & (measured["estimate"] <= measured["high"])).all()
+    assert (measured["seeds"] == 1).all()
+
+
+def test_the_identity_control_needs_no_repair(finished):
+    table = pd.read_parquet(finished / "tables" / "realignment.parquet")
+    own = table[(table["adapter"] == "identity") & (table["method"] == "none")]
+    assert len(own)
+    assert (own.loc[own["metric"].isin(["auroc_drop", "auroc_gain", "alarms_changed"]), "value"] == 0).all()
+    gates = table[(table["adapter"] == "identity") & (table["metric"] == "gate_deploy")]
+    assert len(gates)
+    assert (gates["value"] == 1).all()
+
+
 def test_the_manifest_is_complete(finished):
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert set(manifest["chapters"]) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(manifest["chapters"]) == {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
     assert {"behaviour", "utility", "weights", "subspaces", "comparisons"} <= set(manifest["tables"])
     assert {"monitors", "staleness", "interaction", "triage"} <= set(manifest["tables"])
     for chapter in manifest["chapters"].values():

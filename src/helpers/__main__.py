@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers study|chapter|book|check|doctor|headline|clean`. Exit codes are those of errors.py."""
+"""The command line: `python -m helpers study|chapter|book|revalidate|check|doctor|...`. Exit codes are those of errors.py."""
 
 import argparse
 import json
@@ -32,6 +32,7 @@ COMMANDS = {
     "study": "run all chapters of a profile that are not done, then build the book",
     "chapter": "run one chapter of a profile",
     "book": "build the book from executed chapters; no model is touched",
+    "revalidate": "say which frozen monitors an update of your own model broke, and what mends them",
     "check": "check a profile; nothing is run",
     "doctor": "compare the installed packages with requirements.lock; disk, cache and missing sources",
     "headline": "draw the README's figure from the tables of a finished profile",
@@ -43,6 +44,10 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
     if name == "chapter":
         command.add_argument("name", nargs="?", help="02, quantization or 02_quantization")
         command.add_argument("--job", type=Path, help=argparse.SUPPRESS)
+    if name == "revalidate":
+        from helpers.gate import add_options
+
+        add_options(command)
     if name in {"study", "chapter", "check", "book", "headline"}:
         default = None if name in {"book", "headline"} else "quick"
         command.add_argument(
@@ -162,6 +167,13 @@ def check(options: argparse.Namespace) -> dict[str, object]:
         "profile": plan.profile,
         "runs": [{"model": run.slug, "seed": run.seed, "parameters": plan.values[run]} for run in plan.runs],
     }
+
+
+def revalidate(options: argparse.Namespace) -> dict[str, object]:
+    """The report on an update of the user's own model."""
+    from helpers import gate
+
+    return gate.revalidate(options)
 
 
 def doctor(options: argparse.Namespace) -> dict[str, object]:

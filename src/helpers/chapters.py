@@ -30,10 +30,13 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "07": ("01", "02", "03", "04", "05"),
     "08": ("01", "03", "04"),
     "09": ("01", "04"),
+    "10": ("01", "02", "03", "04", "05", "06", "07"),
 }
 
 # Chapters that also read what the same chapter of lower seeds wrote, where it is there.
 READS_EARLIER_SEEDS = frozenset({"06"})
+# Chapters that read every finished run of the profile, and a file of theirs that stands beside the runs' folders.
+READS_ALL_RUNS = {"11": "../../findings.parquet"}
 
 # Parameters whose values must stand in a registry: parameter -> (module, registry, further names).
 REGISTRIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -201,11 +204,31 @@ def fingerprint(notebook: Path, parameters: Mapping[str, object], before: Iterab
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprints(notebooks: Mapping[str, Path], parameters: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """The fingerprint of every chapter of a run, in order."""
+def fingerprints(
+    notebooks: Mapping[str, Path], parameters: Mapping[str, Mapping[str, object]], others: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The fingerprint of every chapter of a run, in order; `others`, what other runs hold, counts where a chapter reads them."""
     found: dict[str, str] = {}
     for name, path in notebooks.items():
-        found[name] = fingerprint(path, parameters[name], [found[need] for need in needs(name, notebooks)])
+        before = [found[need] for need in needs(name, notebooks)]
+        if name[:2] in READS_ALL_RUNS:
+            before += [f"{run} {holds}" for run, holds in sorted((others or {}).items())]
+        found[name] = fingerprint(path, parameters[name], before)
+    return found
+
+
+def holds(prints: Mapping[str, str]) -> str:
+    """A hash of what a run holds, from the fingerprints of those of its chapters that other runs may read."""
+    return hashlib.sha256(json.dumps({n: p for n, p in prints.items() if n[:2] not in READS_ALL_RUNS}).encode()).hexdigest()
+
+
+def finished_runs(profile_folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """What each run of a profile holds, by <model>/seed-<n>, where all chapters that other runs may read are done."""
+    wanted, found = [name for name in names if name[:2] not in READS_ALL_RUNS], {}
+    for folder in sorted(profile_folder.glob("*/seed-*")):
+        prints = {name: str(status(folder, name).get("fingerprint", "")) for name in wanted}
+        if all(prints.values()):
+            found[f"{folder.parent.name}/{folder.name}"] = holds(prints)
     return found
 
 
@@ -239,7 +262,9 @@ def written(folder: Path, chapter: str) -> dict[str, str]:
     parts = sorted(path for path in (folder / "parts" / chapter).glob("*") if not path.name.startswith("."))
     tables = [folder / "tables" / path.name for path in parts if path.suffix == ".parquet"]
     executed = folder / "executed" / f"{chapter}.ipynb"
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in (*parts, *tables, executed)}
+    found = {path.relative_to(folder).as_posix(): sha256(path) for path in (*parts, *tables, executed)}
+    beside = READS_ALL_RUNS.get(chapter[:2])
+    return {**found, **({beside: sha256(folder / beside)} if beside else {})}
 
 
 def expected(statuses: Iterable[dict]) -> dict[str, str]:

@@ -38,7 +38,17 @@ class Plan:
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """What the status of each chapter of the run must bear."""
-        return chapters.fingerprints(self.notebooks, self.values[run])
+        return chapters.fingerprints(self.notebooks, self.values[run], self._others(run))
+
+    def _others(self, run: Run) -> dict[str, str]:
+        """What the profile's other runs hold, or will hold once this plan is carried out."""
+        found = chapters.finished_runs((self.root / run.folder).parents[1], self.notebooks)
+        found |= {_name(other): chapters.holds(chapters.fingerprints(self.notebooks, self.values[other])) for other in self.runs}
+        return {name: held for name, held in found.items() if name != _name(run)}
+
+
+def _name(run: Run) -> str:
+    return f"{run.slug}/seed-{run.seed}"
 
 
 # ---------------------------------------------------------------- checking
@@ -192,7 +202,7 @@ def _make(plan: Plan, todo: Mapping[Run, Mapping[str, str]], jobs: int) -> int:
     place = Path(tempfile.mkdtemp(prefix=f"{plan.profile}-", dir=plan.root / "build" / "runs"))
     try:
         listed = [job for run, names in todo.items() for job in _write_jobs(plan, run, names, place)]
-        _in_order_of_seeds(listed)
+        _in_order_of_runs(listed)
         write_whole(place / "plan.json", json.dumps({"python": sys.executable, "root": str(plan.root), "jobs": listed}))
         code = _snakemake(plan.root, place, jobs * max(job["threads"] for job in listed))
         failed = [json.loads(path.read_text(encoding="utf-8"))["code"] for path in place.glob("*/*/*.failed")]
@@ -217,13 +227,16 @@ def _write_jobs(plan: Plan, run: Run, names: Mapping[str, str], place: Path) -> 
     return listed
 
 
-def _in_order_of_seeds(listed: Sequence[dict[str, object]]) -> None:
-    """Adds to the needs of a chapter that also reads earlier seeds: the same chapter of every lower seed that will run."""
+def _in_order_of_runs(listed: Sequence[dict[str, object]]) -> None:
+    """Adds to the needs of a chapter what it reads of other runs: its own of lower seeds, or all that they write."""
     for job in listed:
         model, seed, name = str(job["stem"]).split("/")
         if name[:2] in chapters.READS_EARLIER_SEEDS:
             earlier = [other["stem"] for other in listed if _earlier(str(other["stem"]).split("/"), model, seed, name)]
             job["needs"] = [*job["needs"], *earlier]
+        if name[:2] in chapters.READS_ALL_RUNS:
+            apart = [str(other["stem"]) for other in listed if not str(other["stem"]).startswith(f"{model}/{seed}/")]
+            job["needs"] = [*job["needs"], *(stem for stem in apart if stem.split("/")[2] < name)]
 
 
 def _earlier(other: Sequence[str], model: str, seed: str, name: str) -> bool:

@@ -1,0 +1,268 @@
+"""Findings: from the estimates of several runs to one verdict a claim, by rules that are code and older than the numbers.
+
+A component is judged on the interval over the seeds of one model (`seeds.over_seeds`), and with fewer than three seeds
+never decided. The intervals are 95 % ones, also where two one-sided tests would do with 90 %. A claim has one family of tests
+with its headline first; nothing is corrected over the claims, of which each stands for itself.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import records
+from helpers.claims import CLAIMS, SEEDS, UNITS, Claim, Component
+from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.evidence import Tables
+from helpers.records import OWN
+from helpers.seeds import over_seeds
+from helpers.statistics import Estimate
+
+COLUMNS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
+PARTS = [
+    "claim",
+    "component",
+    "name",
+    "model",
+    "unit",
+    "estimate",
+    "low",
+    "high",
+    "n",
+    "seeds",
+    "bound",
+    "margin",
+    "side",
+    "answer",
+]
+DOTS = ["claim", "component", "model", "seed", "value", "low", "high", "n"]
+SUPPORTED, CONTRADICTED, MIXED = "supported", "contradicted", "mixed"
+INCONCLUSIVE, NOT_RUN = "inconclusive", "not run"
+VERDICTS = (SUPPORTED, CONTRADICTED, MIXED, INCONCLUSIVE, NOT_RUN)
+NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
+Run = tuple[str, int, Tables]  # model, seed, tables
+
+
+# ---------------------------------------------------------------- the rules
+
+
+def answer(e: Estimate, seeds: int, component: Component) -> str:
+    """supported, contradicted or inconclusive: where the whole interval lies, given enough seeds; without one, not run.
+
+    An interval that touches the bound (for sameness: an end of the margin) decides nothing.
+    """
+    if seeds == 0:
+        return NOT_RUN
+    low, high = e.low - component.bound, e.high - component.bound
+    if component.side == "within":  # the distance from the bound, of which the margin is the most
+        low, high = (0.0 if low <= 0 <= high else min(abs(low), abs(high))) - component.margin, max(-low, high) - component.margin
+    if component.side != "above":
+        low, high = -high, -low
+    return INCONCLUSIVE if seeds < SEEDS or low <= 0 <= high else SUPPORTED if low > 0 else CONTRADICTED
+
+
+def verdict(answers: Sequence[str]) -> str:
+    """The verdict on a claim from the answers of its components, the headline's first.
+
+    not run where the headline was not measured; supported or contradicted where all components are; mixed where some are
+    supported and some contradicted; inconclusive where the headline is. A headline that is decided stands where the others
+    leave it alone: those that are inconclusive, or were not measured, neither carry nor stop it.
+    """
+    if answers[0] == NOT_RUN:
+        return NOT_RUN
+    return MIXED if {SUPPORTED, CONTRADICTED} <= set(answers) else answers[0]
+
+
+def over_models(verdicts: Sequence[str]) -> str:
+    """The verdict over models: what all that measured it agree on, mixed where two decided ones differ, else inconclusive."""
+    found = {name for name in verdicts if name != NOT_RUN}
+    if len(found) <= 1:
+        return next(iter(found), NOT_RUN)
+    return MIXED if len(found - {INCONCLUSIVE}) > 1 else INCONCLUSIVE
+
+
+# ---------------------------------------------------------------- from runs to findings
+
+
+def by_seed(runs: Sequence[Run]) -> pd.DataFrame:
+    """What each run says on each component: claim, component (from 1), model, seed, value, low, high, n; all are finite."""
+    names = [(model, seed) for model, seed, _ in runs]
+    if len(set(names)) < len(names):
+        model, seed = next(name for name in names if names.count(name) > 1)
+        raise StudyError(f"model {model!r}, seed {seed} is given twice; pass each run once", NOT_COMPARABLE)
+    found = []
+    for model, seed, tables in sorted(runs, key=lambda run: run[:2]):
+        for claim, place, component in _components():
+            e = component.estimate(tables)
+            if e is not None:
+                found.append((claim, place, model, seed, e.value, e.low, e.high, e.n))
+    return pd.DataFrame(found, columns=DOTS)
+
+
+def collect(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The findings, one row a claim, and their components, one row a claim, component and model; see `judge`."""
+    return judge(by_seed(runs))
+
+
+def judge(dots: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Findings and components from what `by_seed` gives.
+
+    A finding shows the headline: over the seeds of the model, or where several models measured it, the mean of theirs with
+    an interval that holds all of theirs. n and seeds count all; what was not run has no estimate, n 0 and seeds 0.
+    """
+    models = sorted(set(dots["model"])) or [""]
+    parts = pd.DataFrame([_part(dots, model, *where) for where in _components() for model in models], columns=PARTS)
+    verdicts = claim_verdicts(parts)
+    findings = [_finding(claim, found, parts[parts["claim"] == claim], verdicts[claim]) for claim, found in CLAIMS.items()]
+    return pd.DataFrame(findings, columns=COLUMNS), parts
+
+
+def claim_verdicts(parts: pd.DataFrame) -> dict[str, str]:
+    """The verdict on each claim over all models, from the answers of its components."""
+    models = parts.sort_values("component").groupby(["claim", "model"], sort=False)["answer"].agg(list).map(verdict)
+    return {claim: over_models(list(found)) for claim, found in models.groupby("claim")}
+
+
+def _components() -> Iterator[tuple[str, int, Component]]:
+    for claim, found in CLAIMS.items():
+        yield from ((claim, place, component) for place, component in enumerate(found.components, 1))
+
+
+def _part(dots: pd.DataFrame, model: str, claim: str, place: int, component: Component) -> tuple:
+    rows = dots[(dots["claim"] == claim) & (dots["component"] == place) & (dots["model"] == model)]
+    found = [Estimate(*row) for row in rows[["value", "low", "high", "n"]].itertuples(index=False, name=None)]
+    e = over_seeds(found, bounds=UNITS[component.unit].bounds) if found else NOTHING
+    said = answer(e, len(found), component)
+    return (claim, place, component.name, model, component.unit, e.value, e.low, e.high, e.n, len(found), component.bound,
+            component.margin, component.side, said)  # fmt: skip
+
+
+def _finding(name: str, claim: Claim, parts: pd.DataFrame, said: str) -> tuple:
+    heads = parts[(parts["component"] == 1) & (parts["seeds"] > 0)]
+    ends = (heads["estimate"].mean(), heads["low"].min(), heads["high"].max(), int(heads["n"].sum()), int(heads["seeds"].sum()))
+    return name, claim.source, claim.statement, *ends, claim.literature, said, claim.chapter
+
+
+# ---------------------------------------------------------------- runs on disk
+
+
+@dataclass(frozen=True, eq=False)
+class RunTables(Mapping):
+    """The tables of one run by name, each read from its file when it is first asked for."""
+
+    run: records.Run
+    read: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self.read:
+            if name not in list(self):
+                raise KeyError(name)
+            self.read[name] = records.read_table(self.run, name)
+        return self.read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in OWN if (self.run.folder / "tables" / f"{name}.parquet").is_file())
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def run_tables(folder: Path) -> RunTables:
+    """The tables of the run in results/<profile>/<model>/seed-<n>, read lazily; those that it has not are left out."""
+    profile, model, seed = folder.parts[-3:]
+    return RunTables(records.Run(profile, model, int(seed.removeprefix("seed-")), folder))
+
+
+# ---------------------------------------------------------------- as a reader sees them
+
+
+def said(unit: str, value: float, low: float, high: float) -> str:
+    """A number with its interval in the words of its unit, as `+44 points [+23, +61]`."""
+    if pd.isna(value):
+        return "not measured"
+    first, *ends = UNITS[unit].written(value, low, high)
+    return f"{first}{UNITS[unit].words} [{', '.join(ends)}]"
+
+
+def asked(unit: str, side: str, bound: float, margin: float = 0.0, words: bool = True) -> str:
+    """What the claim asks of a component, as `above +5 points`."""
+    shown, after = UNITS[unit], UNITS[unit].words if words else ""
+
+    def written(value: float) -> str:
+        return f"{shown.scale * value:{'+' if shown.form[0] == '+' and value else ''}g}"
+
+    if side == "within":
+        return f"between {written(bound - margin)} and {written(bound + margin)}{after}"
+    return f"{side} {written(bound)}{after}"
+
+
+def overview(findings: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim in plain text: the claim, ours with its interval, the literature's figure, the verdict, the chapter."""
+    heads = [CLAIMS[claim].components[0] for claim in findings["claim"]]
+    numbers = zip(heads, findings[["estimate", "low", "high"]].itertuples(index=False, name=None), strict=True)
+    ours = ["not run" if pd.isna(e[0]) else f"{head.name}: {said(head.unit, *e)}" for head, e in numbers]
+    seeds = [
+        f"{verdict} ({counted(n)})" if n else verdict for verdict, n in zip(findings["verdict"], findings["seeds"], strict=True)
+    ]
+    return pd.DataFrame({"claim": findings["claim"], "in words": findings["statement"], "ours": ours,
+                         "literature": findings["literature"], "verdict": seeds, "chapter": findings["chapter"]})  # fmt: skip
+
+
+def counted(seeds: int) -> str:
+    """A number of seeds in words."""
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+
+
+def sentences(findings: pd.DataFrame, components: pd.DataFrame) -> dict[str, str]:
+    """Texts for the book, the same keys whatever was run.
+
+    Of each claim `m1-verdict`, `m1-estimate` (the headline), `m1-1`, `m1-2` .. (its components; where several models were run,
+    each of them), `m1-words` (all components as sentences) and `m1-literature`.
+    """
+    texts, several = {}, components["model"].nunique() > 1
+    for row in findings.to_dict("records"):
+        key, head = row["claim"].lower(), CLAIMS[row["claim"]].components[0]
+        seen = f"{said(head.unit, row['estimate'], row['low'], row['high'])} ({counted(row['seeds'])}, n = {row['n']:,})"
+        texts |= {f"{key}-verdict": row["verdict"], f"{key}-estimate": seen if row["seeds"] else "(not in this run)"}
+        parts = components[components["claim"] == row["claim"]]
+        for place, rows in parts.groupby("component"):
+            own = [(f"{part['model']}, " if several else "") + _in_words(part) for part in rows.to_dict("records")]
+            texts[f"{key}-{place}"] = "; ".join(own)
+        lines = [texts[f"{key}-{place}"] for place in range(1, parts["component"].max() + 1)]
+        texts[f"{key}-words"] = " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
+        texts[f"{key}-literature"] = row["literature"]
+    return texts
+
+
+def _in_words(row: Mapping) -> str:
+    wanted = asked(row["unit"], row["side"], row["bound"], row["margin"])
+    seen = said(row["unit"], row["estimate"], row["low"], row["high"])
+    return f"{row['name']}: {seen}, claimed {wanted}" + (f" ({row['answer']})" if row["seeds"] else "")
+
+
+def about(findings: pd.DataFrame, runs: Sequence[Run]) -> dict[str, str]:
+    """Texts on the whole: `runs-words`, which runs were read, and `count-<verdict>`, how many claims have each verdict."""
+    models = sorted({model for model, _, _ in runs})
+    own = [f"{model}, {_listed(sorted(seed for name, seed, _ in runs if name == model))}" for model in models]
+    words = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({'; '.join(own)})" if runs else "no run"
+    counts = findings["verdict"].value_counts()
+    return {"runs-words": words} | {f"count-{name.replace(' ', '-')}": str(counts.get(name, 0)) for name in VERDICTS}
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    *first, last = map(str, seeds)
+    return f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
+
+
+def by_hand(dots: pd.DataFrame, claim: str) -> pd.DataFrame:
+    """What each seed says on each component of a claim, with its interval, beside what the claim asks; one row a seed."""
+    rows = []
+    for row in dots[dots["claim"] == claim].sort_values(["component", "model", "seed"]).to_dict("records"):
+        part = CLAIMS[claim].components[row["component"] - 1]
+        seen, wanted = (
+            said(part.unit, row["value"], row["low"], row["high"]),
+            asked(part.unit, part.side, part.bound, part.margin),
+        )
+        rows.append((part.name, row["model"], row["seed"], seen, row["n"], wanted))
+    return pd.DataFrame(rows, columns=["component", "model", "seed", "ours", "n", "claimed"])

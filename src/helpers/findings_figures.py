@@ -1,0 +1,196 @@
+"""Chapter 11's figures: every component of every claim on one scale, and the verdicts as a strip. A table in, a figure out."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import blended_transform_factory
+
+from helpers.claims import CLAIMS, UNITS
+from helpers.figures import PALETTE
+from helpers.findings import VERDICTS, asked, claim_verdicts, counted, said
+from helpers.monitor_figures import unmeasured
+
+INK, GREY, QUIET, SEED = PALETTE["ink"], PALETTE["base"], "#5b6472", "#98a2b3"
+# Colour, marker and whether it is filled: in grey the shape still tells.
+LOOKS = {"supported": ("#007a59", "o", True), "contradicted": ("#c44e00", "X", True), "mixed": ("#a8568a", "D", True),
+         "inconclusive": (QUIET, "o", False), "not run": (GREY, "_", False)}  # fmt: skip
+CLAIMED = "#e3f2ec"
+TICKS = (1, 3, 10, 30, 100, 300, 1000)
+STEP_WORDS = "a step is 5 percentage points, 0.03 AUROC, 0.1 of a correlation or overlap, 5°, or 2 points of ROUGE-1"
+
+
+def towards(row: Mapping, value: float, low: float, high: float) -> tuple[float, float, float]:
+    """Value and ends as steps from the bound, above 0 on the side that the claim wants.
+
+    Where sameness is claimed, by how much the distance from the bound stays below the margin; it is never above the margin.
+    """
+    step = UNITS[row["unit"]].step
+    v, a, b = (x - row["bound"] for x in (value, low, high))
+    if row["side"] == "within":
+        nearest = 0.0 if a <= 0 <= b else min(abs(a), abs(b))
+        v, a, b = (row["margin"] - x for x in (abs(v), max(-a, b), nearest))
+    elif row["side"] == "below":
+        v, a, b = -v, -b, -a
+    return v / step, a / step, b / step
+
+
+# ---------------------------------------------------------------- all components
+
+
+def forest(components: pd.DataFrame, dots: pd.DataFrame | None = None) -> Figure:
+    """Every component with its interval over seeds and a grey dot a seed, as steps from its bound: right of the line, as claimed.
+
+    `components` and `dots` are what `findings.judge` and `findings.by_seed` give. Several models stand above one another; the
+    seeds and n beside a verdict are those of the headline, the first component.
+    """
+    if not components["seeds"].any():
+        return unmeasured("any of the claims")
+    places, heads, names, height = _places(components)
+    inches = 0.95 + 0.185 * height
+    figure, ax = plt.subplots(figsize=(8.0, inches))
+    figure.subplots_adjust(left=0.365, right=0.635, top=1 - 0.3 / inches, bottom=0.6 / inches)
+    ax.axvspan(0, 1e9, color=CLAIMED, zorder=0, linewidth=0)
+    ax.axvline(0, color=INK, linewidth=1.0, zorder=1)
+    reach = 1.0
+    for place, row in zip(places, components.to_dict("records"), strict=True):
+        reach = max(reach, _row(ax, place, row, _own(dots, row)))
+    _axis(ax, reach, height)
+    _words(ax, components, places, names)
+    _titles(ax, components, heads)
+    _legend(figure, components, dots is not None)
+    return figure
+
+
+def _places(components: pd.DataFrame) -> tuple[list[float], dict[str, float], dict[float, str], float]:
+    """Where each row stands, each claim's title, and the names of components; and how far down that reaches.
+
+    A component takes one line, and where there are several models one more for each of them under its name.
+    """
+    places, heads, names, at = [], {}, {}, 0.0
+    several = components["model"].nunique() > 1
+    for (claim, _), rows in components.groupby(["claim", "component"], sort=False):
+        if claim not in heads:
+            at += 0.35 if heads else 0.0
+            heads[claim] = at
+            at += 1.0
+        names[at] = rows["name"].iloc[0]
+        at += several
+        places += [at + i for i in range(len(rows))]
+        at += len(rows)
+    return places, heads, names, at
+
+
+def _own(dots: pd.DataFrame | None, row: Mapping) -> pd.DataFrame:
+    if dots is None:
+        return pd.DataFrame(columns=["value"])
+    return dots[(dots["claim"] == row["claim"]) & (dots["component"] == row["component"]) & (dots["model"] == row["model"])]
+
+
+def _row(ax: Axes, place: float, row: Mapping, dots: pd.DataFrame) -> float:
+    """Draws one component; how far it reaches from the bound."""
+    if not row["seeds"]:
+        return 0.0
+    colour, marker, filled = LOOKS[row["answer"]]
+    v, a, b = towards(row, row["estimate"], row["low"], row["high"])
+    seeds = [towards(row, x, x, x)[0] for x in dots["value"]]
+    ax.plot(seeds, [place + 0.26] * len(seeds), "o", color=SEED, markersize=2.6, markeredgewidth=0, zorder=2)
+    ax.plot([a, b], [place] * 2, color=colour, linewidth=1.6, solid_capstyle="butt", zorder=3)
+    ax.plot([v], [place], marker, color=colour, markerfacecolor=colour if filled else "white", markersize=5, zorder=4)
+    return max(abs(x) for x in (v, a, b, *seeds))
+
+
+def _axis(ax: Axes, reach: float, height: float) -> None:
+    """Even steps up to one, then ever wider: what is near the bound decides, what is far from it need not be told apart."""
+    ax.set_xscale("symlog", linthresh=1.0, linscale=0.6)
+    shown = [tick for tick in TICKS if tick <= reach]
+    shown = shown[::2] if len(shown) > 3 else shown
+    ax.set_xticks([-t for t in shown[::-1]] + [0, *shown], [f"−{t}" for t in shown[::-1]] + ["0"] + [f"+{t}" for t in shown])
+    ax.set_xlim(-1.25 * reach, 1.25 * reach)
+    ax.set_ylim(height - 0.4, -0.9)
+    ax.set_yticks([])
+    ax.minorticks_off()
+    ax.tick_params(axis="x", labelsize=7, length=2, pad=1)
+    for side in ("left", "top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.set_xlabel(f"steps from the bound ({STEP_WORDS})", fontsize=6.5, x=0.5, labelpad=2)
+
+
+def _write(ax: Axes, x: float, y: float, text: str, **options) -> None:
+    """Text at a share of the page's width, in the row y."""
+    across = blended_transform_factory(ax.figure.transFigure, ax.transData)
+    ax.text(x, y, text, transform=across, va="center", **{"fontsize": 7, "color": INK} | options)
+
+
+def _words(ax: Axes, components: pd.DataFrame, places: list[float], names: Mapping[float, str]) -> None:
+    """The columns of text beside the strip: what is measured, ours, and what is claimed."""
+    for place, name in names.items():
+        _write(ax, 0.045, place, name)
+    for place, row in zip(places, components.to_dict("records"), strict=True):
+        if place not in names:
+            _write(ax, 0.075, place, row["model"], color=QUIET)
+        _write(ax, 0.65, place, said(row["unit"], row["estimate"], row["low"], row["high"]))
+        wanted = asked(row["unit"], row["side"], row["bound"], row["margin"], words=False)
+        _write(ax, 0.995, place, wanted, ha="right", color=QUIET)
+    _write(ax, 0.65, -0.9, "ours, 95 % interval", color=QUIET)
+    _write(ax, 0.995, -0.9, "claimed", color=QUIET, ha="right")
+    ax.text(0.1, -0.9, "as claimed", va="center", fontsize=7, color=INK)
+
+
+def _titles(ax: Axes, components: pd.DataFrame, heads: Mapping[str, float]) -> None:
+    """Each claim's title, with its verdict in words, colour and shape, and what the headline rests on."""
+    verdicts = claim_verdicts(components)
+    sizes = components[components["component"] == 1].groupby("claim")[["seeds", "n"]].sum()
+    for claim, place in heads.items():
+        colour, marker, filled = LOOKS[verdicts[claim]]
+        _write(ax, 0.0, place, claim, fontsize=8, weight="bold")
+        _write(ax, 0.045, place, CLAIMS[claim].short, fontsize=8, weight="bold")
+        _write(ax, 0.672, place, verdicts[claim], fontsize=8, weight="bold", color=colour)
+        if sizes.loc[claim, "seeds"]:
+            text = f"{counted(sizes.loc[claim, 'seeds'])}, n = {sizes.loc[claim, 'n']:,}"
+            _write(ax, 0.995, place, text, ha="right", fontsize=6.5, color=QUIET)
+        across = blended_transform_factory(ax.figure.transFigure, ax.transData)
+        ax.plot([0.658], [place], marker, color=colour, markerfacecolor=colour if filled else "white", markersize=5.5,
+                transform=across, clip_on=False)  # fmt: skip
+
+
+def _legend(figure: Figure, components: pd.DataFrame, dotted: bool) -> None:
+    """What the shapes mean, those that occur."""
+    shown = [name for name in LOOKS if name in set(components.loc[components["seeds"] > 0, "answer"])]
+    keys = {name: _key(*LOOKS[name]) for name in shown}
+    if dotted:
+        keys["one seed"] = _key(SEED, "o", True, markersize=3)
+    if keys:
+        figure.legend(keys.values(), keys, loc="lower center", ncols=len(keys), fontsize=7.5, bbox_to_anchor=(0.5, 0.0),
+                      handletextpad=0.2, borderaxespad=0.1)  # fmt: skip
+
+
+def _key(colour: str, marker: str, filled: bool, markersize: float = 5.5) -> Line2D:
+    return Line2D([], [], linestyle="", marker=marker, color=colour, markersize=markersize,
+                  markerfacecolor=colour if filled else "white")  # fmt: skip
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def headline(findings: pd.DataFrame) -> Figure:
+    """The verdicts as a strip: a line a verdict that occurs, with its count and the claims that have it."""
+    shown = [name for name in VERDICTS if name in set(findings["verdict"])]
+    figure, ax = plt.subplots(figsize=(8.0, 0.2 + 0.36 * len(shown)))
+    for line, name in enumerate(shown):
+        colour, marker, filled = LOOKS[name]
+        claims = list(findings.loc[findings["verdict"] == name, "claim"])
+        ax.add_line(Line2D([0.12], [line], marker=marker, color=colour, markersize=7,
+                           markerfacecolor=colour if filled else "white"))  # fmt: skip
+        ax.text(0.32, line, name, va="center", color=colour, weight="bold", fontsize=9)
+        ax.text(2.0, line, f"{len(claims)}", va="center", ha="right", color=INK, fontsize=9)
+        for place, claim in enumerate(claims):
+            ax.text(2.4 + 0.44 * place, line, claim, va="center", ha="center", fontsize=8, color="white" if filled else colour,
+                    weight="bold", bbox={"boxstyle": "round,pad=0.22", "facecolor": colour if filled else "white",
+                                         "edgecolor": colour, "linewidth": 1.2})  # fmt: skip
+    ax.set(xlim=(0, 2.2 + 0.44 * 17), ylim=(len(shown) - 0.5, -0.5))
+    ax.axis("off")
+    return figure

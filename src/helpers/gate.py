@@ -1,0 +1,79 @@
+"""The command `revalidate`: what it takes, and what it leaves behind, so that it can stand before a deployment as a gate."""
+
+import argparse
+from pathlib import Path
+
+FILES = {
+    "--base": "the model that the monitors were frozen on: embedded, a folder, or owner/name@revision",
+    "--update": "the folder of an adapter or of a merged model, or a quantizer such as nf4",
+    "--monitors": "a folder of saved monitors",
+    "--fit": "instead of --monitors: a labelled .jsonl or .csv on which monitors are fitted and frozen",
+    "--texts": "unlabelled .jsonl, .csv or .txt, one text a row",
+    "--labels": "labelled .jsonl or .csv; without it no monitor can be shown fit",
+    "--scores": "instead of models and texts: a table of scores, for monitors that are not ours",
+}
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What the command takes; what goes together is checked with the inputs."""
+    what = command.add_argument_group("what to look at")
+    for name, text in FILES.items():
+        what.add_argument(name, default="", help=text)
+    what.add_argument("--diff", nargs=2, metavar=("OLD", "NEW"), help="compare two reports, named by folder; nothing is run")
+    how = command.add_argument_group("how")
+    how.add_argument("--out", default="revalidation", help="folder of the report (default: revalidation)")
+    how.add_argument("--precision", default="bf16", help="what an adapter is served on: bf16 or a quantizer (default: bf16)")
+    how.add_argument("--require", default="", help="monitors that must be fit, with commas (default: all)")
+    how.add_argument("--budget", type=int, default=50, help="texts that can be labelled next (default: 50)")
+    how.add_argument("--limit", type=int, default=64, help="tokens of a text that are read (default: 64)")
+    how.add_argument("--depth", type=float, default=0.6, help="with --fit: where to read, a share of the network (default: 0.6)")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--device", default="cpu")
+    how.add_argument("--threads", type=int, default=2)
+
+
+def project_path(name: str) -> Path:
+    """A path as it stands, or where there is no such thing and it is relative, the same in the project's folder."""
+    from helpers import records
+
+    path = Path(name)
+    return path if path.is_absolute() or path.exists() else records.project_root() / path
+
+
+def in_project(**given: str) -> dict[str, str]:
+    """What was given, each file found also from a folder within the project, such as notebooks/."""
+    return {name: str(project_path(value)) if value and project_path(value).exists() else value for name, value in given.items()}
+
+
+def revalidate(options: argparse.Namespace) -> dict[str, object]:
+    """The report, whose `code` is the exit code; its files and the monitors that came out are written below `--out`."""
+    from helpers import reports, revalidation
+    from helpers.guards import say
+    from helpers.intake import Options
+
+    if options.diff:
+        return compare(*map(Path, options.diff))
+    required = tuple(name.strip() for name in options.require.split(",") if name.strip())
+    files = {name.strip("-"): getattr(options, name.strip("-")) for name in FILES}
+    asked = Options(**files, required=required, precision=options.precision, seed=options.seed,
+                    budget=options.budget, depths=(options.depth,), texts_limit=options.limit, device=options.device,
+                    threads=options.threads)  # fmt: skip
+    folder = Path(options.out)
+    reports.ready(folder)
+    found = revalidation.run(asked, say)
+    written = [*reports.write(found.report, folder), *revalidation.save(found, folder)]
+    for line in reports.lines(found.report):
+        say(line)
+    say(f"report: {next(path for path in written if path.suffix == '.html')}")
+    return found.report
+
+
+def compare(old: Path, new: Path) -> dict[str, object]:
+    """What changed between two reports; it ends with 0, since it is no verdict."""
+    from helpers import report_diff, reports
+    from helpers.guards import say
+
+    diff = report_diff.compare(*(reports.read(path) for path in (old, new)))
+    for line in report_diff.lines(diff):
+        say(line)
+    return {**diff, "code": 0}

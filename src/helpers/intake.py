@@ -1,0 +1,202 @@
+"""Intake: what a user gave, checked before anything is computed. Each error is one line; no text of theirs stands in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from helpers import activations, candidates, models, monitors, rowfiles, splits, taskfiles
+from helpers.candidates import Update
+from helpers.corpora import near_pairs
+from helpers.errors import REFUSED, StudyError
+from helpers.monitors import Monitor
+from helpers.parameters import nearest, shown
+from helpers.probes import PROBES
+from helpers.quantizers import QUANTIZERS
+from helpers.readings import CONTROL
+from helpers.screening import FEW
+from helpers.splits import Example
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for, as `revalidate` takes it; a path, a name, or "" where it was not given.
+
+    base: embedded, a folder, or owner/name@revision. update: a PEFT adapter's folder, a merged model's folder, or a quantizer.
+    monitors: a folder of saved ones; or fit: labelled texts to fit some on, `kinds` at `depths` of both poolings. texts:
+    unlabelled. labels: labelled. scores: scores of anybody's monitors; the rest is then not needed. required: names of monitors
+    that must be fine (default: all). precision: what the updated model is served in. budget: labels that can be had.
+    texts_limit: tokens of a text that are read. threads: 0 leaves torch's own number.
+    """
+
+    base: str = "embedded"
+    update: str = ""
+    monitors: str = ""
+    fit: str = ""
+    texts: str = ""
+    labels: str = ""
+    scores: str = ""
+    required: tuple[str, ...] = ()
+    precision: str = "bf16"
+    seed: int = 0
+    budget: int = 200
+    depths: tuple[float, ...] = (0.6,)
+    kinds: tuple[str, ...] = ("logistic", "mean-difference", "lda")
+    texts_limit: int = 64
+    device: str = "cpu"
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is compared, on which texts; monitors are empty where they are yet to be fitted on `training`."""
+
+    options: Options
+    base: Path
+    reads: str  # fingerprint of the base's tokenizer and template
+    update: Update
+    monitors: tuple[Monitor, ...]
+    training: tuple[Example, ...]
+    texts: tuple[Example, ...]
+    labels: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+
+# ---------------------------------------------------------------- options
+
+
+def check(options: Options) -> Inputs:
+    """The inputs of a comparison of two models, cheap checks first; nothing is written."""
+    _check_options(options)
+    training, texts, labels = _read_texts(options)
+    found = () if options.fit else _saved(Path(options.monitors))
+    base = models.base_folder(options.base)
+    reads, config = candidates.fingerprint(base), candidates.config(base)
+    for monitor in found:
+        monitors.check_fits(monitor, config["hidden_size"], config["num_hidden_layers"], reads)
+    update = candidates.check(options.update, options.precision, base, reads)
+    tasks = tuple(dict.fromkeys(monitor.task for monitor in found)) or (training[0].task,)
+    labels = _with_tasks(labels, tasks, Path(options.labels).name)
+    notes = _notes(options, training, texts, labels, found, base)
+    names = [monitor.name for monitor in found] or _names(options, tasks[0], config["num_hidden_layers"])
+    check_required(options.required, names)
+    return Inputs(options, base, reads, update, found, tuple(training), tuple(texts), tuple(labels), tuple(notes))
+
+
+def _names(options: Options, task: str, depth: int) -> list[str]:
+    """What the monitors will be called that are yet to be fitted; refuses depths that are no fractions of a network."""
+    layers = activations.layers(options.depths, depth)
+    return [f"{task}/{kind}-{pooling}/{n}" for n in layers for pooling in activations.POOLINGS for kind in options.kinds]
+
+
+def scored(options: Options) -> dict[str, list[rowfiles.Score]]:
+    """The rows of a score file by monitor; the options that need a model must be absent."""
+    given = [name for name in ("update", "monitors", "fit", "texts", "labels") if getattr(options, name)]
+    if given:
+        raise StudyError(f"--scores was given with --{given[0]}; scores need no model and no text, so leave that out")
+    found = rowfiles.scores(Path(options.scores))
+    check_required(options.required, list(found))
+    return found
+
+
+def _check_options(options: Options) -> None:
+    if not options.base:
+        raise StudyError("--base is missing; give embedded, a model's folder, or owner/name@revision")
+    if not options.update:
+        raise StudyError("--update is missing; give an adapter's folder, a merged model's folder or a quantizer's name")
+    if bool(options.monitors) == bool(options.fit):
+        raise StudyError("give either --monitors, a folder of saved ones, or --fit, labelled texts to fit some on")
+    if not (options.texts or options.labels):
+        raise StudyError("--texts and --labels are both missing; give texts, or nothing can be compared")
+    precisions = ("bf16", "fp32", *QUANTIZERS)
+    if options.precision not in precisions:
+        raise StudyError(f"unknown precision {shown(options.precision)}; choose one of {', '.join(precisions)}")
+    unknown = [kind for kind in options.kinds if kind not in PROBES or PROBES[kind].reads != "pooled"]
+    if unknown or not options.kinds:
+        pooled = ", ".join(kind for kind in PROBES if PROBES[kind].reads == "pooled" and kind != CONTROL)
+        raise StudyError(f"--kinds {shown(unknown[0] if unknown else '')} is no kind that can be fitted here; use {pooled}")
+    if options.texts_limit < 2 or options.budget < 0 or options.threads < 0:
+        raise StudyError("--texts-limit is at least 2, --budget and --threads at least 0; give such numbers")
+    models.device(options.device)
+
+
+def check_required(required: Sequence[str], names: Sequence[str]) -> None:
+    """Raises StudyError where a required monitor is not there."""
+    for name in required:
+        if name not in names:
+            raise StudyError(f"required monitor {shown(name)} is not there; {nearest(name, names)}there are {len(names)}")
+
+
+# ---------------------------------------------------------------- texts
+
+
+def _read_texts(options: Options) -> tuple[list[Example], list[Example], list[Example]]:
+    """Training rows with their splits, unlabelled texts, labelled rows: those of --labels, else the test part of --fit."""
+    texts = rowfiles.unlabelled(Path(options.texts)) if options.texts else []
+    labels = rowfiles.labelled(Path(options.labels)) if options.labels else []
+    if not options.fit:
+        return [], texts, labels
+    path = Path(options.fit)
+    if not taskfiles.is_file_name(path.name) or not path.is_file():
+        raise StudyError(f"--fit file {shown(path.name)} is no .jsonl or .csv file that exists; give labelled texts")
+    rowfiles.labelled(path)  # the plainer errors, such as the columns found
+    training = taskfiles.read(path)
+    if not labels:
+        return [row for row in training if row.split != "test"], texts, [row for row in training if row.split == "test"]
+    known = [rowfiles.bare(row) for row in training]
+    twice = rowfiles.repeated([rowfiles.bare(row) for row in labels], known)
+    if twice:
+        first = f"the first is row {twice[0] + 1} of {Path(options.labels).name}"
+        raise StudyError(f"{len(twice)} text(s) of --labels are among those of --fit, {first}; remove them from one", REFUSED)
+    # a threshold rests on the harmless texts of validation, and 20 of them would leave it to chance
+    return [replace(row, split="validation") if row.split == "test" else row for row in training], texts, labels
+
+
+def _with_tasks(labels: list[Example], tasks: Sequence[str], name: str) -> list[Example]:
+    """The rows with the task whose monitors they are about."""
+    if not labels or labels[0].task:
+        strange = sorted({row.task for row in labels} - set(tasks))
+        if strange:
+            raise StudyError(f"{name} names task {shown(strange[0])}; the monitors have {', '.join(map(shown, tasks))}", REFUSED)
+        return labels
+    if len(tasks) > 1:
+        raise StudyError(f"the monitors are of {len(tasks)} tasks; give {name} a column 'task' with one of {', '.join(tasks)}")
+    return [replace(row, task=tasks[0]) for row in labels]
+
+
+def _notes(
+    options: Options, training: Sequence[Example], texts: Sequence[Example], labels: Sequence[Example],
+    found: Sequence[Monitor], base: Path,
+) -> list[str]:  # fmt: skip
+    """What the user should know of their input, though it goes on."""
+    notes, groups = [], len({row.group for row in labels})
+    if len(texts) < FEW:
+        notes.append(
+            f"{len(texts)} unlabelled texts, fewer than {FEW}: drift can hardly be told from chance and no repair is tried; "
+            "the verdict rests on the labels alone"
+        )
+    if labels and groups < 0.8 * len(labels):
+        notes.append(
+            f"{len(labels)} labelled texts lie in {groups} groups (near duplicates share one) and count as about so many"
+        )
+    if labels and texts and bool(labels[0].reply) != bool(texts[0].reply):
+        notes.append("replies stand in only one of --texts and --labels: monitors read the reply where there is one")
+    near = {i for i, _ in near_pairs([splits.seen(row) for row in labels], [splits.seen(row) for row in training])}
+    if near:
+        notes.append(f"{len(near)} labelled texts are near duplicates of texts that the monitors were fitted on")
+    others = sorted({monitor.model for monitor in found} - {models.identity(base)})
+    if others:
+        notes.append(f"the monitors were frozen on {others[0]}; what they say before the update is read from {base.name}")
+    return notes
+
+
+# ---------------------------------------------------------------- models and monitors
+
+
+def _saved(folder: Path) -> tuple[Monitor, ...]:
+    """The frozen monitors of a folder, controls left out."""
+    if not folder.is_dir():
+        raise StudyError(f"--monitors {shown(folder.name)} is no folder; give one that holds monitors.json")
+    found = tuple(monitor for monitor in monitors.load(folder) if monitor.kind != CONTROL)
+    if not found:
+        raise StudyError(f"{folder.name} holds no monitor to be revalidated; save some with monitors.save", REFUSED)
+    return found

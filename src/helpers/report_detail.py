@@ -1,0 +1,227 @@
+"""The folded detail of a report's page: every test, the screening, repairs, what moved, behaviour, notes, versions.
+
+`text` and `figure` are the only ways by which a word or number of a report enters the page: cleaned and escaped.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+
+from helpers import report_drawings as drawings
+from helpers import report_words as words
+from helpers.report_words import DASH, Report
+
+FEW = 12  # monitors that are all shown in full; of more, the fine ones are folded
+MANY = 24  # lines at most of a list that stands open
+LONGEST = 1000  # characters of one text on a page; the JSON has the whole
+URGENT = ("stale", "inconclusive")
+
+# ---------------------------------------------------------------- cells
+
+
+def text(value: object) -> str:
+    """A value as text of the page, or of an attribute in quotes: cleaned, and escaped with its quotes."""
+    escaped = escape(words.clean(str(value), LONGEST).replace(" -> ", " → "), quote=True)
+    return escaped.replace(" %", "\u00a0%")  # no line ends between a number and its unit
+
+
+def figure(value: object, digits: int = 3) -> str:
+    """A number as text of the page."""
+    return text(words.number(value, digits))
+
+
+def name(monitor: Mapping) -> str:
+    """A monitor's name, kept apart from the direction of writing around it."""
+    return f"<bdi>{text(monitor['name'])}</bdi>"
+
+
+def rest(left: int) -> str:
+    """How many more there are in the JSON; empty where none are."""
+    return f'<p class="note">{left:,} more in report.json.</p>' if left > 0 else ""
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int, told: Iterable[int] = ()) -> str:
+    """A table of ready cells, its first `most` rows; columns in `told` hold words and may wrap. Empty without rows."""
+    if not rows:
+        return ""
+    cells = ['<td class="say">' if i in set(told) else "<td>" for i in range(len(heads))]
+    top = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    body = "".join("<tr>" + "".join(f"{a}{b}</td>" for a, b in zip(cells, row, strict=True)) + "</tr>" for row in rows[:most])
+    return wide(f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>") + rest(len(rows) - most)
+
+
+def wide(inside: str) -> str:
+    """A box that scrolls sideways on its own, by keyboard too, so that the page never does."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="scrolls sideways">{inside}</div>'
+
+
+# ---------------------------------------------------------------- parts
+
+
+def details(report: Report, rows: int) -> str:
+    """All that is folded: each part that has something to say, tables cut at `rows`, and where the whole is."""
+    made = {title: make(report, rows) for title, make in PARTS.items()}
+    folded = "".join(f"<details><summary>{title}</summary>{body}</details>\n" for title, body in made.items() if body)
+    links = '<a href="report.json">report.json</a>; its form: <a href="schema.json">schema.json</a>'
+    return f'{folded}<p class="note">Everything, unrounded: {links}.</p>'
+
+
+def _tests(report: Report, most: int) -> str:
+    found = words.ordered(report["monitors"])
+    if len(found) > FEW:  # the fine ones stand in the folded table of the first screen
+        found = [monitor for monitor in found if monitor["state"] in URGENT]
+    rows = [[name(monitor), *cells] for monitor in found for cells in _tests_of(monitor)]
+    heads = ("monitor", "measure", "before", "after", "change", "margin", "p worse", "Holm", "p preserved", "Holm", "answer")
+    note = "Changes with 90 % intervals, and margins, of rates in percentage points; Holm adjusts over the monitors of this run."
+    return f'<p class="note">{text(note)}</p>{table(heads, rows, most, (0,))}' if rows else ""
+
+
+def _tests_of(monitor: Mapping) -> list[list[str]]:
+    """The cells of a monitor's tests, and of the one for all of them together where the report has it."""
+    rows = [_test(test, monitor["tests"]) for test in words.tests_of(monitor)]
+    if rows and monitor.get("p_fine_holm") is not None:
+        rows.append(["together", *[""] * 7, text(words.probability(monitor["p_fine_holm"])), text(monitor["state"])])
+    return rows
+
+
+def _test(test: Mapping, among: Sequence[Mapping]) -> list[str]:
+    shown = (words.measure(test, among), words.value(test, "before"), words.value(test, "after"), words.change(test))
+    margin = words.margin(test)
+    p = (words.probability(test[key]) for key in ("p_worse", "p_worse_holm", "p_preserved", "p_preserved_holm"))
+    return [text(cell) for cell in (*shown, margin, *p, test["answer"])]
+
+
+def _screening(report: Report, most: int) -> str:
+    found = [monitor for monitor in words.ordered(report["monitors"]) if monitor["screening"]]
+    found.sort(key=lambda monitor: monitor["screening"]["place_in_order"] or len(found) + 1)
+    rows = [[name(monitor), *_screened(monitor["screening"])] for monitor in found]
+    heads = ("monitor", "place", "risk", "agreement", "alarms before", "alarms after", "PSI", "KS")
+    return _order(report["triage"], most) + table(heads, rows, most, (0,))
+
+
+def _order(triage: Mapping | None, most: int) -> str:
+    """In which order to label, and what the budget buys."""
+    if not triage or not triage["order"]:
+        return ""
+    order = ", ".join(triage["order"][:MANY]) + " …" * (len(triage["order"]) > MANY)
+    budget = "" if triage["budget"] is None else f" with a budget of {figure(triage['budget'])} labels"
+    plan = [share for share in triage.get("plan") or [] if share["labels"]]
+    rows = [[text(share["monitor"]), figure(share["labels"]), figure(share["needed"])] for share in plan]
+    bought = table(("monitor", "labels from the budget", "labels it takes"), rows, most, (0,))
+    return f"<p>Label in this order{budget}: {text(order)}.</p>{bought}"
+
+
+def _screened(found: Mapping) -> list[str]:
+    shares = (words.percent(found[key]) for key in ("agreement", "alarm_before", "alarm_after"))
+    return [figure(found["place_in_order"]), figure(found["risk"]), *map(text, shares), figure(found["psi"]), figure(found["ks"])]
+
+
+def _repairs(report: Report, most: int) -> str:
+    found = [monitor for monitor in words.ordered(report["monitors"]) if monitor["repair"]]
+    rows = [[name(m), *_repair(tried, m["repair"]["chosen"])] for m in found for tried in m["repair"]["tried"]]
+    why = "".join(f"<p>{name(m)}: {_effect(m['repair'])}</p>" for m in found[: min(most, MANY)])
+    return table(("monitor", "repair", "needs labels", "before", "after", "worked"), rows, most, (0, 3, 4)) + why if found else ""
+
+
+def _repair(tried: Mapping, chosen: str | None) -> list[str]:
+    method = text(tried["method"]) + " <b>(chosen)</b>" * (tried["method"] == chosen)
+    worked = "not known" if tried["worked"] is None else figure(tried["worked"])
+    return [method, "no" if tried["label_free"] else "yes", _side(tried["before"]), _side(tried["after"]), worked]
+
+
+def _side(found: Mapping) -> str:
+    """The measures of one side of a repair, named and in percent as elsewhere."""
+    shown = []
+    for key, value in found.items():
+        kind = key.split("_")[0]
+        if kind in words.NAMES and isinstance(value, float | int | None):
+            shown.append(f"{words.NAMES[kind]} {words.value({'measure': key, 'side': value}, 'side')}")
+        elif key in {"agreement", "alarms"} and isinstance(value, float | int | None):
+            shown.append(f"{key} {words.percent(value)}")
+        else:
+            shown += [f"{path} {words_of}" for path, words_of in _flat(value, key)]
+    return text("; ".join(shown) or DASH)
+
+
+def _effect(repair: Mapping) -> str:
+    """What the chosen repair is worth on labels that did not choose it, where the report has it."""
+    said = []
+    for one in repair.get("effect") or []:
+        show = words.number if one["measure"] == "auroc" else words.percent
+        both = " → ".join(words.spread(one[side], show) for side in ("before", "after"))
+        said.append(f"{words.measure(one)} {both}")
+    chosen = f"{repair['chosen']} was chosen" if repair["chosen"] else "no repair was chosen"
+    return text("; ".join(part for part in (chosen, repair.get("reason"), *said) if part) + ".")
+
+
+def _moved(report: Report, most: int) -> str:
+    found = report["moved"] or {"by_layer": [], "directions": []}
+    layers = [[figure(row[key]) for key in ("layer", "relative_change", "cosine")] for row in found["by_layer"]]
+    turned = [
+        [f"<bdi>{text(row['monitor'])}</bdi>", figure(row["shift_along"]), figure(row["angle"], 1)] for row in found["directions"]
+    ]
+    drawn = drawings.layers(found["by_layer"][:200])
+    heads = ("monitor", "mean shift along its direction, sd of its score", "angle of the shift to its direction, degrees")
+    return (
+        (wide(drawn) if drawn else "")
+        + table(heads, turned, most, (0,))
+        + table(("layer", "relative change of its states", "cosine"), layers, most)
+    )
+
+
+def _behaviour(report: Report, most: int) -> str:
+    rows = [[text(key.replace("_", " ")), text(value)] for key, value in _flat(report["behaviour"] or {}) if key]
+    return table(("measure", "value"), rows, most, (0, 1))
+
+
+def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
+    """Names and values of a free-form part, such as `behaviour`: intervals and changes on one line each."""
+    if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
+        rest = {key: item for key, item in value.items() if key not in {"value", "low", "high"}}
+        return [(path or "value", words.spread(value)), *(_flat(rest, path) if rest else [])]
+    if isinstance(value, Mapping):
+        both = _pair(value)
+        rest = {key: item for key, item in value.items() if not both or key not in {"before", "after"}}
+        return [
+            *([(path, both)] if both else []),
+            *(row for key, item in rest.items() for row in _flat(item, " · ".join(filter(None, (path, key))))),
+        ]
+    if isinstance(value, list):
+        return [(path, ", ".join(words.number(item) if not isinstance(item, list | dict) else "…" for item in value[:50]))]
+    return [(path, words.number(value))]
+
+
+def _pair(value: Mapping) -> str:
+    """`before → after`, where both are there."""
+    if not {"before", "after"} <= set(value):
+        return ""
+    sides = [value["before"], value["after"]]
+    if any(isinstance(side, Mapping) and not {"value", "low", "high"} <= set(side) for side in sides):
+        return ""
+    return " → ".join(words.spread(side) if isinstance(side, Mapping) else words.number(side) for side in sides)
+
+
+def _notes(report: Report, most: int) -> str:
+    found = report["notes"]
+    rows = "".join(f"<li>{text(note)}</li>" for note in found[:most])
+    return f"<ul>{rows}</ul>{rest(len(found) - most)}" if found else ""
+
+
+def _versions(report: Report, most: int) -> str:
+    found = report["compared"]
+    whole = {f"{side} fingerprint": found[side]["fingerprint"] for side in ("base", "update")}
+    whole |= {f"{side} sha256": found[side]["sha256"] for side in ("texts", "labels") if found[side]}
+    whole |= {"tokenizer and template": found["template"], "device": found["device"], "threads": found["threads"]}
+    whole |= found["versions"] | {f"monitor {monitor['name']}": monitor["hash"] for monitor in report["monitors"]}
+    rows = [[text(key), text(DASH if value is None else value)] for key, value in whole.items()]
+    return table(("what", "value"), rows, most, (0, 1))
+
+
+PARTS: dict[str, Callable[[Report, int], str]] = {
+    "All tests, with p values": _tests,
+    "Screening without labels, and the order of labelling": _screening,
+    "Repairs that were tried": _repairs,
+    "Which layer and which direction moved": _moved,
+    "Behaviour beside the monitors": _behaviour,
+    "Notes": _notes,
+    "Fingerprints and versions": _versions,
+}

@@ -1,0 +1,192 @@
+"""A revalidation report in its five files, written together or not at all, and as lines for a terminal.
+
+`report.json` is the report, `schema.json` its form, `report.html` for people, `report.md` for a job's summary, `junit.xml`
+for a CI's list of tests. A report holds hashes, names and numbers; texts of people and models have no place in it.
+"""
+
+import json
+import os
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from helpers import report_page, report_schema
+from helpers import report_summary as summary
+from helpers import report_words as words
+from helpers.errors import ENVIRONMENT, REFUSED, StudyError
+from helpers.report_words import Report
+
+FILES = ("schema.json", "report.html", "report.md", "junit.xml", "report.json")  # the JSON last: it says that the rest is there
+BIGGEST = 50_000_000  # bytes of a report that is read
+
+
+# ---------------------------------------------------------------- for a terminal
+
+
+def lines(report: Report) -> list[str]:
+    """The report's first screen for a terminal, at most 100 columns wide, in the order of the page."""
+    report = words.plain(report)
+    found = report["verdict"]
+    said = [f"{found['word'].upper()}: {found['sentence']}", *([f"  {found['reason']}"] if found["reason"] else []), "compared:"]
+    said += [f"  {what}: {' '.join(part for part in rest if part)}" for what, *rest in words.compared(report)]
+    said += [f"monitors: {words.counts(report['monitors'])}"]
+    said += [line for monitor in words.ordered(report["monitors"]) for line in _monitor(monitor)]
+    said += ["next:", *(f"  {i}. {action}{': ' * bool(more)}{more}" for i, (action, more) in enumerate(words.todo(report), 1))]
+    passed, controls = words.controls(report)
+    said += [f"controls: {passed}", *(f"  FAILED {c['name']}: {c['detail']}" for c in controls if not c["passed"])]
+    said += ["how sure:", *(f"  {sentence}" for sentence in words.sureness(report))]
+    return summary.wrapped(said)
+
+
+def _monitor(monitor: Mapping) -> list[str]:
+    tests = words.tests_of(monitor)
+    state = f"  {monitor['state'].upper():<12} {monitor['name']} ({words.facts(monitor)}): {monitor['reason']}"
+    rates = ", ".join(f"{words.measure(test, tests)} {words.sides(test)}" for test in tests) or words.screened(monitor)
+    return [state, *([f"      {rates}"] if rates else [])]
+
+
+# ---------------------------------------------------------------- the files
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def rendered(report: Report) -> dict[str, str]:
+    """The five files' texts by name, of a report that is cleaned and checked first (`report_schema.check`)."""
+    found = words.plain(report)
+    report_schema.check(found)
+    texts = {
+        "schema.json": _json(report_schema.SCHEMA),
+        "report.html": report_page.html(found),
+        "report.md": summary.markdown(found),
+        "junit.xml": junit(found),
+        "report.json": _json(found),
+    }
+    return {name: texts[name] for name in FILES}
+
+
+def ready(folder: Path) -> None:
+    """Nothing, if a report can be written into `folder`: new, empty, or holding an older report. For before any work is done."""
+    shown = words.clean(str(folder), 200)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise StudyError(f"--out {shown} is a file; name a folder that is new, or that holds an older report")
+    place = folder if os.path.isdir(folder) else next(up for up in folder.absolute().parents if os.path.lexists(up))
+    if not os.path.isdir(place) or not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        raise StudyError(f"--out {shown} cannot be written; mend the rights of its folder, or name another", ENVIRONMENT)
+    if place == folder and any(folder.iterdir()) and not _ours(folder / "report.json"):
+        raise StudyError(f"--out {shown} holds other files and no older report; name a new folder, or empty this one")
+
+
+def _ours(path: Path) -> bool:
+    """Whether a report of any version stands there."""
+    try:
+        found = json.loads(path.read_bytes()) if path.stat().st_size <= BIGGEST else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"schema_version", "verdict", "monitors"} <= set(found)
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """The paths of the five files, all written or none; an older report in the folder is replaced, other files there stay."""
+    folder = Path(folder)
+    ready(folder)
+    texts = rendered(report)
+    work = folder / ".report.tmp" if folder.is_dir() else folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
+        work.mkdir(parents=True)
+        for name, text in texts.items():
+            (work / name).write_text(text, encoding="utf-8")
+        if folder.is_dir():
+            _swap(work, folder)
+        else:
+            os.replace(work, folder)
+    except OSError as error:
+        shown = words.clean(folder.name, 200)
+        raise StudyError(
+            f"cannot write the report {shown}: {error.strerror}; free disk space or mend its rights", ENVIRONMENT
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return [folder / name for name in FILES]
+
+
+def _swap(work: Path, folder: Path) -> None:
+    """Puts the new files in the place of the old ones; at an error the old ones are put back."""
+    old = work / "old"
+    old.mkdir()
+    moved: list[str] = []
+    try:
+        for name in FILES:
+            if os.path.lexists(folder / name):
+                os.replace(folder / name, old / name)
+            moved.append(name)
+            os.replace(work / name, folder / name)
+    except BaseException:  # a signal too
+        for name in moved:
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+                os.replace(old / name, folder / name)
+        raise
+
+
+def read(path: Path) -> dict[str, object]:
+    """The report of a `report.json`, or of the folder that holds one; refused where it has not the form of one."""
+    path = path / "report.json" if path.is_dir() else path
+    shown = words.clean(str(path), 200)
+    try:
+        if path.stat().st_size > BIGGEST:
+            raise StudyError(f"{shown} is larger than {BIGGEST:,} bytes; that is no report of ours", REFUSED)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{shown} cannot be read ({error.strerror}); name a report.json or its folder") from error
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{shown} is not JSON; name a report.json that python -m helpers revalidate wrote", REFUSED) from error
+    found = words.plain(found)
+    report_schema.check(found)
+    return found
+
+
+# ---------------------------------------------------------------- JUnit
+
+
+def junit(report: Report) -> str:
+    """The report as JUnit XML: a test case a monitor and one a control.
+
+    Stale is a failure. Inconclusive is a failure (type `inconclusive`) where the gate requires the monitor, else skipped.
+    """
+    seconds = f"{report['seconds'] or 0:.3f}"
+    root = ET.Element("testsuites", name="revalidate", time=seconds)
+    suite = ET.SubElement(root, "testsuite", name="monitors", time=seconds)
+    for monitor in words.ordered(report["monitors"]):
+        case = ET.SubElement(suite, "testcase", classname=f"monitors.{monitor['task'] or 'all'}", name=monitor["name"], time="0")
+        _outcome(case, monitor)
+    suite = ET.SubElement(root, "testsuite", name="controls", time="0")
+    for control in report["controls"]:
+        case = ET.SubElement(suite, "testcase", classname="controls", name=control["name"], time="0")
+        if not control["passed"]:
+            ET.SubElement(case, "failure", type="control", message=control["detail"] or "failed")
+    for each in (*root, root):
+        for key, tag in (("tests", "testcase"), ("failures", "failure"), ("skipped", "skipped")):
+            each.set(key, str(len(list(each.iter(tag)))))
+        each.set("errors", "0")
+    ET.indent(root, " ")
+    return ET.tostring(root, encoding="unicode", xml_declaration=False).join(('<?xml version="1.0" encoding="UTF-8"?>\n', "\n"))
+
+
+def _outcome(case: ET.Element, monitor: Mapping) -> None:
+    """The failure or the skip of a monitor's test case, with its numbers below."""
+    state = monitor["state"]
+    if state not in {"stale", "inconclusive"}:
+        return
+    failed = state == "stale" or monitor["required"]
+    found = ET.SubElement(case, "failure", type=state) if failed else ET.SubElement(case, "skipped")
+    found.set("message", f"{state}: {monitor['reason']} ({words.facts(monitor)})")
+    tests = words.tests_of(monitor)
+    found.text = "\n".join(
+        f"{words.measure(t, tests)} {words.sides(t)}, change {words.change(t)}, margin {words.margin(t)}: {t['answer']}"
+        for t in tests
+    )

@@ -1,0 +1,210 @@
+"""Revalidation: do somebody's frozen monitors still work after their update? From what they gave to the report's plain JSON.
+
+Nothing leaves the machine; the report holds names, hashes and numbers. `run` computes, `save` writes the monitors that came out.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from helpers import candidates, intake, judgement, mending, models, monitors, observation, scorefiles, screening, sureness
+from helpers.assessment import Panel
+from helpers.intake import Inputs, Options
+from helpers.judgement import Judged
+from helpers.mending import Mended
+from helpers.monitors import Monitor
+from helpers.observation import Observed
+from helpers.parameters import derive_seed
+from helpers.screening import Screened
+from helpers.splits import Example
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The report as plain JSON, and the monitors it tells of: those mended under the update, those fitted on the base."""
+
+    report: dict[str, object]
+    repaired: tuple[Monitor, ...] = ()
+    fitted: tuple[Monitor, ...] = ()
+
+
+def run(options: Options, say: Say = print) -> Outcome:
+    """The report of a revalidation, and what can be saved with it; `code` in it is the exit code, 0, 10 or 11.
+
+    Errors are StudyErrors of one line with codes 2, 12, 13 or 14, raised before anything is written.
+    """
+    begun = time.monotonic()
+    say("revalidate: checking what was given")
+    with models.threads(options.threads or torch.get_num_threads()):
+        found = Outcome(scorefiles.report(options)) if options.scores else _of_models(options, say)
+    found.report["seconds"] = round(time.monotonic() - begun, 1)
+    say(f"{found.report['verdict']['word']}: {found.report['verdict']['sentence']}")
+    return found
+
+
+def save(outcome: Outcome, folder: Path) -> list[Path]:
+    """The folders below `folder` that now hold monitors: `repaired` and `monitors`, each only where there are any."""
+    saved = []
+    for name, found in (("repaired", outcome.repaired), ("monitors", outcome.fitted)):
+        if found:
+            monitors.save(found, folder / name)
+            saved.append(folder / name)
+    return saved
+
+
+# ---------------------------------------------------------------- two models
+
+
+def _of_models(options: Options, say: Say) -> Outcome:
+    inputs = intake.check(options)
+    say(f"{len(inputs.texts)} unlabelled and {len(inputs.labels)} labelled texts; the update is the {_kind(inputs)}")
+    seen = observation.observe(inputs, say)
+    say(f"judging {len(seen.monitors)} monitors")
+    required = {m.name: m.name in (options.required or [m.name]) for m in seen.monitors}
+    with models.threads(1):
+        panels, again = _panels(inputs, seen)
+        judged = judgement.judge(panels, required, again, options.seed)
+        screened = _screened(seen)
+        if not panels:
+            judged = replace(judged, controls=_drift(seen, derive_seed(options.seed, "drift")))
+        same = {m.name: seen.moved.lowest >= m.layer and screened[m.name].same for m in seen.monitors}
+        mended = _mended(inputs, seen, judged, screened, say)
+    known = {m.name: {"task": m.task, "kind": m.kind, "layer": m.layer, "hash": m.hash} for m in seen.monitors}
+    watched = [
+        judgement.watch(
+            judged, name, same[name], required=required[name], screened=screened[name], mended=mended.get(name), **who
+        )
+        for name, who in known.items()
+    ]
+    compared = _compared(inputs, seen)
+    behaviour, moved = observation.behaviour(seen.spoken), _moved(seen)
+    report = judgement.report(watched, judged, compared, [*inputs.notes, *_noted(seen)], options.budget, behaviour, moved)
+    repaired = tuple(replace(m.monitor, model=inputs.update.name) for m in mended.values() if m.monitor)
+    return Outcome(report, repaired, () if inputs.monitors else seen.monitors)
+
+
+def _kind(inputs: Inputs) -> str:
+    words = {"adapter": "adapter", "merged": "merged model", "quantizer": "quantizer"}[inputs.update.kind]
+    return f"{words} {inputs.update.name}"
+
+
+def _panels(inputs: Inputs, seen: Observed) -> tuple[list[Panel], list[np.ndarray]]:
+    """One panel a task that has labels, and the base's scores of the same texts in other batches."""
+    tasks = np.array([row.task for row in inputs.labels])
+    panels, again = [], []
+    for task in dict.fromkeys(tasks.tolist()):
+        rows, own = np.flatnonzero(tasks == task), [m for m in seen.monitors if m.task == task]
+        panels.append(_panel(own, [inputs.labels[i] for i in rows], seen, seen.labels[rows]))
+        again.append(observation.score(seen.again, own, rows))  # with labels, they alone were read again
+    return panels, again
+
+
+def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: Observed, index: np.ndarray) -> Panel:
+    cuts, nominal = np.array([observation.cut(monitor) for monitor in own]).T
+    return Panel(
+        tuple(monitor.name for monitor in own), np.array([row.label for row in rows]), np.array([row.group for row in rows]),
+        observation.score(seen.before, own, index), observation.score(seen.after, own, index), cuts, nominal,
+    )  # fmt: skip
+
+
+def _screened(seen: Observed) -> dict[str, Screened]:
+    """What unlabelled texts say of each monitor; where there are none, the labelled ones, their labels unused."""
+    index = seen.texts if len(seen.texts) else seen.labels
+    before, after = (observation.score(found, seen.monitors, index) for found in (seen.before, seen.after))
+    return {m.name: screening.screen(before[j], after[j], *observation.cut(m)) for j, m in enumerate(seen.monitors)}
+
+
+def _drift(seen: Observed, seed: int) -> tuple[sureness.Control, ...]:
+    """The controls of a run without labels; without them, the unlabelled texts are read again."""
+    before, again = (observation.score(found, seen.monitors, index) for found, index in
+                     ((seen.before, seen.checked), (seen.again, np.arange(len(seen.checked)))))  # fmt: skip
+    names = [monitor.name for monitor in seen.monitors]
+    cuts = {monitor.name: observation.cut(monitor)[0] for monitor in seen.monitors}
+    pairs = dict(zip(names, zip(before, again, strict=True), strict=True))
+    return sureness.drift(pairs, cuts, pairs, seed)
+
+
+def _mended(inputs: Inputs, seen: Observed, judged: Judged, screened: Mapping[str, Screened], say: Say) -> dict[str, Mended]:
+    """What was tried on each stale monitor; without labels of its task, on each whose flags surely changed."""
+    drifted, found = set(screening.suspects(screened)), {}
+    for monitor in seen.monitors:
+        panel = next((panel for panel in judged.panels if monitor.name in panel.names), None)
+        sick = judged.watches[monitor.name]["state"] == "stale" if panel else monitor.name in drifted
+        if sick and len(seen.texts):  # every repair is fitted on unlabelled texts
+            say(f"mending {monitor.name}")
+            case = _case(monitor, seen, panel, np.array([row.task for row in inputs.labels]) == monitor.task)
+            found[monitor.name] = mending.mend(case, derive_seed(inputs.options.seed, monitor.name))
+    return found
+
+
+def _case(monitor: Monitor, seen: Observed, panel: Panel | None, of_task: np.ndarray) -> mending.Case:
+    before, after = (observation.features(found, monitor, seen.texts) for found in (seen.before, seen.after))
+    both = tuple(observation.states(found, monitor, seen.texts) for found in (seen.before, seen.after))
+    if panel is None:
+        return mending.Case(monitor, before, after, both, None, None)
+    j = panel.names.index(monitor.name)
+    alone = replace(panel, names=(monitor.name,), before=panel.before[[j]], after=panel.after[[j]], cuts=panel.cuts[[j]],
+                    nominal=panel.nominal[[j]])  # fmt: skip
+    labelled = observation.features(seen.after, monitor, seen.labels[of_task])
+    return mending.Case(monitor, before, after, both, labelled, alone)
+
+
+def _moved(seen: Observed) -> dict[str, object]:
+    """Which layers moved, and how the shift lies to each linear monitor's direction."""
+    every = np.arange(seen.before.counts["texts"])
+    found = [
+        screening.direction(m, *(observation.states(side, m, every) for side in (seen.before, seen.after)))
+        for m in seen.monitors
+    ]  # fmt: skip
+    directions = [
+        {"monitor": one.monitor, "layer": one.layer, "shift_along": one.shift, "angle": one.angle, "share": one.share,
+         "share_by_chance": one.by_chance}
+        for one in found if one
+    ]  # fmt: skip
+    return {"by_layer": screening.layers(seen.before.pooled, seen.after.pooled), "directions": directions}
+
+
+def _noted(seen: Observed) -> list[str]:
+    """What was seen on the way that a reader should know."""
+    counts, bare = seen.before.counts, [m.name for m in seen.monitors if not m.thresholds]
+    notes = [f"{counts['cut']} of {counts['texts']} texts were cut to the limit of tokens"] if counts["cut"] else []
+    if bare:
+        why = "frozen on fewer than 19 harmless validation texts; without one no monitor can be shown fine"
+        notes.append(f"{len(bare)} monitor(s) have no threshold, such as {bare[0]}: {why}")
+    return notes
+
+
+# ---------------------------------------------------------------- what was compared
+
+
+def _compared(inputs: Inputs, seen: Observed) -> dict[str, object]:
+    update, options = inputs.update, inputs.options
+    hashed = candidates.content_hash(update.folder) if update.folder else None
+    return {
+        "base": {"name": models.slug(options.base), "fingerprint": candidates.content_hash(inputs.base)},
+        "update": {"name": update.name, "kind": update.kind, "fingerprint": hashed, "size": seen.moved.relative},
+        "precision": update.name if update.kind == "quantizer" else options.precision,
+        "serving": candidates.serving(update) or None, "template": inputs.reads, "device": options.device,
+        "threads": torch.get_num_threads(), "versions": judgement.versions(),
+        "texts": {"n": len(inputs.texts), "sha256": _sha256(inputs.texts)} if inputs.texts else None,
+        "labels": _labels(inputs.labels),
+    }  # fmt: skip
+
+
+def _labels(rows: Sequence[Example]) -> dict[str, object] | None:
+    if not rows:
+        return None
+    return {"n": len(rows), "positives": sum(row.label for row in rows), "groups": len({row.group for row in rows}),
+            "sha256": _sha256(rows)}  # fmt: skip
+
+
+def _sha256(rows: Sequence[Example]) -> str:
+    """sha256 over texts, replies and labels, in their order."""
+    return hashlib.sha256("\0".join(f"{row.prompt}\0{row.reply}\0{row.label}" for row in rows).encode()).hexdigest()

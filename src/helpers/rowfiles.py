@@ -1,0 +1,230 @@
+"""A user's texts, labels and scores from .jsonl, .csv and .txt files, refused in one line that names a row and shows no text."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from helpers import corpora
+from helpers.errors import REFUSED, StudyError
+from helpers.parameters import shown
+from helpers.splits import Example, linked
+
+LARGEST_FILE = 50 * 2**20  # bytes
+LONGEST_LINE = 2**20  # bytes: a text of a million letters is a file in the wrong place
+MOST_ROWS = 5_000  # the search for near duplicates compares all pairs
+COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,29}")  # what a column may be called, to be shown
+LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
+
+
+class Score(NamedTuple):
+    """One line of a score file: what one monitor said of one item before and after; nan and "" where a column is absent."""
+
+    monitor: str
+    id: str
+    before: float
+    after: float
+    label: float
+    group: str
+    threshold: float
+    place: str
+
+
+# ---------------------------------------------------------------- files
+
+
+def _checked(path: Path, what: str, kinds: Sequence[str]) -> Path:
+    """The path of a file that can be read line by line."""
+    if path.suffix.lower() not in kinds:
+        raise StudyError(f"{what} {shown(path.name)} is not a {' or '.join(kinds)} file; save it as one")
+    if not path.is_file():
+        raise StudyError(f"{what} file {shown(path.name)} does not exist; give the path of a {' or '.join(kinds)} file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise StudyError(f"{path.name} has {path.stat().st_size} bytes; give at most {LARGEST_FILE}", REFUSED)
+    try:
+        with path.open("rb") as file:
+            long = next((number for number, line in enumerate(file, start=1) if len(line) > LONGEST_LINE), None)
+    except OSError as error:
+        raise StudyError(f"{path.name} cannot be read ({error.strerror}); check its permissions", REFUSED) from error
+    if long:
+        raise StudyError(f"{path.name} line {long} is longer than {LONGEST_LINE} bytes; cut or remove it", REFUSED)
+    return path
+
+
+def _utf8(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8", REFUSED) from error
+
+
+def _table(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
+    """Place and columns of every row; `needed`: columns that must be there, `a|b` where either will do."""
+    csv = path.suffix.lower() == ".csv"
+    # no columns are asked for here: the error would list the first line, which is a text where the header is missing
+    try:
+        table = corpora.read_csv(path) if csv else corpora.read_jsonl(path)
+    except RecursionError as error:
+        raise StudyError(f"{path.name} holds brackets within brackets without end; write plain rows", REFUSED) from error
+    if len(table) > MOST_ROWS * (20 if "monitor" in needed else 1):
+        raise StudyError(f"{path.name} has {len(table)} rows; give at most {MOST_ROWS}", REFUSED)
+    for number, row in enumerate(table, start=1):
+        place = f"{path.name} row {number}"
+        for column in needed:
+            if not any(row.get(name) is not None for name in column.split("|")):
+                raise StudyError(f"{place} has no {column.replace('|', ' or ')}; {_columns(row)}", REFUSED)
+        if None in row:
+            raise StudyError(f"{place} has more fields than the header; quote texts that hold a comma", REFUSED)
+        yield place, row
+
+
+def _columns(row: dict) -> str:
+    """The columns found, where they are names: a missing header would show a text."""
+    names = [str(name) for name in row if name is not None]
+    if not all(COLUMN.fullmatch(name) for name in names) or len(names) > 20:
+        return f"the file's {len(names)} column(s) are not all plain names, so perhaps its header is missing; add it"
+    return f"it has {', '.join(names) or 'no column'}; name the column as asked"
+
+
+def _text(row: dict, column: str, place: str) -> str:
+    """The text of a column, "" where it is absent; half characters have no UTF-8, and no tokenizer takes them."""
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise StudyError(f"{place}: its {column} is a {type(value).__name__}; write a text in quotes", REFUSED)
+    if any("\ud800" <= letter <= "\udfff" for letter in value or ""):
+        raise StudyError(f"{place} holds half a character (a lone surrogate); write the character itself", REFUSED)
+    return value or ""
+
+
+def _word(row: dict, column: str, place: str) -> str:
+    """A short name in a column, also where it is written as a number."""
+    value = row.get(column)
+    return _text({column: value if value is None else str(value)}, column, place).strip()
+
+
+def _prompt(row: dict, place: str) -> tuple[str, str]:
+    """Prompt and reply of a row."""
+    prompt, reply = _text(row, "text" if row.get("text") is not None else "prompt", place), _text(row, "reply", place)
+    if not prompt.strip() or (reply and not reply.strip()):
+        raise StudyError(f"{place} has an empty text; fill or remove that row", REFUSED)
+    return prompt, reply
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def unlabelled(path: Path) -> list[Example]:
+    """The texts of a file, each once, without labels: lines of a .txt, or columns `text` (or `prompt`) and `reply`."""
+    path = _checked(path, "texts", (".jsonl", ".csv", ".txt"))
+    if path.suffix.lower() == ".txt":
+        lines = [line.strip() for line in _utf8(path).split("\n")]
+        pairs = [_prompt({"text": line}, f"{path.name} line {n}") for n, line in enumerate(lines, start=1) if line]
+    else:
+        pairs = [_prompt(row, place) for place, row in _table(path, "text|prompt")]
+    if not pairs or len(pairs) > MOST_ROWS:
+        raise StudyError(f"{path.name} holds {len(pairs)} texts; give 1 to {MOST_ROWS}", REFUSED)
+    return [Example("", "", 0, "", *pair) for pair in dict.fromkeys(pairs)]
+
+
+def labelled(path: Path) -> list[Example]:
+    """The rows of a file: `text` (or `prompt`), `label` (0, 1, true, false), optional `reply`, `group`, `task`.
+
+    Without `group` near duplicates share one. Each task needs both labels.
+    """
+    path = _checked(path, "labels", (".jsonl", ".csv"))
+    rows = [_labelled(row, place) for place, row in _table(path, "text|prompt", "label")]
+    for column in ("group", "task"):
+        filled = [bool(getattr(row, column)) for row in rows]
+        if any(filled) and not all(filled):
+            place = f"{path.name} row {filled.index(False) + 1}"
+            raise StudyError(f"{place} has no {column}, others have one; fill the column or remove it", REFUSED)
+    _need_both(path.name, {row.task: [other.label for other in rows if other.task == row.task] for row in rows})
+    return rows if rows[0].group else linked(rows)
+
+
+def _labelled(row: dict, place: str) -> Example:
+    return Example(_word(row, "task", place), "", _label(row, place), _word(row, "group", place), *_prompt(row, place))
+
+
+def _label(row: dict, place: str) -> int:
+    label = LABELS.get(str(row.get("label")).strip().lower())
+    if label is None:
+        raise StudyError(f"{place} has no label 0, 1, true or false; give one in a column 'label'", REFUSED)
+    return label
+
+
+def _need_both(name: str, labels: dict[str, list[int]]) -> None:
+    """Raises StudyError where a task or monitor has labels of one class: nothing can be told apart."""
+    for of, found in labels.items():
+        if len(set(found)) < 2:
+            which = f" of {shown(of)}" if of else ""
+            raise StudyError(f"{name}: all {len(found)} labels{which} are {found[0]}; give rows of both labels", REFUSED)
+
+
+def scores(path: Path) -> dict[str, list[Score]]:
+    """By monitor, the rows of a score file: `monitor`, `id`, `before`, `after`, optional `label`, `group`, `threshold`.
+
+    A monitor's threshold is one, and labels stand in all of its rows or in none.
+    """
+    path = _checked(path, "scores", (".jsonl", ".csv"))
+    found: dict[str, list[Score]] = {}
+    for place, row in _table(path, "monitor", "id", "before", "after"):
+        one = _score(row, place)
+        found.setdefault(one.monitor, []).append(one)
+    for monitor, rows in found.items():
+        _same(monitor, rows, lambda one: one.threshold, "thresholds")
+        _same(monitor, rows, lambda one: math.isnan(one.label), "rows with and without a label")
+        _same(monitor, rows, lambda one: not one.group, "rows with and without a group")
+        twice = repeated([one.id for one in rows])
+        if twice:
+            raise StudyError(f"{rows[twice[0]].place}: its id stands {len(twice) + 1} times for one monitor; keep one", REFUSED)
+    _need_both(path.name, {m: [int(one.label) for one in rows] for m, rows in found.items() if not math.isnan(rows[0].label)})
+    return found
+
+
+def _score(row: dict, place: str) -> Score:
+    monitor, name, group = (_word(row, column, place) for column in ("monitor", "id", "group"))
+    if not monitor or not name:
+        raise StudyError(f"{place} has an empty monitor or id; fill or remove that row", REFUSED)
+    label, cut = (
+        float(read(row, place)) if _word(row, column, place) else math.nan
+        for column, read in (("label", _label), ("threshold", partial(_number, column="threshold")))
+    )
+    return Score(monitor, name, *(_number(row, place, side) for side in ("before", "after")), label, group, cut, place)
+
+
+def _number(row: dict, place: str, column: str) -> float:
+    try:
+        value = float(row[column])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise StudyError(f"{place}: its {column} is not a finite number; leave that row out and count it", REFUSED)
+    return value
+
+
+def _same(monitor: str, rows: Sequence[Score], of: Callable[[Score], object], what: str) -> None:
+    kinds = {repr(of(row)) for row in rows}
+    if len(kinds) > 1:
+        raise StudyError(f"monitor {shown(monitor)} has {what} that differ within one file; make them the same", REFUSED)
+
+
+# ---------------------------------------------------------------- duplicates
+
+
+def bare(row: Example) -> str:
+    """A text as it is compared: case and blanks say nothing."""
+    return "\0".join(" ".join(part.casefold().split()) for part in (row.prompt, row.reply))
+
+
+def repeated(names: Sequence[str], known: Sequence[str] | None = None) -> list[int]:
+    """Places of names that are among `known`, or, without it, that stand earlier already."""
+    seen, found = set(known or ()), []
+    for place, name in enumerate(names):
+        if name in seen:
+            found.append(place)
+        elif known is None:
+            seen.add(name)
+    return found

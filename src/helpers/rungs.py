@@ -1,0 +1,136 @@
+"""What the table `realignment` says to a reader: one case down the ladder, what each rung repaired and harmed, and the gate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from helpers import measurements, tables, updates
+from helpers.records import Run
+from helpers.repairs import LADDER, RUNGS
+from helpers.statistics import Estimate, mean_interval
+from helpers.variants import Variant, from_table, variant_codes
+
+ALL = "all"
+OUTSIDE = {"control", "before alignment"}  # families that are no update of a deployed model
+NONE = "(not in this run)"
+BY_HAND = {"tpr_5": "caught", "fpr_5": "false alarms", "alarms_changed": "alarms changed", "auroc": "AUROC",
+           "cost_texts": "passes", "cost_labels": "labels"}  # fmt: skip
+BALANCE = {"share_stale": "unfit", "share_repaired": "repaired, of the unfit", "share_harmed": "harmed, of the fit",
+           "alarms_changed": "texts with another alarm"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One monitor on one variant, by the columns that name it."""
+
+    task: str
+    probe: str
+    layer: int
+    variant: Variant
+
+    @property
+    def words(self) -> str:
+        """The case in words."""
+        return f"{self.task} ({self.probe}, layer {self.layer}) on {self.variant.label}"
+
+
+def on_updates(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows about real updates, with `label` and `family`; controls and the base model are left out."""
+    families = [updates.family(variant) for variant in from_table(table)]
+    own = measurements.labelled(table).assign(family=[families[i] for i in variant_codes(table)])
+    return own[~own["family"].isin(OUTSIDE)]
+
+
+def of_monitors(table: pd.DataFrame, in_use: Mapping[str, str], methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of the monitors in use, and of some methods."""
+    names = table["task"] + "/" + table["probe"] + "/" + table["layer"].astype(str)
+    return table[names.isin(list(in_use.values())) & table["method"].isin(methods)].reset_index(drop=True)
+
+
+def worst(table: pd.DataFrame, in_use: Mapping[str, str]) -> Case:
+    """The monitor in use and update with the most test texts whose alarm changed."""
+    rows = on_updates(of_monitors(table, in_use, ["none"]))
+    alarmed = rows[rows["metric"] == "alarms_changed"]
+    rows = alarmed if len(alarmed) else rows[rows["metric"] == "auroc_drop"]  # too few texts for any threshold
+    row = rows.sort_values(["value", "task", "label"], ascending=[False, True, True]).head(1)
+    task, probe, layer = row[["task", "probe", "layer"]].iloc[0]
+    return Case(task, probe, int(layer), from_table(row)[0])
+
+
+def by_hand(table: pd.DataFrame, case: Case) -> pd.DataFrame:
+    """One row a rung: rates at the threshold, alarms that changed, AUROC, and what the rung costs."""
+    own = table[(table["task"] == case.task) & (table["probe"] == case.probe) & (table["layer"] == case.layer)]
+    own = own[own["method"].isin(RUNGS) & own["metric"].isin(BY_HAND)].reset_index(drop=True)
+    known = from_table(own)
+    own = own[[known[code] == case.variant for code in variant_codes(own)]]
+    cells = own.assign(cell=tables.with_intervals(own))
+    priced = cells["metric"].str.startswith("cost_")
+    cells.loc[priced, "cell"] = cells.loc[priced, "value"].astype(int).astype(str)
+    wide = cells.pivot(index="method", columns="metric", values="cell")
+    wide = wide.reindex(index=[name for name in RUNGS if name in wide.index], columns=[m for m in BY_HAND if m in wide])
+    return wide.rename(columns=BY_HAND).reset_index().rename_axis(columns=None).rename(columns={"method": "rung"})
+
+
+# ---------------------------------------------------------------- over all updates
+
+
+def over_updates(table: pd.DataFrame, method: str, metric: str) -> Estimate:
+    """The mean over updates of a share of all monitors, with its interval over updates; n counts updates."""
+    rows = on_updates(table[(table["task"] == ALL) & (table["probe"] == ALL)])
+    values = rows.loc[(rows["method"] == method) & (rows["metric"] == metric), "value"]
+    return mean_interval(values, bounds=(0.0, 1.0)) if len(values) > 1 else Estimate(np.nan, np.nan, np.nan, len(values))
+
+
+def _percent(e: Estimate) -> str:
+    return tables.interval("recall", e.value, e.low, e.high) if np.isfinite(e.value) else "–"
+
+
+def balance(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a rung: the share of monitors left unfit, repaired and harmed, means over updates with their intervals."""
+    methods = [name for name in RUNGS if (table["method"] == name).any()]
+    rows = [{"rung": name, **{words: _percent(over_updates(table, name, metric)) for metric, words in BALANCE.items()}}
+            for name in methods]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+GATE = {
+    "unfit_deployed": "passed as it is, and unfit",
+    "unfit_accepted": "realigned, and unfit",
+    "unfit_rejected": "rejected, and would be unfit realigned",
+    "harmed_accepted": "realigned, fit before and unfit after",
+    "harmed_rejected": "rejected, and would have been harmed",
+    "auroc_unfit": "AUROC of low agreement for unfit",
+}
+
+
+def gate(quality: pd.DataFrame) -> pd.DataFrame:
+    """One row a question about the gate, with its answer, interval and n."""
+    named = quality[quality["metric"].isin(GATE)]
+    kinds = named["metric"].where(named["metric"] == "auroc_unfit", "recall")
+    cells = tables.with_intervals(named.assign(metric=kinds))
+    return pd.DataFrame({"what the gate said, and what came": named["metric"].map(GATE), "share": cells, "n": named["n"]})
+
+
+def restored(table: pd.DataFrame) -> dict[Variant, list[Variant]]:
+    """Each update of chapter 07 with the variants in which it was restored and read by the monitors."""
+    found: dict[Variant, list[Variant]] = {}
+    for variant in from_table(table[table["metric"] == "alarms_restored"]):
+        found.setdefault(replace(variant, restoration="", strength=None), []).append(variant)
+    return found
+
+
+def keyed(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the table `realignment` that belong to the run and to no single variant."""
+    return measurements.keyed(Variant(run.model, run.seed, precision=""), table)
+
+
+def sentences(table: pd.DataFrame) -> dict[str, str]:
+    """For the chapter's prose: the share of monitors left unfit behind each rung, and harmed by it, over all updates."""
+    found = {}
+    for name in LADDER:
+        for word, metric in (("unfit", "share_stale"), ("harmed", "share_harmed")):
+            e = over_updates(table, name, metric)
+            found[f"{word}-{name}"] = _percent(e) if np.isfinite(e.value) else NONE
+    return found

@@ -1,0 +1,71 @@
+"""Scores alone: monitors that are not ours, told by what they said of the same items before and after an update."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from helpers import intake, judgement, screening, sureness
+from helpers.assessment import Panel
+from helpers.intake import Options
+from helpers.monitors import RATES
+from helpers.parameters import derive_seed
+from helpers.rowfiles import Score
+
+
+def report(options: Options) -> dict[str, object]:
+    """The report as plain JSON, of the scores in a file; states are those of `revalidation`, by the same tests."""
+    by_monitor = intake.scored(options)
+    rows = next(iter(by_monitor.values()))
+    required = {name: name in (options.required or [name]) for name in by_monitor}
+    panels = _score_panels({name: found for name, found in by_monitor.items() if not math.isnan(found[0].label)})
+    judged = judgement.judge(panels, required, None, options.seed)
+    scored = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
+              for name, found in by_monitor.items()}  # fmt: skip
+    cuts = {name: found[0].threshold for name, found in by_monitor.items()}
+    screened = {name: screening.screen(*pair, cuts[name], RATES["5"]) for name, pair in scored.items()}
+    if not panels:
+        judged = replace(judged, controls=sureness.drift(scored, cuts, None, derive_seed(options.seed, "drift")))
+    unknown = {"task": None, "kind": None, "layer": None, "hash": None, "mended": None}
+    watched = [
+        judgement.watch(judged, name, one.same, required=required[name], screened=one, **unknown)
+        for name, one in screened.items()
+    ]  # fmt: skip
+    digest = hashlib.sha256(Path(options.scores).read_bytes()).hexdigest()
+    compared = {
+        "base": {"name": "scores before", "fingerprint": None},
+        "update": {"name": "scores after", "kind": None, "size": None, "fingerprint": digest},
+        **dict.fromkeys(("precision", "serving", "template", "device", "threads")), "versions": judgement.versions(),
+        "texts": {"n": len(rows), "sha256": None}, "labels": _labels(judged.panels),
+    }  # fmt: skip
+    notes = ["scores alone were given: thresholds count as frozen for 5 % false positives, and no repair can be tried"]
+    return judgement.report(watched, judged, compared, notes, options.budget)
+
+
+def _score_panels(by_monitor: Mapping[str, Sequence[Score]]) -> list[Panel]:
+    """Monitors that were scored on the same items, with the same labels and groups, in one panel."""
+    alike: dict[tuple, list[str]] = {}
+    ordered = {name: sorted(rows, key=lambda one: one.id) for name, rows in by_monitor.items()}
+    for name, rows in ordered.items():
+        alike.setdefault(tuple((one.id, one.label, one.group) for one in rows), []).append(name)
+    return [_panel(items, [ordered[name] for name in names], names) for items, names in alike.items()]
+
+
+def _panel(items: Sequence[tuple], rows: Sequence[Sequence[Score]], names: Sequence[str]) -> Panel:
+    before, after = (np.array([[getattr(one, side) for one in of] for of in rows]) for side in ("before", "after"))
+    return Panel(
+        tuple(names), np.array([int(label) for _, label, _ in items]), np.array([group or name for name, _, group in items]),
+        before, after, np.array([of[0].threshold for of in rows]), np.full(len(names), RATES["5"]),
+    )  # fmt: skip
+
+
+def _labels(panels: Sequence[Panel]) -> dict[str, object] | None:
+    """The labelled items of the largest panel."""
+    if not panels:
+        return None
+    largest = max(panels, key=lambda panel: len(panel.labels))
+    positives, groups = int(largest.labels.sum()), len(np.unique(largest.groups))
+    return {"n": len(largest.labels), "positives": positives, "groups": groups, "sha256": None}

@@ -1,0 +1,236 @@
+"""Statements: what a revalidation found, as the plain JSON of its report: states with reasons, the verdict, what to do next.
+
+Names, hashes and numbers only: no text of a user or a model, and no path.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+
+import numpy as np
+
+from helpers import assessment, screening
+from helpers.assessment import MEASURES, Measure
+from helpers.mending import ENOUGH, Mended
+from helpers.roc import ALPHA, NEVER
+from helpers.screening import Screened
+from helpers.sureness import Control, Sureness
+
+CODES = {"fine": 0, "no update": 0, "stale": 10, "inconclusive": 11}
+URGENCY = ("stale", "inconclusive", "fine", "no update")
+NAMES = {"tpr": "TPR", "fpr": "FPR", "auroc": "AUROC"}
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One monitor of the run: who it is, and what was found of it.
+
+    Without labels there are no measures. p_worse and p_preserved: adjusted, by measure; p_fine: of the whole monitor.
+    """
+
+    name: str
+    task: str | None
+    kind: str | None
+    layer: int | None
+    hash: str | None
+    required: bool
+    n: int
+    state: str
+    measures: tuple[Measure, ...]
+    p_worse: Mapping[str, float]
+    p_preserved: Mapping[str, float]
+    p_fine: float | None
+    screened: Screened | None
+    mended: Mended | None
+
+
+def plain(value: object) -> object:
+    """The value as JSON holds it: numbers of Python, None for what is undefined."""
+    if is_dataclass(value):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return (value + 0.0) if math.isfinite(value) else None  # no -0.0
+    return value
+
+
+# ---------------------------------------------------------------- one monitor
+
+
+def _worst(measures: Sequence[Measure]) -> Measure:
+    """The measure that moved most for the worse, in margins."""
+    return max(measures, key=lambda one: assessment.harm([one]))
+
+
+def _change(one: Measure) -> str:
+    """A change in words: rates in percent, AUROC as a number."""
+    kind = one.measure.split("_")[0]
+    if kind == "auroc":
+        return f"AUROC {one.before.value:.3f} -> {one.after.value:.3f}"
+    return f"{NAMES[kind]} {100 * one.before.value:.1f} % -> {100 * one.after.value:.1f} %"
+
+
+def reason(watch: Watch) -> str:
+    """Why a monitor is in its state, in one sentence."""
+    if watch.state == "no update":
+        return "the same scores bit by bit: nothing that it reads has changed"
+    if not watch.measures:
+        return "no labels of its task were given, so nothing can be shown"
+    if watch.state == "fine":
+        return "TPR, FPR and AUROC are all shown to stay within their margins"
+    if watch.state == "stale":
+        lost = [one for one in watch.measures if watch.p_worse[one.measure] <= ALPHA]
+        said = ", ".join(map(_change, sorted(lost, key=lambda one: -assessment.harm([one]))))
+        return f"{said or 'all of its scores are one after the update'}: shown to be beyond the margin"
+    if len(watch.measures) < len(MEASURES):
+        absent = [NAMES[kind] for kind in MEASURES if kind not in {one.measure.split("_")[0] for one in watch.measures}]
+        return f"{' and '.join(absent)} cannot be measured (no frozen threshold, or all scores are tied)"
+    return f"{watch.n} labelled texts leave it open; nearest to its margin is {_change(_worst(watch.measures))}"
+
+
+def needed(watch: Watch) -> int | None:
+    """Labelled texts that would decide an inconclusive monitor; None where it is decided, or none would."""
+    if watch.state != "inconclusive":
+        return None
+    if not watch.measures:
+        return screening.labels_needed(watch.screened) if watch.screened else None
+    found = assessment.needed(watch.measures) if len(watch.measures) == len(MEASURES) else NEVER
+    return None if found >= NEVER else max(found, watch.n + 1)
+
+
+def monitor(watch: Watch, place: int | None) -> dict[str, object]:
+    """A monitor as the report holds it; `place` is that in the order of labelling."""
+    sides = {one.measure.split("_")[0]: {"before": one.before, "after": one.after} for one in watch.measures}
+    return {
+        "name": watch.name, "task": watch.task, "kind": watch.kind, "layer": watch.layer, "hash": watch.hash,
+        "required": watch.required, "state": watch.state, "reason": reason(watch), "n": watch.n,
+        "tests": [_test(one, watch) for one in watch.measures], "p_fine_holm": watch.p_fine, "needed_n": needed(watch),
+        **{kind: sides.get(kind) for kind in MEASURES}, "screening": _screening(watch.screened, place), "repair": _repair(watch),
+    }  # fmt: skip
+
+
+def _test(one: Measure, watch: Watch) -> dict[str, object]:
+    """One test. The adjusted p are called `_holm` after the procedure; that of "preserved" is Hochberg's step-up form of it."""
+    p_worse, p_preserved = watch.p_worse[one.measure], watch.p_preserved[one.measure]
+    return {
+        "measure": one.measure, "before": one.before.value, "after": one.after.value, "change": one.change, "margin": one.margin,
+        "p_worse": one.p_worse, "p_preserved": one.p_preserved, "p_worse_holm": p_worse, "p_preserved_holm": p_preserved,
+        "answer": assessment.answer(p_worse, p_preserved),
+    }  # fmt: skip
+
+
+def _screening(found: Screened | None, place: int | None) -> dict[str, object] | None:
+    if found is None:
+        return None
+    rates = {"alarm_before": found.alarm_before.value, "alarm_after": found.alarm_after.value}
+    return {**asdict(found), **rates, "place_in_order": place}
+
+
+def _repair(watch: Watch) -> dict[str, object] | None:
+    found = watch.mended
+    if found is None:
+        return None
+    before = {one.measure: one.after.value for one in watch.measures}
+    if not before and watch.screened:
+        before = {"agreement": watch.screened.agreement, "alarms": watch.screened.alarm_after.value}
+    tried = [
+        {
+            "method": one.method, "label_free": not one.uses_labels, "before": before,
+            "after": {m.measure: m.after.value for m in one.measures} or {"agreement": one.agreement, "alarms": one.alarms},
+            "worked": assessment.harm(one.measures) <= 1 if one.measures else None,
+            "held_out": {"agreement": one.agreement, "alarms": one.alarms},
+        }
+        for one in found.tried
+    ]  # fmt: skip
+    effect = [{"measure": one.measure, "before": one.before, "after": one.after, "change": one.change} for one in found.effect]
+    return {"tried": tried, "chosen": found.chosen, "state": found.state, "effect": effect, "reason": found.reason}
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def verdict(watched: Sequence[Watch], controls: Sequence[Control], update: str) -> dict[str, object]:
+    """Code, word, one sentence and its reason: every required monitor must be shown fine, and no control may have failed."""
+    asked = [watch for watch in watched if watch.required]
+    states = [watch.state for watch in asked]
+    word = next((word for word in URGENCY if word in states), "inconclusive")
+    failed = [control.name for control in controls if not control.passed]
+    if failed and word in {"fine", "no update"}:
+        why = f"control {failed[0]!r} failed, so this run proves nothing; see its detail"
+        return _verdict("inconclusive", f"Do not deploy {update} on this report.", why)
+    said = {
+        "stale": f"Do not deploy {update} with these monitors: {_count(states, 'stale')} stale.",
+        "inconclusive": f"Not shown: {_count(states, 'inconclusive')} undecided under {update}, none shown stale.",
+        "fine": f"Deploy: all {len(asked)} required monitor(s) are shown to work under {update}.",
+        "no update": f"Nothing was updated: {update} leaves all that the {len(asked)} required monitor(s) read as it was.",
+    }
+    return _verdict(word, said[word], _why(word, asked))
+
+
+def _verdict(word: str, sentence: str, why: str) -> dict[str, object]:
+    return {"code": CODES[word], "word": word, "sentence": sentence, "reason": why}
+
+
+def _count(states: Sequence[str], word: str) -> str:
+    return f"{states.count(word)} of {len(states)} required monitor(s)"
+
+
+def _why(word: str, asked: Sequence[Watch]) -> str:
+    first = next((watch for watch in asked if watch.state == word), None)
+    if word == "fine":
+        return "TPR, FPR and AUROC of each stay within their margins, shown at 5 % for all of them together."
+    if word == "no update" or first is None:
+        return "Every score is the same bit by bit."
+    if word == "stale":
+        worst = max((watch for watch in asked if watch.state == word), key=lambda watch: assessment.harm(watch.measures))
+        return f"{worst.name}: {reason(worst)}."
+    sizes = [needed(watch) for watch in asked if watch.state == word]
+    if all(size is not None for size in sizes):
+        return f"{first.name}: {reason(first)}. About {max(sizes):,} labelled texts would decide all of them."
+    return f"{first.name}: {reason(first)}."
+
+
+def steps(watched: Sequence[Watch], word: str) -> list[dict[str, object]]:
+    """What to do next, the urgent first."""
+    found = []
+    for watch in sorted(watched, key=lambda watch: URGENCY.index(watch.state)):
+        if watch.state == "stale" and watch.mended and watch.mended.chosen:
+            held = f"{watch.mended.chosen}; {watch.mended.reason}: {', '.join(map(_change, watch.mended.effect))}"
+            found.append(("use the repaired monitor", watch.name, held))
+        elif watch.state == "stale":
+            why = watch.mended.reason if watch.mended else "nothing could be tried: repairs take unlabelled texts"
+            found.append(("fit it anew", watch.name, f"on {2 * ENOUGH} or more labels under the update; {why}"))
+        elif watch.state == "inconclusive":
+            found.append(("collect labels", watch.name, _labels(watch, needed(watch))))
+    if word in {"fine", "no update"}:
+        found.insert(0, ("deploy", None, "every required monitor works as before"))
+    return [{"action": action, "monitor": name, "detail": detail} for action, name, detail in found]
+
+
+def _labels(watch: Watch, size: int | None) -> str:
+    if size is None:
+        return "no number of labels would decide it as it stands: it lies at its margin, or has no threshold"
+    return f"about {size:,} labelled texts of its task would decide it; there are {watch.n:,}"
+
+
+def triage(watched: Sequence[Watch], total: int) -> dict[str, object] | None:
+    """In which order to label, and what a budget buys: only what is not decided asks for labels, and monitors of a task share."""
+    screened = {watch.name: watch.screened for watch in watched if watch.screened}
+    if not screened:
+        return None
+    order, by_name = screening.order(screened), {watch.name: watch for watch in watched}
+    more = {name: max((needed(by_name[name]) or 0) - by_name[name].n, 0) for name in order}
+    shares = screening.budget({name: by_name[name].task or "" for name in order}, order, more, total)
+    return {"order": order, "budget": total, "plan": [asdict(share) for share in shares]}
+
+
+def sure(found: Sureness | None) -> dict[str, object]:
+    """The simulated error rates; null without labels, or with so few that they were not simulated."""
+    rates = {name: getattr(found, name, None) for name in ("false_alarm", "opened", "miss", "let_through")}
+    said = {name: e and {"value": e.value, "low": e.low, "high": e.high, "draws": found.draws} for name, e in rates.items()}
+    return {**said, "n": getattr(found, "n", None)}
