@@ -5,6 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from helpers import findings
+from helpers.claims import CLAIMS
 from helpers.records import KEY, OWN, VALUES
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +53,28 @@ def test_the_test_sets_are_as_large_as_the_tasks_allow(run):
     table = pd.read_parquet(run / "tables" / "monitors.parquet")
     sizes = table[table["metric"] == "auroc"].groupby("task")["n"].min()
     assert (sizes.drop("toxicity") >= 200).all(), sizes.to_dict()
+
+
+PROFILES = sorted({run.parents[1] for run in RUNS})
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=[path.name for path in PROFILES])
+def test_the_findings_are_those_of_the_committed_runs_and_of_three_seeds(profile):
+    table = pd.read_parquet(profile / "findings.parquet")
+    again, components = findings.collect([(run.parent.name, seed_of(run), findings.run_tables(run)) for run in runs_of(profile)])
+    pd.testing.assert_frame_equal(table, again)
+    assert table["claim"].tolist() == list(CLAIMS)
+    assert len(runs_of(profile)) >= 3
+    assert (table.loc[table["verdict"] != "not run", "seeds"] >= 3).all()
+    decided = components[components["answer"].isin(["supported", "contradicted"]) & (components["side"] != "within")]
+    assert not ((decided["low"] <= decided["bound"]) & (decided["bound"] <= decided["high"])).any()
+
+
+def runs_of(profile: Path) -> list[Path]:
+    """The runs of a profile in the order in which chapter 11 reads them."""
+    return sorted((run for run in RUNS if run.parents[1] == profile), key=lambda run: (run.parent.name, seed_of(run)))
+
+
+def seed_of(run: Path) -> int:
+    """The seed of a run's folder."""
+    return int(run.name.removeprefix("seed-"))

@@ -88,6 +88,9 @@ def test_nothing_without_labels_claims_to_repair_a_lost_signal():
     found = mend(case)
     assert (found.chosen, found.monitor) == (None, None)
     assert {one.method for one in found.tried} == {*mending.MAPS, "threshold", "refit"}
+    chance = 0.65  # a turn fitted and seen on the same texts agrees in 0.72
+    assert all(one.agreement < chance + 0.03 for one in found.tried if not one.uses_labels)
+    assert next(one for one in found.tried if one.method == "procrustes").agreement < chance
     aurocs = {one.method: one.measures[2].after.value for one in found.tried}
     assert all(0.35 < value < 0.65 for value in aurocs.values()), aurocs
     again = probes.refit(case.monitor.readout, case.labelled, case.panel.labels)
@@ -243,6 +246,9 @@ def test_a_strong_update_makes_monitors_stale_and_offers_what_repairs_them(files
     for one in stale:
         assert any(test["answer"] == "worse" for test in one["tests"])
         assert one["reason"].endswith("beyond the margin")
+        aurocs = {tried["method"]: tried["after"]["auroc"] for tried in one["repair"]["tried"]}
+        ranked = next(test["after"] for test in one["tests"] if test["measure"] == "auroc")
+        assert [aurocs["threshold"], aurocs["centre"]] == pytest.approx([ranked] * 2)  # neither can change an order
     assert [path.name for path in revalidation.save(found, tmp_path)] == ["repaired"]
     loaded = monitors.load(tmp_path / "repaired")
     assert {one.hash for one in loaded} == {one.hash for one in found.repaired}
@@ -349,6 +355,14 @@ def test_scores_of_other_monitors_are_judged_by_the_same_rules(tmp_path, change,
     assert (report["code"], report["monitors"][0]["state"]) == (code, state)
     assert report["monitors"][0]["screening"]["ks"] >= 0
     assert [one["required"] for one in report["monitors"]] == [True, False, False]
+
+
+def test_only_required_monitors_decide(tmp_path):
+    path = scores_file(tmp_path / "s.csv", given.panel(n=400, k=3, change=lost))
+    codes = {
+        name: revalidation.run(Options(scores=path, required=(name,)), lambda line: None).report["code"] for name in ("m0", "m1")
+    }
+    assert codes == {"m0": 10, "m1": 0}
 
 
 def test_scores_that_did_not_change_are_no_update(tmp_path):

@@ -160,6 +160,7 @@ def test_the_same_seed_gives_identical_tables_with_an_empty_cache(finished, proj
     shutil.copytree(project, again, ignore=shutil.ignore_patterns("results", "build", "logs"))
     second = execute(again, tmp_path / "cache-two")
     assert first == {path.name: path.read_bytes() for path in (second / "tables").glob("*.parquet")}
+    assert (second.parents[1] / "findings.parquet").read_bytes() == (finished.parents[1] / "findings.parquet").read_bytes()
 
 
 def test_nothing_changed_runs_nothing(finished, project, isolated_cache):
@@ -178,7 +179,7 @@ def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(fi
             patch.setenv("AFTER_UPDATE_RESULTS", str(project / "results"))
             plan = run.check(project, "smoke")
             todo = list(run.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
-        readers = ["05_staleness", "06_triage", "07_projection", "08_subspaces"]
+        readers = ["05_staleness", "06_triage", "07_projection", "08_subspaces", "10_realignment", "11_findings"]
         assert todo == ["03_finetuning", *readers]  # 04 and 09 read the aligned model alone
     finally:
         profile.write_text(text)
@@ -190,6 +191,6 @@ def test_the_book_is_built_strictly_from_what_ran(finished, project):
 
     index, _ = pages.build(project, "smoke", finished)
     pages_by_name = {path.name: path.read_text(encoding="utf-8") for path in (project / index).parent.rglob("*.html")}
-    assert {f"{path.stem}.html" for path in (ROOT / "notebooks").glob("*.ipynb")} <= set(pages_by_name)
+    assert {f"{path.stem}.html" for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} <= set(pages_by_name)
     for name, page in pages_by_name.items():
         assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="https?://', page), name

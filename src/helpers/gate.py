@@ -23,9 +23,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     how = command.add_argument_group("how")
     how.add_argument("--out", default="revalidation", help="folder of the report (default: revalidation)")
     how.add_argument("--precision", default="bf16", help="what an adapter is served on: bf16 or a quantizer (default: bf16)")
-    how.add_argument("--require", default="", help="monitors that must be fit, with commas (default: all)")
+    how.add_argument("--required", default="", help="monitors that must be fit, with commas (default: all)")
     how.add_argument("--budget", type=int, default=50, help="texts that can be labelled next (default: 50)")
-    how.add_argument("--limit", type=int, default=64, help="tokens of a text that are read (default: 64)")
+    how.add_argument("--texts-limit", type=int, default=64, help="tokens of a text that are read (default: 64)")
     how.add_argument("--depth", type=float, default=0.6, help="with --fit: where to read, a share of the network (default: 0.6)")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--device", default="cpu")
@@ -53,10 +53,10 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
 
     if options.diff:
         return compare(*map(Path, options.diff))
-    required = tuple(name.strip() for name in options.require.split(",") if name.strip())
+    required = tuple(name.strip() for name in options.required.split(",") if name.strip())
     files = {name.strip("-"): getattr(options, name.strip("-")) for name in FILES}
     asked = Options(**files, required=required, precision=options.precision, seed=options.seed,
-                    budget=options.budget, depths=(options.depth,), texts_limit=options.limit, device=options.device,
+                    budget=options.budget, depths=(options.depth,), texts_limit=options.texts_limit, device=options.device,
                     threads=options.threads)  # fmt: skip
     folder = Path(options.out)
     reports.ready(folder)

@@ -1,0 +1,107 @@
+"""The command `revalidate` as a user meets it: exit codes, one-line errors, files, JSON alone, and the same as a notebook."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import __main__ as command
+from helpers import gate, report_schema, reports
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "book" / "_static" / "example"
+FILES = ["--fit", str(EXAMPLE / "fit.jsonl"), "--texts", str(EXAMPLE / "texts.jsonl"), "--labels", str(EXAMPLE / "labels.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny):
+    """A report on the tiny random model in 3 bits: its folder and its exit code."""
+    folder = tmp_path_factory.mktemp("reports") / "first"
+    words = ["revalidate", "--base", str(tiny), "--update", "rtn-3", *FILES, "--threads", "1", "--out", str(folder)]
+    return folder, command.main(words), words
+
+
+def test_the_exit_code_is_the_verdict_and_the_report_lies_whole_in_the_folder(made):
+    folder, code, _ = made
+    report = reports.read(folder)
+    assert code == report["code"] == report["verdict"]["code"]
+    assert code in {0, 10, 11}
+    assert {"report.html", "report.json", "report.md", "junit.xml", "schema.json"} <= {path.name for path in folder.iterdir()}
+    assert len(report["monitors"]) == 6
+    texts = [json.loads(line)["text"] for path in EXAMPLE.glob("*.jsonl") for line in path.read_text().splitlines()]
+    for path in (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"):
+        said = path.read_text(encoding="utf-8")
+        assert not [text for text in texts if text in said], path.name
+        assert str(folder) not in said
+
+
+def test_under_json_stdout_carries_the_report_alone(made, capsys):
+    folder, code, words = made
+    assert command.main([*words, "--json"]) == code  # an older report of ours is replaced
+    found = json.loads(capsys.readouterr().out)
+    report_schema.check(found)
+    again, first = ({k: v for k, v in one.items() if k != "seconds"} for one in (found, reports.read(folder)))
+    assert again == first
+
+
+def test_two_reports_are_compared_and_that_is_no_verdict(made, capsys):
+    folder, _, _ = made
+    assert command.main(["revalidate", "--diff", str(folder), str(folder)]) == 0
+    assert "same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "--update is missing"),
+        (["--update", "nf4"], 2, "either --monitors"),
+        (["--update", "nf4", *FILES, "--monitors", "x"], 2, "either --monitors"),
+        (["--update", "nf5", *FILES], 2, "nf5"),
+        (["--update", "nf4", *FILES[:2]], 2, "--texts and --labels"),
+        (["--update", "nf4", *FILES, "--precision", "nf9"], 2, "nf9"),
+        (["--update", "nf4", "--monitors", str(EXAMPLE), *FILES[2:]], 12, "monitors.json"),
+        (["--update", str(EXAMPLE), *FILES], 12, ""),
+        (["--scores", "scores.csv", "--update", "nf4"], 2, "--scores"),
+        (["--diff", "nowhere", "there"], 2, "nowhere"),
+    ],
+)
+def test_a_wrong_command_is_one_line_with_its_code_and_leaves_nothing(tiny, tmp_path, capsys, monkeypatch, words, code, said):
+    monkeypatch.chdir(tmp_path)
+    base = [] if "--diff" in words or "--scores" in words else ["--base", str(tiny)]
+    found = command.main(["revalidate", *base, *words, "--out", "out"])
+    error = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert (found, len(error)) == (code, 1), error
+    assert error[0].startswith("error: ")
+    assert said in error[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_things_in_it_is_refused_before_any_work(tiny, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    code = command.main(["revalidate", "--base", str(tiny), "--update", "nf4", *FILES, "--out", str(tmp_path)])
+    said = capsys.readouterr()
+    assert code == 2
+    assert "checking" not in said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_files_are_found_from_a_folder_within_the_project(monkeypatch, tmp_path):
+    monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    found = gate.in_project(fit="book/_static/example/fit.jsonl", update="nf4", labels="")
+    assert found == {"fit": str(EXAMPLE / "fit.jsonl"), "update": "nf4", "labels": ""}
+
+
+def test_the_notebook_runs_from_its_folder_and_says_the_same(tiny, tmp_path, monkeypatch):
+    import papermill
+
+    given = {"base": str(tiny), "update": "rtn-3", "out": str(tmp_path / "report"), "threads": 1}
+    monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    executed = papermill.execute_notebook(
+        ROOT / "notebooks" / "revalidate.ipynb", tmp_path / "executed.ipynb", given, kernel_name="python3",
+        cwd=tmp_path, progress_bar=False,
+    )  # fmt: skip
+    code = int(executed.cells[-1]["outputs"][0]["data"]["text/plain"])
+    assert code == reports.read(tmp_path / "report")["code"]
+    assert any("text/markdown" in out.get("data", {}) for cell in executed.cells for out in cell.get("outputs", []))
