@@ -47,12 +47,14 @@ def in_project(**given: str) -> dict[str, str]:
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:
     """The report, whose `code` is the exit code; its files and the monitors that came out are written below `--out`."""
-    from helpers import reports, revalidation
     from helpers.guards import say
-    from helpers.intake import Options
 
     if options.diff:
         return compare(*map(Path, options.diff))
+    say("revalidate: starting")  # before torch and transformers are loaded, which takes seconds
+    from helpers import reports, revalidation
+    from helpers.intake import Options
+
     required = tuple(name.strip() for name in options.required.split(",") if name.strip())
     files = {name.strip("-"): getattr(options, name.strip("-")) for name in FILES}
     asked = Options(**files, required=required, precision=options.precision, seed=options.seed,
