@@ -29,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--depth", type=float, default=0.6, help="with --fit: where to read, a share of the network (default: 0.6)")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--device", default="cpu")
-    how.add_argument("--threads", type=int, default=2)
+    how.add_argument("--threads", type=int, default=1)
 
 
 def project_path(name: str) -> Path:
