@@ -559,7 +559,7 @@ def test_a_full_disk_leaves_no_half_update(parts, kind, monkeypatch, tmp_path):
 
     monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
     monkeypatch.setattr(lowrank, "save_file", full)
-    monkeypatch.setattr(precision, "save_file", full)
+    monkeypatch.setattr(variants, "save_file", full)
     with pytest.raises(StudyError, match=r"^cannot write [0-9a-f]+: No space left[^\n]*$") as caught:
         variants.train_update(parts, ROWS[:4], replace(RECIPE, kind=kind), "bf16")
     assert caught.value.code == ENVIRONMENT
