@@ -26,7 +26,7 @@ def checked(measure, before, after, half, looks=12):
     return {
         "measure": measure, "before": before, "after": after, "margin": margin, "answer": answer,
         "change": {"value": change, "low": change - half, "high": change + half},
-        "p_worse": float(worse), "p_preserved": float(kept), "p_worse_holm": holm[0], "p_preserved_holm": holm[1],
+        "p_worse": float(worse), "p_preserved": float(kept), "p_worse_adjusted": holm[0], "p_preserved_adjusted": holm[1],
     }  # fmt: skip
 
 

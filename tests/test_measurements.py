@@ -24,7 +24,7 @@ from helpers.measurements import (
     variant_key,
     with_extra,
 )
-from helpers.records import KEY, checked
+from helpers.records import KEY, cache_path, checked
 from helpers.statistics import newcombe_paired
 from helpers.subspaces import spectrum
 from helpers.variants import Parts, Variant
@@ -92,7 +92,7 @@ def test_what_a_variant_is_made_of_is_in_its_key(parts):
     two = parts.with_update("dialogue-0", "bf16", Path("updates/two"))
     keys = [
         variant_key(parts, ALIGNED),
-        variant_key(replace(parts, aligned=Path("aligned-other")), ALIGNED),
+        variant_key(replace(parts, aligned=cache_path("models", "aligned-other")), ALIGNED),
         variant_key(parts, replace(ALIGNED, adapter="base")),
         variant_key(parts, replace(ALIGNED, adapter="identity")),
         *[variant_key(parts, replace(ALIGNED, precision=precision)) for precision in ("fp32", "nf4", "rtn-4", "gptq-4")],

@@ -158,12 +158,13 @@ def mend(case: Case, seed: int = 0) -> Mended:
     """
     n = len(case.before)
     methods = [*(MAPS if n >= FEW else ()), *([THRESHOLD] if case.level and n >= FEW else [])]
-    made, tried, scores = {}, [], {}
+    made, tried, scores, left = {}, [], {}, []
     for method in methods:
         try:
             made[method] = _without_labels(case, np.arange(n), method, seed)
             seen = _held_out(case, method, seed)
         except StudyError:  # such as constant states: this repair is none here, others may be
+            left.append(method)
             continue
         scores[method] = None if case.panel is None else _margins(case, made[method], case.labelled)
         tried.append(Tried(method, False, *seen, () if case.panel is None else _judged(case, scores[method])))
@@ -174,7 +175,8 @@ def mend(case: Case, seed: int = 0) -> Mended:
         scores[REFIT] = _cross_fitted(case, half, seed)
         made[REFIT] = _refitted(case, np.arange(len(half)), np.arange(n), seed)
         tried.append(Tried(REFIT, True, None, None, _judged(case, scores[REFIT])))
-    return _chosen(case, tuple(tried), made, scores, half)
+    found = _chosen(case, tuple(tried), made, scores, half)
+    return replace(found, reason=f"{found.reason}; could not be fitted: {', '.join(left)}") if left else found
 
 
 def _cross_fitted(case: Case, half: np.ndarray, seed: int) -> np.ndarray:

@@ -78,15 +78,15 @@ def _tests(report: Report, most: int) -> str:
 def _tests_of(monitor: Mapping) -> list[list[str]]:
     """The cells of a monitor's tests, and of the one for all of them together where the report has it."""
     rows = [_test(test, monitor["tests"]) for test in words.tests_of(monitor)]
-    if rows and monitor.get("p_fine_holm") is not None:
-        rows.append(["together", *[""] * 7, text(words.probability(monitor["p_fine_holm"])), text(monitor["state"])])
+    if rows and monitor.get("p_fine_adjusted") is not None:
+        rows.append(["together", *[""] * 7, text(words.probability(monitor["p_fine_adjusted"])), text(monitor["state"])])
     return rows
 
 
 def _test(test: Mapping, among: Sequence[Mapping]) -> list[str]:
     shown = (words.measure(test, among), words.value(test, "before"), words.value(test, "after"), words.change(test))
     margin = words.margin(test)
-    p = (words.probability(test[key]) for key in ("p_worse", "p_worse_holm", "p_preserved", "p_preserved_holm"))
+    p = (words.probability(test[key]) for key in ("p_worse", "p_worse_adjusted", "p_preserved", "p_preserved_adjusted"))
     return [text(cell) for cell in (*shown, margin, *p, test["answer"])]
 
 

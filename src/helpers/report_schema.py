@@ -50,8 +50,8 @@ TEST = _object(
     margin={"type": "number", "exclusiveMinimum": 0},
     p_worse=SHARE,
     p_preserved=SHARE,
-    p_worse_holm=SHARE,
-    p_preserved_holm=SHARE,
+    p_worse_adjusted=SHARE,
+    p_preserved_adjusted=SHARE,
     answer={"type": "string", "enum": list(ANSWERS)},
 )
 SCREENING = _object(

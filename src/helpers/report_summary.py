@@ -83,7 +83,7 @@ def _tests(report: Report, most: int) -> list[str]:
 
 
 def _test(monitor: Mapping, test: Mapping) -> list[object]:
-    p = (words.probability(test[key]) for key in ("p_worse_holm", "p_preserved_holm"))
+    p = (words.probability(test[key]) for key in ("p_worse_adjusted", "p_preserved_adjusted"))
     measure = words.measure(test, monitor["tests"])
     return [monitor["name"], measure, words.change(test), words.margin(test), *p, test["answer"]]
 

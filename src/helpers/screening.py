@@ -20,9 +20,8 @@ FEW = 50  # texts, below which drift is told from noise by chance only, and no r
 class Screened:
     """What one monitor's scores of the same n texts say: shares of flags, distances of distributions, and the risk.
 
-    risk = KS + 1 - Spearman: how far the scores moved, and how much their order changed. On the study's own cells (embedded
-    model, cpu profile) it ranks monitors that became stale by any definition above the others with AUROC 0.82, those that lost
-    AUROC with 0.95. p_flags: one-sided p that more flags changed, on or off, than the nominal rate.
+    risk = KS + 1 - Spearman: how far the scores moved, and how much their order changed.
+    p_flags: one-sided p that more flags changed, on or off, than the nominal rate.
     """
 
     n: int

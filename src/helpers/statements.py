@@ -109,17 +109,17 @@ def monitor(watch: Watch, place: int | None) -> dict[str, object]:
     return {
         "name": watch.name, "task": watch.task, "kind": watch.kind, "layer": watch.layer, "hash": watch.hash,
         "required": watch.required, "state": watch.state, "reason": reason(watch), "n": watch.n,
-        "tests": [_test(one, watch) for one in watch.measures], "p_fine_holm": watch.p_fine, "needed_n": needed(watch),
+        "tests": [_test(one, watch) for one in watch.measures], "p_fine_adjusted": watch.p_fine, "needed_n": needed(watch),
         **{kind: sides.get(kind) for kind in MEASURES}, "screening": _screening(watch.screened, place), "repair": _repair(watch),
     }  # fmt: skip
 
 
 def _test(one: Measure, watch: Watch) -> dict[str, object]:
-    """One test. The adjusted p are called `_holm` after the procedure; that of "preserved" is Hochberg's step-up form of it."""
+    """One test. `_adjusted` is over the required monitors: Holm for "worse", Hochberg for "preserved"."""
     p_worse, p_preserved = watch.p_worse[one.measure], watch.p_preserved[one.measure]
     return {
         "measure": one.measure, "before": one.before.value, "after": one.after.value, "change": one.change, "margin": one.margin,
-        "p_worse": one.p_worse, "p_preserved": one.p_preserved, "p_worse_holm": p_worse, "p_preserved_holm": p_preserved,
+        "p_worse": one.p_worse, "p_preserved": one.p_preserved, "p_worse_adjusted": p_worse, "p_preserved_adjusted": p_preserved,
         "answer": assessment.answer(p_worse, p_preserved),
     }  # fmt: skip
 
