@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from helpers import figures
@@ -134,7 +135,7 @@ def texts(figure):
 
 def check_texts(figure):
     """Fails where a text of a figure is cut by its border or covered by another."""
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()  # an earlier test may have closed the figure, and its canvas draws nothing then
     placed = texts(figure)
     for text, box in placed:
         assert min(box.x0, box.y0) >= -1, text.get_text()

@@ -317,6 +317,9 @@ def test_sentences_say_the_numbers():
     assert "; other, not refused" in two["s1-1"]
 
 
+ROWS = pd.DataFrame({"of_seed": []})
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [([], "no run"), ([("tiny", 4)], "1 run (tiny, seed 4)"),
@@ -325,12 +328,12 @@ def test_sentences_say_the_numbers():
 )  # fmt: skip
 def test_the_runs_behind_a_page_are_named(names, words):
     table = findings.judge(dots(seeds=[]))[0]
-    assert findings.about(table, [(model, seed, {}) for model, seed in names])["runs-words"] == words
+    assert findings.about(table, [(model, seed, {}) for model, seed in names], ROWS)["runs-words"] == words
 
 
 def test_verdicts_are_counted():
     table = pd.concat([dots(skip={("S1", 2), ("M6", 1)}), dots(False).query("claim == 'S1' and component == 2")])
-    counts = findings.about(findings.judge(table)[0], [])
+    counts = findings.about(findings.judge(table)[0], [], ROWS)
     assert {name: count for name, count in counts.items() if name != "runs-words"} == {
         "count-supported": "15", "count-contradicted": "0", "count-mixed": "1", "count-inconclusive": "0", "count-not-run": "1"
     }  # fmt: skip
@@ -365,3 +368,18 @@ def test_what_a_claim_asks(unit, side, bound, margin, text):
 
 def test_what_is_not_measured_is_said():
     assert findings.said("points", math.nan, math.nan, math.nan) == "not measured"
+
+
+def test_every_text_on_a_claim_knows_the_rows_that_it_was_made_of(tmp_path):
+    seeds = dots()
+    found, components = findings.judge(seeds)
+    run = records.Run("cpu", "embedded", 0, tmp_path / "cpu" / "embedded" / "seed-0")
+    table = records.write_table(run, "11_findings", "components", findings.rows(run, components, seeds))
+    texts = findings.sourced(findings.sentences(found, components), table)
+    first = texts["s1-1"].rows.iloc[0]
+    part = components[(components["claim"] == "S1") & (components["component"] == 1)].iloc[0]
+    assert (first["value"], first["low"], first["high"], first["n"]) == (part["estimate"], part["low"], part["high"], part["n"])
+    assert len(texts["s1-words"].rows) == (components["claim"] == "S1").sum()
+    assert texts["s1-literature"] == findings.sentences(found, components)["s1-literature"]
+    assert set(table["of_seed"]) == {"all", *map(str, seeds["seed"])}
+    assert len(table) == len(components) + len(seeds)

@@ -11,6 +11,7 @@ from test_monitor_figures import check_page, drawing_functions
 from helpers import findings
 from helpers import findings_figures as ff
 from helpers.claims import CLAIMS, UNITS
+from helpers.evidence import UPDATES
 from helpers.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, VERDICTS
 
 
@@ -53,7 +54,35 @@ def test_no_text_of_the_strip_is_cut_or_covered(name):
 
 
 def test_every_function_that_draws_is_tested_here():
-    assert drawing_functions(ff) == {"forest", "headline"}
+    assert drawing_functions(ff) == {"first_look", "forest", "headline"}
+
+
+def looked_at(seeds=3, most=1.0):
+    """What `findings.overlook` gives: rates anywhere between 0 and 1, with intervals that hold them."""
+    rng, rows = np.random.default_rng(seeds), []
+    for update in UPDATES:
+        for asked_for in ("refusals", "monitors"):
+            values = rng.uniform(0, most, seeds)
+            rows += [(update, asked_for, "embedded", str(seed), v, v, v, 32) for seed, v in enumerate(values)]
+            mean = values.mean()
+            rows.append((update, asked_for, "embedded", findings.ALL, mean, max(0, mean - 0.3), min(1, mean + 0.3), 96))
+    return pd.DataFrame(rows, columns=["update", "asked", "model", "seed", "value", "low", "high", "n"])
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_the_first_look_shows_each_update_with_its_mean_and_every_seed(seeds):
+    table = looked_at(seeds)
+    figure = ff.first_look(table)
+    check_page(figure)
+    left = figure.axes[0]
+    means = table[(table["asked"] == "refusals") & (table["seed"] == findings.ALL)]["value"]
+    assert [text.get_text() for text in left.texts] == [f"{100 * value:.0f} %" for value in means]
+    assert len(left.lines[0].get_xdata()) == seeds * len(UPDATES)
+    assert [label.get_text() for label in left.get_yticklabels()] == list(UPDATES)
+
+
+def test_a_first_look_at_nothing_says_so():
+    check_page(ff.first_look(looked_at().iloc[:0]), measured=False)
 
 
 def test_a_profile_that_measured_no_claim_says_so():

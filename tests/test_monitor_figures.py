@@ -1,5 +1,6 @@
 """Chapter 04's figure and the parts that monitors' figures share: every interval is shown, n said, no text cut or covered."""
 
+import functools
 import itertools
 from inspect import signature
 
@@ -110,6 +111,11 @@ def check_same(first, second):
     for one, other in zip(first.axes, second.axes, strict=True):
         places = [sorted(xy for c in ax.containers for xy in map(tuple, c.lines[0].get_xydata())) for ax in (one, other)]
         assert np.allclose(*places)
+
+
+def once(drawn):
+    """The figure of each name of a dict, drawn once, whatever is asked of it."""
+    return functools.cache(lambda name: drawn[name]())
 
 
 def drawing_functions(module):

@@ -1,6 +1,5 @@
 """Chapter 09's figures are drawn at full and small size, show every interval, say n, and no text is cut or covered."""
 
-import functools
 import itertools
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
-from test_monitor_figures import RNG, check_page, check_same, drawing_functions, ends, row
+from test_monitor_figures import RNG, check_page, check_same, ends, once, row
 from test_projection_figures import KEY, OUTCOMES, legend_of, ruled, shown, told
 
 from helpers import neuron_figures as nf
@@ -87,22 +86,10 @@ DRAWN = {
 }
 
 
-@functools.cache
-def figure_of(name):
-    """A figure of a whole run is drawn once, whatever is asked of it."""
-    return DRAWN[name]()
+figure_of = once(DRAWN)
 
 
-# ---------------------------------------------------------------- of every figure
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_no_text_is_cut_or_covered_and_n_is_said(name):
-    check_page(figure_of(name))
-
-
-def test_every_public_function_that_draws_is_among_them():
-    assert drawing_functions(nf) == {name.split(",")[0] for name in DRAWN}
+# ---------------------------------------------------------------- of every figure (and test_drawn.py)
 
 
 def test_the_tables_drawn_here_keep_to_the_schema():

@@ -129,6 +129,16 @@ def test_the_identity_control_needs_no_repair(finished):
     assert (gates["value"] == 1).all()
 
 
+def test_every_solution_answers_or_says_that_a_run_this_small_cannot_tell(finished, capsys):
+    from helpers import chapters, exercises
+    from helpers.records import Run
+
+    tiny = Run("smoke", "tiny", 0, finished)
+    for name in (exercise.name for chapter in chapters.discover(ROOT) for exercise in exercises.read(chapter, ROOT)):
+        exercises.check(name, exercises.solve(name, tiny, ROOT), tiny, ROOT)
+        assert capsys.readouterr().out.startswith(("Right.", "The run smoke, tiny, seed 0 cannot tell")), name
+
+
 def test_the_manifest_is_complete(finished):
     manifest = json.loads((finished / "manifest.json").read_text())
     assert set(manifest["chapters"]) == {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}

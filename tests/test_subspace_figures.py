@@ -1,6 +1,5 @@
 """Chapter 08's figures are drawn at full and small size, show every interval, say n, and no text is cut or covered."""
 
-import functools
 import itertools
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
-from test_monitor_figures import RNG, check_page, drawing_functions, ends, row
+from test_monitor_figures import RNG, check_page, ends, once, row
 from test_projection_figures import KEY, QUICK, drawn, legend_of, ruled, shown
 
 from helpers import records
@@ -62,22 +61,10 @@ DRAWN = {
 }  # fmt: skip
 
 
-@functools.cache
-def figure_of(name):
-    """A figure of a whole run is drawn once, whatever is asked of it."""
-    return DRAWN[name]()
+figure_of = once(DRAWN)
 
 
-# ---------------------------------------------------------------- of every figure
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_no_text_is_cut_or_covered_and_n_is_said(name):
-    check_page(figure_of(name))
-
-
-def test_every_public_function_that_draws_is_among_them():
-    assert drawing_functions(sf) == {name.split(",")[0] for name in DRAWN}
+# ---------------------------------------------------------------- of every figure (and test_drawn.py)
 
 
 def test_the_tables_drawn_here_keep_to_the_schema():

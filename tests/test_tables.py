@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from helpers import tables
+from helpers.errors import StudyError
 
 
 @pytest.fixture
@@ -35,10 +36,26 @@ def test_cells_and_captions_are_escaped(payload, capsys, monkeypatch):
 
 def test_glue_gives_the_text_itself_and_says_what_was_not_measured(behaviour, monkeypatch):
     glued = {}
-    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: glued.update({name: value}))
+    glue = lambda data, raw, metadata: glued.update({metadata["scrapbook"]["name"]: data})  # noqa: E731
+    monkeypatch.setattr("IPython.display.display", glue)
     tables.glue_values(behaviour, [("nf4", "advbench", "non_refusal"), ("int8", "advbench", "non_refusal")])
-    assert repr(glued["nf4-advbench-non_refusal"]) == "50 % [30, 70]"
-    assert "not measured" in glued["int8-advbench-non_refusal"]
+    assert glued["nf4-advbench-non_refusal"] == {"application/papermill.record/text/plain": "50 % [30, 70]"}
+    assert "not measured" in glued["int8-advbench-non_refusal"]["application/papermill.record/text/plain"]
+
+
+def test_a_text_knows_its_rows_and_few_are_named_one_by_one():
+    table = pd.DataFrame({"claim": list("abcdefg"), "value": range(7)}, index=[0, 1, 2, 4, 7, 8, 9])
+    table.attrs |= {"table": "findings", "part": "11_findings"}
+    one = tables.source(tables.Said("a", table[table["claim"] == "a"]))
+    assert one == {"table": "findings", "how": "row", "count": 1, "rows": [{"claim": "a"}]}
+    many = tables.source(tables.Said("all", table[table["value"] > 0], "mean"))
+    assert many == {"table": "findings", "how": "mean", "count": 6, "part": "11_findings", "places": "1-2,4,7-9"}
+    assert tables.source("plain words") == tables.source(tables.Said("nothing", table.iloc[:0])) == {}
+
+
+def test_a_way_from_rows_to_a_text_that_does_not_exist_is_refused():
+    with pytest.raises(StudyError, match=r"unknown way 'guess'.*choose one of row, mean"):
+        tables.Said("x", None, "guess")
 
 
 @pytest.mark.parametrize(

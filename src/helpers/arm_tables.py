@@ -37,7 +37,7 @@ def _place(rows: pd.DataFrame) -> pd.Series:
 def _rate(rows: pd.DataFrame, score: str, fraction: float) -> str:
     found = rows[(rows["score"] == score) & (rows["fraction"] == fraction)]
     found = found[(found["metric"] == "non_refusal") & (_place(found) == HARMFUL)]
-    return tables.with_intervals(found).iloc[0] if len(found) else "(not measured)"
+    return tables.of_row(found)
 
 
 def sentences(silent: pd.DataFrame) -> dict[str, str]:
@@ -45,10 +45,11 @@ def sentences(silent: pd.DataFrame) -> dict[str, str]:
     named = [name for name in dict.fromkeys(silent["score"]) if name not in {"none", "random"}]
     most = float(silent["fraction"].max())
     first = named[0] if named else "none"
+    shown = silent[(silent["score"] == first) & (silent["fraction"] == most) & (silent["metric"] == "non_refusal")]
     return {
         "nonrefusal-whole": _rate(silent, "none", 0.0),
-        "ablated-share": f"{100 * most:g} %",
-        "ablated-by": first,
+        "ablated-share": tables.Said(f"{100 * most:g} %", shown, "column fraction"),
+        "ablated-by": tables.Said(first, shown, "column score"),
         "nonrefusal-ablated": _rate(silent, first, most),
         "nonrefusal-random": _rate(silent, "random", most),
     }

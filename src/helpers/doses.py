@@ -125,14 +125,13 @@ def sentences(table: pd.DataFrame, source: str) -> dict[str, str]:
     k = str(min(map(int, medians.loc[medians["metric"] == "overlap", "k"]), default=0))
 
     def told(metric: str, part: pd.DataFrame) -> str:
-        picked = part[part["metric"] == metric]
-        return tables.with_intervals(picked).iloc[0] if len(picked) else "(not measured)"
+        return tables.of_row(part[part["metric"] == metric])
 
-    null = rows[(rows["metric"] == "overlap_null") & (rows["k"] == k)]
+    null, at = rows[(rows["metric"] == "overlap_null") & (rows["k"] == k)], medians[medians["k"] == k]
     return {
-        "source": source,
+        "source": tables.Said(source, medians, "column source"),
         "source-noise": told("noise_to_signal", medians),
-        "overlap-k": k,
-        "source-overlap": told("overlap", medians[medians["k"] == k]),
-        "null-overlap": f"{null['value'].median():.2g}" if len(null) else "(not measured)",
+        "overlap-k": tables.Said(k, at, "column k"),
+        "source-overlap": told("overlap", at),
+        "null-overlap": tables.Said(f"{null['value'].median():.2g}", null, "median") if len(null) else "(not measured)",
     }

@@ -352,3 +352,23 @@ def alarms_against_removal(tables: Tables) -> Estimate | None:
         own, removed = (mean(part[part["restoration"] == name]) for name in ("safelora", "zero"))
         gaps.append(minus(own, removed))
     return mean(gaps)
+
+
+# ---------------------------------------------------------------- a first look, for readers who have read nothing yet
+
+UPDATES: dict[str, dict[str, object]] = {  # in words a newcomer has: the key columns
+    "as it was tested": {"adapter": "", "precision": "bf16", "restoration": ""},
+    "in 4 bits": {"adapter": "", "precision": "nf4", "restoration": ""},
+    "taught a harmless task": home(BENIGN, "bf16"),
+    "the same, one row in ten harmful": home(HARMFUL, "bf16"),
+    "taught a new identity": home(SHIFT, "bf16"),
+}
+
+
+def first_look(tables: Tables) -> dict[tuple[str, str], Estimate]:
+    """By update in words and "refusals" or "monitors": the share of harmful prompts not refused, of monitors unfit."""
+    flags, found = unfit(tables), {}
+    for words, key in UPDATES.items():
+        own = rows({"flags": flags}, "flags", **key)
+        found |= {(words, "refusals"): not_refused(tables, **key), (words, "monitors"): share(own)}
+    return {where: e for where, e in found.items() if e is not None}

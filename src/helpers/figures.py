@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from helpers import plates
+
 PALETTE = {
     "ink": "#1b2a41",
     "base": "#8d99ae",
@@ -35,14 +37,15 @@ LABELS = {
 
 
 def style() -> None:
-    """Sets the style of every figure of the book; called once at the top of a chapter."""
+    """Sets the style of every figure of the book, and how a notebook shows one; called once at the top of a chapter."""
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9)
     plt.rcParams.update({
         "figure.dpi": 140, "savefig.bbox": "tight", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False,
         "grid.color": "#e4e7ec", "axes.edgecolor": "#667085", "text.color": PALETTE["ink"], "axes.labelcolor": PALETTE["ink"],
         "axes.titleweight": "bold", "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
-        "svg.hashsalt": "after-the-update",
+        "font.sans-serif": plates.FONTS, "svg.hashsalt": "after-the-update",
     })  # fmt: skip
+    plates.register()
 
 
 def label(name: str) -> str:
@@ -125,17 +128,21 @@ def spectrum_lines(spectra: Sequence, title: str = "") -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.0, 3.6), constrained_layout=True)
     kinds = list(dict.fromkeys(s.module.rsplit(".", 1)[-1].replace("_proj", "") for s in spectra))
-    colours = dict(zip(kinds, sns.color_palette("colorblind", len(kinds)), strict=True))
+    looks = zip(sns.color_palette("colorblind", len(kinds)), "osD^vPX" * len(kinds), strict=False)
+    colours = dict(zip(kinds, looks, strict=True))
+    shifts = dict(zip(kinds, np.linspace(-0.8, 0.8, len(kinds)), strict=True))
     for s in spectra:
         kind = s.module.rsplit(".", 1)[-1].replace("_proj", "")
+        colour, marker = colours[kind]
         if s.norm > 0:
-            left.plot(np.arange(1, len(s.values) + 1), s.values / s.values[0], color=colours[kind], alpha=0.5, linewidth=1)
+            at = on_log_axis(len(s.values))
+            left.plot(at, s.values[at - 1] / s.values[0], color=colour, alpha=0.5, linewidth=1, label=s.module)
         layer = int(next(part for part in s.module.split(".") if part.isdigit()))
-        right.plot(layer, s.norm / s.base_norm, "o", color=colours[kind], markersize=5)
+        right.plot(layer + shifts[kind], s.norm / s.base_norm, marker, color=colour, markersize=5, label=s.module)
     left.set(
         xscale="log",
         yscale="log",
-        xlabel="index of the singular value",
+        xlabel=f"index of the singular value (n = {len(spectra)} modules)",
         ylabel="relative to the largest",
         ylim=(1e-3, 1.3),
         title="Spectrum of V",
@@ -143,14 +150,20 @@ def spectrum_lines(spectra: Sequence, title: str = "") -> Figure:
     same = sum(s.norm == 0 for s in spectra)
     if same:
         left.text(0.03, 0.05, f"V = 0 in {same} of {len(spectra)} modules", transform=left.transAxes)
-    right.set(xlabel="layer", ylabel="size of V / size of W", title="How much alignment changed", ylim=(0, None))
+    right.set_xlabel(f"layer (n = {len(spectra)} modules)")
+    right.set(ylabel="size of V / size of W", title="How much alignment changed", ylim=(0, None))
     right.legend(
-        [plt.Line2D([], [], color=c, marker="o", linestyle="") for c in colours.values()],
+        [plt.Line2D([], [], color=colour, marker=marker, linestyle="") for colour, marker in colours.values()],
         kinds,
         loc="upper left",
         bbox_to_anchor=(1, 1),
     )
     return figure
+
+
+def on_log_axis(count: int, most: int = 90) -> np.ndarray:
+    """Which of 1 to `count` a line over a logarithmic axis is drawn through: all the first ones, ever fewer of the later."""
+    return np.unique(np.geomspace(1, max(count, 1), most).round().astype(int))
 
 
 def against_bits(behaviour: pd.DataFrame, utility: pd.DataFrame, bits: pd.Series, judge: str = "phrases") -> Figure:
@@ -235,15 +248,19 @@ def _arms(ax: Axes, rows: pd.DataFrame, title: str) -> None:
             bars(ax, x, part, PALETTE[colour], marker, label=arm)
             ax.plot(x, part["value"], color=PALETTE[colour], linewidth=1, alpha=0.6)
     ax.set_xticks(range(len(shares)), ["none" if p < 0 else f"{p:.0f} %" for p in shares])
-    ax.set(xlabel="harmful rows", title=title, xlim=(-0.5, max(len(shares), 1) - 0.5))
+    counts = sorted({int(n) for n in rows["n"]})
+    size = f"\n(n = {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))})" if counts else ""
+    ax.set(xlabel=f"harmful rows{size}", title=title, xlim=(-0.5, max(len(shares), 1) - 0.5))
 
 
 def losses(curves: dict[str, Sequence[float]], window: int = 4) -> Figure:
-    """Training loss over steps, smoothed over `window` steps, one line an update, named at its end."""
+    """Training loss over steps, smoothed over `window` steps, one line an update."""
     figure, ax = plt.subplots(figsize=(8.2, 3.4), constrained_layout=True)
-    for colour, (name, values) in zip(sns.color_palette("colorblind", len(curves)), curves.items(), strict=True):
+    looks = zip(sns.color_palette("colorblind", len(curves)), ("-", "--", ":", "-.") * len(curves), strict=False)
+    for (colour, line), (name, values) in zip(looks, curves.items(), strict=False):
         smooth = pd.Series(values).rolling(window, min_periods=1).mean()
-        ax.plot(range(1, len(values) + 1), smooth, color=colour, linewidth=1.6, label=name)
-    ax.set(xlabel="step", ylabel="loss on reply tokens (nats)", ylim=(0, None), title="Training loss")
+        ax.plot(range(1, len(values) + 1), smooth, line, color=colour, linewidth=1.6, label=name)
+    ax.set_xlabel(f"step (mean of the last {window})")
+    ax.set(ylabel="loss on reply tokens (nats)", ylim=(0, None), title="Training loss")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import records
+from helpers import measurements, records, tables
 from helpers.claims import CLAIMS, SEEDS, UNITS, Claim, Component
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.evidence import Tables
+from helpers.evidence import Tables, first_look
 from helpers.records import OWN
 from helpers.seeds import over_seeds
 from helpers.statistics import Estimate
+from helpers.variants import Variant
 
 COLUMNS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
 PARTS = [
@@ -40,6 +41,7 @@ DOTS = ["claim", "component", "model", "seed", "value", "low", "high", "n"]
 SUPPORTED, CONTRADICTED, MIXED = "supported", "contradicted", "mixed"
 INCONCLUSIVE, NOT_RUN = "inconclusive", "not run"
 VERDICTS = (SUPPORTED, CONTRADICTED, MIXED, INCONCLUSIVE, NOT_RUN)
+ALL = "all"
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
 Run = tuple[str, int, Tables]  # model, seed, tables
 
@@ -92,12 +94,28 @@ def by_seed(runs: Sequence[Run]) -> pd.DataFrame:
         model, seed = next(name for name in names if names.count(name) > 1)
         raise StudyError(f"model {model!r}, seed {seed} is given twice; pass each run once", NOT_COMPARABLE)
     found = []
-    for model, seed, tables in sorted(runs, key=lambda run: run[:2]):
+    for model, seed, own in sorted(runs, key=lambda run: run[:2]):
         for claim, place, component in _components():
-            e = component.estimate(tables)
+            e = component.estimate(own)
             if e is not None:
                 found.append((claim, place, model, seed, e.value, e.low, e.high, e.n))
     return pd.DataFrame(found, columns=DOTS)
+
+
+def overlook(runs: Sequence[Run]) -> pd.DataFrame:
+    """What some updates do to refusals and monitors (`evidence.first_look`), over the seeds of a model and in each of them.
+
+    Columns update, asked, model, seed ("all" for all of them), value, low, high, n.
+    """
+    found: dict[tuple[str, str, str], dict[int, Estimate]] = {}
+    for model, seed, own in sorted(runs, key=lambda run: run[:2]):
+        for where, e in first_look(own).items():
+            found.setdefault((*where, model), {})[seed] = e
+    rows = []
+    for where, seeds in found.items():
+        shown = {ALL: over_seeds(list(seeds.values()), bounds=(0.0, 1.0)), **seeds}
+        rows += [(*where, str(seed), e.value, e.low, e.high, e.n) for seed, e in shown.items()]
+    return pd.DataFrame(rows, columns=["update", "asked", "model", "seed", "value", "low", "high", "n"])
 
 
 def collect(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -115,7 +133,26 @@ def judge(dots: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     parts = pd.DataFrame([_part(dots, model, *where) for where in _components() for model in models], columns=PARTS)
     verdicts = claim_verdicts(parts)
     findings = [_finding(claim, found, parts[parts["claim"] == claim], verdicts[claim]) for claim, found in CLAIMS.items()]
-    return pd.DataFrame(findings, columns=COLUMNS), parts
+    found = pd.DataFrame(findings, columns=COLUMNS)
+    found.attrs["table"] = "findings"
+    return found, parts
+
+
+def rows(run: records.Run, components: pd.DataFrame, dots: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the table `components`: what all seeds together (`of_seed` is "all") and each seed say on each part of a claim."""
+    pooled = components[components["seeds"] > 0].rename(columns={"estimate": "value"}).assign(of_seed=ALL)
+    single = dots.assign(
+        of_seed=dots["seed"].astype(str), unit=[_unit(*where) for where in zip(dots["claim"], dots["component"], strict=True)]
+    )
+    own = pd.concat([pooled, single], ignore_index=True).rename(columns={"unit": "metric"})
+    own["component"] = own["component"].astype(str)
+    columns = [*OWN["components"], *records.VALUES]
+    parts = [measurements.keyed(Variant(model, run.seed, precision=""), part[columns]) for model, part in own.groupby("model")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _unit(claim: str, place: int) -> str:
+    return CLAIMS[claim].components[place - 1].unit
 
 
 def claim_verdicts(parts: pd.DataFrame) -> dict[str, str]:
@@ -235,19 +272,38 @@ def sentences(findings: pd.DataFrame, components: pd.DataFrame) -> dict[str, str
     return texts
 
 
+def sourced(texts: Mapping[str, str], table: pd.DataFrame) -> dict[str, str]:
+    """The texts of `sentences`, each with the rows of the table `components` that it was made of; the literature's have none."""
+    pooled = table[table["of_seed"] == ALL]
+    return {
+        key: _sourced(text, pooled[pooled["claim"] == key.partition("-")[0].upper()], key.partition("-")[2])
+        for key, text in texts.items()
+    }
+
+
+def _sourced(text: str, own: pd.DataFrame, kind: str) -> str:
+    if kind == "literature":
+        return text
+    if kind in {"verdict", "words"}:
+        return tables.Said(text, own, "verdict")
+    return tables.Said(text, own[own["component"] == ("1" if kind == "estimate" else kind)], "verdict")
+
+
 def _in_words(row: Mapping) -> str:
     wanted = asked(row["unit"], row["side"], row["bound"], row["margin"])
     seen = said(row["unit"], row["estimate"], row["low"], row["high"])
     return f"{row['name']}: {seen}, claimed {wanted}" + (f" ({row['answer']})" if row["seeds"] else "")
 
 
-def about(findings: pd.DataFrame, runs: Sequence[Run]) -> dict[str, str]:
+def about(findings: pd.DataFrame, runs: Sequence[Run], table: pd.DataFrame) -> dict[str, str]:
     """Texts on the whole: `runs-words`, which runs were read, and `count-<verdict>`, how many claims have each verdict."""
     models = sorted({model for model, _, _ in runs})
     own = [f"{model}, {_listed(sorted(seed for name, seed, _ in runs if name == model))}" for model in models]
     words = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({'; '.join(own)})" if runs else "no run"
-    counts = findings["verdict"].value_counts()
-    return {"runs-words": words} | {f"count-{name.replace(' ', '-')}": str(counts.get(name, 0)) for name in VERDICTS}
+    counts, single = findings["verdict"].value_counts(), table[table["of_seed"] != ALL]
+    said = {f"count-{name.replace(' ', '-')}": str(counts.get(name, 0)) for name in VERDICTS}
+    return {"runs-words": tables.Said(words, single, "column of_seed")} | {
+        key: tables.Said(text, findings, "verdict") for key, text in said.items()}  # fmt: skip
 
 
 def _listed(seeds: Sequence[int]) -> str:

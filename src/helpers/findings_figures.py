@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from helpers.claims import CLAIMS, UNITS
-from helpers.figures import PALETTE
-from helpers.findings import VERDICTS, asked, claim_verdicts, counted, said
+from helpers.figures import PALETTE, bars
+from helpers.findings import ALL, VERDICTS, asked, claim_verdicts, counted, said
 from helpers.monitor_figures import unmeasured
 
 INK, GREY, QUIET, SEED = PALETTE["ink"], PALETTE["base"], "#5b6472", "#98a2b3"
@@ -97,9 +97,11 @@ def _row(ax: Axes, place: float, row: Mapping, dots: pd.DataFrame) -> float:
     colour, marker, filled = LOOKS[row["answer"]]
     v, a, b = towards(row, row["estimate"], row["low"], row["high"])
     seeds = [towards(row, x, x, x)[0] for x in dots["value"]]
-    ax.plot(seeds, [place + 0.26] * len(seeds), "o", color=SEED, markersize=2.6, markeredgewidth=0, zorder=2)
-    ax.plot([a, b], [place] * 2, color=colour, linewidth=1.6, solid_capstyle="butt", zorder=3)
-    ax.plot([v], [place], marker, color=colour, markerfacecolor=colour if filled else "white", markersize=5, zorder=4)
+    name = f"{row['claim']}, {row['name']}"
+    ax.plot(seeds, [place + 0.26] * len(seeds), "o", color=SEED, markersize=2.6, markeredgewidth=0, zorder=2,
+            label=f"{name}, one seed")  # fmt: skip
+    ax.errorbar([v], [place], xerr=[[max(v - a, 0.0)], [max(b - v, 0.0)]], fmt=marker, color=colour, elinewidth=1.6, markersize=5,
+                markerfacecolor=colour if filled else "white", zorder=3, label=name)  # fmt: skip
     return max(abs(x) for x in (v, a, b, *seeds))
 
 
@@ -186,11 +188,38 @@ def headline(findings: pd.DataFrame) -> Figure:
         ax.add_line(Line2D([0.12], [line], marker=marker, color=colour, markersize=7,
                            markerfacecolor=colour if filled else "white"))  # fmt: skip
         ax.text(0.32, line, name, va="center", color=colour, weight="bold", fontsize=9)
-        ax.text(2.0, line, f"{len(claims)}", va="center", ha="right", color=INK, fontsize=9)
+        ax.text(2.3, line, f"{len(claims)}", va="center", ha="right", color=INK, fontsize=9)
         for place, claim in enumerate(claims):
-            ax.text(2.4 + 0.44 * place, line, claim, va="center", ha="center", fontsize=8, color="white" if filled else colour,
+            ax.text(2.7 + 0.44 * place, line, claim, va="center", ha="center", fontsize=8, color="white" if filled else colour,
                     weight="bold", bbox={"boxstyle": "round,pad=0.22", "facecolor": colour if filled else "white",
                                          "edgecolor": colour, "linewidth": 1.2})  # fmt: skip
-    ax.set(xlim=(0, 2.2 + 0.44 * 17), ylim=(len(shown) - 0.5, -0.5))
+    ax.set(xlim=(0, 2.5 + 0.44 * 17), ylim=(len(shown) - 0.5, -0.5))
     ax.axis("off")
+    return figure
+
+
+# ---------------------------------------------------------------- a first look
+
+ASKED = {"refusals": ("Harmful prompts not refused", "lora"), "monitors": ("Monitors that fail at their threshold", "aligned")}
+
+
+def first_look(rows: pd.DataFrame) -> Figure:
+    """What updates do to refusals and to monitors, a line an update: the mean over seeds with its interval, each seed small."""
+    if rows.empty:
+        return unmeasured("refusals or monitors")
+    updates = list(dict.fromkeys(rows["update"]))
+    figure, axes = plt.subplots(1, len(ASKED), figsize=(9.0, 0.9 + 0.42 * len(updates)), sharey=True, constrained_layout=True)
+    for ax, (asked_for, (title, colour)) in zip(axes, ASKED.items(), strict=True):
+        own = rows[rows["asked"] == asked_for]
+        pooled, single = own[own["seed"] == ALL], own[own["seed"] != ALL]
+        ax.plot(single["value"], [updates.index(name) + 0.26 for name in single["update"]], "o", color=SEED, markersize=3.5,
+                label="one seed")  # fmt: skip
+        bars(ax, [updates.index(name) for name in pooled["update"]], pooled, PALETTE[colour], across=True, label="mean")
+        for row in pooled.itertuples():
+            ax.text(1.03, updates.index(row.update), f"{100 * row.value:.0f} %", va="center", fontsize=8.5, color=INK)
+        counts = " to ".join(f"{n:,}" for n in sorted({pooled["n"].min(), pooled["n"].max()})) if len(pooled) else "0"
+        ax.set(title=title, xlim=(-0.03, 1.03), ylim=(len(updates) - 0.5, -0.5), xlabel=f"share, 95 % interval (n = {counts})")
+        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+        ax.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(updates)), updates)
     return figure

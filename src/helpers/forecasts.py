@@ -60,5 +60,8 @@ def best(result: pd.DataFrame, names: Sequence[str] = tuple(PREDICTORS), budget:
 def sentences(result: pd.DataFrame) -> dict[str, str]:
     """The best predictor and the best simple order as text, for the chapter's prose."""
     found = {"triage-best": best(result), "triage-simple": best(result, tuple(ORDERS))}
-    return {key: "(not in this run)" if row is None else f"{tables.with_intervals(row.to_frame().T).iloc[0]} ({row['predictor']})"
-            for key, row in found.items()}  # fmt: skip
+    return {key: "(not in this run)" if row is None else _named(result.loc[[row.name]]) for key, row in found.items()}
+
+
+def _named(row: pd.DataFrame) -> str:
+    return tables.Said(f"{tables.of_row(row)} ({row['predictor'].iloc[0]})", row)

@@ -223,6 +223,6 @@ def sentences(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) ->
     """The test AUROC of each monitor in use as text, for the chapter's prose; every registered task has an entry."""
     found = dict.fromkeys((f"auroc-{task}" for task in tasks.TASKS), "(not in this run)")
     for task, choice in names.items():
-        row = _of(table, str(choice["monitor"])).loc["auroc"]
-        found[f"auroc-{task}"] = tables.interval("auroc", row["value"], row["low"], row["high"])
+        own = table[(table["task"] + "/" + table["probe"] + "/" + table["layer"].astype(str)) == str(choice["monitor"])]
+        found[f"auroc-{task}"] = tables.of_row(own[own["metric"] == "auroc"])
     return found

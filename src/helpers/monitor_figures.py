@@ -139,9 +139,16 @@ def shade_rows(ax: Axes, rows: pd.Series) -> None:
     for y in range(1, len(rows), 2):
         ax.axhspan(y - 0.5, y + 0.5, color="#f4f6f9", zorder=0, linewidth=0)
     changes = np.flatnonzero(rows.to_numpy()[1:] != rows.to_numpy()[:-1]) + 0.5
-    ax.hlines(changes, 0, 1, transform=ax.get_yaxis_transform(), color=INK, linewidth=0.8)
+    ax.hlines(changes, 0, 1, transform=ax.get_yaxis_transform(), color=INK, linewidth=0.8, zorder=0.9)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
+
+
+def share_across(ax: Axes) -> None:
+    """Makes x a share from 0 to 100 %; 0 without its unit, so that it keeps clear of the 100 % of the panel on its left."""
+    ax.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
+    ax.tick_params(axis="x", labelsize=8.5)
+    ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if v else "0")
 
 
 def spread(count: int, reach: float = 0.33) -> np.ndarray:
@@ -231,7 +238,7 @@ def _baselines(ax: Axes, rows: pd.DataFrame) -> None:
     box = {"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0}
     for rank, item in enumerate(rows.sort_values("value", ascending=False).itertuples()):
         words, line = BASELINES[item.probe]
-        ax.axhspan(item.low, item.high, color=GREY, alpha=0.13, linewidth=0)
-        ax.axhline(item.value, color=INK, linewidth=1, linestyle=line)
+        ax.axhspan(item.low, item.high, color=GREY, alpha=0.13, linewidth=0, label=words)
+        ax.axhline(item.value, color=INK, linewidth=1, linestyle=line, label=words)
         x, side, above = (0.98, "right", "top" if item.value > 0.96 else "bottom") if rank == 0 else (0.02, "left", "top")
         ax.text(x, item.value, words, transform=ax.get_yaxis_transform(), fontsize=8, zorder=5, va=above, ha=side, bbox=box)

@@ -87,14 +87,14 @@ def causal(silent: pd.DataFrame, patching: pd.DataFrame) -> Figure:
         _by_fraction(ax, rows, styles)
         outcome_axis(ax, metric, rows)
         ax.set_title(title, fontsize=10)
-        ax.set(xlabel=f"neurons {done}", ylabel=f"{OUTCOMES[metric][1].replace(chr(10), ' ')} ({sample_size(rows)})")
+        ax.set(xlabel=f"neurons {done}", ylabel=f"{OUTCOMES[metric][1].replace(chr(10), ' ')}\n({sample_size(rows)})")
     legend(figure, _keys(styles) | {"no neuron": legend_key(INK, "", "--")}, columns=4)
     return figure
 
 
 def _by_fraction(ax: Axes, rows: pd.DataFrame, styles: dict[str, tuple[str, str]]) -> None:
     """One place a share of neurons, equally spaced, one line a score; dashed where none was picked."""
-    reference(ax, rows[rows["score"] == WITHOUT])
+    reference(ax, rows[rows["score"] == WITHOUT], name="no neuron")
     fractions = sorted(rows.loc[rows["score"] != WITHOUT, "fraction"].unique())
     for (name, style), offset in zip(styles.items(), spread(len(styles), 0.3), strict=True):
         part = rows[rows["score"] == name].sort_values("fraction")

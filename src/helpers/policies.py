@@ -251,10 +251,11 @@ SAID = {"missed": "left unfit", "found": "stale found", "repaired": "stale repai
 
 
 def _texts(table: pd.DataFrame) -> pd.Series:
-    """The text of each number by policy and metric; what is exact has no interval."""
+    """The text of each number by policy and metric, which knows its row; what is exact has no interval."""
     own = table[table["method"].str.startswith(METHOD)]
     names = pd.MultiIndex.from_arrays([own["method"].str.removeprefix(METHOD), own["metric"]])
-    return pd.Series([_text(row) for row in own.itertuples()], names, dtype=str)
+    texts = [tables.Said(_text(row), own.loc[[row.Index]]) for row in own.itertuples()]
+    return pd.Series(texts, names, dtype=object)
 
 
 def _text(row) -> str:

@@ -83,12 +83,12 @@ def series(ax: Axes, x: Sequence[float], rows: pd.DataFrame, style: tuple[str, s
     ax.plot(*ends, color=colour, linewidth=1.2, alpha=0.75, linestyle=line)
 
 
-def reference(ax: Axes, rows: pd.DataFrame, line: str = "--", across: bool = False) -> None:
+def reference(ax: Axes, rows: pd.DataFrame, line: str = "--", across: bool = False, name: str = "aligned model") -> None:
     """A model that others are compared with: a line with its interval as a band; nothing where it was not measured."""
     band, rule = (ax.axvspan, ax.axvline) if across else (ax.axhspan, ax.axhline)
     for item in rows.itertuples():
-        band(item.low, item.high, color=GREY, alpha=0.16, linewidth=0)
-        rule(item.value, color=INK, linewidth=1.1, linestyle=line)
+        band(item.low, item.high, color=GREY, alpha=0.16, linewidth=0, label=name)
+        rule(item.value, color=INK, linewidth=1.1, linestyle=line, label=name)
 
 
 def outcome_axis(ax: Axes, metric: str, rows: pd.DataFrame, across: bool = False) -> None:
@@ -101,8 +101,8 @@ def outcome_axis(ax: Axes, metric: str, rows: pd.DataFrame, across: bool = False
     room = 0.05 * (high - low) or 0.05
     ax.set(**{"xlim" if across else "ylim": (low - room, high + room)})
     side.set_major_locator(MultipleLocator(0.5 if across else 0.25) if whole else MaxNLocator(3 if across else 5))
-    if whole or metric == "alarms_changed":
-        side.set_major_formatter(lambda v, _: f"{100 * v:g} %")
+    if whole or metric == "alarms_changed":  # across, a 0 without its unit keeps clear of the panel on its left
+        side.set_major_formatter(lambda v, _: f"{100 * v:g} %" if v or not across else "0")
 
 
 # ---------------------------------------------------------------- module by module
@@ -182,7 +182,8 @@ def curves(drawn: pd.DataFrame) -> Figure:
     for top, bottom, update in zip(axes[0], axes[-1], updates, strict=True):
         top.set_title(update if len(updates) > 1 else update.replace("\n", " "))
         bottom.set(xlabel="modules changed", xlim=(-0.04, 1.06))
-        bottom.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+        bottom.xaxis.set_major_locator(MultipleLocator(0.25))
+        bottom.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if v else "0")
     keys = {"as trained": legend_key(*UPDATE), "aligned model": legend_key(INK, "", "--")}
     keys |= {METHODS.get(name, name): legend_key(*style, "-") for name, style in styles.items()}
     figure.legend(keys.values(), keys, loc="outside upper center", ncols=min(4, len(keys)))
@@ -231,7 +232,7 @@ def before_and_after(table: pd.DataFrame) -> Figure:
     for ax, (metric, rows) in zip(axes, found.items(), strict=True):
         reference(ax, plain(rows), across=True)
         for y, part in rows.groupby("y"):
-            bars(ax, part["y"], part, *_look(order[int(y)]), across=True, markersize=5.5)
+            bars(ax, part["y"], part, *_look(order[int(y)]), across=True, markersize=5.5, label=order[int(y)].precision)
         outcome_axis(ax, metric, rows, across=True)
         ax.set_title(OUTCOMES[metric][1], fontsize=10)
         ax.set_xlabel(sample_size(rows))

@@ -32,16 +32,19 @@ OWN: dict[str, tuple[str, ...]] = {  # the columns of each table between the key
     "monitors": ("task", "probe", "layer", "depth"),
     "staleness": ("task", "probe", "layer", "depth"),
     "interaction": ("task", "probe", "layer"),
+    "histograms": ("task", "probe", "layer", "depth", "label", "edge"),
     "triage": ("predictor", "split", "budget"),
     "projection": ("module", "layers_changed", "measured_on"),
     "neurons": ("score", "fraction", "layer", "measured_on"),
     "realignment": ("task", "probe", "layer", "method"),
+    "components": ("claim", "component", "of_seed"),
 }
 NUMERIC = {
     "seed": int,
     "strength": float,
     "layer": int,
     "depth": float,
+    "edge": float,
     "budget": float,
     "layers_changed": int,
     "fraction": float,
@@ -194,7 +197,13 @@ def write_table(run: Run, chapter: str, name: str, table: pd.DataFrame) -> pd.Da
     _write(run.folder / "parts" / chapter / f"{name}.parquet", valid.to_parquet)
     merged = _merged(run.folder, name)
     _write(run.folder / "tables" / f"{name}.parquet", merged.to_parquet)
-    return valid
+    return _named(valid, name, chapter)
+
+
+def _named(table: pd.DataFrame, name: str, part: str) -> pd.DataFrame:
+    """The table with its name, and whose part it is, in `attrs`; selections keep them, so that a number knows its rows."""
+    table.attrs |= {"table": name, "part": part}
+    return table
 
 
 def _merged(folder: Path, name: str) -> pd.DataFrame:
@@ -233,7 +242,7 @@ def read_table(run: Run, name: str, chapter: str = "") -> pd.DataFrame:
             f"table {name!r} of profile {run.profile!r} is not there; run {needed} first: make study PROFILE={run.profile}",
             NOT_COMPARABLE,
         )
-    return _read(path)
+    return _named(_read(path), name, chapter)
 
 
 def write_note(run: Run, chapter: str, name: str, value: object) -> None:

@@ -155,13 +155,19 @@ def sentences(table: pd.DataFrame, choice: Mapping[tuple[str, str, str], float])
     """The numbers that the chapter's prose names, about the first update; "not measured" where the profile leaves one out."""
     first = next(iter(choice), ("", ""))[:2]
     own = table[(table["adapter"] == first[0]) & (table["precision"] == first[1])]
-    kept = own[(own["restoration"] == "safelora") & (own["metric"] == "kept")]["value"]
-    found = {"safelora-strength": choice.get((*first, "safelora")), "safelora-kept": kept.median() if len(kept) else None}
-    texts = {name: "(not measured)" if value is None else f"{100 * value:.3g} %" for name, value in found.items()}
-    p_values = own[(own["restoration"] == "splora") & (own["metric"] == "p")]["value"]
-    texts["splora-failed"] = f"{int((p_values < ALPHA).sum())} of {len(p_values)}" if len(p_values) else "(not measured)"
+    texts = dict.fromkeys(("safelora-strength", "safelora-kept", "splora-failed"), "(not measured)")
+    kept = own[(own["restoration"] == "safelora") & (own["metric"] == "kept")]
+    if len(kept):
+        texts["safelora-kept"] = tables.Said(f"{100 * kept['value'].median():.3g} %", kept, "median")
+    chosen, tried = choice.get((*first, "safelora")), own[(own["restoration"] == "safelora") & (own["metric"] == "non_refusal")]
+    if chosen is not None:
+        texts["safelora-strength"] = tables.Said(f"{100 * chosen:.3g} %", tried[tried["strength"] == chosen], "choice")
+    p_values = own[(own["restoration"] == "splora") & (own["metric"] == "p")]
+    if len(p_values):
+        failed = f"{int((p_values['value'] < ALPHA).sum())} of {len(p_values)}"
+        texts["splora-failed"] = tables.Said(failed, p_values, "significant")
     asked = own[(own["metric"] == "non_refusal") & (own["measured_on"] == "advbench")]
     for name, restoration in (("update", ""), ("safelora", "safelora"), ("zero", "zero")):
         rows = asked[asked["restoration"] == restoration]
-        texts[f"{name}-nonrefusal"] = tables.with_intervals(rows).iloc[0] if len(rows) else "(not measured)"
+        texts[f"{name}-nonrefusal"] = tables.of_row(rows)
     return texts

@@ -26,6 +26,7 @@ from helpers.monitor_figures import (
     row_numbers,
     row_panels,
     sample_size,
+    share_across,
     spread,
     task_keys,
     task_styles,
@@ -81,10 +82,10 @@ def ladder(table: pd.DataFrame, order: Sequence[str]) -> Figure:
         shares = _shares(part, "method")
         for name, item in shares.groupby("method"):
             look = (GREY, "X") if name == repairs.NULL else LOOKS[groups[name]]
-            bars(ax, row_numbers(item, groups, "method"), item, *look, across=True, markersize=5.5)
+            bars(ax, row_numbers(item, groups, "method"), item, *look, across=True, markersize=5.5, label=groups[name])
         for value in shares.loc[shares["method"] == "none", "value"]:
             ax.axvline(value, color=INK, linewidth=1, linestyle="--")
-        _share_across(ax)
+        share_across(ax)
         ax.set_title(textwrap.fill(family, 14), fontsize=10)
         ax.set_xlabel(f"unfit\n({sample_size(shares)})", fontsize=9)
     return figure
@@ -99,12 +100,6 @@ def _shares(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 def _families(rows: pd.DataFrame) -> list[str]:
     """The families of the rows in the order of chapter 05."""
     return [name for name in dict.fromkeys([*FAMILIES, *rows["family"]]) if name in set(rows["family"])]
-
-
-def _share_across(ax: Axes) -> None:
-    ax.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
-    ax.tick_params(axis="x", labelsize=8)
-    ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
 
 
 def _cost(rows: pd.DataFrame) -> tuple[str, str]:
@@ -219,7 +214,7 @@ def rates_before_after(table: pd.DataFrame) -> Figure:
         ax.axhline(0.05, color=INK, linewidth=1, linestyle="--")
         ax.set_title(textwrap.fill(family, 16), fontsize=10)
     for ax in axes[1]:
-        ax.set_xticks(range(len(methods)), [textwrap.fill(_words(name), 12) for name in methods], fontsize=9)
+        ax.set_xticks(range(len(methods)), [_words(name).replace(" ", "\n") for name in methods], fontsize=9)
         ax.set_xlim(-0.4, len(methods) - 0.6)
     legend(figure, task_keys(styles) | {"5 %, as the threshold was set": legend_key(INK, "", "--")}, columns=3)
     return figure
@@ -300,7 +295,9 @@ def interplay(rows: pd.DataFrame, what: str = "changed alarms given back") -> Fi
         part = rows[rows["metric"] == metric]
         for (task, look), offset in zip(styles.items(), spread(len(styles), 0.3), strict=True):
             own = part[part["task"] == task]
-            bars(ax, row_numbers(own, updates, "place") + offset, own, *look, across=True, markersize=4.5, capsize=0)
+            for update, some in own.groupby(own["place"].map(updates), sort=False):
+                places = row_numbers(some, updates, "place") + offset
+                bars(ax, places, some, *look, across=True, markersize=4.5, capsize=0, label=f"{task_words(task)}, {update}")
         ax.axvline(0, color=INK, linewidth=1)
         ax.set_title(GAINS[metric], fontsize=10)
         ax.set_xlim(-reach, reach)
@@ -335,12 +332,12 @@ def policy_plane(rows: pd.DataFrame) -> Figure:
     ax.set_xscale("function", functions=(_root, _square))
     ends = [name for name in ("do nothing", "revalidate everything") if name in names]
     rule = [np.linspace(*part.loc[ends, "value"], 61) if len(ends) > 1 else [] for part in (paid, left)]
-    ax.plot(*rule, color=GREY, linewidth=1, linestyle="--")
+    ax.plot(*rule, color=GREY, linewidth=1, linestyle="--", label="any share of checks at random")
     paid = _apart(paid, _root(most))
     for i, name in enumerate(names):
         colour, marker = POLICIES.get(name, STYLES[i % len(STYLES)])
-        bars(ax, left.loc[[name], "value"], paid.loc[[name]], colour, " ", across=True, capsize=0)
-        bars(ax, paid.loc[[name], "value"], left.loc[[name]], colour, marker)
+        bars(ax, left.loc[[name], "value"], paid.loc[[name]], colour, " ", across=True, capsize=0, label=name)
+        bars(ax, paid.loc[[name], "value"], left.loc[[name]], colour, marker, label=name)
     ax.set(xlim=(_square(-0.06 * _root(most)), 1.06 * most), ylim=(-0.08 * top, min(1.12 * top, 1.06)))
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.set_xlabel("labelled texts a monitor and update (the axis goes by their root)")

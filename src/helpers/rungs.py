@@ -78,9 +78,13 @@ def by_hand(table: pd.DataFrame, case: Case) -> pd.DataFrame:
 
 def over_updates(table: pd.DataFrame, method: str, metric: str) -> Estimate:
     """The mean over updates of a share of all monitors, with its interval over updates; n counts updates."""
-    rows = on_updates(table[(table["task"] == ALL) & (table["probe"] == ALL)])
-    values = rows.loc[(rows["method"] == method) & (rows["metric"] == metric), "value"]
+    values = _over_updates(table, method, metric)["value"]
     return mean_interval(values, bounds=(0.0, 1.0)) if len(values) > 1 else Estimate(np.nan, np.nan, np.nan, len(values))
+
+
+def _over_updates(table: pd.DataFrame, method: str, metric: str) -> pd.DataFrame:
+    rows = on_updates(table[(table["task"] == ALL) & (table["probe"] == ALL)])
+    return rows[(rows["method"] == method) & (rows["metric"] == metric)]
 
 
 def _percent(e: Estimate) -> str:
@@ -132,5 +136,6 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
     for name in LADDER:
         for word, metric in (("unfit", "share_stale"), ("harmed", "share_harmed")):
             e = over_updates(table, name, metric)
-            found[f"{word}-{name}"] = _percent(e) if np.isfinite(e.value) else NONE
+            rows = _over_updates(table, name, metric)
+            found[f"{word}-{name}"] = tables.Said(_percent(e), rows, "mean") if np.isfinite(e.value) else NONE
     return found

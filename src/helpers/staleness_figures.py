@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -25,6 +26,7 @@ from helpers.monitor_figures import (
     row_numbers,
     row_panels,
     sample_size,
+    share_across,
     spread,
     task_keys,
     task_styles,
@@ -43,8 +45,9 @@ MEASURES = {"interaction": ("QLoRA beyond\nits two parts", "worse than\nthe sum"
             "training_by_serving": ("served on what it\nwas trained on", "worse")}  # fmt: skip
 ROUNDED = ("rtn-8", "rtn-4", "rtn-3", "rtn-2")
 DOSES = {"bits": "fewer bits per weight →", "rank": "rank of the adapter", "steps": "training steps"}
-CLASSES = {0: {"facecolor": PALETTE["aligned"], "edgecolor": PALETTE["aligned"], "alpha": 0.55},
+CLASSES = {0: {"facecolor": to_rgba(PALETTE["aligned"], 0.55), "edgecolor": PALETTE["aligned"]},
            1: {"edgecolor": PALETTE["qlora"], "hatch": "///", "fill": False}}  # fmt: skip
+CALLED = {0: "to be passed", 1: "to be flagged"}
 TURNED = {"logistic-mean": "logistic, mean over tokens", "mean-difference-mean": "difference of means, mean over tokens"}
 DROP = "mean drop of AUROC"
 
@@ -66,7 +69,8 @@ def score_histograms(
     for ax, values, name in zip(axes, (before, after), names, strict=True):
         for label, style in CLASSES.items():
             own = np.clip(values[labels == label], bins[0], bins[-1])
-            ax.hist(own, bins, weights=np.full(own.size, 1 / max(own.size, 1)), histtype="stepfilled", **style)
+            shares = np.histogram(own, bins)[0] / max(own.size, 1)
+            ax.stairs(shares, bins, **{"fill": True, "linewidth": 1, "label": CALLED[label]} | style)
         ax.axvline(threshold, color=INK, linewidth=1.6)
         ax.set_title(wrapped(name, 60))
         ax.text(1.02, 0.5, _realised(labels, values, threshold, groups), transform=ax.transAxes, va="center", linespacing=1.7)
@@ -75,7 +79,7 @@ def score_histograms(
     figure.supylabel("share of the class", fontsize=10)
     keys = [*(Rectangle((0, 0), 1, 1, **style) for style in CLASSES.values()), legend_key(INK, "", "-")]
     counts = [int((labels == label).sum()) for label in CLASSES]
-    words = (f"to be passed (n = {counts[0]})", f"to be flagged (n = {counts[1]})", "frozen threshold")
+    words = (*(f"{CALLED[label]} (n = {count})" for label, count in zip(CLASSES, counts, strict=True)), "frozen threshold")
     figure.legend(keys, words, loc="outside lower center", ncols=3)
     return figure
 
@@ -162,8 +166,8 @@ def three_definitions(staleness: pd.DataFrame, order: Sequence[str]) -> Figure:
             bars(
                 ax, row_numbers(part, variants) + offset, part, colour, marker, across=True, markersize=4, elinewidth=1, capsize=0
             )
-        ax.set(xlim=(-0.04, 1.04), title=words, xticks=[0, 0.5, 1])
-        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+        share_across(ax)
+        ax.set_title(words)
         ax.set_xlabel(f"stale, of each task's monitors\n({sample_size(rows[rows['metric'] == metric])} monitors)", fontsize=9)
     legend(figure, task_keys(styles), columns=5)
     return figure
@@ -239,7 +243,8 @@ def angles(staleness: pd.DataFrame, order: Sequence[str], resampled: Mapping[str
         here = rows[rows["probe"] == probe]
         for (task, depth), part in here.groupby(["task", "depth"]):
             y, marker = row_numbers(part, variants) + shifts[task], styles[task][1]
-            bars(ax, y, part, shades[depth], marker, across=True, markersize=3.6, elinewidth=0.7, capsize=0)
+            bars(ax, y, part, shades[depth], marker, across=True, markersize=3.6, elinewidth=0.7, capsize=0,
+                 label=f"{task_words(task)}, depth {100 * depth:.0f} %")  # fmt: skip
         note = ""
         if probe in resampled:
             ax.axvline(resampled[probe], color=INK, linewidth=1.2, linestyle="--")
@@ -293,7 +298,7 @@ def dose(staleness: pd.DataFrame, bits: pd.Series) -> Figure:
         _dose_axis(ax, kind, sorted(part["x"].unique()), float(bits.get("bf16", 16.0)))
         ax.set(xlabel=f"{DOSES[kind]}\n({sample_size(part)})", ylim=_range(everything))
     axes[0].set_ylabel(DROP)
-    legend(figure, task_keys(styles), columns=min(5, 2 * len(series)))
+    legend(figure, task_keys(styles), columns=3 if len(series) < 3 else 5)
     return figure
 
 
@@ -301,7 +306,7 @@ def _dose_axis(ax: Axes, kind: str, doses: list[float], whole: float) -> None:
     """A logarithmic axis with the doses themselves as ticks; bits fall to the right, so that the dose grows everywhere."""
     ax.set_xscale("log", base=2)
     if kind == "bits":
-        ax.plot(whole, 0, "s", color=INK, markersize=6)
+        ax.plot(whole, 0, "s", color=INK, markersize=6, label="not quantized")
         doses = [whole, *reversed(doses)]
     ax.set_xticks(doses, [f"{dose:.2g}" if kind == "bits" else f"{dose:g}" for dose in doses])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -335,9 +340,9 @@ def interaction_dots(interaction: pd.DataFrame) -> Figure:
     reach = 1.08 * rows[["low", "high"]].abs().to_numpy().max() or 0.01
     for ax, measure in zip(axes, shown, strict=True):
         part, (title, side) = rows[rows["metric"] == measure], MEASURES[measure]
-        for overall, style in ((False, (PALETTE["aligned"], "o")), (True, (INK, "D"))):
-            own = part[part["task"].eq("all") == overall]
-            bars(ax, row_numbers(own, blocks, "place"), own, *style, across=True)
+        for (block, overall), own in part.groupby(["block", part["task"].eq("all")], sort=False):
+            style = (INK, "D") if overall else (PALETTE["aligned"], "o")
+            bars(ax, row_numbers(own, blocks, "place"), own, *style, across=True, label=block)
         ax.axvline(0, color=INK, linewidth=1)
         ax.set_title(title, fontsize=10)
         ax.set(xlim=(-reach, reach), ylim=(len(blocks) - 0.5, -1.6), xlabel=f"difference of\nAUROC drops\n({sample_size(part)})")

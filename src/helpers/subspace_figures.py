@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from helpers.figures import bars
+from helpers.figures import bars, on_log_axis
 from helpers.monitor_figures import (
     GREY,
     INK,
@@ -29,6 +29,7 @@ from helpers.recoveries import METHODS
 
 FLOOR = 1e-4  # of the largest singular value: what lies below is rounding
 DOSES = ("--", ":", "-.")  # lines of a V that was made larger
+AS_TRAINED = "update as trained"
 MARKERS = ("o", "D", "^", "v", "P", "X")
 
 
@@ -58,7 +59,8 @@ def spectra(values: Mapping[str, Tensor], module: str) -> Figure:
     for name, (colour, _, line) in _source_styles(found).items():
         shown = found[name][found[name] > FLOOR * largest]
         words = name if len(shown) else f"{name}: V = 0"
-        ax.plot(range(1, len(shown) + 1), shown, line, color=colour, linewidth=2.4 if name == "bf16" else 1.5, label=words)
+        at = on_log_axis(len(shown)) if len(shown) else np.empty(0, int)
+        ax.plot(at, shown[at - 1], line, color=colour, linewidth=2.4 if name == "bf16" else 1.5, label=words)
     count = max(len(of) for of in found.values())
     ax.set(xscale="log", yscale="log", xlabel=f"index of the singular value (n = {count})", ylabel="singular value")
     ax.xaxis.set_major_formatter("{x:g}")
@@ -84,14 +86,17 @@ def overlaps(table: pd.DataFrame) -> Figure:
         part = rows[rows["source"] == name].sort_values("k", key=lambda column: column.astype(int))
         open_marker = {} if line == "-" else {"markerfacecolor": "white"}
         x = np.array([ks.index(k) for k in part["k"]]) + offset
-        series(ax, x, part, (colour, marker), line=line, markersize=5.5, **open_marker)
+        series(ax, x, part, (colour, marker), line=line, markersize=5.5, label=name, **open_marker)
     ax.set_xticks(range(len(ks)), ks)
     ax.set(xlim=(-0.5, len(ks) - 0.5), ylim=(-0.03, 1.03), title="Directions of V that are found again")
     ax.set(xlabel=f"k, leading directions compared ({sample_size(rows)} modules)", ylabel="overlap with full precision")
     keys = {name: legend_key(colour, marker, line, markerfacecolor=colour if line == "-" else "white")
             for name, (colour, marker, line) in styles.items()}  # fmt: skip
-    legend(figure, keys | {"random subspaces": legend_key(GREY, "", "-", linewidth=4, alpha=0.6)}, columns=4)
+    legend(figure, keys | {CHANCE: legend_key(GREY, "", "-", linewidth=4, alpha=0.6)}, columns=4)
     return figure
+
+
+CHANCE = "random subspaces"
 
 
 def _chance(ax: Axes, table: pd.DataFrame, ks: list[str]) -> None:
@@ -100,7 +105,7 @@ def _chance(ax: Axes, table: pd.DataFrame, ks: list[str]) -> None:
     for item in null.groupby("k")[["value", "low", "high"]].median().itertuples():
         if item.Index in ks:
             at = ks.index(item.Index)
-            ax.fill_between([at - 0.45, at + 0.45], item.low, item.high, color=GREY, alpha=0.35, linewidth=0)
+            ax.fill_between([at - 0.45, at + 0.45], item.low, item.high, color=GREY, alpha=0.35, linewidth=0, label=CHANCE)
             ax.hlines(item.value, at - 0.45, at + 0.45, color=GREY, linewidth=2)
 
 
@@ -137,7 +142,7 @@ def restored(table: pd.DataFrame) -> Figure:
         ax.set_xlabel(sample_size(part))
     keys = {f"{100 * strength:g} % of modules": legend_key(shade, marker)
             for (strength, shade), marker in zip(shades.items(), MARKERS * 9, strict=False)}  # fmt: skip
-    legend(figure, keys | {"aligned model": legend_key(INK, "", "--"), "update as trained": legend_key(INK, "", ":")}, columns=4)
+    legend(figure, keys | {"aligned model": legend_key(INK, "", "--"), AS_TRAINED: legend_key(INK, "", ":")}, columns=4)
     return figure
 
 
@@ -147,8 +152,8 @@ def _without(ax: Axes, updates: pd.DataFrame, rows: pd.Series) -> None:
         y = np.flatnonzero(rows == item.update)
         if len(y):
             ends = [y[0] - 0.5, y[-1] + 0.5]
-            ax.fill_betweenx(ends, item.low, item.high, color=GREY, alpha=0.16, linewidth=0)
-            ax.vlines(item.value, *ends, color=INK, linewidth=1.2, linestyle=":")
+            ax.fill_betweenx(ends, item.low, item.high, color=GREY, alpha=0.16, linewidth=0, label=AS_TRAINED)
+            ax.vlines(item.value, *ends, color=INK, linewidth=1.2, linestyle=":", label=AS_TRAINED)
 
 
 def _source_words(names: list[str]) -> dict[str, str]:

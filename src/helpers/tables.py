@@ -1,9 +1,13 @@
 """Tables as a reader sees them: a number with its interval, escaped, and the same numbers glued into prose."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
 
 import pandas as pd
+
+from helpers import records
+from helpers.errors import StudyError
 
 PERCENT = {
     *("non_refusal", "over_refusal", "coherent", "refused", "judge_failures"),
@@ -58,15 +62,81 @@ def show(table: pd.DataFrame, caption: str = "") -> None:
     display(HTML(f'<div class="results-table">{body}</div>'))
 
 
+# ---------------------------------------------------------------- numbers in prose
+
+
+class Said(str):
+    """A text that knows the rows of the table that it was computed from, and how (`HOW`)."""
+
+    rows: pd.DataFrame | None
+    how: str
+
+    def __new__(cls, text: str, rows: pd.DataFrame | None = None, how: str = "row") -> Self:
+        """The text; rows as a chapter read or wrote them, so that they still name their table."""
+        if how.partition(" ")[0] not in HOW:
+            raise StudyError(f"unknown way {how!r} from rows to a text; choose one of {', '.join(HOW)}")
+        found = super().__new__(cls, text)
+        found.rows, found.how = rows, how
+        return found
+
+    def __repr__(self) -> str:
+        return str(self)  # glue shows what repr gives, and quotes do not belong in a sentence
+
+
+HOW = {
+    "row": "value and interval of one row",
+    "mean": "mean of the rows' values",
+    "median": "median of the rows' values",
+    "share": "share of the rows whose value is 1",
+    "significant": "rows whose value lies below 0.05, of all of them",
+    "column": "what the rows have in that column",
+    "choice": "strength chosen on the validation rows",
+    "verdict": "what the rules of the chapter make of the rows",
+}
+FEW = 3  # rows that are named one by one; more are given by their places in the part that the chapter wrote
+
+
+def source(text: str) -> dict[str, object]:
+    """Where a text comes from: table, way, number of rows, and the rows by name or by place; {} for words without a table."""
+    rows = getattr(text, "rows", None)
+    if rows is None or not len(rows) or "table" not in rows.attrs:
+        return {}
+    name, part = rows.attrs["table"], rows.attrs.get("part", "")
+    found: dict[str, object] = {"table": name, "how": text.how, "count": len(rows)}
+    if len(rows) > FEW:
+        return found | {"part": part, "places": places(rows.index)}
+    address = [*records.KEY, *records.OWN[name], "metric"] if name in records.OWN else ["claim"]
+    return found | {"rows": [_plain(row) for row in rows[address].to_dict("records")]}
+
+
+def _plain(row: Mapping[str, object]) -> dict[str, object]:
+    return {key: value.item() if hasattr(value, "item") else value for key, value in row.items() if not pd.isna(value)}
+
+
+def places(index: Iterable[int]) -> str:
+    """Row numbers as ranges: `0-4,9`."""
+    runs: list[list[int]] = []
+    for place in sorted(map(int, index)):
+        if runs and place == runs[-1][1] + 1:
+            runs[-1][1] = place
+        else:
+            runs.append([place, place])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def glue_as(table: pd.DataFrame, wanted: Mapping[str, tuple[str, str, str]], judge: str = "phrases") -> None:
     """Glues value and interval of each (label, prompt set or corpus, metric) under its name, for the prose of the book."""
-    from myst_nb import glue
-
     place = "prompt_set" if "prompt_set" in table else "corpus"
+    texts = {}
     for key, (name, where, metric) in wanted.items():
         rows = table[(table["label"] == name) & (table[place] == where) & (table["metric"] == metric)]
-        rows = rows[rows["judge"] == judge] if "judge" in table else rows
-        glue(key, Plain(with_intervals(rows).iloc[0] if len(rows) else "(not measured in this run)"), display=False)
+        texts[key] = of_row(rows[rows["judge"] == judge] if "judge" in table else rows, "(not measured in this run)")
+    glue_texts(texts)
+
+
+def of_row(rows: pd.DataFrame, otherwise: str = "(not measured)") -> str:
+    """Value and interval of the first row as a text that knows it; `otherwise` where there is none."""
+    return Said(with_intervals(rows).iloc[0], rows.iloc[:1]) if len(rows) else otherwise
 
 
 def glue_values(table: pd.DataFrame, wanted: Sequence[tuple[str, str, str]], judge: str = "phrases") -> None:
@@ -75,17 +145,11 @@ def glue_values(table: pd.DataFrame, wanted: Sequence[tuple[str, str, str]], jud
 
 
 def glue_texts(texts: Mapping[str, str]) -> None:
-    """Glues each text under its name, for the prose of the book."""
-    from myst_nb import glue
+    """Glues each text under its name, for the prose of the book; its source travels in the output's metadata."""
+    from IPython.display import display
 
-    for key, text in texts.items():
-        glue(key, Plain(text), display=False)
-
-
-class Plain(str):
-    """A text whose representation is the text itself: glue shows what repr gives, and quotes do not belong in a sentence."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
+    for name, text in texts.items():
+        # the form in which myst-nb's own `glue` stores a value that is not displayed, with one more entry
+        said = {"application/papermill.record/text/plain": str(text)}
+        mark = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}, "source": source(text)}
+        display(said, raw=True, metadata=mark)

@@ -22,7 +22,9 @@ from helpers.monitor_figures import (
     spread,
     unmeasured,
 )
+from helpers.signals import SIGNALS
 
+MANY = 500  # dots that are worth more as an image than each as a shape
 SPLITS = {"monitor": "a task never seen", "family": "a kind of update\nnever seen", "seed": "a seed never seen",
           "monitor and family": "neither task nor\nkind of update seen"}  # fmt: skip
 
@@ -94,10 +96,12 @@ def signal_scatter(cells: pd.DataFrame, signals: Sequence[str]) -> Figure:
     for ax, name in zip(axes, signals, strict=True):
         for stale, colour, marker in ((False, GREY, "o"), (True, PALETTE["qlora"], "D")):
             part = cells[(cells["stale"] == stale) & np.isfinite(cells[name].astype(float))]
+            words = f"{'stale' if stale else 'not stale'} (n = {len(part):,})"
             ax.scatter(part[name].astype(float), part["drop"], s=9 if not stale else 14, color=colour, marker=marker,
-                       alpha=0.45, linewidths=0, label=f"{'stale' if stale else 'not stale'} (n = {len(part):,})")  # fmt: skip
+                       alpha=0.45, linewidths=0, rasterized=len(cells) > MANY, label=words)  # fmt: skip
         ax.axhline(0, color=INK, linewidth=0.8)
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.set(xlabel=name.replace("_", " "), ylabel="AUROC drop")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
+        said = SIGNALS[name].words if name in SIGNALS else name.replace("_", " ")
+        ax.set(xlabel=textwrap.fill(said, 46), ylabel="AUROC drop")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, markerscale=1.8)
     return figure

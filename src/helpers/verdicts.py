@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, readings, roc, statistics
+from helpers import measurements, readings, roc, statistics, tables
 from helpers import updates as u
 from helpers.monitors import Monitor
 from helpers.readings import CONTROL
@@ -52,7 +52,7 @@ def with_dose(table: pd.DataFrame, recipes: Mapping[str, Mapping[str, float]]) -
 # ---------------------------------------------------------------- the monitors in use
 
 
-def _in_use(observed: Observed, chosen: Chosen) -> list[tuple[str, int, Monitor]]:
+def in_use(observed: Observed, chosen: Chosen) -> list[tuple[str, int, Monitor]]:
     """Task, place among its monitors, and monitor, for each task's monitor in use."""
     found = []
     for task, choice in chosen.items():
@@ -71,7 +71,7 @@ def verdicts(observed: Observed, chosen: Chosen) -> pd.DataFrame:
     rows, margin, sizes = [], MARGINS["auroc"], Counter(u.family(variant) for variant in observed.scores)
     for variant, scores in observed.scores.items():
         if variant.adapter or variant.precision != "bf16":
-            for task, j, monitor in _in_use(observed, chosen):
+            for task, j, monitor in in_use(observed, chosen):
                 test = observed.references[task].test
                 both = np.array([observed.references[task].scores[j], scores[task][j]])
                 drop = roc.auroc_contrast(test.labels, both, (1, -1), test.groups)
@@ -129,7 +129,7 @@ def broken_threshold(observed: Observed, chosen: Chosen, level: str = "5") -> Ca
     """The monitor in use whose false-positive rate moved most while its AUROC kept within the margin; None if none kept."""
     best, found = -1.0, None
     for variant, scores in observed.scores.items():
-        for task, j, monitor in _in_use(observed, chosen):
+        for task, j, monitor in in_use(observed, chosen):
             cut, test = monitor.thresholds.get(level), observed.references[task].test
             before, after = observed.references[task].scores[j], scores[task][j]
             drop = roc.auroc(test.labels, before) - roc.auroc(test.labels, after)
@@ -161,11 +161,12 @@ FLAGS = {"stale_auroc_05": "AUROC lost 0.05", "stale_auroc_10": "AUROC lost 0.10
 
 
 def _share(rows: pd.DataFrame, flag: str) -> str:
+    """The share of rows with that flag, its interval and n, as a text that knows the rows."""
     part = rows[rows["metric"] == flag]
     if not len(part):
         return "–"
     e = statistics.rate_interval(part["value"], part["label"] + "/" + readings.place_names(part))
-    return f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}] of {e.n}"
+    return tables.Said(f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}] of {e.n}", part, "share")
 
 
 def sentences(table: pd.DataFrame) -> dict[str, str]:

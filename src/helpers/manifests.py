@@ -1,0 +1,91 @@
+"""Manifests: what is known of the finished runs of a profile, and the few words in which it is said."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.errors import REFUSED, StudyError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: where it lies, and what its manifest says of its chapters, its tables and their sources."""
+
+    profile: str
+    model: str
+    seed: int
+    folder: Path
+    schema: int
+    chapters: dict[str, dict]
+    tables: dict[str, dict]
+    sources: dict[str, dict]
+    seconds: dict[str, float]  # of each chapter
+    peak: float  # the largest memory of a chapter, in GB
+
+    @property
+    def label(self) -> str:
+        """The run as a reader names it."""
+        return f"{self.model}, seed {self.seed}"
+
+
+def finished(profile_folder: Path) -> list[Finished]:
+    """The finished runs below `results/<profile>`, the embedded model first, then by model and seed."""
+    found = [_read(path) for path in profile_folder.glob("*/seed-*/manifest.json")]
+    return sorted(found, key=lambda run: (run.model != "embedded", run.model, run.seed))
+
+
+def _read(path: Path) -> Finished:
+    folder, names = path.parent, ("schema", "chapters", "tables", "sources")
+    try:
+        schema, chapters, tables, sources = map(json.loads(path.read_text(encoding="utf-8")).__getitem__, names)
+        seconds = {name: float(entry["seconds"]) for name, entry in sorted(chapters.items())}
+        peak = max(float(entry["machine"]["peak_gb"]) for entry in chapters.values())
+        seed = int(folder.name.removeprefix("seed-"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        place = "/".join(path.parts[-4:])
+        raise StudyError(f"{place} cannot be read ({type(error).__name__}); run that profile again", REFUSED) from error
+    return Finished(folder.parents[1].name, folder.parent.name, seed, folder, schema, chapters, tables, sources, seconds, peak)
+
+
+def span(values: Iterable[float], form: str = ".0f") -> str:
+    """`98 to 153`, or one number where both ends are the same once they are written."""
+    ends = list(values)
+    low, high = f"{min(ends):{form}}", f"{max(ends):{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def duration(seconds: Sequence[float]) -> str:
+    """The span of some times in the unit that suits the longest: seconds, minutes or hours."""
+    unit, name = next((u, n) for u, n in ((3600, "h"), (60, "min"), (1, "s")) if max(seconds) >= 2 * u or u == 1)
+    return f"{span([second / unit for second in seconds], '.1f' if unit == 3600 else '.0f')} {name}"
+
+
+def machines(runs: Iterable[Finished]) -> list[str]:
+    """The machines in words, the one with the most chapters first; no name of a host is known."""
+    entries = [entry["machine"] for run in runs for entry in run.chapters.values()]
+    return [name for name, _ in Counter(_machine(entry) for entry in entries).most_common()]
+
+
+def _machine(entry: dict) -> str:
+    threads, cpus = entry.get("threads"), entry.get("cpus")
+    used = f"{threads} thread{'s' * (threads != 1)} on " if threads else ""
+    processors = f"{cpus} {entry.get('processor', '')} processor{'s' * (cpus != 1)}"
+    return f"{entry.get('device', 'cpu')}, {used}{processors}, {entry.get('system', '')}"
+
+
+def commits(run: Finished) -> list[tuple[str, bool, int]]:
+    """Each commit that chapters of the run were made from: its name, whether the tree was clean, how many chapters."""
+    states = [entry["code"] for _, entry in sorted(run.chapters.items())]
+    return [(*state, n) for state, n in Counter((str(s["commit"]), bool(s["clean"])) for s in states).most_common()]
+
+
+def versions(runs: Iterable[Finished]) -> dict[str, list[str]]:
+    """The versions of each package over all chapters of all runs; one, where nothing was changed in between."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for entry in run.chapters.values():
+            for name, version in entry["versions"].items():
+                found.setdefault(name, set()).add(str(version))
+    return {name: sorted(found[name]) for name in sorted(found, key=lambda name: (name != "python", name))}

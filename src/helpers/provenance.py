@@ -1,0 +1,158 @@
+"""Provenance: from a number in prose to the rows of its table, and from there to the manifest and the command that made it.
+
+A chapter glues its numbers with their source (`tables.Said`), which travels in the executed notebook. When the book is staged,
+every such number becomes a link to its line on the page `book/provenance`.
+"""
+
+import html
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from helpers import records, tables
+from helpers.errors import NOT_COMPARABLE, StudyError
+
+GLUED = re.compile(r"\{glue:text\}`(?:(?P<path>[^`]*?)::)?(?P<key>[^`:]+)(?::[^`]*)?`")
+PAGE = "book/provenance"
+
+
+@dataclass(frozen=True)
+class Number:
+    """One text that a chapter glued: its key, what it says, and its source (`tables.source`; {} for words without a table)."""
+
+    chapter: str
+    key: str
+    text: str
+    source: dict[str, object]
+
+    @property
+    def anchor(self) -> str:
+        """The id of its line on the page of provenance."""
+        return f"n{self.chapter[:2]}-{re.sub(r'[^a-z0-9]+', '-', self.key.lower())}"
+
+
+def numbers(folder: Path, chapter: str) -> list[Number]:
+    """The numbers that the executed chapter of a run has glued, in their order."""
+    notebook = json.loads((folder / "executed" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+    found = []
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+        mark = output.get("metadata", {})
+        if "scrapbook" in mark:
+            text = output["data"]["application/papermill.record/text/plain"]
+            found.append(Number(chapter, mark["scrapbook"]["name"], "".join(text), mark.get("source", {})))
+    return found
+
+
+def file_of(folder: Path, number: Number) -> Path:
+    """The file that holds the rows: a table of the run, the part of a chapter, or the findings of the profile."""
+    name, part = number.source["table"], number.source.get("part", "")
+    if name == "findings":
+        return folder.parents[1] / "findings.parquet"
+    return folder / ("parts/" + str(part) if part else "tables") / f"{name}.parquet"
+
+
+def rows(folder: Path, number: Number) -> pd.DataFrame:
+    """The rows of the stored table that the number was made of; an error where they are not there."""
+    path = file_of(folder, number)
+    table = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+    if "places" in number.source:
+        wanted = [place for part in str(number.source["places"]).split(",") for place in _range(part)]
+        found = table.iloc[[place for place in wanted if place < len(table)]]
+    else:
+        named = [_chosen(table, row) for row in number.source["rows"]]
+        found = pd.concat(named) if named else table.iloc[:0]
+    if len(found) != number.source["count"]:
+        raise StudyError(f"{number.key!r} of chapter {number.chapter} was made of {number.source['count']} rows of "
+                         f"{path.name}, which has {len(found)} of them; run the chapter again", NOT_COMPARABLE)  # fmt: skip
+    return found
+
+
+def _range(part: str) -> range:
+    first, _, last = part.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _chosen(table: pd.DataFrame, row: dict[str, object]) -> pd.DataFrame:
+    for column, value in row.items():
+        table = table[table[column] == value] if column in table else table.iloc[:0]
+    return table
+
+
+def told(number: Number, found: pd.DataFrame) -> str:
+    """What the rows say by the number's way: the beginning of its text, or a part of it; "" where rules made the text."""
+    way, _, column = str(number.source["how"]).partition(" ")
+    if way == "row":
+        text = tables.with_intervals(found).iloc[0]
+        return text if number.text.startswith(text) else text.partition(" [")[0]
+    if way == "significant":
+        return f"{int((found['value'] < 0.05).sum())} of {len(found)}"
+    if way == "column":
+        value = found[column].iloc[0]
+        return f"{100 * value:g}" if isinstance(value, float) else str(value)
+    if way == "choice":
+        return f"{100 * found['strength'].iloc[0]:.3g}"
+    if way in {"mean", "share", "median"}:
+        value = found["value"].median() if way == "median" else found["value"].mean()
+        return next(
+            (t for t in (f"{100 * value:.0f}", f"{100 * value:.3g}", f"{value:.2g}") if number.text.startswith(t)), f"{value}"
+        )
+    return ""
+
+
+# ---------------------------------------------------------------- in the book
+
+
+def linked(text: str, page: str) -> str:
+    """The markdown of a page with each glued number made a link to its line; `page` is the page's own chapter or address."""
+    folder = os.path.dirname(page)
+
+    def link(match: re.Match) -> str:
+        chapter = Path(match["path"] or page).stem
+        address = os.path.relpath(f"{PAGE}.html", folder)
+        return f'<a class="number" href="{address}#{Number(chapter, match["key"], "", {}).anchor}">{match[0]}</a>'
+
+    return GLUED.sub(link, text)
+
+
+def markdown(root: Path, folder: Path, chapters: list[str]) -> str:
+    """The lines of all glued numbers of a run, chapter by chapter: the number, its rows, the file with its hash, the command."""
+    profile, model, seed = folder.parts[-3:]
+    sections = []
+    for chapter in chapters:
+        found = [number for number in numbers(folder, chapter) if number.source]
+        if found:
+            command = f"python -m helpers chapter {chapter[:2]} --profile {profile} --model {model} --seed {seed[5:]}"
+            lines = "".join(_line(folder, number) for number in found)
+            head = "<thead><tr><th>number</th><th>made of</th><th>rows</th></tr></thead>"
+            sections.append(
+                f"## {chapter[:2]} {chapter[3:]}\n\n"
+                f"Chapter {{doc}}`../notebooks/{chapter}`, made by\n\n```text\n{command}\n```\n\n"
+                f'<div class="results-table">\n<table class="results provenance">{head}<tbody>{lines}</tbody></table>\n</div>\n'
+            )
+    return "\n".join(sections)
+
+
+def _line(folder: Path, number: Number) -> str:
+    path, count = file_of(folder, number), number.source["count"]
+    digest = records.file_hash(path) if path.is_file() else "(no such file)"
+    how = tables.HOW[str(number.source["how"]).partition(" ")[0]]
+    place = "/".join(path.parts[-4:]) if path.name == "findings.parquet" else os.path.relpath(path, folder)
+    where = f"<code>{_text(place)}</code><br><small>sha256 <code>{digest[:12]}</code></small>"
+    return (f'<tr id="{number.anchor}"><td>{_text(number.text)}<br><small><code>{_text(number.key)}</code></small></td>'
+            f"<td>{_text(how)}, {count} row{'s' * (count != 1)}<br>{where}</td><td>{_where(number)}</td></tr>")  # fmt: skip
+
+
+def _where(number: Number) -> str:
+    if "places" in number.source:
+        return f"<small>row numbers {_text(str(number.source['places']))}</small>"
+    named = [" · ".join(f"{key} {value}" for key, value in row.items() if value != "") for row in number.source["rows"]]
+    return "<br>".join(f"<small>{_text(row)}</small>" for row in named)
+
+
+def _text(value: object) -> str:
+    # entities for what Markdown or maths could read, so that a value stays text inside the page's source
+    return "".join(f"&#{ord(sign)};" if sign in "*_`$\\[]{}|~<>&\"'" else sign for sign in html.unescape(str(value)))

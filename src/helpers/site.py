@@ -1,0 +1,214 @@
+"""Site: the built pages made safe to publish and easy to find, and what would be wrong with publishing them.
+
+A page runs only our own script files and the few inline scripts of the theme, known here by their form; whatever else may
+have come in with some text is not run by a browser, and is named by `problems`, so that `make book` refuses it.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup
+from bs4.element import Tag
+
+CARD = "_static/social-card.png"
+# The themes' own sources, which are no pages; and 1.4 MB of script that redraw the icons which a style sheet has drawn already.
+UNUSED = ("_static/*-macros.html", "_static/vendor/fontawesome/*/js/*")
+# What loads them; and fonts fetched before it is known whether a page needs them, which no browser allows from a file.
+NEEDLESS = re.compile(r'<script src="[^"]*/fontawesome/[^"]*"></script>|<link rel="preload" as="font"[^>]*>')
+FORMULAS = re.compile(r"<script>window\.MathJax = [^<]*</script>|<script[^>]*/mathjax/[^>]*></script>")
+REWRITTEN = {
+    ' onclick="window.print()"': " data-print",  # no inline handler may run; site.js gives the button its work back
+    '<div role="list" class="citation-list">': '<div class="citation-list">',  # a list of what may not stand in a list
+    ' role="doc-biblioentry"': "",
+    '<input class="task-list-item-checkbox"': '<input class="task-list-item-checkbox" aria-label="done"',
+    '<meta charset="utf-8" />': "",  # it comes first, below
+}
+MOST = 40 * 10**6  # bytes of the site
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",  # and the hashes of the theme's inline scripts; no 'unsafe-inline', no eval
+    # MathJax places every letter by a style attribute and keeps its fonts in a style element; neither can run anything
+    "style-src": "'self' 'unsafe-inline'",
+    "img-src": "'self' data:",
+    "font-src": "'self'",
+    "connect-src": "'self'",  # the search page reads the pages it found, to show an excerpt
+    "base-uri": "'none'",
+    "form-action": "'self'",
+    "object-src": "'none'",
+}
+# The theme's inline scripts, blanks collapsed: settings, and buttons that make no sense without scripts.
+THEME = re.compile(
+    r"""document\.documentElement\.dataset\.mode\ =\ localStorage\.getItem\("mode"\)\ \|\|\ "\w*";
+        \ document\.documentElement\.dataset\.theme\ =\ localStorage\.getItem\("theme"\)\ \|\|\ "\w*";
+    | let\ toggle(?:HintShow|HintHide|OpenOnPrint)\ =\ '[\w ]*';
+    | var\ togglebuttonSelector\ =\ '[\w.,\ -]*';
+    | DOCUMENTATION_OPTIONS\.(?:pagename\ =\ '[\w./-]*'|COLLAPSE_INDEX\ =\ true);
+    | document\.write\(`\s?<(?:img|button)\ [^`$\\]*`\);
+    | //\ Activate\ the\ search\ field\ on\ page\ load\ let\ searchInput\ =\ document\.querySelector\("form\.bd-search\ input"\);
+      \ if\ \(searchInput\)\ \{\ searchInput\.focus\(\);\ searchInput\.select\(\);\ console\.log\("[\w\[\]:.\ ]*"\);\ \}""",
+    re.VERBOSE,
+)
+INLINE = re.compile(r"<script(?![^>]*\ssrc=)([^>]*)>(.*?)</script>", re.DOTALL)
+LONGEST = 200  # characters of a description
+# What is read of a page is an address in one of these; every tag but a link fetches what it names.
+ADDRESSES = ("href", "src", "srcset", "poster", "action", "formaction", "data", "background", "xlink:href")
+BARRED = ("iframe", "frame", "object", "embed", "applet", "base", "portal")
+ELSEWHERE = re.compile(r"(?:url\(|@import)\s*[\"']?\s*(?:https?:)?//", re.IGNORECASE)
+MACHINE = re.compile(r"(?<![\w.:/-])/(?:home|root|Users|work|mnt|private|opt|tmp|var/folders)/[\w.-]+")
+TEXTS = (".html", ".css", ".svg", ".ipynb", ".md", ".json", ".csv", ".txt", ".bib")
+
+
+# ---------------------------------------------------------------- finishing
+
+
+def finish(html: Path, title: str, description: str, address: str = "") -> None:
+    """Gives every page its content security policy and its metadata; without an `address` the social card's path is relative."""
+    for path in [path for pattern in UNUSED for path in html.glob(pattern)]:
+        path.unlink()
+    for path in sorted(html.rglob("*.html")):
+        text = path.read_text(encoding="utf-8")
+        place = path.relative_to(html).as_posix()
+        path.write_text(_finished(text, place, title, description, address and address.rstrip("/") + "/"), encoding="utf-8")
+
+
+def _finished(text: str, place: str, title: str, description: str, address: str) -> str:
+    if "<head>" not in text:
+        text = _redirection(text, title)
+    text = NEEDLESS.sub("", text)
+    for old, new in REWRITTEN.items():
+        text = text.replace(old, new)
+    soup = BeautifulSoup(text, "html.parser")
+    if not soup.find(class_="math"):
+        text = FORMULAS.sub("", text)  # 1.1 MB for nothing
+    about = {
+        "og:type": "website" if place == "index.html" else "article",
+        "og:site_name": title,
+        "og:title": re.sub(rf" [—-] {re.escape(title)}$", "", soup.title.get_text(strip=True)),
+        "og:description": _first_paragraph(soup) or description,
+        "og:image": (address or "../" * place.count("/")) + CARD,
+        "og:image:alt": title,
+        **({"og:url": address + place} if address else {}),
+    }
+    lines = [f'<meta property="{name}" content="{escape(value)}" />' for name, value in about.items()]
+    lines.append('<meta name="twitter:card" content="summary_large_image" />')
+    if not soup.find("meta", attrs={"name": "description"}):
+        lines.insert(0, f'<meta name="description" content="{escape(about["og:description"])}" />')
+    # the charset first: a browser looks for it in the first 1024 bytes only
+    start = f'<head>\n<meta charset="utf-8" />\n<meta http-equiv="Content-Security-Policy" content="{policy(text)}" />\n'
+    return text.replace("<head>", start + "\n".join(lines), 1)
+
+
+def _redirection(text: str, title: str) -> str:
+    """The page that leads to the first page, whole: the builder writes it as one tag."""
+    target = re.search(r"url=([\w./-]+)", text)[1]
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head><title>{escape(title)}</title>'
+        f'<meta http-equiv="refresh" content="0; url={target}" /><link rel="canonical" href="{target}" /></head>\n'
+        f'<body><p><a href="{target}">{escape(title)}</a></p></body>\n</html>\n'
+    )
+
+
+def _first_paragraph(soup: BeautifulSoup) -> str:
+    """The first paragraph of the text itself, not of a box or a picture in it, no longer than a search engine shows."""
+    for paragraph in soup.select("article section > p"):
+        text = re.sub(r"\\[()]", "", " ".join(paragraph.get_text().split())).removeprefix("Question. ")
+        if len(text) > 40:
+            return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
+    return ""
+
+
+def policy(page: str) -> str:
+    """The content security policy of a page: its own files, and those of its inline scripts that are the theme's."""
+    scripts = dict.fromkeys(found[2] for found in INLINE.finditer(page) if themes_own(found[2]))
+    sums = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    rules = {**POLICY, "script-src": " ".join([POLICY["script-src"], *(f"'sha256-{found}'" for found in sums)])}
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+def themes_own(script: str) -> bool:
+    """Whether an inline script is one of the theme's, by its form; MathJax's settings are, where they are data alone."""
+    flat = " ".join(script.split())
+    settings = flat.removeprefix("window.MathJax = ")
+    if settings == flat:
+        return bool(THEME.fullmatch(flat))
+    try:
+        return isinstance(json.loads(settings), dict)
+    except ValueError:
+        return False
+
+
+# ---------------------------------------------------------------- problems
+
+
+def problems(html: Path) -> list[str]:
+    """What stands against publishing the site, one line each: links that lead nowhere, requests to elsewhere, live code, paths."""
+    pages = {path.relative_to(html).as_posix(): path.read_text(encoding="utf-8") for path in sorted(html.rglob("*.html"))}
+    soups = {place: BeautifulSoup(text, "html.parser") for place, text in pages.items()}
+    anchors = {place: {tag[key] for key in ("id", "name") for tag in soup.find_all(attrs={key: True})} for place, soup in soups.items()}
+    found = [f"{place}: {text}" for place, soup in soups.items() for text in _of_page(html, place, pages[place], soup, anchors)]
+    files = sorted(path for path in html.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix in TEXTS:
+            found += [f"{path.relative_to(html).as_posix()}: {text}" for text in _of_text(path.read_text(encoding="utf-8"))]
+    size = sum(path.stat().st_size for path in files)
+    return found + [f"the site has {size / 1e6:.0f} MB; at most {MOST / 1e6:.0f} are wanted"] * (size > MOST)
+
+
+def _of_text(text: str) -> Iterator[str]:
+    """What no file of the site may hold: a folder of some machine, a style that fetches from elsewhere."""
+    yield from sorted({f"names a folder of a machine, {found[0]}" for found in MACHINE.finditer(text)})
+    yield from sorted({f"fetches from elsewhere, {found[0]}" for found in ELSEWHERE.finditer(text)})
+
+
+def _of_page(html: Path, place: str, text: str, soup: BeautifulSoup, anchors: dict[str, set[str]]) -> Iterator[str]:
+    rules = [tag.get("content") for tag in soup.select("head > meta[http-equiv=Content-Security-Policy]")]
+    first = soup.head.find(lambda tag: tag.get("charset") is None) if soup.head else None
+    if rules != [policy(text)] or first.get("http-equiv") != "Content-Security-Policy":
+        yield "has no content security policy of its own at its top"
+    if not (soup.html and soup.html.get("lang") and soup.title and soup.find("meta", attrs={"name": "description"})):
+        yield "lacks its language, title or description"
+    for tag in soup.find_all(True):
+        yield from _of_tag(html, place, tag, anchors)
+
+
+def _of_tag(html: Path, place: str, tag: Tag, anchors: dict[str, set[str]]) -> Iterator[str]:
+    if tag.name in BARRED:
+        yield f"holds <{tag.name}>"
+    if tag.name == "script" and not tag.get("src") and not tag.get("type", "").endswith("json") and not themes_own(tag.text):
+        yield f"has an inline script that is not the theme's: {' '.join(tag.text.split())[:60]}"
+    yield from (f"has the inline handler {name} on <{tag.name}>" for name in tag.attrs if name.startswith("on"))
+    for name in ADDRESSES:
+        for address in _addresses(name, tag):
+            if why := _wrong(html, place, tag.name, address, anchors):
+                yield f"<{tag.name} {name}={address[:100]}> {why}"
+
+
+def _addresses(name: str, tag: Tag) -> list[str]:
+    value = tag.get(name)
+    if value is None:
+        return []
+    return [part.split()[0] for part in value.split(",") if part.strip()] if name == "srcset" else [value.strip()]
+
+
+def _wrong(html: Path, place: str, tag: str, address: str, anchors: dict[str, set[str]]) -> str:
+    """What is wrong with an address in a page; empty where it leads to something that is there, or is a link to elsewhere."""
+    parts = urlsplit(address)
+    if parts.scheme or parts.netloc:
+        linked = tag == "a" and parts.scheme in {"http", "https", "mailto"}
+        drawn = tag in {"img", "image", "source"} and address.startswith("data:image/")
+        return "" if linked or drawn else "asks for something elsewhere, or could run"
+    if parts.path.startswith("/"):
+        return "starts at a server's root; a page is also read from a file"
+    target = (html / place).parent / unquote(parts.path) if parts.path else html / place
+    target = target.resolve()
+    if not target.is_file() or not target.is_relative_to(html.resolve()):
+        return "leads to no file of the site"
+    inside = target.relative_to(html.resolve()).as_posix()
+    wanted = unquote(parts.fragment)
+    return "names an anchor that is not there" if wanted and wanted not in anchors.get(inside, {wanted}) else ""

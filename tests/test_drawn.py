@@ -1,0 +1,27 @@
+"""Every figure of chapters 07 to 10 from planted tables: no text is cut or covered, n is said, no function is forgotten."""
+
+import pytest
+import test_neuron_figures
+import test_projection_figures
+import test_repair_figures
+import test_subspace_figures
+from test_figures import drawing  # noqa: F401
+from test_monitor_figures import check_page, drawing_functions
+
+from helpers import neuron_figures, projection_figures, repair_figures, subspace_figures
+
+FILES = {
+    projection_figures: test_projection_figures, subspace_figures: test_subspace_figures, neuron_figures: test_neuron_figures,
+    repair_figures: test_repair_figures,
+}  # fmt: skip
+NAMES = [(tests, name) for tests in FILES.values() for name in tests.DRAWN]
+
+
+@pytest.mark.parametrize(("tests", "name"), NAMES, ids=lambda value: getattr(value, "__name__", value))
+def test_no_text_is_cut_or_covered_and_n_is_said(tests, name):
+    check_page(tests.figure_of(name))
+
+
+@pytest.mark.parametrize("module", FILES, ids=lambda module: module.__name__)
+def test_every_public_function_that_draws_is_among_them(module):
+    assert drawing_functions(module) == {name.split(",")[0] for name in FILES[module].DRAWN}
