@@ -170,7 +170,7 @@ def test_bars_and_rates_are_the_planted_ones(found):
     figure = found["threshold"]
     (monitor,) = figure["monitors"]
     assert [v["family"] for v in figure["variants"]] == ["quantization", "LoRA"]
-    assert monitor["frozen"] == 2
+    assert (monitor["frozen"], monitor["cut"]) == (2, 0.1235)
     assert monitor["before"]["harmless"]["count"] == COUNTS[ALIGNED][0]
     assert monitor["after"][1]["flagged"]["count"] == COUNTS[WILD][1]
     for variant, bars in ((ALIGNED, monitor["before"]), (NF4, monitor["after"][0])):
@@ -205,9 +205,10 @@ def test_bands_of_singular_values_keep_the_energy_of_v(found):
     assert [band[:2] for band in module["bands"]] == [[1, 1], [2, 2], [3, 4], [5, 8]]
     for first, last, value in module["bands"]:
         assert value == pytest.approx(math.sqrt((SINGULAR[first - 1 : last] ** 2).mean()), rel=1e-3)
-    assert [source["dose"] for source in module["sources"]] == [1, 1, 16]
-    assert found["subspace"]["medians"] == [[None, None], [[0.7, 0.5, 0.8, 2]] * 2, [None, None]]
-    assert found["subspace"]["sources"][found["subspace"]["default"]["source"]] == "nf4-both"
+    assert [source["dose"] for source in module["sources"]] == [1, 16, 1]
+    assert found["subspace"]["sources"] == ["nf4-both", "nf4-both x16", "nf4-mixed"]
+    assert found["subspace"]["medians"] == [[[0.7, 0.5, 0.8, 2]] * 2, [None, None], [None, None]]
+    assert found["subspace"]["default"] == {"module": 1, "source": 0, "k": 0}
 
 
 def test_a_band_holds_nothing_less_than_nothing():

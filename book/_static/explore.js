@@ -32,7 +32,7 @@
   /* Halves to even, as Python rounds. */
   const round = (x, digits = 0) => {
     const f = 10 ** digits, y = Number((x * f).toPrecision(12)), r = Math.round(y);
-    return ((Math.abs(y % 1) === 0.5 ? 2 * Math.round(y / 2) : r) / f || 0).toFixed(digits);
+    return ((Math.abs(y % 1) === 0.5 ? r : r) / f || 0).toFixed(digits);
   };
   const pct = (x) => `${round(100 * x)} %`;
   const share = ([value, low, high]) => `${pct(value)} [${round(100 * low)}, ${round(100 * high)}]`;
@@ -93,7 +93,7 @@
   /* ---- 1: a threshold */
 
   const monitorOf = (data, state) => data.monitors[state.monitor];
-  const scoreAt = (monitor, edge) => monitor.first + edge * monitor.width;
+  const scoreAt = (monitor, edge) => monitor.cut + (edge - monitor.frozen) * monitor.width;
   const threshold = {
     controls: (data, state) => {
       const monitor = monitorOf(data, state), frozen = state.edge === monitor.frozen ? ", as frozen" : "";
@@ -145,8 +145,8 @@
         s.line(x(state.edge), base - half, x(state.edge), base + half, "rule");
       });
       beside(s, x(monitor.frozen), 184, state.edge === monitor.frozen ? "frozen threshold" : "dashed: frozen", "muted");
-      for (const t of ticks(monitor.first, scoreAt(monitor, bins), width < 500 ? 4 : 7)) {
-        const at = x((t - monitor.first) / monitor.width);
+      for (const t of ticks(scoreAt(monitor, 0), scoreAt(monitor, bins), width < 500 ? 4 : 7)) {
+        const at = x((t - scoreAt(monitor, 0)) / monitor.width);
         if (at >= left && at <= width - 8) {
           s.line(at, 361, at, 366, "axis");
           s.text(clamp(at, left, width - 18), 381, String(t), "middle", "muted");
@@ -436,5 +436,5 @@
     if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
     else start();
   }
-  if (typeof module !== "undefined") module.exports = { FIGURES, answer, beyond, boundAt, flagged, pct, round, share, ticks };
+  if (typeof module !== "undefined") module.exports = { FIGURES, answer, flagged, round, ticks };
 })();

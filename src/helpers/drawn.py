@@ -20,7 +20,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle, StepPatch
+from matplotlib.patches import Patch, Polygon, StepPatch
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
 Place = float | str | None
@@ -82,7 +82,7 @@ def _parts(container) -> list[Artist]:
 
 
 def _artist(ax: Axes, artist: Artist, keys: dict[tuple, str]) -> Iterable[Mark]:
-    name = _series(artist, keys)
+    name = _series(artist, {} if isinstance(artist, LineCollection | PolyCollection) else keys)
     if isinstance(artist, Line2D):
         return _curve(ax, artist, name)
     if isinstance(artist, PathCollection):
@@ -148,10 +148,11 @@ def _extents(shapes: Iterable[np.ndarray], name: str) -> Iterator[Mark]:
 def _area(ax: Axes, patch: Patch, name: str) -> Iterable[Mark]:
     """A histogram's outline, bin by bin; a band over the whole panel, if it has a name."""
     across, up = patch.get_transform().contains_branch_seperately(ax.transData)
-    if across and up and not isinstance(patch, Rectangle):
-        outline, bins = patch.get_path().vertices, (len(patch.get_path().vertices) + 2) // 4
-        edges, heights = outline[: 2 * bins : 2, 0], outline[1 : 2 * bins - 1 : 2, 1]
-        return [_bar(name, *one) for one in zip(edges[:-1], edges[1:], heights, strict=False)] if bins > 1 else []
+    if across and up and isinstance(patch, Polygon):
+        outline = patch.get_xy()
+        ends = (len(outline) + 3) // 4  # up and down at every edge of a bin, and back along the ground
+        edges, heights = outline[: 2 * ends : 2, 0], outline[1 : 2 * ends - 1 : 2, 1]
+        return [_bar(name, *one) for one in zip(edges[:-1], edges[1:], heights, strict=False)]
     if not name or across == up:
         return []
     box = patch.get_path().get_extents(patch.get_patch_transform())

@@ -96,7 +96,7 @@ def _monitor(rows: pd.DataFrame, cut: float, names: list[str]) -> Figure:
     task, probe, layer = rows.iloc[0][PLACE]
     return {
         "name": f"{task} ({probe}, layer {layer})",
-        **{"first": edges[0], "width": edges[1] - edges[0], "frozen": int(np.flatnonzero(edges == cut)[0])},
+        **{"cut": cut, "width": edges[1] - edges[0], "frozen": int(np.flatnonzero(edges == cut)[0])},
         "before": _bars(rows[rows["label"] == "aligned"]),
         "after": [_bars(rows[rows["label"] == name]) for name in names],
     }

@@ -80,11 +80,10 @@ def _threshold(numbers: Figure) -> Table:
     chosen = numbers["default"]
     monitor, variant = numbers["monitors"][chosen["monitor"]], numbers["variants"][chosen["variant"]]["name"]
     models = (("aligned", monitor["before"]), (variant, monitor["after"][chosen["variant"]]))
-    at = monitor["first"] + chosen["edge"] * monitor["width"]
     rows = [(name, *(percent(*flagged(bars, side, chosen["edge"])) for side in ("flagged", "harmless"))) for name, bars in models]
     counts = {side: sum(monitor["before"][side]["count"]) for side in ("flagged", "harmless")}
     heads = ("model", f"caught (TPR, n = {counts['flagged']})", f"false alarms (FPR, n = {counts['harmless']})")
-    return f"{monitor['name']}, at the threshold that was frozen, {at:.4g}", heads, rows
+    return f"{monitor['name']}, at the threshold that was frozen, {monitor['cut']:.3g}", heads, rows
 
 
 def _projection(numbers: Figure) -> Table:

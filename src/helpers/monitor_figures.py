@@ -139,7 +139,7 @@ def shade_rows(ax: Axes, rows: pd.Series) -> None:
     for y in range(1, len(rows), 2):
         ax.axhspan(y - 0.5, y + 0.5, color="#f4f6f9", zorder=0, linewidth=0)
     changes = np.flatnonzero(rows.to_numpy()[1:] != rows.to_numpy()[:-1]) + 0.5
-    ax.hlines(changes, 0, 1, transform=ax.get_yaxis_transform(), color=INK, linewidth=0.8, zorder=0.9)
+    ax.hlines(changes, 0, 1, transform=ax.get_yaxis_transform(), color=INK, linewidth=0.8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
 

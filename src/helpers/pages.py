@@ -4,16 +4,19 @@ No model is touched and no cell is run here. A build whose staged inputs are tho
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
-from helpers import chapters
+from helpers import appendices, chapters, explorables, plates, provenance, site
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.scrubbing import ANSI, scrub
 
@@ -70,7 +73,7 @@ def _rank(folder: Path) -> tuple[bool, str, int]:
 
 
 def stage(root: Path, profile: str, folder: Path) -> Path:
-    """The folder of the book's inputs: the committed pages, and over their notebooks the executed chapters."""
+    """The folder of the book's inputs: pages with what is generated in them, and chapters with the outputs of the run."""
     target = root / "build" / "site" / profile
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -78,8 +81,74 @@ def stage(root: Path, profile: str, folder: Path) -> Path:
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy2
         copy(root / name, target / name)
     for name in book_chapters(root):
-        shutil.copy2(folder / "executed" / f"{name}.ipynb", target / "notebooks" / f"{name}.ipynb")
+        _stage_chapter(root, folder, name, target)
+    for page in sorted((target / "book").rglob("*.md")):
+        text = filled(page.read_text(encoding="utf-8"), root, folder)
+        page.write_text(provenance.linked(text, str(page.relative_to(target).with_suffix(""))), encoding="utf-8")
     return target
+
+
+def filled(text: str, root: Path, folder: Path) -> str:
+    """The page with each line `<!-- generated: NAME -->` replaced by what GENERATED[NAME] makes of the project and the run."""
+
+    def made(match: re.Match) -> str:
+        if match[1] not in GENERATED:
+            raise StudyError(f"unknown generated part {match[1]!r} in a page; choose one of {', '.join(GENERATED)}", REFUSED)
+        return GENERATED[match[1]](root, folder)
+
+    return MARK.sub(made, text)
+
+
+MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
+GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
+    **appendices.APPENDICES,
+    "explore": explorables.markdown,
+    "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
+    "provenance": lambda root, folder: provenance.markdown(root, folder, book_chapters(root)),
+}
+
+
+def figure(folder: Path, chapter: str, cell_id: str) -> str:
+    """The figure of one cell of an executed chapter, as it stands on the chapter's own page; nothing where it has none."""
+    executed = json.loads((folder / "executed" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+    with TemporaryDirectory() as place:  # the chapter's own page brings the files
+        staged = plates.staged_chapter(executed, chapter, Path(place) / "figures")
+    outputs = [output for cell in staged["cells"] if cell["id"] == cell_id for output in cell["outputs"]]
+    return "\n".join("".join(output.get("data", {}).get("text/html", "")) for output in outputs)
+
+
+def _stage_chapter(root: Path, folder: Path, name: str, target: Path) -> None:
+    source = json.loads((root / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    executed = json.loads((folder / "executed" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    notebook = plates.staged_chapter(with_outputs(source, executed), name, target / "book" / "_static" / "figures")
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = provenance.linked("".join(cell["source"]), f"notebooks/{name}")
+    first = notebook["cells"][0]
+    first["source"] = f"{first['source']}\n\n{appendices.run_box(root, folder, name)}"
+    (target / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
+
+
+def with_outputs(source: dict, executed: dict) -> dict:
+    """The chapter's present words with the outputs of its run; the executed chapter as it is where its code was another.
+
+    Words may be mended after a run, code may not: a chapter whose code changed is shown whole as it was run.
+    """
+    ran = {cell["id"]: cell for cell in executed["cells"]}
+    cells = []
+    for cell in source["cells"]:
+        if cell["cell_type"] != "code":
+            cells.append(cell)
+            continue
+        done = ran.pop(cell["id"], None)
+        if done is None or "".join(done["source"]) != "".join(cell["source"]):
+            return executed
+        cells.append(done)
+        injected = [other for other in ran.values() if "injected-parameters" in other["metadata"].get("tags", [])]
+        if "parameters" in cell["metadata"].get("tags", []):
+            cells += [ran.pop(other["id"]) for other in injected]
+    left = any(cell["cell_type"] == "code" for cell in ran.values())
+    return executed if left else {**executed, "cells": cells}
 
 
 def inputs_hash(staged: Path, root: Path) -> str:
@@ -106,6 +175,12 @@ def build(root: Path, profile: str, folder: Path, force: bool = False) -> tuple[
     work.mkdir(parents=True)
     done = _jupyter_book(staged, work)
     (place / "build.log").write_text(scrub(done, root), encoding="utf-8")
+    settings = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    description = settings.get("description", settings["title"])
+    site.finish(work / "_build" / "html", settings["title"], description, settings.get("address", ""))
+    faults = site.problems(work / "_build" / "html")
+    if faults:
+        raise StudyError(f"the book has {len(faults)} fault(s), the first: {faults[0][:300]}; mend that page", REFUSED)
     shutil.rmtree(place / "html", ignore_errors=True)
     os.replace(work / "_build" / "html", place / "html")
     shutil.rmtree(work, ignore_errors=True)

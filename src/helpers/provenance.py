@@ -123,7 +123,7 @@ def markdown(root: Path, folder: Path, chapters: list[str]) -> str:
     profile, model, seed = folder.parts[-3:]
     sections = []
     for chapter in chapters:
-        found = [number for number in numbers(folder, chapter) if number.source]
+        found = numbers(folder, chapter)
         if found:
             command = f"python -m helpers chapter {chapter[:2]} --profile {profile} --model {model} --seed {seed[5:]}"
             lines = "".join(_line(folder, number) for number in found)
@@ -137,13 +137,19 @@ def markdown(root: Path, folder: Path, chapters: list[str]) -> str:
 
 
 def _line(folder: Path, number: Number) -> str:
+    if not number.source:
+        return f'<tr id="{number.anchor}"><td>{_said(number)}</td><td>words: no table of this run holds them</td><td></td></tr>'
     path, count = file_of(folder, number), number.source["count"]
     digest = records.file_hash(path) if path.is_file() else "(no such file)"
     how = tables.HOW[str(number.source["how"]).partition(" ")[0]]
     place = "/".join(path.parts[-4:]) if path.name == "findings.parquet" else os.path.relpath(path, folder)
     where = f"<code>{_text(place)}</code><br><small>sha256 <code>{digest[:12]}</code></small>"
-    return (f'<tr id="{number.anchor}"><td>{_text(number.text)}<br><small><code>{_text(number.key)}</code></small></td>'
+    return (f'<tr id="{number.anchor}"><td>{_said(number)}</td>'
             f"<td>{_text(how)}, {count} row{'s' * (count != 1)}<br>{where}</td><td>{_where(number)}</td></tr>")  # fmt: skip
+
+
+def _said(number: Number) -> str:
+    return f"{_text(number.text)}<br><small><code>{_text(number.key)}</code></small>"
 
 
 def _where(number: Number) -> str:
