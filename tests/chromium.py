@@ -21,9 +21,22 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PROGRAM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run --mute-audio
-    --disable-background-networking --disable-component-update --disable-sync --disable-extensions --force-color-profile=srgb
-    --no-proxy-server --remote-debugging-pipe""".split()
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--mute-audio",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--force-color-profile=srgb",
+    "--no-proxy-server",
+    "--remote-debugging-pipe",
+)
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # no name is looked up, whatever a page asks for
 PATIENCE = 60  # seconds for one answer, on a busy machine
 # A page has settled when its fonts and formulas are there, and its images, the late ones too.

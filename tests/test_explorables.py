@@ -298,6 +298,9 @@ def test_planted_markup_stays_text(page, found):
     assert all(attrs.get("type") == "application/json" for tag, attrs in raw.tags if tag == "script")
     assert not [name for _, attrs in raw.tags for name in attrs if name.startswith(("on", "style"))]
     assert {name: json.loads(raw.scripts[f"explore-{name}-data"]) for name in found} == found
+    assert not re.search(
+        "[<>&`]", "".join(raw.scripts.values())
+    )  # nothing that ends a script, opens a comment or closes the fence
     assert EVIL in found["threshold"]["variants"][1]["name"]  # it is there, as text
     assert EVIL not in page
 

@@ -160,7 +160,7 @@ def test_every_public_function_that_draws_is_among_them():
         for name, f in vars(figures).items()
         if callable(f) and getattr(f, "__module__", "") == "helpers.figures" and name[0] != "_"
     }
-    helping = {"style", "label", "panels", "bars", "share_axis", "perplexity_axis"}
+    helping = {"style", "label", "panels", "bars", "share_axis", "perplexity_axis", "on_log_axis"}
     assert public == helping | {"dots", "behaviour_dots", "spectrum_lines", "against_bits", "dose", "losses"}
 
 

@@ -126,23 +126,20 @@ def test_a_step_is_the_units_and_the_margin_is_the_most_that_sameness_can_have()
     assert ff.towards(same, -0.10, -0.20, -0.05) == pytest.approx((-1, -3, 0))
 
 
-def lines(ax, width):
-    return [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == width]
-
-
 def test_every_interval_is_drawn_at_its_place_and_in_the_colour_of_its_answer():
     table = scattered()
     parts = findings.judge(table)[1]
     ax = ff.forest(parts, table).axes[0]
     measured = [row for row in parts.to_dict("records") if row["seeds"]]
-    drawn = lines(ax, 1.6)
+    drawn = [(dot, bar.get_segments()[0][:, 0]) for dot, _, (bar,) in (one.lines for one in ax.containers)]
     assert len(drawn) == len(measured)
-    for line, row in zip(drawn, measured, strict=True):
-        _, a, b = ff.towards(row, row["estimate"], row["low"], row["high"])
-        assert list(line.get_xdata()) == pytest.approx([a, b])
-        assert to_rgba(line.get_color()) == to_rgba(ff.LOOKS[row["answer"]][0])
+    for (dot, interval), row in zip(drawn, measured, strict=True):
+        v, a, b = ff.towards(row, row["estimate"], row["low"], row["high"])
+        assert list(dot.get_xdata()) == pytest.approx([v])
+        assert list(interval) == pytest.approx([min(a, v), max(b, v)])  # a planted value may lie beyond its unit's range
+        assert to_rgba(dot.get_color()) == to_rgba(ff.LOOKS[row["answer"]][0])
     left, right = ax.get_xlim()
-    ends = np.concatenate([line.get_xdata() for line in drawn])
+    ends = np.concatenate([interval for _, interval in drawn])
     assert left < ends.min()
     assert ends.max() < right
     seeds = [x for line in ax.lines if line.get_color() == ff.SEED for x in line.get_xdata()]

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from nbclient import NotebookClient
 
-from helpers import drawn, figures, inks, monitor_figures, plates, projection_figures, scrubbing
+from helpers import alts, drawn, figures, inks, monitor_figures, plates, projection_figures, scrubbing
 
 VALUES, LOW, HIGH = [0.25, 0.5, 0.625], [0.125, 0.375, 0.5], [0.5, 0.75, 0.6875]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -145,12 +145,12 @@ def test_the_words_stay_short_however_much_is_drawn():
             ax.plot([0, 1], [i, j], label=f"a rather long name of a series, number {i} {j}")
         ax.set(title=f"a rather long title of panel {i}", xlabel=f"what is drawn across panel {i}")
     text = plates.alt(figure)
-    assert len(text) <= drawn.LENGTH
+    assert len(text) <= alts.LENGTH
     assert "; and 68 more." in text
 
 
 def test_a_figure_that_only_says_something_is_that_text():
-    assert plates.alt(monitor_figures.unmeasured("a dose")) == "A figure of words: This run did not measure a dose.."
+    assert plates.alt(monitor_figures.unmeasured("a dose")) == "A figure of words: This run did not measure a dose."
 
 
 # ---------------------------------------------------------------- the dark drawing

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import yaml
 
 from helpers import chapters, guards, pages, run, scrubbing
 from helpers.errors import StudyError
@@ -46,6 +47,19 @@ def notebook(path: Path, number: str, *cells: str) -> None:
     nbformat.write(made, path)
 
 
+def settings() -> dict:
+    """The book's own settings, without the files that a toy has not."""
+    found = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    for name in ("logo", "bibtex_bibfiles"):
+        found.pop(name)
+    found["html"].pop("favicon")
+    absent = ("html_static_path", "html_css_files", "html_js_files", "mathjax_path")
+    for name in (*absent, "bibtex_reference_style", "bibtex_default_style"):
+        found["sphinx"]["config"].pop(name)
+    found["sphinx"]["config"]["extensions"].remove("sphinxcontrib.bibtex")
+    return found
+
+
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     """A project of two chapters, the second of which needs the first; its path has a space, an accent and braces."""
@@ -59,9 +73,11 @@ def toy(tmp_path: Path) -> Path:
     (root / "profiles" / "quick.yaml").write_text("")
     (root / "_toc.yml").write_text(
         "format: jb-book\nroot: book/index\nchapters:\n- file: notebooks/01_first\n- file: notebooks/02_second\n"
+        "- file: book/reproduce\n"  # the box of every chapter leads there
     )
-    (root / "_config.yml").write_text('title: Toy\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n')
+    (root / "_config.yml").write_text(yaml.safe_dump(settings()))
     (root / "book" / "index.md").write_text("# Toy\n")
+    (root / "book" / "reproduce.md").write_text("# Again\n")
     return root
 
 

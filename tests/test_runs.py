@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from helpers import runs
-from helpers.errors import ENVIRONMENT, StudyError
+from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, StudyError
 from helpers.records import Run
 
 CHAPTERS = ("01_models", "02_quantization", "11_findings")
@@ -31,6 +31,12 @@ def test_runs_count_where_they_have_all_that_this_one_has_before_the_chapter(tmp
         ("embedded", 2, "cpu"),
         ("embedded", 10, "cpu"),
     ]
+
+
+def test_where_nothing_is_finished_the_command_to_run_is_named(tmp_path):
+    with pytest.raises(StudyError, match=r"no chapter of profile 'cpu' is finished; .* make study PROFILE=cpu") as caught:
+        runs.finished(Run("cpu", "embedded", 0, tmp_path / "cpu" / "embedded" / "seed-0"), "11_findings")
+    assert caught.value.code == NOT_COMPARABLE
 
 
 def test_what_stands_after_the_chapter_does_not_count(tmp_path):

@@ -32,7 +32,7 @@
   /* Halves to even, as Python rounds. */
   const round = (x, digits = 0) => {
     const f = 10 ** digits, y = Number((x * f).toPrecision(12)), r = Math.round(y);
-    return ((Math.abs(y % 1) === 0.5 ? r : r) / f || 0).toFixed(digits);
+    return ((Math.abs(y % 1) === 0.5 ? 2 * Math.round(y / 2) : r) / f || 0).toFixed(digits);
   };
   const pct = (x) => `${round(100 * x)} %`;
   const share = ([value, low, high]) => `${pct(value)} [${round(100 * low)}, ${round(100 * high)}]`;

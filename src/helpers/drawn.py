@@ -1,4 +1,4 @@
-"""What a figure shows, read back from its artists: one row a mark, as CSV, and in a few sentences.
+"""What a figure shows, read back from its artists: one row a mark, and all of them as CSV.
 
 A mark is a point with or without interval, a bar, a line's point, a cell of a heat map. What carries no data (grids, shaded
 rows, frames, lines at zero without a name) lies below zorder 1 or has no name, and is left out.
@@ -48,22 +48,22 @@ class Mark:
 def marks(figure: Figure) -> list[Mark]:
     """Every mark of the figure, panel by panel, in the order drawn; places of a categorical axis by their names."""
     keys, found = _keys(figure), []
-    for ax in _panels(figure):
-        panel, names = _panel(ax), {along: _names(ax, along) for along in "xy"}
+    for ax in panels_of(figure):
+        panel, names = panel_name(ax), {along: place_names(ax, along) for along in "xy"}
         for mark in _unique(_read(ax, keys)):
             places = {along: _called(getattr(mark, along), names[along]) for along in "xy"}
             found.append(replace(mark, panel=panel, **places))
     return found
 
 
-def _panels(figure: Figure) -> list[Axes]:
+def panels_of(figure: Figure) -> list[Axes]:
     """The axes that show something: neither the scale of a heat map nor a place left over for a legend."""
     return [ax for ax in figure.axes if not hasattr(ax, "_colorbar") and (ax.axison or ax.texts)]
 
 
 def _read(ax: Axes, keys: dict[tuple, str]) -> Iterator[Mark]:
     if not ax.axison:
-        yield from (Mark("", "", "text", written=_line(text.get_text())) for text in ax.texts)
+        yield from (Mark("", "", "text", written=one_line(text.get_text())) for text in ax.texts)
         return
     parts = {id(part) for one in ax.containers for part in _parts(one)}
     for one in ax.containers:
@@ -112,14 +112,14 @@ def _errorbar(container: ErrorbarContainer, keys: dict[tuple, str]) -> Iterator[
     for side, collection in zip(sides, bars, strict=True):
         for place, ends in zip(np.column_stack(line.get_data(orig=False)), collection.get_segments(), strict=False):
             low, high = sorted(ends[:, "xy".index(side)]) if len(ends) else (np.nan, np.nan)
-            yield Mark("", _line(name), "point", *_pair(place), low=float(low), high=float(high), along=side)
+            yield Mark("", one_line(name), "point", *_pair(place), low=float(low), high=float(high), along=side)
 
 
 def _bars(container: BarContainer, keys: dict[tuple, str]) -> list[Mark]:
     if not isinstance(container, BarContainer) or not len(container):
         return []
     name = container.get_label() if not str(container.get_label()).startswith("_") else _series(container[0], keys)
-    return [_bar(_line(name), bar.get_x(), bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height()) for bar in container]
+    return [_bar(one_line(name), bar.get_x(), bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height()) for bar in container]
 
 
 def _bar(name: str, left: float, right: float, height: float) -> Mark:
@@ -169,7 +169,7 @@ def _cells(ax: Axes, image: Artist) -> Iterator[Mark]:
         values = values.reshape(middles.shape[:2])
     else:
         middles = np.dstack(np.meshgrid(*(np.arange(size) for size in values.shape[::-1])))
-    texts = [(*text.get_position(), _line(text.get_text())) for text in ax.texts]
+    texts = [(*text.get_position(), one_line(text.get_text())) for text in ax.texts]
     for (row, column), value in np.ndenumerate(values):
         x, y = _pair(middles[row, column])
         words = "; ".join(text for a, b, text in texts if abs(a - x) < 0.5 and abs(b - y) < 0.5)
@@ -190,7 +190,8 @@ def _lost(mark: Mark) -> bool:
 # ---------------------------------------------------------------- names
 
 
-def _line(text: object) -> str:
+def one_line(text: object) -> str:
+    """A text without its line breaks."""
     return " ".join(str(text).split())
 
 
@@ -209,7 +210,7 @@ def _look(artist: Artist) -> tuple[str, str, str]:
 def _keys(figure: Figure) -> dict[tuple, str]:
     """The names in the figure's legends, by look: as exact as can be, and by less where that still tells them apart."""
     legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
-    pairs = [(_look(key), _line(text.get_text())) for one in legends
+    pairs = [(_look(key), one_line(text.get_text())) for one in legends
              for key, text in zip(one.legend_handles, one.get_texts(), strict=False)]  # fmt: skip
     found: dict[tuple, str] = {}
     for size in (3, 2, 1):
@@ -223,7 +224,7 @@ def _series(artist: Artist, keys: dict[tuple, str]) -> str:
     """An artist's own label, else the name that a legend gives to its look."""
     own = str(artist.get_label() or "")
     if own and not own.startswith("_"):
-        return _line(own)
+        return one_line(own)
     look = _look(artist)
     return next((keys[look[:size]] for size in (3, 2, 1) if look[:size] in keys), "")
 
@@ -232,35 +233,35 @@ def _neighbours(ax: Axes, along: str) -> list[Axes]:
     """The panel itself, then those that stand in its row (for y) or in its column (for x)."""
     side = "rowspan" if along == "y" else "colspan"
     spec = ax.get_subplotspec()
-    others = [other for other in _panels(ax.figure) if spec and other is not ax and other.get_subplotspec()]
+    others = [other for other in panels_of(ax.figure) if spec and other is not ax and other.get_subplotspec()]
     return [ax, *(other for other in others if getattr(other.get_subplotspec(), side) == getattr(spec, side))]
 
 
-def _panel(ax: Axes) -> str:
+def panel_name(ax: Axes) -> str:
     """A panel's title; in a grid that of its column and the words of its row; else what it alone is drawn over."""
 
     def titles(one: Axes) -> str:
-        return next((_line(one.get_title(loc)) for loc in ("left", "center", "right") if one.get_title(loc)), "")
+        return next((one_line(one.get_title(loc)) for loc in ("left", "center", "right") if one.get_title(loc)), "")
 
-    every, column, row = _panels(ax.figure), _neighbours(ax, "x"), _neighbours(ax, "y")
+    every, column, row = panels_of(ax.figure), _neighbours(ax, "x"), _neighbours(ax, "y")
     if len({titles(one) for one in every} - {""}) == len(every) or len(every) == 1:
         return titles(ax)
     title = next((titles(one) for one in column if titles(one)), "")
-    words = next((_line(one.get_ylabel()) for one in row if one.get_ylabel()), "")
+    words = next((one_line(one.get_ylabel()) for one in row if one.get_ylabel()), "")
     if title:
         return f"{title} / {words}" if words else title
-    labels = [_line(one.get_xlabel()) for one in every]
-    return shorten(_line(ax.get_xlabel()), 44, placeholder=" …") if len(set(labels)) == len(labels) else words
+    labels = [one_line(one.get_xlabel()) for one in every]
+    return shorten(one_line(ax.get_xlabel()), 44, placeholder=" …") if len(set(labels)) == len(labels) else words
 
 
-def _names(ax: Axes, along: str) -> dict[float, str]:
+def place_names(ax: Axes, along: str) -> dict[float, str]:
     """The names of the places of a categorical axis; nothing for a numeric one."""
     for other in _neighbours(ax, along):
         axis: Axis = getattr(other, f"{along}axis")
         formatter, places = axis.get_major_formatter(), axis.get_majorticklocs()
         fixed = isinstance(axis.get_major_locator(), FixedLocator) and isinstance(formatter, FuncFormatter | FixedFormatter)
         if fixed and np.array_equal(places, getattr(ax, f"{along}axis").get_majorticklocs()):
-            texts = [_line(text) for text in formatter.format_ticks(places)]
+            texts = [one_line(text) for text in formatter.format_ticks(places)]
             if any(texts) and np.allclose(np.diff(places), 1):
                 return dict(zip(map(float, places), texts, strict=True))
     return {}
@@ -290,7 +291,7 @@ def csv(figure: Figure, found: Sequence[Mark] | None = None) -> str:
 
 
 def _heading(figure: Figure, name: str) -> str:
-    words = {_line(getattr(ax, f"get_{name}label")()) for ax in _panels(figure)} if name in "xy" else set()
+    words = {one_line(getattr(ax, f"get_{name}label")()) for ax in panels_of(figure)} if name in "xy" else set()
     return f"{name}: {words.pop()}" if len(words) == 1 and words != {""} else name
 
 
@@ -299,86 +300,3 @@ def _safe(value: Place) -> str:
     if value is None or isinstance(value, float):
         return "" if value is None or not np.isfinite(value) else f"{value:.8g}"
     return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-# ---------------------------------------------------------------- in words
-
-KINDS = {"point": "points with intervals", "cell": "a heat map", "bar": "bars", "dot": "dots", "line": "lines"}
-LENGTH = 600  # characters: what a reader who cannot see the figure listens to before the data
-
-
-def alt(figure: Figure, found: Sequence[Mark] | None = None) -> str:
-    """The figure in at most four sentences and 600 characters: what kind, which panels and ranges, which axes, which series."""
-    found = marks(figure) if found is None else found
-    for most in (12, 8, 6, 4, 3, 2, 1):
-        text = " ".join(filter(None, (_kinds(figure, found, most), _axes(figure, most), _named(found, most))))
-        if len(text) <= LENGTH:
-            return text
-    return text[: LENGTH - 1] + "…"
-
-
-def _listed(names: Iterable[str], most: int, mark: str = ", ") -> str:
-    names = list(dict.fromkeys(filter(None, names)))
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return mark.join([*names[:most], *more])
-
-
-def _kinds(figure: Figure, found: Sequence[Mark], most: int) -> str:
-    """What is drawn, and each panel with the range of its values."""
-    kinds = [words for kind, words in KINDS.items() if any(mark.mark == kind for mark in found)]
-    if not kinds:
-        return f"A figure of words: {_listed((mark.written for mark in found), 4 * most)}."
-    panels = {_panel(ax): ax for ax in _panels(figure)}
-    ranges = [_range(name, ax, [mark for mark in found if mark.panel == name]) for name, ax in panels.items()]
-    joined = " and ".join([", ".join(kinds[:-1]), kinds[-1]]) if len(kinds) > 1 else kinds[0]
-    head = joined[0].upper() + joined[1:] + (f" in {len(panels)} panels" if len(panels) > 1 else "")
-    return f"{head}: {_listed(ranges, most, '; ')}."
-
-
-def _range(name: str, ax: Axes, found: Sequence[Mark]) -> str:
-    """A panel with the least and the greatest value in it."""
-    sides = [mark.along for mark in found if mark.mark == "point"]
-    side = "x" if sides.count("x") > sides.count("y") else "y"
-    drawn = [mark for mark in found if mark.mark in KINDS]
-    values = [mark.value if mark.mark == "cell" else getattr(mark, side) for mark in drawn]
-    values = [value for value in values if isinstance(value, float) and np.isfinite(value)]
-    if not values:
-        return name
-    cells = any(mark.mark == "cell" for mark in drawn)
-    ends = [f"{value:.3g}" if cells else _shown(getattr(ax, f"{side}axis"), value) for value in (min(values), max(values))]
-    return f"{name}, {ends[0]} to {ends[1]}" if name else f"values from {ends[0]} to {ends[1]}"
-
-
-def _shown(axis: Axis, value: float) -> str:
-    """A value as the axis writes it where that is our own way (per cent), else with three digits."""
-    formatter = axis.get_major_formatter()
-    value = float(f"{value:.3g}")
-    return (formatter(value, None) if isinstance(formatter, FuncFormatter) else "") or f"{value:.3g}"
-
-
-def _axes(figure: Figure, most: int) -> str:
-    """What the axes are; a categorical one by how many places it has, and their names."""
-    said = []
-    for along, words in (("x", "across"), ("y", "upwards")):
-        labels = [_line(getattr(one, name)()) for one, name in [*((ax, f"get_{along}label") for ax in _panels(figure)),
-                                                                (figure, f"get_sup{along}label")]]  # fmt: skip
-        names = list(dict.fromkeys(name for ax in _panels(figure) for name in _names(ax, along).values() if name))
-        parts = [_listed(labels, most), _places(names, most)]
-        if any(parts):
-            said.append(f"{words}: {', '.join(filter(None, parts))}")
-    text = "; ".join(said)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
-def _places(names: Sequence[str], most: int) -> str:
-    """The places of a categorical axis: all of a few, else how many, the first and the last."""
-    if len(names) <= min(most, 6):
-        return _listed(names, most)
-    return f"{len(names)} rows or columns from {names[0]} to {names[-1]}"
-
-
-def _named(found: Sequence[Mark], most: int) -> str:
-    """The series by name."""
-    every = list(dict.fromkeys(mark.series for mark in found if mark.series))
-    names = _listed(every, most if len(every) <= 12 else min(most, 4), "; ")
-    return f"Series: {names}." if names else ""

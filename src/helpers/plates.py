@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-from helpers.drawn import alt, csv, marks
+from helpers.alts import alt
+from helpers.drawn import csv, marks
 from helpers.inks import FigureCanvas
 
 LIGHT, DARK, DATA, WORDS, IMAGE = (

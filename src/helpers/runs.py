@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import atomic_file
 from helpers.records import Run
 
@@ -15,6 +16,11 @@ def finished(run: Run, before: str) -> list[Run]:
     for folder in run.folder.parents[1].glob("*/seed-*"):
         if wanted <= {path.name for path in (folder / "status").glob("*.json")}:
             found.append(Run(run.profile, folder.parent.name, int(folder.name.removeprefix("seed-")), folder))
+    if not found:
+        raise StudyError(
+            f"no chapter of profile {run.profile!r} is finished; run the study first: make study PROFILE={run.profile}",
+            NOT_COMPARABLE,
+        )
     return sorted(found, key=lambda other: (other.model, other.seed))
 
 

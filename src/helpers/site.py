@@ -147,23 +147,27 @@ def themes_own(script: str) -> bool:
 
 
 def problems(html: Path) -> list[str]:
-    """What stands against publishing the site, one line each: links that lead nowhere, requests to elsewhere, live code, paths."""
+    """What stands against publishing the site, a line each: dead links, requests to elsewhere, live code, paths."""
     pages = {path.relative_to(html).as_posix(): path.read_text(encoding="utf-8") for path in sorted(html.rglob("*.html"))}
     soups = {place: BeautifulSoup(text, "html.parser") for place, text in pages.items()}
-    anchors = {place: {tag[key] for key in ("id", "name") for tag in soup.find_all(attrs={key: True})} for place, soup in soups.items()}
+    anchors = {
+        place: {tag[key] for key in ("id", "name") for tag in soup.find_all(attrs={key: True})} for place, soup in soups.items()
+    }
     found = [f"{place}: {text}" for place, soup in soups.items() for text in _of_page(html, place, pages[place], soup, anchors)]
     files = sorted(path for path in html.rglob("*") if path.is_file())
     for path in files:
         if path.suffix in TEXTS:
-            found += [f"{path.relative_to(html).as_posix()}: {text}" for text in _of_text(path.read_text(encoding="utf-8"))]
+            found += [f"{path.relative_to(html).as_posix()}: {text}" for text in _of_text(path)]
     size = sum(path.stat().st_size for path in files)
     return found + [f"the site has {size / 1e6:.0f} MB; at most {MOST / 1e6:.0f} are wanted"] * (size > MOST)
 
 
-def _of_text(text: str) -> Iterator[str]:
-    """What no file of the site may hold: a folder of some machine, a style that fetches from elsewhere."""
+def _of_text(path: Path) -> Iterator[str]:
+    """What no file may hold: a folder of some machine; and what no style may: something fetched from elsewhere."""
+    text = path.read_text(encoding="utf-8")
     yield from sorted({f"names a folder of a machine, {found[0]}" for found in MACHINE.finditer(text)})
-    yield from sorted({f"fetches from elsewhere, {found[0]}" for found in ELSEWHERE.finditer(text)})
+    if path.suffix in {".css", ".svg"} and ELSEWHERE.search(text):
+        yield "has a style that asks for something elsewhere"
 
 
 def _of_page(html: Path, place: str, text: str, soup: BeautifulSoup, anchors: dict[str, set[str]]) -> Iterator[str]:
@@ -183,6 +187,8 @@ def _of_tag(html: Path, place: str, tag: Tag, anchors: dict[str, set[str]]) -> I
     if tag.name == "script" and not tag.get("src") and not tag.get("type", "").endswith("json") and not themes_own(tag.text):
         yield f"has an inline script that is not the theme's: {' '.join(tag.text.split())[:60]}"
     yield from (f"has the inline handler {name} on <{tag.name}>" for name in tag.attrs if name.startswith("on"))
+    if ELSEWHERE.search(tag.get("style", "")) or (tag.name == "style" and ELSEWHERE.search(tag.text)):
+        yield f"has a style that asks for something elsewhere on <{tag.name}>"
     for name in ADDRESSES:
         for address in _addresses(name, tag):
             if why := _wrong(html, place, tag.name, address, anchors):
