@@ -127,7 +127,7 @@ def entry(seconds: float, peak: float, clean: bool, files: tuple[str, ...] = ())
 
 
 def manifest(seed: int) -> dict:
-    files = ("parts/01_first/behaviour.parquet", "parts/01_first/notes.json", "tables/other.parquet")
+    files = ("parts/01_first/behaviour.parquet", "parts/01_first/notes.json", "tables/other.parquet", "../../findings.parquet")
     return {
         "schema": 1,
         "chapters": {"02_second": entry(200 + seed, 2.0 + seed, False), "01_first": entry(10.0 + seed, 1.0, True, files)},
@@ -207,7 +207,7 @@ def test_a_profile_that_was_not_run_is_not_measured(planted):
 
 def test_chapters_say_what_they_need_and_write_and_take(planted):
     (_, first, second) = cells(APPENDICES["chapters"](*planted))
-    assert first[1:] == ["", "<code>behaviour</code>", "12 to 20 s"]
+    assert first[1:] == ["", "<code>behaviour</code>, <code>findings</code>", "12 to 20 s"]
     assert second[1:] == ["01", "", "202 to 210 s"]
 
 

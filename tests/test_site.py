@@ -119,16 +119,20 @@ def test_a_public_address_makes_the_card_absolute(tmp_path):
 
 
 def test_what_loads_needlessly_or_as_a_handler_is_gone(tmp_path):
-    script = '<script>window.MathJax = {}</script><script defer="defer" src="../_static/mathjax/tex-chtml.js"></script>'
+    script = (
+        '<script>window.MathJax = {}</script><script defer="defer" src="../_static/mathjax/tex-chtml.js"></script>'
+        '<script defer="defer" src="../_static/explore.js?v=1"></script>'
+    )
     more = '<button onclick="window.print()">Print</button><script src="../_static/vendor/fontawesome/6/js/all.js"></script>'
     font = '<link rel="preload" as="font" type="font/woff2" crossorigin href="../_static/x.woff2" />'
-    plain, formula = (
-        finished(tmp_path / name, more, script, font, extra) for name, extra in (("a", ""), ("b", '<span class="math">x</span>'))
+    plain, needy = (
+        finished(tmp_path / name, more, script, font, extra)
+        for name, extra in (("a", ""), ("b", '<span class="math">x</span><section data-explorable="x"></section>'))
     )
     text = (plain / "book/second.html").read_text()
     assert "data-print" in text
-    assert not re.search("onclick|MathJax|mathjax|fontawesome|preload", text)
-    assert "tex-chtml.js" in (formula / "book/second.html").read_text()
+    assert not re.search("onclick|MathJax|mathjax|explore|fontawesome|preload", text)
+    assert re.search(r"MathJax(?s:.)*tex-chtml\.js(?s:.)*explore\.js", (needy / "book/second.html").read_text())
 
 
 def test_the_same_pages_are_finished_to_the_same_bytes(tmp_path):
@@ -263,7 +267,7 @@ def test_hostile_text_is_shown_and_stays_text():
     soup = page(html / "notebooks" / f"{published.HOST}.html")
     shown = " ".join(soup.get_text().split())
     assert [text for text in published.HOSTILE if " ".join(re.sub(r"\x1b\[\d+m", "", text).split()) not in shown] == []
-    inside = [tag for tag in soup.find_all(["script", "style", "svg", "iframe", "a"]) if published.MARK in tag.get_text()]
+    inside = [tag for tag in soup.find_all(["script", "style", "svg", "iframe"]) if published.MARK in tag.get_text()]
     named = [
         (tag.name, name)
         for tag in soup.find_all(True)

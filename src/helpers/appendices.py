@@ -57,7 +57,7 @@ def chapter_table(root: Path, run: Path) -> str:
 
 def _tables(run: Finished, chapter: str) -> list[str]:
     files = run.chapters.get(chapter, {}).get("files", {})
-    return [Path(file).stem for file in files if file.startswith("parts/") and file.endswith(".parquet")]
+    return [Path(file).stem for file in files if file.startswith(("parts/", "../")) and file.endswith(".parquet")]
 
 
 def run_box(root: Path, run: Path, chapter: str) -> str:

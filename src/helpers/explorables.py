@@ -131,8 +131,8 @@ def _bound(numbers: Figure) -> Table:
     unit = CLAIMS[claim["claim"]].components[0].unit
     seen = f"{said(unit, claim['estimate'], claim['low'], claim['high'])} (n = {claim['n']:,}, {claim['seeds']} seeds)"
     wanted = asked(unit, claim["side"], claim["bound"], claim["margin"])
-    heads = ("claim", "its headline", "measured", "claimed", "verdict")
-    return "As it was judged", heads, [(claim["claim"], claim["name"], seen, wanted, claim["verdict"])]
+    rows = [("its headline", claim["name"]), ("measured", seen), ("claimed", wanted), ("verdict", claim["verdict"])]
+    return "One claim, as it was judged", ("claim", claim["claim"]), rows
 
 
 EXPLORABLES: dict[str, Explorable] = {

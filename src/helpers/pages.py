@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from helpers import appendices, chapters, explorables, plates, provenance, site
+from helpers import appendices, chapters, plates, provenance, site
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.scrubbing import ANSI, scrub
 
@@ -99,10 +99,16 @@ def filled(text: str, root: Path, folder: Path) -> str:
     return MARK.sub(made, text)
 
 
+def _explore(root: Path, folder: Path) -> str:
+    from helpers import explorables  # which knows the claims, and with them torch: slow to import, and seldom needed
+
+    return explorables.markdown(root, folder)
+
+
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
-    "explore": explorables.markdown,
+    "explore": _explore,
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
     "provenance": lambda root, folder: provenance.markdown(root, folder, book_chapters(root)),
 }

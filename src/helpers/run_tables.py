@@ -61,7 +61,7 @@ def _hashes(found: list[Finished]) -> str:
         f"{code(each.folder.name)} of {text(each.model)}\n\n{body}" for each, body in zip(found, lists, strict=True)
     )
     said = (
-        "Rows, and the first characters of the sha256. Below stand all of it, as `sha256sum --check` reads it in a run's folder."
+        "Rows, and the first characters of the sha256. All of it stands below, as `sha256sum --check` reads it in a run's folder."
     )
     return f"{said}\n\n{table(('table', *(text(each.label) for each in found)), rows)}\n{folded('All hashes', whole)}"
 

@@ -21,11 +21,15 @@ CARD = "_static/social-card.png"
 UNUSED = ("_static/*-macros.html", "_static/vendor/fontawesome/*/js/*")
 # What loads them; and fonts fetched before it is known whether a page needs them, which no browser allows from a file.
 NEEDLESS = re.compile(r'<script src="[^"]*/fontawesome/[^"]*"></script>|<link rel="preload" as="font"[^>]*>')
-FORMULAS = re.compile(r"<script>window\.MathJax = [^<]*</script>|<script[^>]*/mathjax/[^>]*></script>")
+WHERE = {  # what only some pages need, by what such a page holds: 1.1 MB for formulas, 25 kB for the figures that can be moved
+    ".math": re.compile(r"<script>window\.MathJax = [^<]*</script>|<script[^>]*/mathjax/[^>]*></script>"),
+    "[data-explorable]": re.compile(r"<script[^>]*/explore\.js[^>]*></script>"),
+}
 REWRITTEN = {
     ' onclick="window.print()"': " data-print",  # no inline handler may run; site.js gives the button its work back
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # a list of what may not stand in a list
     ' role="doc-biblioentry"': "",
+    '<summary><span class="toctree-toggle"': '<summary aria-label="The pages below"><span class="toctree-toggle"',
     '<input class="task-list-item-checkbox"': '<input class="task-list-item-checkbox" aria-label="done"',
     '<meta charset="utf-8" />': "",  # it comes first, below
 }
@@ -84,8 +88,8 @@ def _finished(text: str, place: str, title: str, description: str, address: str)
     for old, new in REWRITTEN.items():
         text = text.replace(old, new)
     soup = BeautifulSoup(text, "html.parser")
-    if not soup.find(class_="math"):
-        text = FORMULAS.sub("", text)  # 1.1 MB for nothing
+    for needed, scripts in WHERE.items():
+        text = text if soup.select_one(needed) else scripts.sub("", text)
     about = {
         "og:type": "website" if place == "index.html" else "article",
         "og:site_name": title,
