@@ -1,6 +1,9 @@
 """Every page in a real browser: nothing fails, nothing is missing, all of it can be read, wide and narrow, light and dark."""
 
+import base64
 import json
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -185,7 +188,7 @@ def test_the_first_page_is_light_and_the_root_leads_to_it(browser, book):
     assert len(sizes) > 10
     assert sum(sizes.values()) <= FIRST_MOST
     browser.open(f"{book}/index.html")
-    assert until(browser, "location.pathname") == f"/{FIRST}"
+    assert until(browser, "location.pathname", lambda path: path != "/index.html") == f"/{FIRST}"
 
 
 def until(browser: chromium.Browser, script: str, wanted: Callable[[object], bool] = bool, tries: int = 50) -> object:
@@ -194,7 +197,7 @@ def until(browser: chromium.Browser, script: str, wanted: Callable[[object], boo
         value = browser.evaluate(script)
         if wanted(value):
             return value
-        browser.evaluate("new Promise(done => setTimeout(done, 100))")
+        time.sleep(0.1)
     return value
 
 
@@ -260,6 +263,17 @@ def test_paper_shows_the_text_alone_in_light_with_all_parts_open(browser, book):
     browser.call("Emulation.setEmulatedMedia", media="")
     assert browser.evaluate("document.documentElement.dataset.theme") == "dark"
     assert browser.evaluate("document.querySelectorAll('details:not([open])').length") >= 1
+
+
+def test_every_handout_fits_on_one_sheet(browser, book):
+    handouts = sorted(path.relative_to(published.book()) for path in published.book().rglob("handout-*.html"))
+    sheets = {}
+    for path in [*handouts, Path(MATHS)]:
+        browser.open(f"{book}/{path.as_posix()}")
+        printed = base64.b64decode(browser.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])  # A4
+        sheets[path.stem] = len(re.findall(rb"/Type\s*/Page\b", printed))
+    assert sheets.pop(Path(MATHS).stem) > 1  # the control: a chapter does not
+    assert set(sheets.values()) <= {1}, sheets
 
 
 # ---------------------------------------------------------------- hostile text

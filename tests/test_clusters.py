@@ -17,6 +17,7 @@ import yaml
 from test_run import notebook
 
 from helpers import run
+from helpers.errors import ENVIRONMENT, USAGE, StudyError
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = sorted(path.name for path in (ROOT / "profiles" / "clusters").iterdir())
@@ -213,3 +214,27 @@ def test_a_study_runs_through_the_cluster(planned, jobs, broken):
     assert len(list(jobs.glob("*.yaml"))) == 4
     assert status == {f"toy/tiny/seed-{seed}/status/{chapter}.json" for seed in (0, 1) for chapter in chapters}
     assert len(list(planned.glob("*/*/*.failed"))) == 2 * broken
+
+
+# ---------------------------------------------------------------- the option of the study
+
+
+def test_an_unknown_cluster_and_a_missing_package_are_one_line_each(planned, monkeypatch):
+    plan = run.check(planned.parents[2], "toy")
+    with pytest.raises(StudyError, match=r"unknown cluster 'slurn'; did you mean 'slurm'\?") as caught:
+        run.study(plan, cluster="slurn")
+    assert caught.value.code == USAGE
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    for name in CLUSTERS:
+        with pytest.raises(StudyError, match=f"cluster '{name}' needs the package snakemake-executor-plugin-") as caught:
+            run.study(plan, cluster=name)
+        assert caught.value.code == ENVIRONMENT
+
+
+@pytest.mark.parametrize("name", ["", *CLUSTERS])
+def test_the_option_hands_the_profile_to_snakemake_and_without_it_none(planned, name, monkeypatch):
+    given = []
+    monkeypatch.setattr(run, "find_spec", lambda package: package)
+    monkeypatch.setattr(run, "_make", lambda plan, todo, jobs, cluster: given.append(cluster) or 0)
+    run.study(run.check(planned.parents[2], "toy"), cluster=name)
+    assert given == [planned.parents[2] / "profiles" / "clusters" / name if name else None]

@@ -61,6 +61,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         )
     if name == "study":
         command.add_argument("--jobs", type=int, default=1, help="how many runs at a time (default: 1)")
+        command.add_argument("--cluster", default="", help="slurm or kubernetes (profiles/clusters/); default: run here")
         command.add_argument("--no-book", action="store_true", help="chapters only")
     command.add_argument("--json", action="store_true", help="print JSON alone")
 
@@ -93,7 +94,7 @@ def study(options: argparse.Namespace) -> dict[str, object]:
     if options.jobs < 1:
         raise StudyError(f"--jobs {options.jobs} is not possible; give 1 or more")
     plan = _plan(options)
-    found = run.study(plan, options.force, options.jobs)
+    found = run.study(plan, options.force, options.jobs, options.cluster)
     states = [chapter["state"] for entry in found["runs"] for chapter in entry["chapters"].values()]
     if not found["code"] and not options.no_book and (plan.root / "_toc.yml").is_file():
         index, new = pages.build(plan.root, plan.profile, plan.root / plan.runs[0].folder)

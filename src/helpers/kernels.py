@@ -20,7 +20,7 @@ from helpers.guards import orphaned, say, write_whole
 KERNEL = "python3"
 HEARTBEAT = 30.0  # seconds without a word
 START_LIMIT = 180  # seconds until a kernel on a busy machine has answered
-LARGEST_OUTPUT = 1_000_000  # bytes a cell
+LARGEST_OUTPUT = 4_000_000  # bytes a cell; a crowded figure, with its two drawings, its image and its data, takes 1.5 million
 
 
 @dataclass
@@ -105,7 +105,7 @@ class _Client(PapermillNotebookClient):
             msg["msg_type"] = msg["header"]["msg_type"] = "stream"
             msg["content"] = {
                 "name": content.get("name", "stdout"),
-                "text": f"{kept}\n[output cut: more than 1 MB in this cell]\n",
+                "text": f"{kept}\n[output cut: more than {LARGEST_OUTPUT // 10**6} MB in this cell]\n",
             }
         return super().output(outs, msg, display_id, cell_index)
 

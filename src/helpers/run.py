@@ -15,7 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+
+import yaml
 
 from helpers import chapters, parameters
 from helpers.chapters import Job, Run
@@ -137,9 +140,9 @@ def _check_devices(values: object) -> None:
 # ---------------------------------------------------------------- the study
 
 
-def study(plan: Plan, force: bool = False, jobs: int = 1) -> dict[str, object]:
+def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, object]:
     """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`."""
-    begun = time.monotonic()
+    begun, cluster = time.monotonic(), _cluster(plan.root, cluster)
     with ExitStack() as locks:
         for run in plan.runs:
             prepare(plan.root / run.folder)
@@ -156,7 +159,7 @@ def study(plan: Plan, force: bool = False, jobs: int = 1) -> dict[str, object]:
         code = 0
         if any(todo.values()):
             _fetch(plan)
-            code = _make(plan, todo, jobs)
+            code = _make(plan, todo, jobs, cluster)
         states = {run: _finish(plan, run, todo[run]) for run in plan.runs}
     runs = [{"model": run.slug, "seed": run.seed, "chapters": states[run]} for run in plan.runs]
     took = round(time.monotonic() - begun, 1)
@@ -195,7 +198,7 @@ def _finish(plan: Plan, run: Run, todo: Mapping[str, str]) -> dict[str, dict]:
     return states
 
 
-def _make(plan: Plan, todo: Mapping[Run, Mapping[str, str]], jobs: int) -> int:
+def _make(plan: Plan, todo: Mapping[Run, Mapping[str, str]], jobs: int, cluster: Path | None = None) -> int:
     """The exit code of running all that is to do, by snakemake in a folder of this invocation."""
     (plan.root / "build" / "runs").mkdir(parents=True, exist_ok=True)
     (plan.root / "logs").mkdir(exist_ok=True)
@@ -204,7 +207,7 @@ def _make(plan: Plan, todo: Mapping[Run, Mapping[str, str]], jobs: int) -> int:
         listed = [job for run, names in todo.items() for job in _write_jobs(plan, run, names, place)]
         _in_order_of_runs(listed)
         write_whole(place / "plan.json", json.dumps({"python": sys.executable, "root": str(plan.root), "jobs": listed}))
-        code = _snakemake(plan.root, place, jobs * max(job["threads"] for job in listed))
+        code = _snakemake(plan.root, place, jobs * max(job["threads"] for job in listed), cluster)
         failed = [json.loads(path.read_text(encoding="utf-8"))["code"] for path in place.glob("*/*/*.failed")]
         if code and not failed:
             shutil.copyfile(place / "snakemake.log", plan.root / "logs" / "snakemake.log")
@@ -243,10 +246,27 @@ def _earlier(other: Sequence[str], model: str, seed: str, name: str) -> bool:
     return other[0] == model and other[2] == name and int(other[1][5:]) < int(seed[5:])
 
 
-def _snakemake(root: Path, place: Path, cores: int) -> int:
+def _cluster(root: Path, name: str) -> Path | None:
+    """The profile of a cluster by its name in profiles/clusters/; None: the jobs run here."""
+    known = sorted(path.name for path in (root / "profiles" / "clusters").glob("*") if path.is_dir())
+    if name and name not in known:
+        raise StudyError(f"unknown cluster {name!r}; {parameters.nearest(name, known)}choose one of {', '.join(known)}")
+    if not name:
+        return None
+    found = root / "profiles" / "clusters" / name
+    package = f"snakemake-executor-plugin-{yaml.safe_load((found / 'config.yaml').read_text(encoding='utf-8'))['executor']}"
+    if find_spec(package.replace("-", "_")) is None:
+        raise StudyError(
+            f"cluster {name!r} needs the package {package}; install it: .venv/bin/python -m pip install {package}", ENVIRONMENT
+        )
+    return found
+
+
+def _snakemake(root: Path, place: Path, cores: int, cluster: Path | None = None) -> int:
     profile = root / "profiles" / "snakemake"
     words = ["--snakefile", str(root / "Snakefile"), "--directory", str(place), "--cores", str(cores), "--nolock"]
     words += ["--runtime-source-cache-path", str(place / "sources"), *(["--profile", str(profile)] if profile.is_dir() else [])]
+    words += ["--workflow-profile", str(cluster)] if cluster else []
     (root / "logs").mkdir(exist_ok=True)
     with open(place / "snakemake.log", "w", encoding="utf-8") as log:
         child = subprocess.Popen(
