@@ -67,7 +67,7 @@ def run_box(root: Path, run: Path, chapter: str) -> str:
     first = f"It needs chapters {needs} of the same profile first" if needs else "It needs no other chapter"
     took = f"{UNKNOWN} here"
     if found:
-        memory = max(float(each.chapters[chapter]["machine"]["peak_gb"]) for each in found)
+        memory = max(each.memory[chapter] for each in found)
         took = f"{duration([each.seconds[chapter] for each in found])}, {memory:.1f} GB at most ({'; '.join(machines(found))})"
     command = block([f".venv/bin/python -m helpers chapter {chapter[:2]} --profile quick"], "bash")
     return (

@@ -21,8 +21,14 @@ class Finished:
     chapters: dict[str, dict]
     tables: dict[str, dict]
     sources: dict[str, dict]
-    seconds: dict[str, float]  # of each chapter
-    peak: float  # the largest memory of a chapter, in GB
+    seconds: dict[str, float]  # of each chapter, from an empty cache where that is known
+    memory: dict[str, float]  # of each chapter at its peak, in GB, likewise
+    cold: bool  # whether it is known
+
+    @property
+    def peak(self) -> float:
+        """The largest memory of a chapter, in GB."""
+        return max(self.memory.values())
 
     @property
     def label(self) -> str:
@@ -40,13 +46,25 @@ def _read(path: Path) -> Finished:
     folder, names = path.parent, ("schema", "chapters", "tables", "sources")
     try:
         schema, chapters, tables, sources = map(json.loads(path.read_text(encoding="utf-8")).__getitem__, names)
-        seconds = {name: float(entry["seconds"]) for name, entry in sorted(chapters.items())}
-        peak = max(float(entry["machine"]["peak_gb"]) for entry in chapters.values())
+        first = _cold(folder)
+        took = {name: {"seconds": entry["seconds"], "peak_gb": entry["machine"]["peak_gb"]} for name, entry in chapters.items()}
+        took = {name: first.get(name, took[name]) for name in sorted(took)}
+        seconds, memory = ({name: float(own[kind]) for name, own in took.items()} for kind in ("seconds", "peak_gb"))
+        max(memory.values())  # a manifest without chapters is none
         seed = int(folder.name.removeprefix("seed-"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         place = "/".join(path.parts[-4:])
         raise StudyError(f"{place} cannot be read ({type(error).__name__}); run that profile again", REFUSED) from error
-    return Finished(folder.parents[1].name, folder.parent.name, seed, folder, schema, chapters, tables, sources, seconds, peak)
+    profile, cold = folder.parents[1].name, set(first) >= set(chapters)
+    return Finished(profile, folder.parent.name, seed, folder, schema, chapters, tables, sources, seconds, memory, cold)
+
+
+def _cold(folder: Path) -> dict[str, dict[str, float]]:
+    """Seconds and memory of each chapter from an empty cache, kept beside the runs: a chapter that runs again finds work done."""
+    path = folder.parents[1] / "cold.json"
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))["runs"].get(f"{folder.parent.name}/{folder.name}", {})
 
 
 def span(values: Iterable[float], form: str = ".0f") -> str:

@@ -46,7 +46,8 @@ def _seconds(found: list[Finished]) -> str:
         )
         for name in names
     ]
-    return table(("chapter", *(text(each.label) for each in found), "spread"), rows)
+    said = "From an empty cache. A chapter that runs again finds most of its work done.\n\n" if all(e.cold for e in found) else ""
+    return said + table(("chapter", *(text(each.label) for each in found), "spread"), rows)
 
 
 def _versions(found: list[Finished]) -> str:
