@@ -82,6 +82,15 @@ def test_what_a_map_can_undo_is_undone_and_shipped(name):
     )
 
 
+def test_a_repair_that_cannot_be_fitted_is_named():
+    case = planted(lambda x, rng: np.full_like(x, 3.0))  # the updated model's states are all the same
+    found = mend(case)
+    left = found.reason.partition("could not be fitted: ")[2]
+    assert left
+    assert not set(left.split(", ")) & {one.method for one in found.tried}
+    assert "could not" not in mend(planted(CHANGES["shifted"][0])).reason
+
+
 def test_nothing_without_labels_claims_to_repair_a_lost_signal():
     """The states say nothing of the label any more: every map is seen to fail, and so is a refit that is judged on other rows."""
     case = planted(lambda x, rng: rng.normal(size=x.shape), n=200, d=120)

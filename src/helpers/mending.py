@@ -172,9 +172,13 @@ def mend(case: Case, seed: int = 0) -> Mended:
         return Mended(tuple(tried), None, None, (), None, "no labels: what looks mended is not shown to be")
     half = _halves(case.panel.groups, case.panel.labels, seed)
     if min(np.bincount(case.panel.labels, minlength=2)) >= ENOUGH and n >= FEW:
-        scores[REFIT] = _cross_fitted(case, half, seed)
-        made[REFIT] = _refitted(case, np.arange(len(half)), np.arange(n), seed)
-        tried.append(Tried(REFIT, True, None, None, _judged(case, scores[REFIT])))
+        try:
+            crossed, again = _cross_fitted(case, half, seed), _refitted(case, np.arange(len(half)), np.arange(n), seed)
+        except StudyError:
+            left.append(REFIT)
+        else:
+            scores[REFIT], made[REFIT] = crossed, again
+            tried.append(Tried(REFIT, True, None, None, _judged(case, crossed)))
     found = _chosen(case, tuple(tried), made, scores, half)
     return replace(found, reason=f"{found.reason}; could not be fitted: {', '.join(left)}") if left else found
 
