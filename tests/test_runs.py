@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from helpers import runs
+from helpers import chapters, records, runs
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, StudyError
 from helpers.records import Run
 
@@ -62,3 +62,22 @@ def test_findings_stand_beside_the_models_whole_or_not_at_all(tmp_path, monkeypa
     monkeypatch.undo()
     assert len(pd.read_parquet(path)) == 2
     assert sorted(item.name for item in path.parent.iterdir()) == ["embedded", "findings.parquet"]
+
+
+def rows(n: int, restoration: str) -> pd.DataFrame:
+    key = dict.fromkeys(records.KEY, "") | {"model": "m", "seed": 0, "strength": None, "restoration": restoration}
+    own = [{"corpus": f"c{i}", "metric": "perplexity", "value": 1.0, "low": 0.5, "high": 2.0, "n": 4} for i in range(n)]
+    return pd.DataFrame([key | row for row in own])
+
+
+def test_a_chapter_that_will_run_again_takes_its_rows_with_it_and_the_others_are_as_they_recorded(tmp_path):
+    run = Run("cpu", "m", 0, tmp_path / "cpu" / "m" / "seed-0")
+    records.write_table(run, "01_models", "utility", rows(3, ""))
+    shared = run.folder / "tables" / "utility.parquet"
+    recorded = records.file_hash(shared)
+    records.write_table(run, "07_projection", "utility", rows(2, "safelora"))
+    records.write_table(run, "07_projection", "behaviour", rows(1, "zero").assign(judge="phrases", prompt_set="s"))
+    assert len(pd.read_parquet(shared)) == 5
+    chapters.forget(run.folder, ["07_projection"])
+    assert records.file_hash(shared) == recorded
+    assert not (run.folder / "tables" / "behaviour.parquet").exists()

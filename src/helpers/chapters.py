@@ -299,8 +299,23 @@ def _reason(folder: Path, entry: dict, fresh: str, hashes: Mapping[str, str]) ->
 
 
 def forget(folder: Path, stale_chapters: Iterable[str]) -> None:
-    """Removes the manifest, and the status and parts of the chapters that will run: what is no longer true is not there."""
+    """Removes the manifest, and the status, parts and rows of the chapters that will run: what is no longer true is not there."""
     (folder / "manifest.json").unlink(missing_ok=True)
+    tables: set[str] = set()
     for chapter in stale_chapters:
         status_path(folder, chapter).unlink(missing_ok=True)
+        tables |= {path.stem for path in (folder / "parts" / chapter).glob("*.parquet")}
         shutil.rmtree(folder / "parts" / chapter, ignore_errors=True)
+    _merge(folder, tables)
+
+
+def _merge(folder: Path, names: Iterable[str]) -> None:
+    """The named tables written anew from the parts that are left, so that they are what the chapters left recorded."""
+    for name in names:
+        from helpers import records  # and with it pandas, which a study with nothing to do can spare
+
+        path = folder / "tables" / f"{name}.parquet"
+        if any((folder / "parts").glob(f"*/{name}.parquet")):
+            records._write(path, records._merged(folder, name).to_parquet)
+        else:
+            path.unlink(missing_ok=True)
