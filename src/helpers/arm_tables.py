@@ -40,12 +40,13 @@ def _rate(rows: pd.DataFrame, score: str, fraction: float) -> str:
     return tables.of_row(found)
 
 
-def sentences(silent: pd.DataFrame) -> dict[str, str]:
+def sentences(table: pd.DataFrame) -> dict[str, str]:
     """The numbers that the prose names: ablation of the largest share by the first score of safety, and by random."""
+    silent = table[table["serving"].isin(["", "ablated"]) & (table["metric"] == "non_refusal")]
     named = [name for name in dict.fromkeys(silent["score"]) if name not in {"none", "random"}]
     most = float(silent["fraction"].max())
     first = named[0] if named else "none"
-    shown = silent[(silent["score"] == first) & (silent["fraction"] == most) & (silent["metric"] == "non_refusal")]
+    shown = silent[(silent["score"] == first) & (silent["fraction"] == most)]
     return {
         "nonrefusal-whole": _rate(silent, "none", 0.0),
         "ablated-share": tables.Said(f"{100 * most:g} %", shown, "column fraction"),

@@ -85,9 +85,11 @@ def _chosen(table: pd.DataFrame, row: dict[str, object]) -> pd.DataFrame:
 def told(number: Number, found: pd.DataFrame) -> str:
     """What the rows say by the number's way: the beginning of its text, or a part of it; "" where rules made the text."""
     way, _, column = str(number.source["how"]).partition(" ")
-    if way == "row":
-        text = tables.with_intervals(found).iloc[0]
-        return text if number.text.startswith(text) else text.partition(" [")[0]
+    if way == "row":  # some rates and costs have a form of their own, and what is exact has no interval
+        row = found.iloc[0]
+        texts = [tables.interval(kind, row["value"], row["low"], row["high"]) for kind in (row["metric"], "recall")]
+        texts += [text.partition(" [")[0] for text in texts]
+        return next((text for text in texts if number.text.startswith(text)), texts[0])
     if way == "significant":
         return f"{int((found['value'] < 0.05).sum())} of {len(found)}"
     if way == "column":
