@@ -158,11 +158,11 @@ def with_outputs(source: dict, executed: dict) -> dict:
 
 
 def inputs_hash(staged: Path, root: Path) -> str:
-    """A hash of all that a build depends on: names and contents of what is staged, and the pins."""
+    """A hash of all that a build depends on: names and contents of what is staged, the pins, and how pages are finished."""
     digest = hashlib.sha256()
     lock = root / "requirements.lock"
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    for path in [*files, *([lock] if lock.is_file() else [])]:
+    for path in [*files, *([lock] if lock.is_file() else []), Path(site.__file__)]:
         content = path.read_bytes()
         digest.update(f"{os.path.relpath(path, staged)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
