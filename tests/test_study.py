@@ -13,7 +13,17 @@ from helpers.records import KEY, VALUES
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
-PARTS = ("notebooks", "profiles", "book", "_config.yml", "_toc.yml", "Snakefile", "requirements.lock")
+PARTS = (
+    "notebooks",
+    "profiles",
+    "book",
+    "_config.yml",
+    "_toc.yml",
+    "Snakefile",
+    "requirements.lock",
+    "CITATION.cff",
+    "CHANGELOG.md",
+)
 
 
 @pytest.fixture(scope="module")
