@@ -306,14 +306,15 @@ def forget(folder: Path, stale_chapters: Iterable[str]) -> None:
         status_path(folder, chapter).unlink(missing_ok=True)
         tables |= {path.stem for path in (folder / "parts" / chapter).glob("*.parquet")}
         shutil.rmtree(folder / "parts" / chapter, ignore_errors=True)
-    _merge(folder, tables)
+    if tables:
+        _merge(folder, tables)
 
 
 def _merge(folder: Path, names: Iterable[str]) -> None:
     """The named tables written anew from the parts that are left, so that they are what the chapters left recorded."""
-    for name in names:
-        from helpers import records  # and with it pandas, which a study with nothing to do can spare
+    from helpers import records  # and with it pandas, which a study with nothing to do can spare
 
+    for name in names:
         path = folder / "tables" / f"{name}.parquet"
         if any((folder / "parts").glob(f"*/{name}.parquet")):
             records._write(path, records._merged(folder, name).to_parquet)

@@ -142,7 +142,7 @@ def _check_devices(values: object) -> None:
 
 def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, object]:
     """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`."""
-    begun, cluster = time.monotonic(), _cluster(plan.root, cluster)
+    begun, where = time.monotonic(), _cluster(plan.root, cluster)
     with ExitStack() as locks:
         for run in plan.runs:
             prepare(plan.root / run.folder)
@@ -159,7 +159,7 @@ def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> 
         code = 0
         if any(todo.values()):
             _fetch(plan)
-            code = _make(plan, todo, jobs, cluster)
+            code = _make(plan, todo, jobs, where)
         states = {run: _finish(plan, run, todo[run]) for run in plan.runs}
     runs = [{"model": run.slug, "seed": run.seed, "chapters": states[run]} for run in plan.runs]
     took = round(time.monotonic() - begun, 1)
