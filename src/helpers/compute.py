@@ -1,0 +1,102 @@
+"""Compute: the number format in which a machine multiplies. Precision, the format that weights are stored in, is another thing.
+
+With compute bf16 the products are made in bfloat16; with fp32 in float32, of weights whose values still lie on the grid of
+their precision: the same model, finer arithmetic. A CPU without bf16 units emulates bfloat16 and takes several times as long
+as in float32; `auto` therefore means bf16 where a machine has units for it, else fp32. The setting belongs to a process, like
+the number of threads: it is read from the environment, where the runner puts it, so that kernels and their children agree.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from helpers.errors import StudyError
+
+NAMES = ("auto", "bf16", "fp32")
+VARIABLE = "AFTER_UPDATE_COMPUTE"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+EMULATED = 4  # how many times as long a forward pass takes in emulated bf16 as in float32 (measured with AVX2: 3.7)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A number format, `bf16` or `fp32`, and whether this machine has units for bf16."""
+
+    name: str
+    native: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format as torch knows it."""
+        return DTYPES[self.name]
+
+    @property
+    def words(self) -> str:
+        """What was chosen and what it costs, for a line on the screen."""
+        if self.name == "bf16":
+            return "computing in bf16" if self.native else f"computing in emulated bf16, about {EMULATED} times the time of fp32"
+        if self.native:
+            return "computing in float32, although this machine has bf16 units: two to five times the time of bf16"
+        return "this CPU has no bf16 units: computing in float32, about 2.5 times the time of one that has"
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """The context of a training step on float32 weights: products in bf16 where compute is bf16, else as they are."""
+        return torch.autocast(device.type, dtype=torch.bfloat16) if self.name == "bf16" else nullcontext()
+
+
+@lru_cache
+def native(device: str = "cpu") -> bool:
+    """Whether a device multiplies bfloat16 in units of its own: what oneDNN may use, and not only emulate, decides on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    allowed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # keeps to DNNL_MAX_CPU_ISA, unlike what follows
+    capability = torch.backends.cpu.get_cpu_capability()
+    if "AVX" in capability or capability == "DEFAULT":
+        return allowed and "AVX512" in capability and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return allowed  # ARM: oneDNN says yes only where the instructions are there
+
+
+def resolve(asked: str, device: str = "cpu") -> Compute:
+    """The compute that a setting means on a device of this machine."""
+    if asked not in NAMES:
+        raise StudyError(f"unknown compute {asked!r}; choose one of {', '.join(NAMES)}")
+    has = native(device)
+    return Compute(("bf16" if has else "fp32") if asked == "auto" else asked, has)
+
+
+def current(device: str | torch.device = "cpu") -> Compute:
+    """The compute of this process on a device; emulated bf16, which must have been asked for, warns once."""
+    found = resolve(os.environ.get(VARIABLE) or "auto", str(device))
+    if found.name == "bf16" and not found.native:
+        _warn(found.words)
+    return found
+
+
+@lru_cache
+def _warn(words: str) -> None:
+    warnings.warn(f"{words}; set compute=auto", stacklevel=3)
+
+
+@contextmanager
+def using(asked: str) -> Iterator[None]:
+    """Runs the block with another setting, and restores the one before."""
+    resolve(asked)
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = asked
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def machine(device: str | torch.device = "cpu") -> dict[str, object]:
+    """What of the machine decides the last digits of a measurement, for content keys: compute, device, threads, torch."""
+    return {"compute": current(device).name, "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
