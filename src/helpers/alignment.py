@@ -114,8 +114,8 @@ def _train(base: Path, folder: Path, rows, recipe, target: Target, origin: str, 
     checks: list[Check] = []
 
     def stop(model: nn.Module, step: int) -> bool:
-        # a bf16 copy: it is what will be saved, and autocast would round every weight anew for every token
-        saved = copy.deepcopy(model).to(torch.bfloat16)
+        # a rounded copy: it is what will be saved, and autocast would round every weight anew for every token
+        saved = models.rounded_(copy.deepcopy(model))
         checks.append(check(replace(language, model=saved), target, origin, step))
         return target.met(checks[-1], share=0.6)
 

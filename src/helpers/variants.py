@@ -266,7 +266,7 @@ def _attached(language: LanguageModel, update: Update, precision: str, parts: Pa
     if update.adapter is None:
         raise StudyError("serving 'attached' needs an adapter, and this update changed whole weights; use serving=merged")
     quantize_(language, precision, parts.calibration)
-    return lowrank.attach(language.model, update.adapter)
+    return lowrank.attach(language.model, lowrank.on_grid(update.adapter))
 
 
 def _merged(language: LanguageModel, update: Update, precision: str, parts: Parts) -> nn.Module:
@@ -298,7 +298,7 @@ def _add_(language: LanguageModel, update: Update) -> nn.Module:
         lowrank.merge(language.model, update.adapter)
     with torch.no_grad():
         for name, tensor in update.weights.items():
-            language.model.get_parameter(name).copy_(tensor)
+            language.model.get_parameter(name).copy_(models.on_grid(tensor))
     return language.model
 
 
@@ -314,10 +314,10 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     """The model that a variant names, ready to be measured; nothing that `parts` points to is changed."""
     if variant.restoration and variant.adapter in {"", "base", "identity"}:
         raise StudyError(f"restoration {variant.restoration!r} needs an update to restore; name its adapter and trained_on")
-    dtype = "fp32" if variant.precision == "fp32" else "bf16"
-    language = models.load(parts.base if variant.adapter == "base" else parts.aligned, dtype, parts.device)
+    grid = "fp32" if variant.precision == "fp32" else "bf16"
+    language = models.load(parts.base if variant.adapter == "base" else parts.aligned, grid, parts.device)
     if variant.adapter == "identity":
-        language = _saved_and_loaded(language, dtype, parts)
+        language = _saved_and_loaded(language, grid, parts)
     if variant.adapter in {"", "base", "identity"}:
         quantize_(language, variant.precision, parts.calibration)
         return language
@@ -326,7 +326,7 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     return replace(language, model=SERVINGS[variant.serving](language, _update(parts, variant), variant.precision, parts))
 
 
-def _saved_and_loaded(language: LanguageModel, dtype: str, parts: Parts) -> LanguageModel:
+def _saved_and_loaded(language: LanguageModel, grid: str, parts: Parts) -> LanguageModel:
     with tempfile.TemporaryDirectory(dir=cache_path("temporary", "")) as folder:
         models.save(language, Path(folder) / "again")
-        return models.load(Path(folder) / "again", dtype, parts.device)
+        return models.load(Path(folder) / "again", grid, parts.device)
