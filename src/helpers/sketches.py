@@ -117,7 +117,7 @@ def stored(of: str, plan: Sketch, make: Callable[[], pd.DataFrame], device: str 
 def look(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
     """The items of the sketch on a model: labels of replies, utility, and the monitors' scores."""
     asked = plan.protocol
-    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin)
+    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin, brief=True)
     useful = utility.measure(language, asked.utility, asked.summary_tokens)
     return pd.concat([part for part in (said, useful, _scores(plan, language)) if len(part)], ignore_index=True)
 
