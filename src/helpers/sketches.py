@@ -21,6 +21,7 @@ from helpers.measurements import Protocol
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
 from helpers.readings import ATTENTION, Rows
+from helpers.splits import Example
 from helpers.statistics import Estimate, rate_interval
 
 CODE = ("sketches", "activations", "encoding", "readings", "probes", "readouts", "generation", "behaviour", "utility", "judges",
@@ -71,16 +72,23 @@ def in_use(note: dict) -> tuple[Monitor, ...]:
     return tuple(named[choice["monitor"]] for choice in note["chosen"].values())
 
 
-def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int) -> Plan:
-    """The plan with the first `rows` texts a class of one split, read only where the monitors read."""
+def first_rows(reading: Plan, split: str, rows: int) -> tuple[Example, ...]:
+    """The first `rows` texts a class of one split of every task."""
     kept, seen = [], {}
     for example in reading.examples:
         place = (example.task, example.label)
         if example.split == split and seen.get(place, 0) < rows:
             kept.append(example)
             seen[place] = seen.get(place, 0) + 1
+    return tuple(kept)
+
+
+def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int) -> Plan:
+    """The plan with the first `rows` texts a class of one split, read only where the monitors read."""
     tokens = tuple((m.task, m.depth) for m in monitors if m.kind == ATTENTION)
-    return replace(reading, examples=tuple(kept), depths=tuple(sorted({m.depth for m in monitors})), tokens=tokens)
+    return replace(
+        reading, examples=first_rows(reading, split, rows), depths=tuple(sorted({m.depth for m in monitors})), tokens=tokens
+    )
 
 
 def sketch(
