@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -470,6 +471,25 @@ def test_paths_and_hosts_are_scrubbed():
     text = f"in {root}/src/x.py and {sys.prefix}/lib and {home}/deep/secret.txt at https://example.org/home/page, "
     clean = scrubbing.scrub(f"{text}/tmp/ipykernel_12/3.py", root)
     assert clean == "in ./src/x.py and environment/lib and secret.txt at https://example.org/home/page, cell"
+
+
+def test_the_name_of_a_cell_is_found_as_a_search_from_every_letter_finds_it():
+    plain = re.compile(r"(?:[^\s\"'\x1b]*/)?ipykernel_\d+/\d+\.py")
+    name = "ipykernel_1/2.py"
+    texts = [name, f"x{name}", f"/a/b/{name}:4", f"{name}/{name}", f"{name}a/b/{name}", f"'c/{name}' d/{name}z/{name}", "a/" * 99]
+    texts += [f"\x1b[31m/a/{name}", f"\x1b/a/{name}", f'"/a/{name}"\n{name}', f"/a/{name[:-1]}", f"{'a/' * 99}{name} {name}"]
+    for text in texts:
+        assert scrubbing.CELL.sub("cell", text) == plain.sub("cell", text)
+
+
+def test_scrubbing_a_long_word_takes_time_in_proportion_to_its_length():
+    def seconds(length: int) -> float:
+        begun = time.process_time()
+        scrubbing.scrub("a/b" * (length // 3), Path("/somewhere/project"))
+        return time.process_time() - begun
+
+    short = min(seconds(10_000) for _ in range(5))
+    assert min(seconds(200_000) for _ in range(2)) < 100 * short  # 20 times the length; a search from every letter: 400 times
 
 
 def test_help_is_fast_and_imports_no_torch():
