@@ -30,6 +30,12 @@ for place in (folder / "parts" / CHAPTER, folder / "tables"):
     pd.DataFrame({"value": [number], "text": [text]}).to_parquet(place / f"{CHAPTER[3:]}.parquet")
 (folder / "parts" / CHAPTER / "text.json").write_text(json.dumps(text))
 """
+# a bar is at work and the runner can see it
+BAR = """from pathlib import Path
+from helpers import progress
+rows = progress.over("rows", "ab"); next(rows)
+print("bars in the file:", Path(os.environ[progress.VARIABLE]).read_text().count("rows"))
+"""
 
 
 def notebook(path: Path, number: str, *cells: str) -> None:
@@ -67,7 +73,7 @@ def toy(tmp_path: Path) -> Path:
     root = tmp_path / "a tóy {project}"
     for folder in ("notebooks", "profiles", "book"):
         (root / folder).mkdir(parents=True)
-    notebook(root / "notebooks" / "01_first.ipynb", "first", "import os; print(os.getcwd())")
+    notebook(root / "notebooks" / "01_first.ipynb", "first", f"import os; print(os.getcwd())\n{BAR}")
     notebook(root / "notebooks" / "02_second.ipynb", "second")
     shutil.copy(ROOT / "Snakefile", root)
     shutil.copytree(ROOT / "profiles" / "snakemake", root / "profiles" / "snakemake")
@@ -133,8 +139,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_study_runs_skips_and_reruns_only_what_changed(toy):
     code, out, err = call(toy, "study")
     assert (code, err) == (0, ""), out + err
-    assert [line.split()[0] for line in out.splitlines()][:3] == ["01_first", "02_second", "book:"]
+    assert [line.split()[0] for line in out.splitlines()][:5] == ["01_first:", "01_first", "02_second:", "02_second", "book:"]
+    assert out.splitlines()[0] == "01_first: 4 cells, quick, tiny, seed 0"
     folder = folder_of(toy)
+    assert "bars in the file: 1" in (folder / "executed/01_first.ipynb").read_text()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["chapters"]) == {"01_first", "02_second"}
     assert manifest["tables"]["first"]["rows"] == 1

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.errors import REFUSED, StudyError
+from helpers.progress import over
 
 GROUP = 64  # weights that share a scale: bitsandbytes' default block, and a divisor of the embedded model's 576 and 1536
 DAMPING = 0.01  # of the gram's mean diagonal, as in Frantar et al. (2023)
@@ -378,7 +379,7 @@ def quantize_model(
     `progress` is called with each module's name when it is done.
     """
     quantizer, done = _quantizer(name), {}
-    for module in linear_names(model):
+    for module in over("modules", linear_names(model)):
         done[module] = _quantize_module(model, module, quantizer, (grams or {}).get(module))
         if progress:
             progress(module)
@@ -503,8 +504,11 @@ def gptq_model(
         blocks.setdefault(_block_of(module), []).append(module)
 
     with ExitStack() as undo:
+        turns = over("blocks", blocks)
+        undo.callback(turns.close)
 
         def on_entry(inside: list[str], block: nn.Module, args: tuple, kwargs: dict) -> None:
+            next(turns, None)
             grams: dict[str, Gram] = {}
             with _grams_into(grams, model, inside, batch["attention_mask"]):
                 block.forward(*args, **kwargs)  # not the call, which would enter here again
