@@ -26,6 +26,7 @@ from helpers import records
 from helpers.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 from helpers.errors import REFUSED, StudyError
 from helpers.models import LanguageModel, atomic_file, pad
+from helpers.progress import over
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
@@ -158,7 +159,7 @@ def read(language: LanguageModel, plan: Plan, progress: Progress | None = None, 
     recorded = sorted({*pooled_at, *(layer for _, layer in kept.tokens)})
     shared = shared_prefix(encoded) if prefix else 0
     past = _past(language, recorded, encoded.rows[0][:shared])
-    for indices in token_batches([len(row) - shared for row in encoded.rows], plan.budget):
+    for indices in over("batches", token_batches([len(row) - shared for row in encoded.rows], plan.budget)):
         batch = _batch(encoded, indices, shared, language.tokenizer.pad_token_id, language.device)
         with reading(language.model, recorded, partial(kept.add, batch)):
             backbone(input_ids=batch.ids, past_key_values=_copies(past, len(indices)), use_cache=past is not None)

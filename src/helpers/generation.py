@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers.models import LanguageModel, chat_text, encode, length_batches, logits, pad
+from helpers.progress import over
 
 Progress = Callable[[int], None]
 
@@ -48,7 +49,7 @@ def completions(
     tokenizer = language.tokenizer
     rows = [encode(tokenizer, text) for text in texts]
     found = [""] * len(rows)
-    for indices in length_batches([len(row) for row in rows], batch):
+    for indices in over("batches", length_batches([len(row) for row in rows], batch)):
         ids = pad([rows[i] for i in indices], tokenizer.pad_token_id, "left").to(language.device)
         mask = pad([[1] * len(rows[i]) for i in indices], 0, "left").to(language.device)
         with contiguous_head(language.model):
@@ -72,7 +73,7 @@ def log_likelihoods(
     """
     total, count = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
     causal = language.model.get_base_model() if hasattr(language.model, "get_base_model") else language.model
-    for indices in length_batches([len(row) for row in rows], batch):
+    for indices in over("batches", length_batches([len(row) for row in rows], batch)):
         ids = pad([rows[i] for i in indices], language.tokenizer.pad_token_id).to(language.device)
         hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state
         for place, i in enumerate(indices):
