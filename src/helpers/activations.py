@@ -25,6 +25,7 @@ from helpers import prefix, records
 from helpers.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 from helpers.errors import REFUSED, StudyError
 from helpers.models import LanguageModel, atomic_file, causal, pad
+from helpers.progress import over
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
@@ -153,7 +154,7 @@ def read(language: LanguageModel, plan: Plan, progress: Progress | None = None, 
     past = prefix.empty(language)
     with reading(language.model, recorded, lambda *_: None):
         prefix.fill(language, past, encoded.rows[0][:shared])
-    for indices in token_batches([len(row) - shared for row in encoded.rows], plan.budget):
+    for indices in over("batches", token_batches([len(row) - shared for row in encoded.rows], plan.budget)):
         batch = _batch(encoded, indices, shared, language.tokenizer.pad_token_id, language.device)
         with reading(language.model, recorded, partial(kept.add, batch)):
             held = prefix.copies(past, len(indices)) if shared else None

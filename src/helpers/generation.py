@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from helpers import prefix
 from helpers.models import LanguageModel, causal, chat_text, encode, length_batches, logits, pad
+from helpers.progress import over
 
 Progress = Callable[[int], None]
 Ended = Callable[[str], bool]
@@ -38,7 +39,7 @@ def completions(
     found, past = [""] * len(rows), prefix.empty(language)
     shared = 0 if whole or not rows else prefix.common(rows)
     prefix.fill(language, past, rows[0][:shared] if shared else ())
-    for indices in length_batches([len(row) for row in rows], batch):
+    for indices in over("batches", length_batches([len(row) for row in rows], batch)):
         cache = prefix.copies(past, len(indices))
         said = _greedy(language, [rows[i][shared:] for i in indices], cache, new_tokens, ended, whole)
         for i, reply in zip(indices, language.tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
@@ -93,7 +94,7 @@ def log_likelihoods(
     """
     total, count = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
     network = causal(language.model)
-    for indices in length_batches([len(row) for row in rows], batch):
+    for indices in over("batches", length_batches([len(row) for row in rows], batch)):
         ids = pad([rows[i] for i in indices], language.tokenizer.pad_token_id).to(language.device)
         hidden = network.model(input_ids=ids, use_cache=False).last_hidden_state
         for place, i in enumerate(indices):
