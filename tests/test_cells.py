@@ -26,8 +26,8 @@ from helpers import (
 )
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.measurements import keyed
+from helpers.names import CONTROL
 from helpers.probes import PROBES
-from helpers.readings import CONTROL
 from helpers.signals import SIGNALS
 from helpers.variants import Parts, Variant, build_variant
 

@@ -19,7 +19,7 @@ from helpers.activations import Activations, Plan
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.records import KEY, Run
 from helpers.variants import Parts, Variant, build_variant, variant_key
 

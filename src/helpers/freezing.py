@@ -11,7 +11,8 @@ from helpers.activations import Activations, Plan
 from helpers.baselines import BASELINES
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
-from helpers.readings import CONTROL, TURNED, Place, Rows
+from helpers.names import CONTROL
+from helpers.readings import TURNED, Place, Rows
 from helpers.statistics import Estimate, mean_interval
 from helpers.variants import Parts
 

@@ -9,10 +9,10 @@ from helpers.candidates import Update
 from helpers.corpora import near_pairs
 from helpers.errors import REFUSED, StudyError
 from helpers.monitors import Monitor
+from helpers.names import CONTROL
 from helpers.parameters import nearest, shown
 from helpers.probes import PROBES
 from helpers.quantizers import QUANTIZERS
-from helpers.readings import CONTROL
 from helpers.screening import FEW
 from helpers.splits import Example
 
