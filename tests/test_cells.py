@@ -16,11 +16,11 @@ from helpers import (
     freezing,
     lowrank,
     models,
+    moved_weights,
     probes,
     quantizers,
     readings,
     records,
-    signals,
     staleness,
     triage,
 )
@@ -213,7 +213,7 @@ def real(parts):
 
 
 def weights(parts, variant) -> dict[str, torch.Tensor]:
-    return dict(signals.effective_weights(build_variant(parts, variant).model))
+    return dict(moved_weights.effective_weights(build_variant(parts, variant).model))
 
 
 @pytest.mark.parametrize("variant", [IDENTITY, RTN, LORA, QLORA])

@@ -211,6 +211,15 @@ def _interrupted(number: int, frame: object) -> None:
     raise Interrupted(128 + number)
 
 
+def _remedy(error: ModuleNotFoundError) -> str:
+    """What to install where a package is missing, as after a plain `pip install .`; a module of ours that is missing is a bug."""
+    package = (error.name or "helpers").partition(".")[0]
+    if package == "helpers":
+        raise error
+    how = 'pip install "after-the-update[study]"; in a clone: pip install ".[study]", or make env'
+    return f"this needs the package {package}, which is not installed; install the extra `study`: {how}"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The exit code of one command; expected failures are one line on stderr."""
     options = parser().parse_args(words)
@@ -223,6 +232,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         found = {"code": error.code, "error": str(error)}
+    except ModuleNotFoundError as error:
+        found = {"code": ENVIRONMENT, "error": _remedy(error)}
+        print(f"error: {found['error']}", file=sys.stderr)
     except Interrupted as stop:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         found = {"code": stop.code, "error": "interrupted"}
@@ -231,9 +243,16 @@ def main(words: Sequence[str] | None = None) -> int:
     return int(found.get("code", 0))
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """The same for the console script `after-the-update` and for `python -m helpers`."""
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter, as on Windows, shows its code instead of failing
+        stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main())
+        return main()
     except BrokenPipeError:  # the reader of our lines went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(script())

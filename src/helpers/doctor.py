@@ -4,9 +4,13 @@ import re
 import shutil
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from helpers.errors import ENVIRONMENT, StudyError
+
+
+PYTHONS = ((3, 11), (3, 12), (3, 13))
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -24,7 +28,8 @@ def normal(name: str) -> str:
 
 def differences(pinned: dict[str, str]) -> list[str]:
     """One line for Python and for each package whose installed version is not the pinned one."""
-    found = [] if sys.version_info[:2] == (3, 11) else [f"Python: 3.11 is needed, {sys.version.split()[0]} is running"]
+    fits = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[-1]
+    found = [] if fits else [f"Python: 3.11, 3.12 or 3.13 is needed, {sys.version.split()[0]} is running"]
     installed = {normal(each.metadata["Name"]): each.version for each in metadata.distributions() if each.metadata["Name"]}
     for name, version in pinned.items():
         have = installed.get(name, "")
@@ -39,7 +44,8 @@ def examine(root: Path) -> dict[str, object]:
 
     return {
         "differences": differences(pins(root / "requirements.lock")),
-        "torch": metadata.version("torch"),
+        "python": sys.version.split()[0],
+        "torch": metadata.version("torch") if find_spec("torch") else "none: the extra `study` is not installed",
         "free_gb": round(shutil.disk_usage(root).free / 1e9, 1),
         "cache": str(sources.cache_folder()),
         "missing_sources": sources.missing(),
