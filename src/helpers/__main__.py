@@ -89,7 +89,7 @@ def _plan(options: argparse.Namespace):
 def study(options: argparse.Namespace) -> dict[str, object]:
     """What was run, what it took, and where the book is."""
     from helpers import pages, run
-    from helpers.guards import say
+    from helpers.system import say
 
     if options.jobs < 1:
         raise StudyError(f"--jobs {options.jobs} is not possible; give 1 or more")
@@ -136,7 +136,7 @@ def headline(options: argparse.Namespace) -> dict[str, object]:
     import pandas as pd
 
     from helpers import figures, updates
-    from helpers.guards import say
+    from helpers.system import say
 
     root, profile, folder = _finished(options)
     tables = [pd.read_parquet(folder / "tables" / f"{name}.parquet") for name in ("behaviour", "utility")]
@@ -150,7 +150,7 @@ def headline(options: argparse.Namespace) -> dict[str, object]:
 def book(options: argparse.Namespace) -> dict[str, object]:
     """Where the book is."""
     from helpers import pages
-    from helpers.guards import say
+    from helpers.system import say
 
     root, profile, folder = _finished(options)
     index, new = pages.build(root, profile, folder, options.force)
@@ -160,7 +160,7 @@ def book(options: argparse.Namespace) -> dict[str, object]:
 
 def check(options: argparse.Namespace) -> dict[str, object]:
     """The checked parameters of every chapter."""
-    from helpers.guards import say
+    from helpers.system import say
 
     plan = _plan(options)
     say(f"profile {plan.profile}: {len(plan.notebooks)} chapter(s), {len(plan.runs)} run(s), all parameters are valid")
@@ -180,8 +180,8 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
 def doctor(options: argparse.Namespace) -> dict[str, object]:
     """What differs from the pins, and what a run would lack."""
     from helpers.doctor import examine, lines
-    from helpers.guards import say
     from helpers.run import project_root
+    from helpers.system import say
 
     found = examine(project_root())
     for line in lines(found):
@@ -191,8 +191,8 @@ def doctor(options: argparse.Namespace) -> dict[str, object]:
 
 def clean(options: argparse.Namespace) -> dict[str, object]:
     """The names of what was removed."""
-    from helpers.guards import say
     from helpers.run import project_root
+    from helpers.system import say
 
     root = project_root()
     removed = [name for name in BUILT if (root / name).exists()]

@@ -51,7 +51,7 @@ def in_project(**given: str) -> dict[str, str]:
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:
     """The report, whose `code` is the exit code; its files and the monitors that came out are written below `--out`."""
-    from helpers.guards import say
+    from helpers.system import say
 
     if options.diff:
         return compare(*map(Path, options.diff))
@@ -76,7 +76,7 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
 def _of_scores(asked: "Options", folder: Path) -> dict[str, object]:
     """The report of scores alone, written; no torch and no transformers are needed for it."""
     from helpers import reports, scorefiles
-    from helpers.guards import say
+    from helpers.system import say
 
     report = scorefiles.run(asked, say)
     reports.write(report, folder)
@@ -86,7 +86,7 @@ def _of_scores(asked: "Options", folder: Path) -> dict[str, object]:
 def _of_models(asked: "Options", folder: Path) -> dict[str, object]:
     """The report of two models, written with the monitors that came out."""
     from helpers import reports, revalidation
-    from helpers.guards import say
+    from helpers.system import say
 
     found = revalidation.run(asked, say)
     reports.write(found.report, folder)
@@ -97,7 +97,7 @@ def _of_models(asked: "Options", folder: Path) -> dict[str, object]:
 def compare(old: Path, new: Path) -> dict[str, object]:
     """What changed between two reports; it ends with 0, since it is no verdict."""
     from helpers import report_diff, reports
-    from helpers.guards import say
+    from helpers.system import say
 
     diff = report_diff.compare(*(reports.read(path) for path in (old, new)))
     for line in report_diff.lines(diff):

@@ -17,15 +17,10 @@ from filelock import FileLock, Timeout
 from helpers import chapters
 from helpers.chapters import Run
 from helpers.errors import ENVIRONMENT, StudyError
+from helpers.system import say
 
 NEEDED_DISK = 1e9  # bytes that a run may write
 PATIENCE = 0.3  # seconds for a lock: its holder may be just about to remove the file
-
-
-def say(text: str) -> None:
-    """Prints one line at once; a reader who went away is no error."""
-    with suppress(OSError):
-        print(text, flush=True)
 
 
 def process_identity() -> dict[str, object]:

@@ -5,8 +5,15 @@ ended nor process groups that can be ended whole, so the study itself asks for L
 """
 
 import sys
+from contextlib import suppress
 
 from helpers.errors import ENVIRONMENT, StudyError
+
+
+def say(text: str) -> None:
+    """Prints one line at once; a reader who went away is no error."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 def peak_gb() -> float:
