@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from helpers import system
 from helpers.errors import ENVIRONMENT, StudyError
 
+SCRIPT = "after-the-update"
 BUILT = ("build", "logs", ".snakemake", "results/quick", "results/smoke")  # what `clean` removes; committed results never
 
 
@@ -21,7 +23,8 @@ class Interrupted(SystemExit):
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    top = argparse.ArgumentParser("python -m helpers", description="After the Update: run the study, build the book.")
+    called = SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m helpers"
+    top = argparse.ArgumentParser(called, description="After the Update: run the study, build the book.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         _options(name, commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
@@ -88,6 +91,7 @@ def _plan(options: argparse.Namespace):
 
 def study(options: argparse.Namespace) -> dict[str, object]:
     """What was run, what it took, and where the book is."""
+    system.check("the study")
     from helpers import pages, run
     from helpers.system import say
 
@@ -109,6 +113,7 @@ def study(options: argparse.Namespace) -> dict[str, object]:
 
 def chapter(options: argparse.Namespace) -> dict[str, object]:
     """What running one chapter took."""
+    system.check("a chapter")
     from helpers import run
 
     if options.job:
@@ -180,10 +185,10 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
 def doctor(options: argparse.Namespace) -> dict[str, object]:
     """What differs from the pins, and what a run would lack."""
     from helpers.doctor import examine, lines
-    from helpers.run import project_root
+    from helpers.records import project_root
     from helpers.system import say
 
-    found = examine(project_root())
+    found = examine(project_root().resolve())
     for line in lines(found):
         say(line)
     return {**found, "code": ENVIRONMENT if found["differences"] else 0}
@@ -191,10 +196,10 @@ def doctor(options: argparse.Namespace) -> dict[str, object]:
 
 def clean(options: argparse.Namespace) -> dict[str, object]:
     """The names of what was removed."""
-    from helpers.run import project_root
+    from helpers.records import project_root
     from helpers.system import say
 
-    root = project_root()
+    root = project_root().resolve()
     removed = [name for name in BUILT if (root / name).exists()]
     for name in removed:
         shutil.rmtree(root / name)

@@ -55,7 +55,14 @@ def lines(found: dict[str, object]) -> list[str]:
     """The findings, differences first."""
     differing = list(found["differences"]) or ["packages: all as in requirements.lock"]
     remedy = ["remedy: make env"] if found["differences"] else []
-    lacking = ", ".join(found["missing_sources"]) or "none"
     made = "" if str(found["python"]).startswith("3.11.") else " (what is committed was made with 3.11)"
-    return [*differing, *remedy, f"Python: {found['python']}{made}", f"torch build: {found['torch']}", f"free disk: {found['free_gb']} GB",
-            f"cache: {found['cache']}", f"sources to download: {lacking}"]  # fmt: skip
+    lacking = ", ".join(found["missing_sources"]) or "none"
+    return [
+        *differing,
+        *remedy,
+        f"Python: {found['python']}{made}",
+        f"torch build: {found['torch']}",
+        f"free disk: {found['free_gb']} GB",
+        f"cache: {found['cache']}",
+        f"sources to download: {lacking}",
+    ]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from helpers import chapters, parameters, system
+from helpers import chapters, parameters
 from helpers.chapters import Job, Run
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.guards import locked, orphaned, prepare, process_identity, protect, say, write_whole
@@ -143,7 +143,6 @@ def _check_devices(values: object) -> None:
 
 def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, object]:
     """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`."""
-    system.check("the study")
     begun, where = time.monotonic(), _cluster(plan.root, cluster)
     with ExitStack() as locks:
         for run in plan.runs:
@@ -296,7 +295,6 @@ def _end_group(child: subprocess.Popen) -> None:
 
 def chapter(plan: Plan, name: str, force: bool = False) -> dict[str, object]:
     """What running one chapter in all runs of the plan took; the chapters it needs must be done."""
-    system.check("a chapter")
     name = chapters.find(name, plan.notebooks)
     states = []
     for run in plan.runs:
