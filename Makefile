@@ -68,7 +68,7 @@ help:  ## this list
 		install() { $(BIN)/python -I src/helpers/installing.py uv pip install --python $(BIN)/python "$$@"; }
 	fi
 	echo "making the environment in .venv with $$($(BIN)/python --version) (once; some minutes)"
-	install "$$(grep '^torch==' requirements.lock)"
+	install "$$(grep '^torch==' requirements.lock)" -c requirements.lock
 	install -r requirements.lock
 	install -e . --no-deps
 	touch $@

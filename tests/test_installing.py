@@ -50,17 +50,18 @@ def test_every_other_line_is_shown_as_it_is(count, line):
 
 def test_the_count_says_what_is_collected_and_then_what_is_there(count, tmp_path):
     count.passed("Collecting numpy==2.4.6 (from -r requirements.lock (line 90))")
-    assert count.line().startswith("collecting 1 of about 3 packages, 0 s: numpy==2.4.6")
+    assert count.state() == "collected 1 of about 3 packages, now numpy==2.4.6"
     (tmp_path / "scipy-1.17.1.dist-info").mkdir()
-    assert count.line() == "installing: 1 of about 3 packages are there, 0 s: scipy 1.17.1"
+    assert count.state() == "1 of about 3 packages are installed, the last is scipy 1.17.1"
 
 
 def test_an_error_survives_with_its_exit_code_and_the_count_moves(count, monkeypatch, capfd):
     lines = [*NOISE, SEEN[0]]
     script = f"import time; [print(line, flush=True) for line in {lines!r}]; time.sleep(1.6); raise SystemExit(23)"
-    monkeypatch.setattr(installing, "SECONDS", 0.5)
+    monkeypatch.setattr(installing, "SECONDS", 0.4)
+    monkeypatch.setattr(installing, "PATIENCE", 0.4)
     assert installing.run([sys.executable, "-c", script], count) == 23
     out, err = capfd.readouterr()
     assert err.splitlines() == [SEEN[0]]
     assert len(out.splitlines()) >= 2  # the control: while it was silent, something was said
-    assert "collecting 1 of about 3 packages" in out
+    assert "collected 1 of about 3 packages" in out

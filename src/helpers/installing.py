@@ -10,6 +10,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # Where an index is unusual, pip says this once a package and index; the package is found elsewhere, or an error follows.
@@ -24,7 +25,7 @@ STEP = re.compile(
     r"|Using Python)\b"
 )
 COLLECTED = re.compile(r"Collecting (\S+)")
-SECONDS = 5.0  # between two lines where the last one cannot be written over
+SECONDS, PATIENCE = 5.0, 30.0  # between two lines where the last one cannot be written over: if it moved, if it did not
 
 
 class Count:
@@ -32,28 +33,35 @@ class Count:
 
     def __init__(self, total: int, folder: Path):
         self.total, self.folder, self.begun = total, folder, time.monotonic()
-        self.before, self.collected, self.name, self.last = len(self._installed()), 0, "", self.begun
+        self.before, self.collected, self.name = len(self._installed()), 0, "the first"
+        self.last, self.said = self.begun, ""
 
     def _installed(self) -> list[Path]:
         return sorted(self.folder.glob("*.dist-info"), key=lambda path: path.name)
 
-    def line(self) -> str:
+    def state(self) -> str:
         """The count in words, with the package at hand."""
         found = self._installed()
-        seconds = f"{time.monotonic() - self.begun:.0f} s"
         if len(found) <= self.before:
-            return f"collecting {self.collected} of about {self.total} packages, {seconds}: {self.name}"
+            return f"collected {self.collected} of about {self.total} packages, now {self.name}"
         newest = max(found, key=lambda path: path.stat().st_mtime).name.removesuffix(".dist-info").replace("-", " ")
-        return f"installing: {len(found)} of about {self.total} packages are there, {seconds}: {newest}"
+        return f"{len(found)} of about {self.total} packages are installed, the last is {newest}"
 
     def show(self) -> None:
-        """Writes the count over itself on a terminal, elsewhere a line every few seconds."""
-        now = time.monotonic()
+        """Writes the count over itself on a terminal; elsewhere a line where it moved, and now and then where it did not."""
+        now, state = time.monotonic(), self.state()
+        line = f"  {now - self.begun:3.0f} s: {state}"
         if sys.stdout.isatty():
-            print(f"\r  {self.line()[:100]}\033[K", end="", flush=True)
-        elif now - self.last >= SECONDS:
-            self.last = now
-            print(f"  {self.line()}", flush=True)
+            print(f"\r{line[:100]}\033[K", end="", flush=True)
+        elif now - self.last >= (SECONDS if state != self.said else PATIENCE):
+            self.last, self.said = now, state
+            print(line, flush=True)
+
+    def watch(self, over: threading.Event) -> None:
+        """Shows the count until it is over; a folder that is gone between two looks is looked for again."""
+        while not over.wait(0.5):
+            with suppress(OSError):
+                self.show()
 
     def passed(self, line: str) -> str | None:
         """The line, if a person should see it: every warning and error but the known noise; None for steps and noise."""
@@ -69,7 +77,7 @@ def run(command: Sequence[str], count: Count) -> int:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
     )
     over = threading.Event()
-    clock = threading.Thread(target=lambda: [count.show() for _ in iter(lambda: over.wait(0.5), True)], daemon=True)
+    clock = threading.Thread(target=count.watch, args=(over,), daemon=True)
     clock.start()
     for line in child.stdout:
         if (shown := count.passed(line.rstrip())) is not None:
