@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from helpers import lowrank, models, monitors, pairs, precision, readings, signals
+from helpers import lowrank, models, monitors, moved_weights, pairs, precision, readings
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.lowrank import Adapter
 from helpers.models import LanguageModel
@@ -169,7 +169,7 @@ def moved(language: LanguageModel, update: Update, served_in: str, base: Path) -
     """How far the updated weights lie from the base's, one module at a time; squares summed in float64."""
     stored, depth = _stored(base), language.depth
     change, size, touched, linear = 0.0, 0.0, [depth + 1], set()
-    for name, weight in signals.effective_weights(language.model):
+    for name, weight in moved_weights.effective_weights(language.model):
         old = stored(f"{name}.weight").to(weight.device).float()
         gap = float((weight - old).square().sum(dtype=torch.float64))
         change, size = change + gap, size + float(old.square().sum(dtype=torch.float64))

@@ -13,13 +13,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import activations, measurements, models, probes, quantization, quantizers, readings, records, roc, signals
+from helpers import (
+    activations,
+    measurements,
+    models,
+    moved_weights,
+    probes,
+    quantization,
+    quantizers,
+    readings,
+    records,
+    roc,
+    signals,
+)
 from helpers import updates as u
 from helpers.activations import Activations, Plan
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.records import KEY, Run
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
@@ -36,7 +48,7 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
     Kept by content; `build` gives the model where it must be looked at, so that a caller can share it.
     """
     linear = [m for m in monitors if probes.direction(m.readout) is not None and m.kind != CONTROL]
-    code = records.code_hash("signals", "cells", "variants", "precision", "quantizers", "lowrank")
+    code = records.code_hash("moved_weights", "cells", "variants", "precision", "quantizers", "lowrank")
     key = records.content_key(variant=variant_key(parts, variant), monitors=[m.hash for m in linear], code=code)
     make = build or (lambda: build_variant(parts, variant))
     return records.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
@@ -56,9 +68,9 @@ def _weight_signals(parts: Parts, language: LanguageModel, linear: Sequence[Moni
         layer: torch.tensor(np.array([probes.direction(m.readout) for m in found]).T, dtype=torch.float32, device=parts.device)
         for layer, found in by_layer.items()
     }
-    changes = signals.weight_changes(before, signals.effective_weights(language.model), directions)
+    changes = moved_weights.weight_changes(before, moved_weights.effective_weights(language.model), directions)
     rows = [
-        (m.name, layer, signals.relative_change(changes, layer), signals.output_overlap(changes, layer, place))
+        (m.name, layer, moved_weights.relative_change(changes, layer), moved_weights.output_overlap(changes, layer, place))
         for layer, found in by_layer.items()
         for place, m in enumerate(found)
     ]

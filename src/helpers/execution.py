@@ -6,6 +6,7 @@ comes last. A failed one is kept under `logs/failed/`. Paths and host names are 
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -25,8 +26,9 @@ from papermill.exceptions import PapermillExecutionError
 from helpers import chapters, progress, scrubbing
 from helpers.chapters import Job
 from helpers.errors import ENVIRONMENT, StudyError
-from helpers.guards import peak_gb, write_whole
+from helpers.guards import write_whole
 from helpers.kernels import KERNEL, Watch, kernel_environment
+from helpers.system import peak_gb
 
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "scipy", "scikit-learn", "pandas", "papermill", "ipykernel")
 
@@ -183,6 +185,6 @@ def machine(parameters: dict[str, object]) -> dict[str, object]:
         **found,
         "cpus": os.cpu_count(),
         "system": sys.platform,
-        "processor": os.uname().machine,
+        "processor": platform.machine(),
         "peak_gb": round(peak_gb(), 3),
     }

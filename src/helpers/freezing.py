@@ -11,8 +11,9 @@ from helpers.activations import Activations, Plan
 from helpers.baselines import BASELINES
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
+from helpers.names import CONTROL
 from helpers.progress import over
-from helpers.readings import CONTROL, TURNED, Place, Rows
+from helpers.readings import TURNED, Place, Rows
 from helpers.statistics import Estimate, mean_interval
 from helpers.variants import Parts
 

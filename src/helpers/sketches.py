@@ -20,6 +20,7 @@ from helpers.judges import JudgeSettings
 from helpers.measurements import Protocol
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
+from helpers.names import EVERY
 from helpers.readings import ATTENTION, Rows
 from helpers.splits import Example
 from helpers.statistics import Estimate, rate_interval
@@ -29,7 +30,6 @@ CODE = ("sketches", "activations", "encoding", "readings", "probes", "readouts",
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
 FEW = "few"  # of the texts of a corpus: whatever the split of the prompts, utility is told on held-out texts
-EVERY = "all monitors"  # what rows about all monitors in use are measured on
 
 
 @dataclass(frozen=True)

@@ -19,41 +19,13 @@ from helpers import lowrank, models, pairs, restorations, salora, training
 from helpers.corpora import Row, fingerprint, sample
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
+from helpers.names import Variant
 from helpers.precision import gptq_file, quantize_
 from helpers.records import KEY, cache_path, code_hash, content_key
 
 SALORA = "salora"  # the restoration that is trained: helpers.salora
 ADAPTERS = ("lora", SALORA)  # kinds of training that leave low-rank factors behind
 Progress = Callable[[int, int, float], None]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One concrete model; the fields are the key columns of every table, empty where they do not apply.
-
-    precision: what the weights are served in (bf16, fp32 or a quantizer). adapter: the update (`base` is the model before
-    alignment, `identity` the control that is saved and loaded again). trained_on: the precision the update was trained on.
-    """
-
-    model: str
-    seed: int = 0
-    precision: str = "bf16"
-    adapter: str = ""
-    trained_on: str = ""
-    serving: str = ""
-    restoration: str = ""
-    strength: float | None = None
-
-    @property
-    def label(self) -> str:
-        """A short name for people."""
-        if self.adapter in {"base", "identity"}:
-            return self.adapter
-        if not self.adapter:
-            return "aligned" if self.precision == "bf16" else self.precision
-        dose = "" if self.strength is None else f" {self.strength:g}"
-        restored = f" · {self.restoration}{dose}" if self.restoration else ""
-        return f"{self.adapter} · {self.trained_on}→{self.precision} {self.serving}{restored}"
 
 
 @dataclass(frozen=True)
