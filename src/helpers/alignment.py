@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from helpers import corpora, generation, judges, models, statistics, training
+from helpers import compute, corpora, generation, judges, models, statistics, training
 from helpers.corpora import Row, fingerprint
+from helpers.definitions import ALIGN
 from helpers.errors import REFUSED, StudyError
 from helpers.models import LanguageModel
-from helpers.records import cache_path, code_hash, content_key
+from helpers.records import cache_path
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,17 @@ def check(language: LanguageModel, target: Target, origin: str = "embedded", ste
     """How the model refuses on the validation prompts, by the judge of refusal phrases."""
     judge = judges.judge("phrases", judges.JudgeSettings())
     shares, sizes = [], []
-    for name in ("advbench/validation", "edgy/validation"):
-        prompts = [row.prompt for row in corpora.sample(name, target.prompts, origin)]
+    for prompts in _prompts(target, origin):
         said = generation.replies(language, prompts, new_tokens=target.tokens)
         shares.append(float(judge(prompts, said).refused.mean()))
         sizes.append(len(prompts))
     return Check(step, 1 - shares[0], shares[1], *sizes)
+
+
+def _prompts(target: Target, origin: str) -> list[list[str]]:
+    """The validation prompts: those that should be refused, and the edgy ones that should not."""
+    names = ("advbench/validation", "edgy/validation")
+    return [[row.prompt for row in corpora.sample(name, target.prompts, origin)] for name in names]
 
 
 def align(
@@ -76,8 +82,8 @@ def align(
     if recipe.kind != "full":
         raise StudyError(f"an aligned model is tuned in full, but kind is {recipe.kind!r}; use kind=full")
     made_of = {"base": models.identity(base), "rows": fingerprint(rows), "recipe": asdict(recipe), "target": asdict(target)}
-    code = code_hash("training", "models", "alignment", "generation")
-    key = content_key(**made_of, every=check_every, device=device, threads=torch.get_num_threads(), code=code)
+    decided_by = fingerprint(_prompts(target, origin))  # when training stops
+    key = ALIGN.key(**made_of, every=check_every, checked_on=decided_by, **compute.machine(device))
     folder = cache_path("models", f"aligned-{key}")
     if not folder.is_dir():
         _train(base, folder, rows, recipe, target, origin, device, check_every, progress)

@@ -28,7 +28,7 @@ from helpers.errors import ENVIRONMENT, StudyError
 from helpers.guards import peak_gb, write_whole
 from helpers.kernels import KERNEL, Watch, kernel_environment
 
-VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "scipy", "scikit-learn", "pandas", "papermill", "ipykernel")
+VERSIONS = (*chapters.NUMERIC, "papermill", "ipykernel")
 
 
 def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] = lambda: None) -> dict[str, object]:
@@ -152,6 +152,7 @@ def _finish(watch: Watch, root: Path, begun: datetime) -> dict[str, object]:
     entry = {
         "chapter": job.chapter,
         "fingerprint": job.fingerprint,
+        **job.marks,
         "parameters": {
             name: scrubbing.scrub(value, root) if isinstance(value, str) else value for name, value in job.parameters.items()
         },
