@@ -81,13 +81,19 @@ def align(
     """
     if recipe.kind != "full":
         raise StudyError(f"an aligned model is tuned in full, but kind is {recipe.kind!r}; use kind=full")
-    made_of = {"base": models.identity(base), "rows": fingerprint(rows), "recipe": asdict(recipe), "target": asdict(target)}
-    decided_by = fingerprint(_prompts(target, origin))  # when training stops
-    key = ALIGN.key(**made_of, every=check_every, checked_on=decided_by, **compute.machine(device))
-    folder = cache_path("models", f"aligned-{key}")
+    folder = aligned_folder(base, rows, recipe, target, origin, device, check_every)
     if not folder.is_dir():
         _train(base, folder, rows, recipe, target, origin, device, check_every, progress)
     return _verified(folder, target, must_hold)
+
+
+def aligned_folder(
+    base: Path, rows: Sequence[Row], recipe: training.Recipe, target: Target, origin: str, device: str, check_every: int
+) -> Path:
+    """The address of an aligned model: base, rows, recipe, and the prompts on which a check decides when training stops."""
+    made_of = {"base": models.identity(base), "rows": fingerprint(rows), "recipe": asdict(recipe), "target": asdict(target)}
+    asked = {"every": check_every, "checked_on": fingerprint(_prompts(target, origin))}
+    return cache_path("models", f"aligned-{ALIGN.key(**made_of, **asked, **compute.machine(device))}")
 
 
 def recipe(epochs: int, lr: float, seed: int) -> training.Recipe:
