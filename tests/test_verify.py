@@ -25,20 +25,26 @@ for place in (folder / "parts" / CHAPTER, folder / "tables"):
     place.mkdir(parents=True, exist_ok=True)
     pd.DataFrame({"metric": ["a", "b"], "value": [VALUE, 2.0]}).to_parquet(place / f"{CHAPTER[3:]}.parquet")
 (folder / "parts" / CHAPTER / "key.json").write_text('"KEY"')
-cached = Path(os.environ["AFTER_UPDATE_CACHE"])
-print(sorted(path.name for path in cached.iterdir()))
 """
 
 
-def notebook(root: Path, name: str, value: str = "1.0", key: str = "old") -> None:
-    """Writes a toy chapter."""
+def notebook(root: Path, name: str, value: str = "1.0", key: str = "old") -> str:
+    """Writes a toy chapter; what its last cell does, as text."""
     made = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    text = PUT.replace("VALUE", value).replace("KEY", key)
-    cells = [(f"{SHARED}size = 1", ["parameters"]), (f"CHAPTER = {name!r}\n{text}", [])]
+    text = f"CHAPTER = {name!r}\n{PUT.replace('VALUE', value).replace('KEY', key)}"
+    cells = [(f"{SHARED}size = 1", ["parameters"]), (text, [])]
     made.cells = [nbformat.v4.new_code_cell(source, metadata={"tags": tags}) for source, tags in cells]
     for index, cell in enumerate(made.cells):
         cell["id"] = f"cell-{index}"
     nbformat.write(made, root / "notebooks" / f"{name}.ipynb")
+    return text
+
+
+def stored(root: Path, name: str) -> None:
+    """The results of a chapter as they were made before definitions had numbers, and without a kernel."""
+    exec(SHARED + notebook(root, name), {})
+    entry = {"fingerprint": "old", "parameters": {}, "finished": name, "files": chapters.written(folder_of(root), name)}
+    records.write_json(chapters.status_path(folder_of(root), name), entry)
 
 
 @pytest.fixture
@@ -47,8 +53,6 @@ def toy(tmp_path, monkeypatch) -> Path:
     root = tmp_path / "toy"
     for folder in ("notebooks", "profiles"):
         (root / folder).mkdir(parents=True)
-    notebook(root, "01_first")
-    notebook(root, "02_second")
     shutil.copy(ROOT / "Snakefile", root)
     shutil.copytree(ROOT / "profiles" / "snakemake", root / "profiles" / "snakemake")
     (root / "profiles" / "quick.yaml").write_text("")
@@ -56,6 +60,9 @@ def toy(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(root))
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     monkeypatch.chdir(root)
+    for name in ("01_first", "02_second"):
+        stored(root, name)
+    records.write_manifest(folder_of(root), ["01_first", "02_second"])
     return root
 
 
@@ -74,37 +81,46 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_equal_tables_pass_a_moved_one_is_named_and_only_equal_ones_are_stamped(toy, capfd):
-    assert run.study(run.check(toy, "quick"))["code"] == 0
-    folder, before = folder_of(toy), content(folder_of(toy))
-    capfd.readouterr()
-    code, out, err = call(capfd, "--chapters", "02", "--json")
-    assert (code, [row["table"] for row in json.loads(out)["tables"]]) == (0, ["second"])
-    assert "01_first" in err  # it runs too: an empty cache holds nothing of it
-    assert content(folder) == before
-    assert list((toy / "build" / "verify").iterdir()) == []
+def stale(root: Path) -> dict[str, str]:
+    plan = run.check(root, "quick")
+    return chapters.stale(plan.runs[0], root, plan.fingerprints(plan.runs[0]))
 
+
+def test_a_moved_table_is_named_and_nothing_stamped(toy, capfd):
+    folder, before = folder_of(toy), content(folder_of(toy))
     notebook(toy, "02_second", "1.0 + 1e-9")
     code, out, err = call(capfd, "--stamp")
     assert code == 12
     assert "seed-0 01_first first: equal, 2 rows" in out
     assert "1 of 2 tables differ, by at most 1e-09; the first is 'second' of 02_second: column 'value', row 0" in err
     assert content(folder) == before
+    assert list((toy / "build" / "verify").iterdir()) == []
 
-    notebook(toy, "02_second", "0.5 + 0.5", key="new")  # other code, the same numbers, another name in the cache
-    plan = run.check(toy, "quick")
-    assert list(chapters.stale(plan.runs[0], toy, plan.fingerprints(plan.runs[0]))) == ["02_second"]
-    code, out, err = call(capfd, "--stamp")
-    assert (code, err) == (0, "")
-    assert chapters.stale(plan.runs[0], toy, plan.fingerprints(plan.runs[0])) == {}
-    after, name = content(folder), "parts/02_second/key.json"
-    assert (before[name], after[name]) == (b'"old"', b'"new"')
-    assert {name for name in before if before[name] != after[name]} == {
-        "status/01_first.json", "status/02_second.json", "manifest.json", name}  # fmt: skip
+
+def test_equal_tables_pass_and_are_stamped_with_the_notes_of_today(toy, capfd):
+    """Other code, the same numbers, another name in the cache; the first chapter runs too: an empty cache holds nothing of it."""
+    folder, before = folder_of(toy), content(folder_of(toy))
+    notebook(toy, "02_second", "0.5 + 0.5", key="new")
+    code, out, err = call(capfd, "--chapters", "second", "--stamp", "--json")
+    assert (code, [row["table"] for row in json.loads(out)["tables"]]) == (0, ["second"])
+    assert "01_first             quick, tiny, seed 0: " in err
+    assert stale(toy) == {"01_first": "it was made under older keys", "02_second": "01_first runs again"}
+    after, note = content(folder), "parts/02_second/key.json"
+    assert (before[note], after[note]) == (b'"old"', b'"new"')
+    assert {name for name in before if before[name] != after[name]} == {"status/02_second.json", "manifest.json", note}
     assert set(chapters.status(folder, "02_second")["verified"]) == {"finished", "code", "versions", "machine"}
+    chapters.status_path(folder, "01_first").write_text(json.dumps(stamped(toy, "01_first")))
+    assert stale(toy) == {}  # what was stamped bears the fingerprint of what would run
+
+
+def stamped(root: Path, name: str) -> dict:
+    """The status of a chapter with today's fingerprint."""
+    plan = run.check(root, "quick")
+    return chapters.status(folder_of(root), name) | {"fingerprint": plan.fingerprints(plan.runs[0])[name]}
 
 
 def test_what_was_never_run_is_said_before_anything_runs(toy, capfd):
+    shutil.rmtree(folder_of(toy))
     code, out, err = call(capfd, "--chapters", "02")
     assert (code, out, content(folder_of(toy))) == (13, "", {})
     assert "quick, tiny, seed 0 has no 02_second to compare with; run it: make study PROFILE=quick" in err
@@ -202,8 +218,9 @@ def test_the_committed_results_make_the_book_and_are_seen_as_older_and_never_ove
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     profile, folder = pages.find_run(ROOT, ROOT / "results", "")
-    plan = run.check(ROOT, profile)
-    one = next(one for one in plan.runs if ROOT / one.folder == folder)
+    plan = run.check(ROOT, profile, [folder.parent.name], [int(folder.name.removeprefix("seed-"))])
+    (one,) = plan.runs
+    assert ROOT / one.folder == folder
     reasons = chapters.stale(one, ROOT, plan.fingerprints(one))
     marked = [name for name in plan.notebooks if "definitions" in chapters.status(folder, name)]
     assert pages.missing(ROOT, folder) == []
