@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from helpers import prefix, records
+from helpers import compute, prefix, records
+from helpers.definitions import ACTIVATIONS
 from helpers.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 from helpers.errors import REFUSED, StudyError
 from helpers.models import LanguageModel, atomic_file, causal, pad
@@ -29,7 +30,6 @@ from helpers.progress import over
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
-CODE = ("activations", "encoding", "models", "quantizers", "lowrank", "precision", "variants")
 NOTE = "activations"  # the entry of a stored file that says what is in it
 Sink = Callable[[int, Tensor], None]
 Progress = Callable[[int], None]
@@ -199,8 +199,7 @@ def stored(
     `build` gives the model where the caller has a way to share it; it is called only if the activations are not there.
     """
     of = {"variant": variant_key(parts, variant), "plan": plan.key()}
-    key = records.content_key(**of, code=records.code_hash(*CODE), device=parts.device, threads=torch.get_num_threads(),
-                              torch=torch.__version__)  # fmt: skip
+    key = ACTIVATIONS.key(**of, **compute.machine(parts.device))
     path = records.cache_path("activations", f"{key}.safetensors")
     found = _load(path, of)
     if found is not None:

@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from helpers import corpora, generation, judges, models, statistics, training
+from helpers import compute, corpora, generation, judges, models, statistics, training
 from helpers.corpora import Row, fingerprint
+from helpers.definitions import ALIGN
 from helpers.errors import REFUSED, StudyError
 from helpers.models import LanguageModel
-from helpers.records import cache_path, code_hash, content_key
+from helpers.records import cache_path
 
 BATCH = 12  # rows of a batch
 CHECK_EVERY = 6  # steps between two looks at the validation prompts
@@ -60,12 +61,17 @@ def check(language: LanguageModel, target: Target, origin: str = "embedded", ste
     settings = judges.JudgeSettings()
     judge, refused = judges.judge("phrases", settings), judges.refusal(settings)
     shares, sizes = [], []
-    for name in ("advbench/validation", "edgy/validation"):
-        prompts = [row.prompt for row in corpora.sample(name, target.prompts, origin)]
+    for prompts in _prompts(target, origin):
         said = generation.replies(language, prompts, new_tokens=target.tokens, ended=refused)
         shares.append(float(judge(prompts, said).refused.mean()))
         sizes.append(len(prompts))
     return Check(step, 1 - shares[0], shares[1], *sizes)
+
+
+def _prompts(target: Target, origin: str) -> list[list[str]]:
+    """The validation prompts: those that should be refused, and the edgy ones that should not."""
+    names = ("advbench/validation", "edgy/validation")
+    return [[row.prompt for row in corpora.sample(name, target.prompts, origin)] for name in names]
 
 
 def align(
@@ -80,13 +86,19 @@ def align(
     """
     if recipe.kind != "full":
         raise StudyError(f"an aligned model is tuned in full, but kind is {recipe.kind!r}; use kind=full")
-    made_of = {"base": models.identity(base), "rows": fingerprint(rows), "recipe": asdict(recipe), "target": asdict(target)}
-    code = code_hash("training", "models", "alignment", "generation")
-    key = content_key(**made_of, every=check_every, device=device, threads=torch.get_num_threads(), code=code)
-    folder = cache_path("models", f"aligned-{key}")
+    folder = aligned_folder(base, rows, recipe, target, origin, device, check_every)
     if not folder.is_dir():
         _train(base, folder, rows, recipe, target, origin, device, check_every, progress)
     return _verified(folder, target, must_hold)
+
+
+def aligned_folder(
+    base: Path, rows: Sequence[Row], recipe: training.Recipe, target: Target, origin: str, device: str, check_every: int
+) -> Path:
+    """The address of an aligned model: base, rows, recipe, and the prompts of the checks that are kept with it."""
+    made_of = {"base": models.identity(base), "rows": fingerprint(rows), "recipe": asdict(recipe), "target": asdict(target)}
+    asked = {"every": check_every, "checked_on": fingerprint(_prompts(target, origin))}
+    return cache_path("models", f"aligned-{ALIGN.key(**made_of, **asked, **compute.machine(device))}")
 
 
 def recipe(steps: int, rows: int, lr: float, seed: int) -> training.Recipe:

@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from helpers import prefix, records
+from helpers import prefix
 from helpers.corpora import fingerprint
+from helpers.definitions import content_key
 from helpers.errors import REFUSED, StudyError
 from helpers.models import chat_text
 from helpers.splits import Example
@@ -32,7 +33,7 @@ class Plan:
     def key(self) -> str:
         """A hash of everything in the plan that the activations depend on; labels, groups and splits are not."""
         texts = fingerprint([(example.task, example.prompt, example.reply) for example in self.examples])
-        return records.content_key(texts=texts, depths=self.depths, limit=self.limit, tokens=self.tokens, budget=self.budget)
+        return content_key(texts=texts, depths=self.depths, limit=self.limit, tokens=self.tokens, budget=self.budget)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from helpers.guards import write_whole
 from helpers.kernels import KERNEL, Watch, kernel_environment
 from helpers.system import peak_gb
 
-VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "scipy", "scikit-learn", "pandas", "papermill", "ipykernel")
+VERSIONS = (*chapters.NUMERIC, "papermill", "ipykernel")
 
 
 def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] = lambda: None) -> dict[str, object]:
@@ -154,6 +154,7 @@ def _finish(watch: Watch, root: Path, begun: datetime) -> dict[str, object]:
     entry = {
         "chapter": job.chapter,
         "fingerprint": job.fingerprint,
+        **job.marks,
         "parameters": {
             name: scrubbing.scrub(value, root) if isinstance(value, str) else value for name, value in job.parameters.items()
         },

@@ -342,6 +342,17 @@ def identity(folder: Path) -> str:
     return f"{folder.name}-{hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:12]}"
 
 
+def content_hash(model: nn.Module) -> str:
+    """sha256 of a model in memory: its configuration, and every parameter with its name, type and shape."""
+    spoken = {"_name_or_path", "transformers_version"}  # where it was read, and by what: not what it computes
+    config = {name: value for name, value in model.config.to_dict().items() if name not in spoken}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in model.named_parameters():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 # ---------------------------------------------------------------- loading
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from helpers import activations, behaviour, corpora, freezing, readings, records, roc, utility
+from helpers import activations, behaviour, compute, corpora, freezing, readings, records, roc, utility
 from helpers.activations import Plan
 from helpers.behaviour import ITEM_COLUMNS, PromptSet
 from helpers.corpora import fingerprint
+from helpers.definitions import SKETCH, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.judges import JudgeSettings
 from helpers.measurements import Protocol
@@ -25,8 +25,6 @@ from helpers.readings import ATTENTION, Rows
 from helpers.splits import Example
 from helpers.statistics import Estimate, rate_interval
 
-CODE = ("sketches", "activations", "encoding", "readings", "probes", "readouts", "generation", "behaviour", "utility", "judges",
-        "models", "quantizers", "lowrank", "precision", "variants")  # fmt: skip
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
 FEW = "few"  # of the texts of a corpus: whatever the split of the prompts, utility is told on held-out texts
@@ -48,7 +46,7 @@ class Sketch:
     def key(self) -> str:
         """A hash of everything that the values depend on, besides the model."""
         frozen = [monitor.hash for monitor in self.monitors]
-        return records.content_key(protocol=self.protocol.key(), reading=self.reading.key(), monitors=frozen)
+        return content_key(protocol=self.protocol.key(), reading=self.reading.key(), monitors=frozen)
 
 
 def prompt_sets(split: str, n_harmful: int, n_edgy: int, origin: str) -> tuple[PromptSet, ...]:
@@ -117,8 +115,7 @@ def take(of: str, plan: Sketch, build: Callable[[], LanguageModel], device: str 
 
 def stored(of: str, plan: Sketch, make: Callable[[], pd.DataFrame], device: str = "cpu") -> pd.DataFrame:
     """The items kept for what `of` names, made first where they are not there."""
-    key = records.content_key(of=of, plan=plan.key(), code=records.code_hash(*CODE), device=device,
-                              threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    key = SKETCH.key(of=of, plan=plan.key(), **compute.machine(device))
     return records.cached_table("sketches", key, make)
 
 

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from helpers import lowrank, models, pairs, restorations, salora, training
+from helpers import compute, definitions, lowrank, models, pairs, restorations, salora, training
 from helpers.corpora import Row, fingerprint, sample
+from helpers.definitions import RESTORE, TRAIN, VARIANT
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
 from helpers.names import Variant
 from helpers.precision import gptq_file, quantize_
-from helpers.records import KEY, cache_path, code_hash, content_key
+from helpers.records import KEY, cache_path
 
 SALORA = "salora"  # the restoration that is trained: helpers.salora
 ADAPTERS = ("lora", SALORA)  # kinds of training that leave low-rank factors behind
@@ -91,8 +92,8 @@ def variant_key(parts: Parts, variant: Variant) -> str:
     update = parts.updates.get((adapter_name(variant), variant.trained_on))
     weights = models.identity(parts.base if variant.adapter == "base" else parts.aligned)
     calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
-    restored = (code_hash("restorations", "ediem", "subspaces", "pairs", "lowrank"), models.identity(parts.base), variant.seed)
-    return content_key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
+    restored = (RESTORE.lineage, models.identity(parts.base), variant.seed)
+    return VARIANT.key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
                        serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
                        calibration=calibration, restored=restored if variant.restoration else ())  # fmt: skip
 
@@ -108,15 +109,12 @@ def adapter_name(variant: Variant) -> str:
 def update_folder(
     parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row] = ()
 ) -> Path:
-    """The address of an update: its content key covers the aligned weights, the rows, the recipe and the training code."""
+    """The address of an update: its content key covers the aligned weights, the rows, the recipe and what training means."""
     calibration = fingerprint(parts.calibration) if trained_on.startswith("gptq") else ""
     made_of = {"aligned": models.identity(parts.aligned), "rows": fingerprint(rows), "recipe": asdict(recipe)}
-    code = code_hash("training", "quantizers", "models")
-    if recipe.kind == SALORA:
-        made_of |= {"safety": fingerprint(safety), "salora": code_hash("salora")}
-    key = content_key(
-        **made_of, trained_on=trained_on, calibration=calibration, threads=torch.get_num_threads(), device=parts.device, code=code
-    )
+    protected = {"safety": fingerprint(safety)} if recipe.kind == SALORA else {}
+    made = definitions.SALORA if protected else TRAIN
+    key = made.key(**made_of, **protected, trained_on=trained_on, calibration=calibration, **compute.machine(parts.device))
     return cache_path("updates", key)
 
 
