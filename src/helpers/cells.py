@@ -13,14 +13,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import activations, compute, measurements, models, probes, quantization, quantizers, readings, records, roc, signals
+from helpers import (
+    activations,
+    compute,
+    measurements,
+    models,
+    moved_weights,
+    probes,
+    quantization,
+    quantizers,
+    readings,
+    records,
+    roc,
+    signals,
+)
 from helpers import updates as u
 from helpers.activations import Activations, Plan
 from helpers.definitions import SIGNALS, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.records import KEY, Run
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
@@ -57,9 +70,9 @@ def _weight_signals(parts: Parts, language: LanguageModel, linear: Sequence[Moni
         layer: torch.tensor(np.array([probes.direction(m.readout) for m in found]).T, dtype=torch.float32, device=parts.device)
         for layer, found in by_layer.items()
     }
-    changes = signals.weight_changes(before, signals.effective_weights(language.model), directions)
+    changes = moved_weights.weight_changes(before, moved_weights.effective_weights(language.model), directions)
     rows = [
-        (m.name, layer, signals.relative_change(changes, layer), signals.output_overlap(changes, layer, place))
+        (m.name, layer, moved_weights.relative_change(changes, layer), moved_weights.output_overlap(changes, layer, place))
         for layer, found in by_layer.items()
         for place, m in enumerate(found)
     ]

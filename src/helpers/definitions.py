@@ -57,7 +57,7 @@ def lineage(definitions: Iterable[Definition]) -> tuple[str, ...]:
 
 TEXTS = Definition("texts", 1, code=("corpora", "splits", "slots", "tasks", "taskfiles"))  # which are drawn, and their splits
 INTERVALS = Definition("intervals", 1, code=("statistics", "roc", "seeds"))
-MODELS = Definition("models", 1, code=("models",))  # a folder as a model; text as tokens; batches
+MODELS = Definition("models", 1, code=("models", "prefix"))  # a folder as a model; text as tokens; batches
 QUANTIZE = Definition("quantize", 1, (MODELS,), code=("quantizers", "precision", "quantization"))
 LOWRANK = Definition("lowrank", 1, code=("lowrank",))
 REPLIES = Definition("replies", 1, (MODELS,), code=("generation",))

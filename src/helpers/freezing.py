@@ -12,7 +12,9 @@ from helpers.baselines import BASELINES
 from helpers.definitions import content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
-from helpers.readings import CONTROL, TURNED, Place, Rows
+from helpers.names import CONTROL
+from helpers.progress import over
+from helpers.readings import TURNED, Place, Rows
 from helpers.statistics import Estimate, mean_interval
 from helpers.variants import Parts
 
@@ -81,7 +83,7 @@ def rows(frozen: Sequence[Monitor], found: Activations, reading: Plan, seed: int
     """Rows of the table `monitors` without key columns: AUROC, thresholds, alarm rates, another draw, baselines."""
     double, table = readings.in_double(found), []
     with models.threads(1):
-        for monitor in frozen:
+        for monitor in over("monitors", frozen):
             place = (monitor.task, monitor.probe, monitor.layer, monitor.depth)
             table += [(*place, metric, *_four(e)) for metric, e in _measured(monitor, double, reading, seed).items()]
         table += [row for task in readings.task_names(reading) for row in _baselines(reading, task)]

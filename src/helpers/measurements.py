@@ -10,10 +10,10 @@ from helpers.corpora import fingerprint
 from helpers.definitions import MEASURE, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.judges import JudgeSettings
-from helpers.records import KEY
+from helpers.names import Variant, keyed
 from helpers.statistics import kappa, newcombe_paired
 from helpers.subspaces import Spectrum
-from helpers.variants import Parts, Variant, build_variant, from_table, variant_codes, variant_key
+from helpers.variants import Parts, build_variant, from_table, variant_codes, variant_key
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,6 @@ def measure(parts: Parts, variants: Iterable[Variant], plan: Protocol, progress=
         if progress:
             progress(variant.label)
     return found
-
-
-def keyed(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the variant's key columns in front."""
-    front = pd.DataFrame({name: [getattr(variant, name)] * len(table) for name in KEY})
-    front["strength"] = front["strength"].astype(float)
-    return pd.concat([front, table.reset_index(drop=True)], axis=1)
 
 
 def behaviour_rows(measured: dict[Variant, pd.DataFrame]) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def gptq_file(language: LanguageModel, precision: str, calibration: Texts) -> Pa
             raise StudyError(f"precision {precision!r} needs calibration texts; set calibration_rows to at least 8")
         done = quantizers.gptq_model(language.model, calibration_batches(language, calibration), name=precision)
         note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
-        tensors = {name: stored.dequantize() for name, stored in done.items()}
+        tensors = {name: stored.dequantize(language.model.get_submodule(name).weight.dtype) for name, stored in done.items()}
         models.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
     return path
 

@@ -23,7 +23,8 @@ import yaml
 from helpers import chapters, parameters
 from helpers.chapters import Job, Run
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.guards import locked, orphaned, peak_gb, prepare, process_identity, protect, say, write_whole
+from helpers.guards import locked, orphaned, prepare, process_identity, protect, say, write_whole
+from helpers.system import peak_gb
 
 GRAVEST = (ENVIRONMENT, REFUSED, NOT_COMPARABLE, 10, 11, USAGE)  # when several codes hold, the first of these
 

@@ -20,13 +20,14 @@ from helpers.judges import JudgeSettings
 from helpers.measurements import Protocol
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
+from helpers.names import EVERY
 from helpers.readings import ATTENTION, Rows
+from helpers.splits import Example
 from helpers.statistics import Estimate, rate_interval
 
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
 FEW = "few"  # of the texts of a corpus: whatever the split of the prompts, utility is told on held-out texts
-EVERY = "all monitors"  # what rows about all monitors in use are measured on
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,23 @@ def in_use(note: dict) -> tuple[Monitor, ...]:
     return tuple(named[choice["monitor"]] for choice in note["chosen"].values())
 
 
-def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int) -> Plan:
-    """The plan with the first `rows` texts a class of one split, read only where the monitors read."""
+def first_rows(reading: Plan, split: str, rows: int) -> tuple[Example, ...]:
+    """The first `rows` texts a class of one split of every task."""
     kept, seen = [], {}
     for example in reading.examples:
         place = (example.task, example.label)
         if example.split == split and seen.get(place, 0) < rows:
             kept.append(example)
             seen[place] = seen.get(place, 0) + 1
+    return tuple(kept)
+
+
+def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int) -> Plan:
+    """The plan with the first `rows` texts a class of one split, read only where the monitors read."""
     tokens = tuple((m.task, m.depth) for m in monitors if m.kind == ATTENTION)
-    return replace(reading, examples=tuple(kept), depths=tuple(sorted({m.depth for m in monitors})), tokens=tokens)
+    return replace(
+        reading, examples=first_rows(reading, split, rows), depths=tuple(sorted({m.depth for m in monitors})), tokens=tokens
+    )
 
 
 def sketch(
@@ -114,7 +122,7 @@ def stored(of: str, plan: Sketch, make: Callable[[], pd.DataFrame], device: str 
 def look(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
     """The items of the sketch on a model: labels of replies, utility, and the monitors' scores."""
     asked = plan.protocol
-    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin)
+    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin, brief=True)
     useful = utility.measure(language, asked.utility, asked.summary_tokens)
     return pd.concat([part for part in (said, useful, _scores(plan, language)) if len(part)], ignore_index=True)
 
