@@ -13,6 +13,7 @@ FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(FITS)' 2>/dev/null && { command -v $$p; break; }; done)
 NARROW = $(if $(PROFILE),--profile "$(PROFILE)") $(if $(MODEL),--model "$(MODEL)") $(if $(SEED),--seed "$(SEED)") $(if $(FORCE),--force)
+COMPUTED = $(if $(COMPUTE),--compute "$(COMPUTE)")
 UV ?= uv
 TARGETS ?= $(foreach p,3.11 3.12 3.13,$(p):x86_64-unknown-linux-gnu $(p):aarch64-unknown-linux-gnu) \
 	3.12:x86_64-pc-windows-msvc 3.13:aarch64-apple-darwin
@@ -21,7 +22,7 @@ STRIPPED = --keep-id --extra-keys "metadata.papermill cell.metadata.papermill ce
 .PHONY: study test book bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
-	@$(BIN)/python -m helpers study $(NARROW)
+	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
 
 test: .venv/.stamp  ## everything that continuous integration checks
 	@$(BIN)/ruff check .
