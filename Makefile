@@ -19,7 +19,7 @@ TARGETS ?= $(foreach p,3.11 3.12 3.13,$(p):x86_64-unknown-linux-gnu $(p):aarch64
 	3.12:x86_64-pc-windows-msvc 3.13:aarch64-apple-darwin
 STRIPPED = --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info"
 
-.PHONY: study test book bench clean lock lock-check doctor env help
+.PHONY: study test golden book bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
@@ -31,6 +31,9 @@ test: .venv/.stamp  ## everything that continuous integration checks
 	notebooks=(notebooks/*.ipynb)
 	if [ $${#notebooks[@]} -gt 0 ]; then $(BIN)/nbstripout --verify $(STRIPPED) "$${notebooks[@]}"; fi
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+golden: .venv/.stamp  ## record the golden values of new definitions, and code that gives the old ones still
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py
 
 book: .venv/.stamp  ## build the book from executed chapters; no model is touched (PROFILE=)
 	@$(BIN)/python -m helpers book $(NARROW)

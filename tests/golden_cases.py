@@ -15,6 +15,7 @@ import pandas as pd
 import planted
 import torch
 from bland import things
+from safetensors.torch import save_file
 from test_claims import world
 from test_policies import many
 from test_predictors import planted as cells_with
@@ -44,6 +45,7 @@ from helpers import (
     measurements,
     models,
     monitors,
+    names,
     neurons,
     pairs,
     policies,
@@ -137,7 +139,12 @@ def parts() -> Parts:
     """The pair with a trained adapter, and with whole weights that moved."""
     found = pair_of_models()
     folder = variants.train_update(found, rows(), RECIPE, "bf16")
-    whole = variants.train_update(found, rows(), replace(RECIPE, kind="full"), "bf16")
+    whole = sources.cache_folder() / "updates" / "golden-whole"
+    whole.mkdir(parents=True, exist_ok=True)
+    weights = {name: loaded().model.get_submodule(name).weight for name in quantizers.linear_names(loaded().model)}
+    moved = {f"{name}.weight": w + numbers(*w.shape, seed=i, size=0.01) for i, (name, w) in enumerate(weights.items())}
+    save_file(moved, whole / "weights.safetensors")
+    (whole / "recipe.json").write_text("{}")
     return found.with_update("lora-dialogue", "bf16", folder).with_update("full-dialogue", "bf16", whole)
 
 
@@ -162,7 +169,7 @@ TURNED = planted.changed(BASE, lambda x: x + 0.6 * x.roll(1, dims=1) + 1.5 * tor
 @cache
 def planted_monitors() -> tuple[monitors.Monitor, ...]:
     """Monitors of most kinds on planted activations."""
-    kinds = ["logistic", "mean-difference", "lda", "attention", readings.CONTROL]
+    kinds = ["logistic", "mean-difference", "lda", "attention", names.CONTROL]
     return tuple(planted.monitors(BASE, PLAN, models.tiny(), kinds))
 
 
@@ -203,8 +210,8 @@ def sketch() -> sketches.Sketch:
 
 
 def texts():
-    names = ("advbench/align", "advbench/test", "edgy/validation", "dialogue/test", "instructions/tune", "c4/test", "piqa")
-    sampled = {name: corpora.fingerprint(corpora.sample(name, 5, "tiny", "salt")) for name in names}
+    corpora_read = ("advbench/align", "advbench/test", "edgy/validation", "dialogue/test", "instructions/tune", "c4/test", "piqa")
+    sampled = {name: corpora.fingerprint(corpora.sample(name, 5, "tiny", "salt")) for name in corpora_read}
     mixed = {name: corpora.fingerprint(corpora.mix(name, 8, 25, "tiny", 1)) for name in corpora.MIXES}
     asked = {task: corpora.fingerprint(tasks.examples(task, "tiny", 6, 6, 6)) for task in TASKS}
     words = [
@@ -237,6 +244,8 @@ def intervals():
         "two": s.paired_difference(before, after, groups),
         "wilson": [s.wilson(k, 9) for k in (0, 4, 9)],
         "rates": [s.rate_interval(hits, groups), s.rate_interval(np.ones(8)), s.newcombe_paired(hits, later)],
+        "alike": s.mean_interval(np.ones(8), bounds=(0.0, 2.0)),
+        "covered": s.coverage(s.wilson, lambda rng: (int(rng.binomial(20, 0.3)), 20), 0.3, 50),
         "exact": s.mcnemar_exact(hits, later),
         "levels": s.two_level([before[:20], after[:20], before[20:40]], groups[:20]),
         "kappa": s.kappa(hits.astype(bool), later.astype(bool), groups),
@@ -292,20 +301,22 @@ def quantize():
         for name, one in done.items()
     }
     made = {}
-    for name in ("int8", "nf4", "rtn-4", "gptq-4"):
+    for name in ("int8", "nf4", "rtn-4"):  # not gptq-4: another machine's last digits move some of its weights by a step
         language = loaded()
         precision.quantize_(language, name, CALIBRATION)
         made[name] = language.model(input_ids=torch.arange(3, 40)[None]).logits
-    quality = {
-        name: list(zip(*precision.weight_quality(pair_of_models().aligned, name, CALIBRATION).values(), strict=True))
-        for name in ("nf4", "gptq-4")
-    }
+    seen = quantizers.collect_grams(loaded().model, precision.calibration_batches(loaded(), CALIBRATION))
+    bits, error, size = zip(*precision.weight_quality(pair_of_models().aligned, "nf4", CALIBRATION).values(), strict=True)
+    gptq = precision.weight_quality(pair_of_models().aligned, "gptq-4", CALIBRATION)
     table = quantization.weight_rows(pair_of_models(), ALIGNED, ["nf4"])
     return {
         "kept": kept,
         "fake": quantizers.fake_quantize(weight, 4),
         "made": made,
-        "quality": quality,
+        "quality": [bits, error, size],
+        "gptq": [one[0] for one in gptq.values()],
+        "error of gptq": round(float(np.mean([one[1] for one in gptq.values()])), 2),
+        "grams": [one.norm() for one in seen.values()],
         "table": table,
         "by hand": quantization.block_by_hand(weight),
         "bits": quantization.bits(table),
@@ -412,11 +423,7 @@ def align():
         must_hold=False,
         check_every=2,
     )
-    met = [
-        alignment.Target().met(alignment.Check(1, value, 0.1, 40, 40), share)
-        for value in (0.05, 0.04, 0.02)
-        for share in (1.0, 0.6)
-    ]
+    met = [alignment.Target().met(alignment.Check(1, value, 0.1, 40, 40)) for value in (0.06, 0.05, 0.02)]
     return {
         "losses": list(found.losses),
         "final": asdict(found.final),
@@ -507,7 +514,7 @@ def encode():
 
 def read():
     found = activations.stored(pair_of_models(), ALIGNED, texts_read())
-    plain = activations.read(loaded(), replace(texts_read(), examples=texts_read().examples[:5], tokens=()), prefix=False)
+    plain = activations.read(loaded(), replace(texts_read(), examples=texts_read().examples[:5], tokens=()), share=False)
     return {
         "pooled": found.pooled,
         "tokens": {name: rows.float() for name, rows in found.tokens.items()},
@@ -537,15 +544,19 @@ def measure():
 
 
 def probes_fitted():
-    kinds = ["logistic", "mean-difference", "lda", "mlp", "attention", readings.CONTROL]
+    kinds = ["logistic", "mean-difference", "lda", "mlp", "attention", names.CONTROL]
     made = planted.monitors(BASE, PLAN, models.tiny(), kinds)
     index = readings.rows(PLAN, TASKS[0], "test").index
     double = readings.in_double(BASE)
     scores = {m.name: readings.scores([m], double, PLAN, index)[0] for m in made if m.task == TASKS[0]}
+    trained = {
+        name: roc.auroc(readings.rows(PLAN, TASKS[0], "test").labels, scores.pop(name)) for name in list(scores) if "/mlp" in name
+    }
     table = freezing.rows([m for m in made if m.kind in {"logistic", "lda"}], BASE, PLAN)
     return {
         "scores": scores,
-        "thresholds": {m.name: dict(m.thresholds) for m in made},
+        "trained": trained,
+        "thresholds": {m.name: dict(m.thresholds) for m in made if m.kind != "mlp"},
         "table": table,
         "by hand": freezing.by_hand(double, PLAN, TASKS[0], 2),
         "chosen": {k: dict(v) for k, v in freezing.chosen(table, TASKS).items()},
@@ -554,7 +565,7 @@ def probes_fitted():
 
 
 def foretold():
-    known = [m for m in planted_monitors() if m.kind != readings.CONTROL]
+    known = [m for m in planted_monitors() if m.kind != names.CONTROL]
     before, after = readings.in_double(BASE), readings.in_double(TURNED)
     one = {
         m.name: {
