@@ -35,6 +35,7 @@ COMMANDS = {
     "study": "run all chapters of a profile that are not done, then build the book",
     "chapter": "run one chapter of a profile",
     "book": "build the book from executed chapters; no model is touched",
+    "verify": "measure chapters again from an empty cache and compare every table with the stored one",
     "revalidate": "say which frozen monitors an update of your own model broke, and what mends them",
     "check": "check a profile; nothing is run",
     "doctor": "compare the installed packages with requirements.lock; disk, cache and missing sources",
@@ -51,7 +52,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         from helpers.gate import add_options
 
         add_options(command)
-    if name in {"study", "chapter", "check", "book", "headline"}:
+    if name in {"study", "chapter", "check", "book", "verify", "headline"}:
         default = None if name in {"book", "headline"} else "quick"
         command.add_argument(
             "--profile", default=default, help=f"a file in profiles/ (default: {default or 'the first finished one'})"
@@ -66,6 +67,11 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--jobs", type=int, default=1, help="how many runs at a time (default: 1)")
         command.add_argument("--cluster", default="", help="slurm or kubernetes (profiles/clusters/); default: run here")
         command.add_argument("--no-book", action="store_true", help="chapters only")
+    if name == "verify":
+        command.add_argument("--chapters", default="", help="such as 04,06; with them runs what they need (default: all)")
+        command.add_argument(
+            "--stamp", action="store_true", help="where all tables are equal, mark the stored results as today's"
+        )
     command.add_argument("--json", action="store_true", help="print JSON alone")
 
 
@@ -173,6 +179,14 @@ def check(options: argparse.Namespace) -> dict[str, object]:
         "profile": plan.profile,
         "runs": [{"model": run.slug, "seed": run.seed, "parameters": plan.values[run]} for run in plan.runs],
     }
+
+
+def verify(options: argparse.Namespace) -> dict[str, object]:
+    """What was compared, table by table."""
+    from helpers import run, verification
+
+    named = (_words(options.model), _seeds(options.seed), _words(options.chapters))
+    return verification.verify(run.project_root(), options.profile, *named, options.stamp)
 
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:

@@ -126,13 +126,13 @@ def _same_tokens(folder: Path, reads: str) -> None:
 
 def build(update: Update, base: Path, served_in: str, device: str, texts: Sequence[str]) -> LanguageModel:
     """The updated model, served in a precision; `texts` calibrate GPTQ, where it is asked for."""
-    dtype = "fp32" if served_in == "fp32" else "bf16"
-    language = models.load(update.folder if update.kind == "merged" else base, dtype, device)
+    grid = "fp32" if served_in == "fp32" else "bf16"
+    language = models.load(update.folder if update.kind == "merged" else base, grid, device)
     precision.quantize_(language, update.name if update.kind == "quantizer" else served_in, tuple(texts[:CALIBRATION]))
     if update.adapter is None:
         return language
     adapter = {name: lowrank.LowRank(pair.left.to(device), pair.right.to(device)) for name, pair in update.adapter.items()}
-    return replace(language, model=lowrank.attach(language.model, adapter))
+    return replace(language, model=lowrank.attach(language.model, lowrank.on_grid(adapter)))
 
 
 def serving(update: Update) -> str:

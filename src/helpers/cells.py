@@ -15,6 +15,7 @@ import torch
 
 from helpers import (
     activations,
+    compute,
     measurements,
     models,
     moved_weights,
@@ -28,6 +29,7 @@ from helpers import (
 )
 from helpers import updates as u
 from helpers.activations import Activations, Plan
+from helpers.definitions import SIGNALS, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
@@ -48,8 +50,8 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
     Kept by content; `build` gives the model where it must be looked at, so that a caller can share it.
     """
     linear = [m for m in monitors if probes.direction(m.readout) is not None and m.kind != CONTROL]
-    code = records.code_hash("moved_weights", "cells", "variants", "precision", "quantizers", "lowrank")
-    key = records.content_key(variant=variant_key(parts, variant), monitors=[m.hash for m in linear], code=code)
+    of = {"variant": variant_key(parts, variant), "monitors": [m.hash for m in linear]}
+    key = SIGNALS.key(**of, **compute.machine(parts.device))
     make = build or (lambda: build_variant(parts, variant))
     return records.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
 
@@ -202,7 +204,7 @@ def _outcomes(staleness: pd.DataFrame) -> pd.DataFrame:
 
 def with_lower_seeds(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
     """These cells and those of the same model's runs with lower seeds that are done; kept, so that higher seeds find them."""
-    key = records.content_key(cells=pd.util.hash_pandas_object(cells).to_list())
+    key = content_key(cells=pd.util.hash_pandas_object(cells).to_list())
     found = [records.cached_table("cells", key, lambda: cells)]
     records.write_note(run, "06_triage", "cells", key)
     for folder in run.folder.parent.glob("seed-*"):

@@ -4,19 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
-import torch
 
-from helpers import behaviour, judges, records, utility
+from helpers import behaviour, compute, judges, records, utility
 from helpers.corpora import fingerprint
+from helpers.definitions import MEASURE, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.judges import JudgeSettings
 from helpers.names import Variant, keyed
-from helpers.records import content_key
 from helpers.statistics import kappa, newcombe_paired
 from helpers.subspaces import Spectrum
 from helpers.variants import Parts, build_variant, from_table, variant_codes, variant_key
-
-CODE = ("generation", "behaviour", "utility", "judges", "models", "quantizers", "lowrank", "precision", "variants")
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ def with_extra(
 
 def items(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
     """The labels of every item of the protocol on a variant: measured once, then read from the cache."""
-    key = content_key(variant=variant_key(parts, variant), plan=plan.key(), code=records.code_hash(*CODE), device=parts.device,
-                      threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    key = MEASURE.key(variant=variant_key(parts, variant), plan=plan.key(), **compute.machine(parts.device))
     return records.cached_table("measurements", key, lambda: _measured(parts, variant, plan))
 
 

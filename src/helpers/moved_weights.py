@@ -1,9 +1,9 @@
 """Moved weights: what a variant's linear modules multiply by, and how far that moved, in all and along a monitor's direction."""
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import bitsandbytes as bnb
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -37,9 +37,10 @@ def effective_weights(model: nn.Module) -> Iterator[tuple[str, Float[Tensor, "d_
 
 @torch.no_grad()
 def _dense(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
-    if isinstance(module, bnb.nn.Linear4bit):
+    bnb = sys.modules.get("bitsandbytes")  # where nothing has imported it, no module is one of its own
+    if bnb and isinstance(module, bnb.nn.Linear4bit):
         return read_linear4bit(module).dequantize(torch.float32)
-    if isinstance(module, bnb.nn.Linear8bitLt):
+    if bnb and isinstance(module, bnb.nn.Linear8bitLt):
         scales = module.state.SCB if module.weight.SCB is None else module.weight.SCB  # the first forward pass moves them
         return bnb.functional.int8_vectorwise_dequant(module.weight.data, scales).float()
     return module.weight.detach().float()

@@ -39,6 +39,7 @@ class Plan:
     runs: tuple[Run, ...]
     values: dict[Run, dict[str, dict[str, object]]]
     seconds: float
+    figures: str = "all"  # the forms in which they are kept
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """What the status of each chapter of the run must bear."""
@@ -84,14 +85,11 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
             values[run] = parameters.resolve(notebooks, chosen, limits, where)
             runs.append(run)
     _check_devices(values.values())
-    seconds = parameters.checked(
-        "chapter_seconds",
-        overrides.get("chapter_seconds", parameters.RUNNER["chapter_seconds"]),
-        1,
-        limits["chapter_seconds"],
-        where,
-    )
-    return Plan(root, profile, notebooks, tuple(runs), values, float(seconds))
+    own = {
+        name: parameters.checked(name, overrides.get(name, default), default, limits[name], where)
+        for name, default in parameters.RUNNER.items()
+    }
+    return Plan(root, profile, notebooks, tuple(runs), values, float(own["chapter_seconds"]), str(own["figure_forms"]))
 
 
 def _several(value: object) -> list:
@@ -144,6 +142,7 @@ def _check_devices(values: object) -> None:
 def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, object]:
     """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`."""
     begun, where = time.monotonic(), _cluster(plan.root, cluster)
+    os.environ[parameters.FIGURE_FORMS] = plan.figures
     with ExitStack() as locks:
         for run in plan.runs:
             prepare(plan.root / run.folder)
@@ -155,6 +154,7 @@ def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> 
             for name, reason in names.items():
                 if chapters.status(plan.root / run.folder, name):
                     say(f"note: {name} runs again: {reason}")
+            _tell_older_figures(plan, run, names)
             if names:
                 chapters.forget(plan.root / run.folder, names)
         code = 0
@@ -165,6 +165,13 @@ def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> 
     runs = [{"model": run.slug, "seed": run.seed, "chapters": states[run]} for run in plan.runs]
     took = round(time.monotonic() - begun, 1)
     return {"profile": plan.profile, "code": code, "runs": runs, "seconds": took, "peak_gb": round(peak_gb(), 3)}
+
+
+def _tell_older_figures(plan: Plan, run: Run, todo: Mapping[str, str]) -> None:
+    kept = {name: path for name, path in plan.notebooks.items() if name not in todo}
+    older = chapters.older_figures(plan.root / run.folder, kept)
+    if older:
+        say(f"note: figures of {', '.join(older)} are older than the code that draws them; FORCE=1 draws them from what is kept")
 
 
 def _fetch(plan: Plan) -> None:
@@ -224,7 +231,7 @@ def _write_jobs(plan: Plan, run: Run, names: Mapping[str, str], place: Path) -> 
     folder = f"{run.slug}/seed-{run.seed}"
     for name in names:
         own = plan.values[run][name]
-        job = Job(name, run, own, prints[name], plan.seconds, runner)
+        job = Job(name, run, own, prints[name], plan.seconds, runner, chapters.marks(plan.notebooks[name]))
         write_whole(place / folder / f"{name}.json", json.dumps(asdict(job), default=str))
         before = [f"{folder}/{need}" for need in chapters.needs(name, plan.notebooks) if need in names]
         listed.append({"stem": f"{folder}/{name}", "needs": before, "threads": int(own.get("threads", 1))})
@@ -297,6 +304,7 @@ def chapter(plan: Plan, name: str, force: bool = False) -> dict[str, object]:
     """What running one chapter in all runs of the plan took; the chapters it needs must be done."""
     name = chapters.find(name, plan.notebooks)
     states = []
+    os.environ[parameters.FIGURE_FORMS] = plan.figures
     for run in plan.runs:
         prepare(plan.root / run.folder)
         with locked(plan.root / run.folder, f"results/{run.profile}/{run.slug}/seed-{run.seed}"):
@@ -324,7 +332,8 @@ def _one(plan: Plan, run: Run, name: str, force: bool) -> dict[str, object]:
             f"the old results of {run.label} are in results/.old; now run them all: make study PROFILE={run.profile}"
         )
     chapters.forget(folder, later)
-    job = Job(name, run, plan.values[run][name], prints[name], plan.seconds, {})
+    marks = chapters.marks(plan.notebooks[name])
+    job = Job(name, run, plan.values[run][name], prints[name], plan.seconds, {}, marks)
     entry = execution.execute(job, plan.root, plan.notebooks[name], lambda: (folder / ".lock").unlink(missing_ok=True))
     report(job, entry)
     _finish(plan, run, later)

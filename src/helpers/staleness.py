@@ -16,6 +16,7 @@ from helpers.activations import Activations, Plan
 from helpers.monitors import RATES, Monitor, check_fits
 from helpers.names import CONTROL, place_names
 from helpers.probes import Readout
+from helpers.progress import over
 from helpers.readings import LINEAR, TURNED, Rows
 from helpers.statistics import MARGINS, Estimate, jackknife, rate_interval
 from helpers.variants import Parts, Variant, build_variant
@@ -63,7 +64,7 @@ def observe(
         seen = readings.in_double(activations.stored(parts, variant, reading, build))
         cells.weight_signals(parts, variant, monitors, build)  # for the forecast of chapter 06, while the model is at hand
         with models.threads(1):
-            compared = {task: compare(reference, seen, reading, seed) for task, reference in found.items()}
+            compared = {task: compare(reference, seen, reading, seed) for task, reference in over("tasks", found.items())}
         tables.append(measurements.keyed(variant, pd.concat([table for table, _ in compared.values()], ignore_index=True)))
         scores[variant] = {task: after for task, (_, after) in compared.items()}
         if progress:
