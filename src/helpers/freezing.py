@@ -9,10 +9,12 @@ import pandas as pd
 from helpers import models, monitors, probes, readings, records, roc, tables, tasks
 from helpers.activations import Activations, Plan
 from helpers.baselines import BASELINES
+from helpers.definitions import content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
+from helpers.names import CONTROL
 from helpers.progress import over
-from helpers.readings import CONTROL, TURNED, Place, Rows
+from helpers.readings import TURNED, Place, Rows
 from helpers.statistics import Estimate, mean_interval
 from helpers.variants import Parts
 
@@ -59,7 +61,7 @@ def count(parts: Parts, reading: Plan, kinds: Sequence[str]) -> int:
 
 def store(frozen: Sequence[Monitor]) -> str:
     """The content key under which the monitors now stand in the cache."""
-    key = records.content_key(monitors=[monitor.hash for monitor in frozen])
+    key = content_key(monitors=[monitor.hash for monitor in frozen])
     folder = records.cache_path("monitors", key)
     folder.mkdir(exist_ok=True)
     monitors.save(frozen, folder)

@@ -16,11 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from helpers import generation
-from helpers.activations import causal
 from helpers.corpora import Row
 from helpers.encoding import token_batches
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.models import FAMILIES, LanguageModel, chat_text, encode, logits, pad
+from helpers.models import FAMILIES, LanguageModel, causal, chat_text, encode, logits, pad
 from helpers.progress import over
 from helpers.training import Example, examples
 

@@ -21,7 +21,7 @@ from helpers.errors import StudyError
 NAME = re.compile(r"(?!\.)[a-z0-9._-]{1,64}")
 LARGEST_PROFILE = 64 * 1024  # bytes
 # What a profile may set for the runner itself, although no notebook declares it
-RUNNER = {"chapter_seconds": 3600, "figure_forms": "all"}
+RUNNER = {"chapter_seconds": 3600, "figure_forms": "all", "compute": "auto"}
 FIGURE_FORMS = "AFTER_UPDATE_FIGURES"  # the environment variable by which kernels learn of the second
 
 
@@ -70,11 +70,11 @@ LIMITS: dict[str, Limit] = {
     "threads": Limit(1, 256),
     "seed": Limit(0, 2**31 - 1),
     **dict.fromkeys(("n_harmful", "n_edgy", "n_summaries", "n_documents", "n_questions"), _COUNT),
-    **dict.fromkeys(("align_refusals", "calibration_rows", "train_rows", "spectrum_depths"), _COUNT),
+    **dict.fromkeys(("align_refusals", "align_steps", "calibration_rows", "train_rows", "spectrum_depths"), _COUNT),
     "align_benign": Limit(0, 100_000),
     **dict.fromkeys(("new_tokens", "summary_tokens"), _TOKENS),
     **dict.fromkeys(("align_lr", "train_lr"), _RATE),
-    **dict.fromkeys(("align_epochs", "train_epochs"), Limit(0, 100, above=True)),
+    "train_epochs": Limit(0, 100, above=True),
     **dict.fromkeys(("rows_train", "rows_validation", "rows_test"), Limit(4, 100_000)),
     "text_tokens": Limit(4, 4096),
     "depths": Limit(0, 1, above=True),
@@ -90,6 +90,7 @@ LIMITS: dict[str, Limit] = {
     "alpha": Limit(0, 4096, above=True),
     "chapter_seconds": Limit(1, 30 * 24 * 3600),
     "figure_forms": Limit(choices=lambda: ("all", "light")),
+    "compute": Limit(choices=lambda: ("auto", "bf16", "fp32")),
 }
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers import meter
 from helpers.errors import REFUSED, StudyError
 from helpers.progress import over
 
@@ -409,7 +410,7 @@ def _bitsandbytes_linear(linear: nn.Linear, name: str) -> nn.Linear:
         new = _bnb().nn.Linear8bitLt(*size, bias=bias, device="meta", **options)
         new.weight = _bnb().nn.Int8Params(_checked(linear.weight), requires_grad=False, **options)
     else:
-        new = _bnb().nn.Linear4bit(*size, bias=bias, device="meta", compute_dtype=torch.bfloat16, **options)
+        new = _bnb().nn.Linear4bit(*size, bias=bias, device="meta", compute_dtype=linear.weight.dtype, **options)
         new.weight = _bnb().nn.Params4bit(_checked(linear.weight), requires_grad=False, module=new, **options)
         # On AVX512-BF16 a no-grad eval forward would repack the codes in place: wrong gradients, merge and save, silently.
         new.support_avx512bf16_for_cpu = False
@@ -512,6 +513,7 @@ def gptq_model(
             grams: dict[str, Gram] = {}
             with _grams_into(grams, model, inside, batch["attention_mask"]):
                 block.forward(*args, **kwargs)  # not the call, which would enter here again
+            meter.count(batch["input_ids"].numel() / len(blocks))
             for module in inside:
                 done[module] = _quantize_module(model, module, quantizer, grams.get(module))
                 weight = model.get_submodule(module).weight

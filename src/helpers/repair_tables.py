@@ -13,8 +13,9 @@ from helpers import activations, measurements, models, readings, repairs, roc, u
 from helpers.activations import Activations, Plan
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
+from helpers.names import CONTROL
 from helpers.progress import over
-from helpers.readings import CONTROL, Rows
+from helpers.readings import Rows
 from helpers.records import OWN, VALUES
 from helpers.repairs import DEFAULT, GATES, LADDER, NULL, RUNGS, Case, Judged, Repaired
 from helpers.statistics import MARGINS, Estimate, group_codes, mean_interval, rate_interval
