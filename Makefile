@@ -13,18 +13,34 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 NARROW = $(if $(PROFILE),--profile "$(PROFILE)") $(if $(MODEL),--model "$(MODEL)") $(if $(SEED),--seed "$(SEED)") $(if $(FORCE),--force)
 STRIPPED = --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info"
 
-.PHONY: study test book bench clean lock doctor env help
+TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+.PHONY: study test test-all cover checks book bench clean lock doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW)
 
-test: .venv/.stamp  ## everything that continuous integration checks
+test: checks  ## what a change needs: form, and all tests but those marked slow (WORKERS=2)
+	@$(TESTS) -m pytest -m "not slow" $(PARALLEL)
+
+test-all: checks  ## all tests, the slow ones too; what the nightly run checks
+	@$(TESTS) -m pytest $(PARALLEL)
+
+cover: .venv/.stamp  ## which lines of src/helpers `make test` runs, its kernels and commands included
+	@rm -rf build/coverage
+	mkdir -p build/coverage
+	$(TESTS) -m coverage run -m pytest -m "not slow" $(PARALLEL)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --show-missing
+
+checks: .venv/.stamp
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	shopt -s nullglob
 	notebooks=(notebooks/*.ipynb)
 	if [ $${#notebooks[@]} -gt 0 ]; then $(BIN)/nbstripout --verify $(STRIPPED) "$${notebooks[@]}"; fi
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 book: .venv/.stamp  ## build the book from executed chapters; no model is touched (PROFILE=)
 	@$(BIN)/python -m helpers book $(NARROW)
@@ -41,7 +57,7 @@ clean:  ## remove build/, logs/ and the results of quick and smoke; committed re
 	@rm -rf build logs .snakemake results/quick results/smoke
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
 # torch comes first, by its pin alone: pip then takes a CPU build where the machine offers one.
 # The stamp is written last; without it the environment is half-made and is made anew.

@@ -202,7 +202,7 @@ def test_make_narrows_the_study_and_cleans_nothing_that_is_committed():
     assert '.venv/bin/python -m helpers study --profile "cpu" --model "tiny" --seed "3" --force' in said
     assert make("-n", "clean").stdout.strip() == "rm -rf build logs .snakemake results/quick results/smoke"
     shown = {line.split()[1] for line in make("help").stdout.splitlines()}
-    assert shown == {"study", "test", "book", "bench", "clean", "lock", "doctor", "env", "help"}
+    assert shown == {"study", "test", "test-all", "cover", "book", "bench", "clean", "lock", "doctor", "env", "help"}
 
 
 def test_make_without_python_3_11_says_so(tmp_path):
