@@ -1,9 +1,9 @@
-"""Two tiers: `make test` runs what a change needs, `make test-all` also what is marked slow. Each such mark says why.
+"""Two tiers: `make test` runs what a change needs, `make test-all` also what is marked slow. Each mark says why.
 
 CONTRIBUTING lists what is slow and what stands for it in `make test`; test_tiers.py keeps the share small.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import pytest
 
@@ -17,17 +17,23 @@ def slow(why: str) -> pytest.MarkDecorator:
     return pytest.mark.slow(why)
 
 
-def mostly_slow(cases: Iterable, why: str, first: int = 1, keep: Collection = ()) -> list:
-    """The cases of a parametrization, all but the `first` ones and those to `keep` marked slow."""
-    return [case if i < first or case in keep else _slow(case, why) for i, case in enumerate(cases)]
+def mostly_slow(why: str, *keep: str) -> pytest.MarkDecorator:
+    """The same for the cases of a function, but for those to `keep`, named by their ids; without a name, for the first."""
+    return pytest.mark.mostly_slow(why, *keep)
 
 
-def _slow(case: object, why: str) -> object:
-    if hasattr(case, "values") and hasattr(case, "marks"):  # a pytest.param
-        return pytest.param(*case.values, marks=[*case.marks, slow(why)], id=case.id)
-    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=slow(why))
+def mark_cases(items: Iterable[pytest.Item]) -> None:
+    """Marks as slow the cases that `mostly_slow` means."""
+    kept: dict[str, tuple[str, ...]] = {}
+    for item in items:
+        mark = item.get_closest_marker("mostly_slow")
+        if mark:
+            why, *keep = mark.args
+            own = item.callspec.id
+            if own not in kept.setdefault(item.nodeid.partition("[")[0], tuple(keep) or (own,)):
+                item.add_marker(slow(why))
 
 
 def reasons(item: pytest.Item) -> list[str]:
     """Why a test is slow, one reason a mark; "" where a mark does not say."""
-    return [" ".join(str(word) for word in mark.args) for mark in item.iter_markers("slow")]
+    return [" ".join(mark.args) for mark in item.iter_markers("slow")]
