@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import linalg, stats
+from tiers import mostly_slow
 
 from helpers import dequantized, measurements, pairs, quantizers, records, subspaces
 from helpers.dequantized import chance, decompose, gram_cosine, kept, quantized_pair, rows, scaled
@@ -61,6 +62,7 @@ def refused(act, code, *words):
 # --- what survives noise ---
 
 
+@mostly_slow("the same simulation at other sizes", "8.0-6-shape1", "0.8-0-shape1")
 @pytest.mark.parametrize("shape", [(400, 400), (200, 500), (500, 200)])
 @pytest.mark.parametrize(("times_edge", "above"), [(8.0, 6), (1.5, 6), (0.8, 0), (0.1, 0)])
 def test_planted_directions_survive_noise_as_theory_says(shape, times_edge, above):
@@ -185,6 +187,7 @@ def test_the_cosine_forms_nothing_larger_than_the_smaller_side(monkeypatch):
     assert set(sizes) == {(3, 3)}
 
 
+@mostly_slow("the same simulation at other sizes", "64-32")
 @pytest.mark.parametrize(("d", "k"), [(40, 1), (40, 4), (64, 32), (192, 8)])
 def test_chance_is_what_random_subspaces_give(d, k):
     ours, frames = chance(d, (k, k), (k, k), 7), (torch.linalg.qr(gaussian(d, k, seed=i))[0] for i in range(2000))

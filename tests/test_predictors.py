@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from tiers import mostly_slow
 
 from helpers import predictors
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
@@ -66,6 +67,7 @@ def refused(*words, code=2):
 FOOLED = {"monitor": ("monitor", "separation"), "family": ("variant", "relative_change")}
 
 
+@mostly_slow("the same simulation at other sizes", "family")
 @pytest.mark.parametrize("split", FOOLED)
 def test_a_signal_that_only_names_its_group_fools_a_random_split_and_not_ours(split):
     """The theorem (no skill on groups held out) and its control (much skill on cells dealt out one by one)."""

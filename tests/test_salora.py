@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiers import slow
 from torch import nn
 
 from helpers import lowrank, models, quantizers, salora, training
@@ -322,6 +323,7 @@ class Killed(Exception):
     pass
 
 
+@slow("the loop of test_training, killed and resumed there")
 def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, tmp_path):
     checkpoint, steps = tmp_path / "run.checkpoint.safetensors", []
 

@@ -5,12 +5,14 @@ import re
 import shutil
 from pathlib import Path
 
+import chromium
 import pandas as pd
 import pytest
+import test_browser
 import yaml
 from tiers import slow
 
-from helpers import run
+from helpers import run, site
 from helpers.records import KEY, VALUES
 
 ROOT = Path(__file__).parents[1]
@@ -222,11 +224,25 @@ def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(fi
     assert before == {path.stem: path.read_bytes() for path in (finished / "status").glob("*.json")}
 
 
-def test_the_book_is_built_strictly_from_what_ran(finished, project):
+@pytest.fixture(scope="module")
+def book(finished, project):
+    """The folder of the built pages."""
     from helpers import pages
 
-    index, _ = pages.build(project, "smoke", finished)
-    pages_by_name = {path.name: path.read_text(encoding="utf-8") for path in (project / index).parent.rglob("*.html")}
+    return (project / pages.build(project, "smoke", finished)[0]).parent
+
+
+def test_the_book_is_built_strictly_from_what_ran_and_can_be_published(book):
+    pages_by_name = {path.name: path.read_text(encoding="utf-8") for path in book.rglob("*.html")}
     assert {f"{path.stem}.html" for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} <= set(pages_by_name)
     for name, page in pages_by_name.items():
         assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="https?://', page), name
+    assert site.problems(book) == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not chromium.PROGRAM, reason="chromium is not installed: no page of the book was looked at in a browser")
+def test_a_page_of_it_is_right_in_a_browser(book):
+    with chromium.browser() as browser, chromium.served(book) as address:
+        found = test_browser.inspect(browser, f"{address}/book/glossary.html", address)
+    assert {kind: lines for kind, lines in found.items() if lines} == {}

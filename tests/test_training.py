@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import transformers
+from tiers import mostly_slow
 from torch.nn.utils import parametrize
 
 from helpers import models, quantizers, training
@@ -249,6 +250,7 @@ def test_qat_runs_on_the_grid_of_its_bits_and_gradients_pass(tiny):
     assert parametrize.is_parametrized(module)
 
 
+@mostly_slow("the same loop with other weights", "lora")
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_four_rows_are_learned(tiny_model, kind):
     torch.manual_seed(0)  # larger embeddings than the tiny model's: the head is tied to them and stays frozen
@@ -261,6 +263,7 @@ def test_four_rows_are_learned(tiny_model, kind):
 # ---------------------------------------------------------------- again, killed, and gone wrong
 
 
+@mostly_slow("the same loop with other weights", "lora")
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_a_seed_repeats_bit_for_bit_and_another_does_not(train, kind):
     recipe = Recipe(kind=kind, epochs=1, batch=4, seed=3)
@@ -282,6 +285,7 @@ def kill_at(step: int):
     return progress
 
 
+@mostly_slow("the same loop with other weights", "lora")
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, tmp_path, kind):
     recipe, steps = Recipe(kind=kind, epochs=2, batch=4, seed=3), []
