@@ -27,7 +27,7 @@ from helpers.variants import Parts, Variant
 
 NAMES = ["nf4-mixed", "nf4-both", "rtn-4-both"]
 SCALES, FACTORS, KS = [4.0], [2.0, 8.0], [2, 4]
-TUNING = {"refusals": 8, "benign": 16, "epochs": 3, "lr": 1e-3}
+TUNING = {"refusals": 8, "benign": 16, "epochs": 2, "lr": 1e-3}
 TEXTS = tuple(f"The {noun} stands by the door and somebody will paint it. " * 4 for noun in ("lamp", "river", "garden", "boat"))
 ALIGNED = Variant("tiny")
 
@@ -77,6 +77,7 @@ def test_a_harder_tuning_is_the_alignment_at_a_multiple_of_the_rate_through_all_
         note = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
         assert (len(note["losses"]), note["stopped"], note["checks"]) == (batches, False, [])
         assert [step[:2] for step in steps[factor]] == [(i + 1, batches) for i in range(batches)]
+    for factor, folder in list(folders.items())[:1]:
         rows = corpora.alignment_rows(TUNING["refusals"], TUNING["benign"], "tiny", 0)
         language = models.load(parts.base, "fp32")
         tuned = training.tune(language, rows, alignment.recipe(TUNING["epochs"], factor * TUNING["lr"], 0))
@@ -94,7 +95,7 @@ def test_a_tuning_is_kept_by_its_content(parts, harder, monkeypatch):
     assert len(set(folders.values())) == len(FACTORS)
     assert {x: doses.harder(parts, x, TUNING, 0, "tiny") for x in FACTORS} == folders
     assert doses.harder(parts, 1.0, {**TUNING, "lr": FACTORS[0] * TUNING["lr"]}, 0, "tiny") == folders[FACTORS[0]]
-    for factor, tuning, seed in ((3.0, TUNING, 0), (2.0, {**TUNING, "epochs": 2}, 0), (2.0, TUNING, 1)):
+    for factor, tuning, seed in ((3.0, TUNING, 0), (2.0, {**TUNING, "epochs": 3}, 0), (2.0, TUNING, 1)):
         with pytest.raises(AssertionError, match="again"):
             doses.harder(parts, factor, tuning, seed, "tiny")
 
