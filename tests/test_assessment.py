@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
-from tiers import mostly_slow
+from tiers import mostly_slow, slow
 
 from helpers import assessment, pairedrates, roc, screening, sureness
 from helpers.assessment import call, harm, hochberg, measured, needed, p_values
@@ -269,6 +269,7 @@ def test_the_n_asked_for_settles_an_open_monitor():
 # ---------------------------------------------------------------- the gate on fifty resamples
 
 
+@slow("a simulation of hundreds of samples; a stale monitor over 50 resamples stays")
 def test_an_unchanged_model_is_fine_at_the_stated_rate_over_50_resamples():
     """bf16-like noise: the gate opens as often as it says, and calls nothing stale."""
     panel, rng = given.panel(n=400, noise=0.02), np.random.default_rng(1)
@@ -289,6 +290,7 @@ def test_a_stale_monitor_is_stale_over_50_resamples():
     assert sum("stale" in one[1:] for one in states) <= 2
 
 
+@slow("a simulation of hundreds of samples; a stale monitor over 50 resamples stays")
 def test_the_simulated_rates_are_those_of_fresh_samples():
     """What the gate says of itself from one sample is what happens on new ones: opened where sound, missed where not."""
     stated = sureness.simulate([given.panel(n=200, noise=0.03, seed=5)], ALL, seed=0)

@@ -414,6 +414,7 @@ def test_speaking_is_told_by_likelihood_and_by_the_next_token(tiny_model):
 # ---------------------------------------------------------------- the real thing
 
 
+@slow("the embedded model; the tiny one is revalidated above")
 @pytest.mark.real
 def test_the_embedded_model_in_nf4_with_monitors_fitted_on_the_spot(tmp_path):
     """Six monitors, 200 + 200 texts: none is shown fine under four bits, and the gate tells how sure it is."""
