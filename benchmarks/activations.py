@@ -75,7 +75,7 @@ def main() -> None:
     tokens = sum(map(len, encoded.rows))
     runs: dict[str, Callable[[], object]] = {
         "on": lambda: activations.read(language, reading),
-        "off": lambda: activations.read(language, reading, prefix=False),
+        "off": lambda: activations.read(language, reading, share=False),
         "bare": lambda: bare(language, encoded, deepest, reading.budget),
         "plain": lambda: plain(language, encoded),
     }

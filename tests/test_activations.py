@@ -76,7 +76,7 @@ def llama() -> models.LanguageModel:
 @torch.no_grad()
 def oracle(language: models.LanguageModel, reading: Plan) -> dict[str, torch.Tensor]:
     """Both poolings of transformers' own hidden states, each text alone; at the last layer what enters the final norm."""
-    causal, entering = activations.causal(language.model), []
+    causal, entering = models.causal(language.model), []
     hook = causal.model.norm.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
     found = encoding.encode(language.tokenizer, reading)
     pooled: dict[str, list] = {}
@@ -129,7 +129,7 @@ def test_the_last_layer_is_before_the_final_norm(family):
 
 def test_the_shared_prefix_changes_nothing(family):
     """Its tokens are longer than the window of the sliding layers, which therefore hold a part of it alone."""
-    on, off = read(family, plan()), read(family, plan(), prefix=False)
+    on, off = read(family, plan()), read(family, plan(), share=False)
     assert on.counts["prefix"] > 2 * WINDOW
     assert off.counts == {**on.counts, "prefix": 0}
     assert distance(on.pooled, off.pooled) < 1e-5
@@ -140,7 +140,7 @@ def test_the_prefix_is_computed_once(llama):
     for prefix in (True, False):
         lengths = []
         hook = llama.model.model.embed_tokens.register_forward_hook(lambda _, ids, out, to=lengths: to.append(ids[0].numel()))
-        shared = read(llama, plan(depths=(0.5,), budget=1), prefix=prefix).counts["prefix"]
+        shared = read(llama, plan(depths=(0.5,), budget=1), share=prefix).counts["prefix"]
         hook.remove()
         seen[prefix] = (lengths, shared)
     assert seen[True][0][0] == seen[True][1] > 0  # the first pass is the prefix, alone
@@ -151,7 +151,7 @@ def test_the_prefix_is_computed_once(llama):
 def test_neither_batch_nor_padding_changes_a_text(llama, prefix):
     """One text a batch, some, and all 64 in one."""
     rows = plan(texts(64))
-    one, some, whole = (read(llama, replace(rows, budget=budget), prefix=prefix) for budget in (1, 512, 10**6))
+    one, some, whole = (read(llama, replace(rows, budget=budget), share=prefix) for budget in (1, 512, 10**6))
     assert distance(some.pooled, one.pooled) < 1e-5
     assert distance(whole.pooled, one.pooled) < 1e-5
 
@@ -192,7 +192,7 @@ def test_tokens_lose_nothing_where_the_model_computes_in_bf16(tiny):
     language = models.load(tiny)
     seen = []
     hook = language.model.model.layers[1].register_forward_hook(lambda _, inputs, out: seen.append(out.clone()))
-    found = read(language, plan(texts()[:1], depths=(0.5,), tokens=(("lamps", 0.5),)), prefix=False)
+    found = read(language, plan(texts()[:1], depths=(0.5,), tokens=(("lamps", 0.5),)), share=False)
     hook.remove()
     encoded = encoding.encode(language.tokenizer, plan(texts()[:1]))
     assert torch.equal(found.tokens["lamps/2"], seen[0][0, encoded.starts[0] : encoded.stops[0]])
@@ -261,7 +261,7 @@ def test_there_is_no_graph_of_gradients():
     for values in (*found.pooled.values(), *found.tokens.values()):
         assert not values.requires_grad
         assert not values.is_inference()  # a probe can be trained on it
-    assert activations.causal(language.model) is language.model
+    assert models.causal(language.model) is language.model
 
 
 # ---------------------------------------------------------------- hooks
@@ -533,7 +533,7 @@ def test_the_embedded_model_is_read_like_the_framework_does(embedded):
     language = models.load(embedded)
     prompts = [row.prompt for row in corpora.sample("instructions/test", 12)]
     rows = plan(tuple(example(prompt) for prompt in [*prompts, *ODD.values()]), depths=(0.2, 0.5, 0.9), limit=96)
-    found = read(language, rows, prefix=False)
+    found = read(language, rows, share=False)
     assert found.layers == (6, 15, 27)
     encoded = encoding.encode(language.tokenizer, rows)
     expected = {name: torch.empty_like(values) for name, values in found.pooled.items()}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import alignment, corpora, generation, models, training
+from helpers import alignment, compute, corpora, generation, models, training
 from helpers.alignment import Check, Target
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
 
@@ -86,12 +86,11 @@ def test_a_check_says_how_many_prompts_there_were(tiny_model, says):
 @pytest.mark.parametrize(("non_refusal", "over_refusal", "met"), [(0.05, 0.15, True), (0.06, 0.0, False), (0.0, 0.16, False)])
 def test_a_target_is_met_by_both_rates(non_refusal, over_refusal, met):
     assert Target().met(Check(1, non_refusal, over_refusal, 40, 40)) is met
-    assert not Target().met(Check(1, 0.05, 0.0, 40, 40), share=0.6)
 
 
 def test_an_aligned_model_is_made_once(made, alignment_of, filled, monkeypatch):
     assert models.check_folder(made.folder) == made.folder
-    assert models.load(made.folder).model.dtype == torch.bfloat16
+    assert models.load(made.folder).model.dtype == compute.current().dtype
     assert [path.name for path in (filled[0] / "models").iterdir()] == [made.folder.name]  # no checkpoint, nothing temporary
     monkeypatch.setattr(training, "tune", None)  # would fail if it were called
     assert alignment_of() == made
@@ -125,7 +124,7 @@ def test_a_missed_target_names_both_rates_and_trains_no_second_time(made, align,
         align(must_hold=True)
     assert f"non-refusal {made.final.non_refusal:.2f} (at most 0.05)" in str(caught.value)
     assert f"over-refusal {made.final.over_refusal:.2f} (at most 0.15)" in str(caught.value)
-    assert "align_epochs" in str(caught.value)
+    assert "align_steps" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.code == REFUSED
     monkeypatch.setattr(training, "tune", None)
@@ -133,21 +132,22 @@ def test_a_missed_target_names_both_rates_and_trains_no_second_time(made, align,
         align(must_hold=True)
 
 
-def test_training_stops_when_both_rates_are_met(align, says):
-    says(REFUSAL, ANSWER)
+def test_checks_are_made_on_the_way_and_end_nothing(align, says):
+    says(REFUSAL, ANSWER)  # every check meets the target at once
     made = align(must_hold=True)
-    assert made.stopped
     assert made.checks == (Check(2, 0.0, 0.0, 6, 6),)
-    assert len(made.losses) == 2  # the first check, after two of four steps
-    assert made.final == Check(2, 0.0, 0.0, 6, 6)
-
-
-def test_training_goes_on_when_one_rate_is_not_met(align, says):
-    says(REFUSAL, REFUSAL)
-    made = align()
-    assert not made.stopped
-    assert [check.step for check in made.checks] == [2, 4]
     assert len(made.losses) == 4
+    assert made.final == Check(4, 0.0, 0.0, 6, 6)
+
+
+def test_the_rate_falls_to_zero_by_the_last_of_the_steps(tiny, rows, monkeypatch, tmp_path):
+    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
+    seen, schedule = [], training.schedule
+    monkeypatch.setattr(training, "schedule", lambda *where: seen.append(schedule(*where)) or seen[-1])
+    recipe = alignment.recipe(3, len(rows), 1e-3, 0)
+    alignment.align(tiny, rows, recipe, TARGET, origin="tiny", must_hold=False)
+    assert seen == [1.0, 1.0, 0.5]  # up in one step, down to zero by the third
+    assert recipe.epochs == 2  # 16 rows in batches of 12 are two steps an epoch
 
 
 def test_a_killed_alignment_goes_on_and_counts_its_steps_from_the_start(filled, align, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_killed_alignment_goes_on_and_counts_its_steps_from_the_start(filled, 
     with pytest.raises(KeyboardInterrupt):
         align(progress=kill)
     made = align()
-    assert made.checks[-1].step == 4
+    assert made.final.step == 4
     assert len(made.losses) == 4
     again = models.load(made.folder).model.state_dict()
     assert all(torch.equal(tensors[name], again[name]) for name in tensors)
@@ -199,4 +199,3 @@ def test_an_adapter_is_no_alignment(align):
 def test_the_note_beside_the_model_holds_every_loss(made):
     note = json.loads((made.folder / "alignment.json").read_text())
     assert tuple(note["losses"]) == made.losses
-    assert note["stopped"] is made.stopped

@@ -235,12 +235,11 @@ def test_prompts_of_the_tiny_model_are_not_kept_either(language, tiny_items):
 
 
 def batches_seen(monkeypatch, language, prompts, batch):
-    seen = []
-    generate = type(language.model).generate
+    seen, padded = [], generation._padded
     monkeypatch.setattr(
-        type(language.model), "generate", lambda self, **o: seen.append(o["input_ids"].tolist()) or generate(self, **o)
+        generation, "_padded", lambda rows, *rest: seen.append(padded(rows, *rest)[0].tolist()) or padded(rows, *rest)
     )
-    found = generation.replies(language, prompts, new_tokens=3, batch=batch)
+    found = generation.replies(language, prompts, new_tokens=3, batch=batch, whole=True)
     monkeypatch.undo()
     return seen, found
 
@@ -265,14 +264,11 @@ def test_replies_come_back_in_the_order_of_their_prompts_whatever_the_batch(tiny
 
 
 def test_a_system_message_reaches_the_model(tiny_model, monkeypatch):
-    seen, _ = batches_seen(monkeypatch, tiny_model, ["paint it"], 1)
+    seen = []
     monkeypatch.setattr(generation, "chat_text", lambda tokenizer, prompt, system: f"<{system}>{prompt}")
-    generate = type(tiny_model.model).generate
-    monkeypatch.setattr(
-        type(tiny_model.model), "generate", lambda self, **o: seen.append(o["input_ids"].tolist()) or generate(self, **o)
-    )
+    monkeypatch.setattr(generation, "completions", lambda language, texts, *rest: seen.extend(texts) or texts)
     generation.replies(tiny_model, ["paint it"], ["be kind"], new_tokens=2)
-    assert tiny_model.tokenizer.decode(seen[-1][0]) == "<be kind>paint it"
+    assert seen == ["<be kind>paint it"]
 
 
 def test_the_harmbench_judge_asks_the_given_classifier_and_counts_what_it_cannot_read(tiny, monkeypatch):

@@ -16,18 +16,18 @@ from helpers import (
     freezing,
     lowrank,
     models,
+    moved_weights,
     probes,
     quantizers,
     readings,
     records,
-    signals,
     staleness,
     triage,
 )
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.measurements import keyed
+from helpers.names import CONTROL
 from helpers.probes import PROBES
-from helpers.readings import CONTROL
 from helpers.signals import SIGNALS
 from helpers.variants import Parts, Variant, build_variant
 
@@ -213,7 +213,7 @@ def real(parts):
 
 
 def weights(parts, variant) -> dict[str, torch.Tensor]:
-    return dict(signals.effective_weights(build_variant(parts, variant).model))
+    return dict(moved_weights.effective_weights(build_variant(parts, variant).model))
 
 
 @pytest.mark.parametrize("variant", [IDENTITY, RTN, LORA, QLORA])

@@ -1,7 +1,6 @@
 """Doses of V: each source is compared with the V of its own dose, a harder tuning is that tuning, readers see them all."""
 
 import json
-import math
 
 import pandas as pd
 import pytest
@@ -27,7 +26,7 @@ from helpers.variants import Parts, Variant
 
 NAMES = ["nf4-mixed", "nf4-both", "rtn-4-both"]
 SCALES, FACTORS, KS = [4.0], [2.0, 8.0], [2, 4]
-TUNING = {"refusals": 8, "benign": 16, "epochs": 2, "lr": 1e-3}
+TUNING = {"refusals": 8, "benign": 16, "steps": 4, "lr": 1e-3}
 TEXTS = tuple(f"The {noun} stands by the door and somebody will paint it. " * 4 for noun in ("lamp", "river", "garden", "boat"))
 ALIGNED = Variant("tiny")
 
@@ -70,20 +69,20 @@ def study(parts, modules, harder):
 # ---------------------------------------------------------------- tuned harder
 
 
-def test_a_harder_tuning_is_the_alignment_at_a_multiple_of_the_rate_through_all_epochs(parts, harder):
+def test_a_harder_tuning_is_the_alignment_at_a_multiple_of_the_rate(parts, harder):
     folders, steps = harder
-    batches = TUNING["epochs"] * math.ceil((TUNING["refusals"] + TUNING["benign"]) / 12)
+    batches = TUNING["steps"]
     for factor, folder in folders.items():
         note = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
-        assert (len(note["losses"]), note["stopped"], note["checks"]) == (batches, False, [])
+        assert (len(note["losses"]), note["checks"]) == (batches, [])
         assert [step[:2] for step in steps[factor]] == [(i + 1, batches) for i in range(batches)]
     for factor, folder in list(folders.items())[:1]:
         rows = corpora.alignment_rows(TUNING["refusals"], TUNING["benign"], "tiny", 0)
         language = models.load(parts.base, "fp32")
-        tuned = training.tune(language, rows, alignment.recipe(TUNING["epochs"], factor * TUNING["lr"], 0))
+        tuned = training.tune(language, rows, alignment.recipe(batches, len(rows), factor * TUNING["lr"], 0))
         saved = models.load(folder).model
         for name, tensor in tuned.tensors.items():
-            assert torch.equal(saved.get_parameter(name), tensor.bfloat16())
+            assert torch.equal(saved.get_parameter(name).bfloat16(), tensor.bfloat16())
 
 
 def test_a_tuning_is_kept_by_its_content(parts, harder, monkeypatch):
@@ -95,7 +94,7 @@ def test_a_tuning_is_kept_by_its_content(parts, harder, monkeypatch):
     assert len(set(folders.values())) == len(FACTORS)
     assert {x: doses.harder(parts, x, TUNING, 0, "tiny") for x in FACTORS} == folders
     assert doses.harder(parts, 1.0, {**TUNING, "lr": FACTORS[0] * TUNING["lr"]}, 0, "tiny") == folders[FACTORS[0]]
-    for factor, tuning, seed in ((3.0, TUNING, 0), (2.0, {**TUNING, "epochs": 3}, 0), (2.0, TUNING, 1)):
+    for factor, tuning, seed in ((3.0, TUNING, 0), (2.0, {**TUNING, "steps": 5}, 0), (2.0, TUNING, 1)):
         with pytest.raises(AssertionError, match="again"):
             doses.harder(parts, factor, tuning, seed, "tiny")
 
@@ -108,11 +107,6 @@ def test_a_higher_rate_makes_v_larger(parts, harder, modules):
 def test_a_model_that_was_not_tuned_here_cannot_be_tuned_harder(parts):
     with refused(USAGE, "not tuned here", "leave `harder` empty"):
         doses.harder(parts, 2.0, {**TUNING, "lr": 0.0}, 0, "tiny")
-
-
-def test_no_check_ends_such_a_tuning():
-    assert not doses.NEVER.met(alignment.Check(1, 0.0, 0.0, 40, 40))
-    assert alignment.Target().met(alignment.Check(1, 0.0, 0.0, 40, 40))  # control
 
 
 # ---------------------------------------------------------------- sources and their truths

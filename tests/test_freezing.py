@@ -13,8 +13,9 @@ from helpers import freezing, measurements, readings, records, tasks
 from helpers.baselines import BASELINES
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES
+from helpers.names import CONTROL
 from helpers.probes import PROBES
-from helpers.readings import CONTROL, TURNED
+from helpers.readings import TURNED
 from helpers.variants import Parts, Variant
 
 TASKS = ("toxicity", "jailbreak")

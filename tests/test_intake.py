@@ -11,7 +11,7 @@ from bland import refused
 
 from helpers import candidates, intake, lowrank, models, monitors, rowfiles
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.intake import Options
+from helpers.options import Options, scored
 
 SECRET = "marmalade"  # stands in the texts of every bad file, and in no message
 
@@ -290,12 +290,12 @@ def models_named(monitor, name):
 
 def test_scores_need_nothing_else(tmp_path):
     given.write(tmp_path / "s.jsonl", [SCORE, {**SCORE, "id": "b", "label": 1}])
-    found = intake.scored(Options(scores=str(tmp_path / "s.jsonl")))
+    found = scored(Options(scores=str(tmp_path / "s.jsonl")))
     assert list(found) == ["m"]
     with refused(USAGE, "--scores was given with --update"):
-        intake.scored(Options(scores=str(tmp_path / "s.jsonl"), update="nf4"))
+        scored(Options(scores=str(tmp_path / "s.jsonl"), update="nf4"))
     with refused(USAGE, "required monitor 'x'"):
-        intake.scored(Options(scores=str(tmp_path / "s.jsonl"), required=("x",)))
+        scored(Options(scores=str(tmp_path / "s.jsonl"), required=("x",)))
 
 
 # ---------------------------------------------------------------- how far an update moved

@@ -13,7 +13,7 @@ from helpers import interaction, readings, records, roc, statistics
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.interaction import MEASURES
 from helpers.monitors import Monitor
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.staleness import Observed, Reference
 from helpers.variants import Variant
 

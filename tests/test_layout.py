@@ -2,13 +2,19 @@
 
 import ast
 import json
+import os
 import re
+import shutil
 import statistics
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from tiers import mostly_slow
+
+from helpers import doctor
 
 ROOT = Path(__file__).parents[1]
 HELPERS = {path.stem: path for path in sorted((ROOT / "src" / "helpers").glob("*.py")) if path.stem != "__init__"}
@@ -18,6 +24,10 @@ FOLDERS = ("src/helpers", "notebooks", "profiles", "book")
 MACHINE = re.compile(r"(?<![\w.:/-])/(?:home|root|Users|work|mnt|private|opt)/[\w.-]+")
 HOSTS = re.compile(
     r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|npmjs\.(?:org|com)|anaconda\.(?:org|com)|golang\.org", re.IGNORECASE
+)
+LOCKED = (
+    *(f"{python}:{machine}-unknown-linux-gnu" for python in ("3.11", "3.12", "3.13") for machine in ("x86_64", "aarch64")),
+    *("3.12:x86_64-pc-windows-msvc", "3.13:aarch64-apple-darwin"),
 )
 PINNED = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+")
 
@@ -156,14 +166,21 @@ def test_no_file_names_a_folder_of_some_machine_or_a_registry():
 
 
 def names(path: Path) -> dict[str, str]:
-    """Package names, as registries compare them, with what stands behind `==`."""
+    """The same of a file of pins."""
     lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    parts = [line.partition("==") for line in lines if line]
+    return names_of([line for line in lines if line])
+
+
+def names_of(lines: list[str]) -> dict[str, str]:
+    """Package names, as registries compare them, with what stands behind `==`."""
+    parts = [line.partition("==") for line in lines]
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in parts}
 
 
 def test_the_lock_pins_everything_plainly_and_covers_what_is_asked_for():
-    lock, asked = names(ROOT / "requirements.lock"), names(ROOT / "requirements.in")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = names_of([*project["dependencies"], *project["optional-dependencies"]["study"]])
+    lock = names(ROOT / "requirements.lock")
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not PINNED.fullmatch(line)] == []  # no host, no path, no local build
     assert [name for name, version in asked.items() if name not in lock or (version and lock[name] != version)] == []
@@ -174,11 +191,56 @@ def test_the_conda_environment_agrees_with_the_lock_and_ci():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     plain = [item for item in environment["dependencies"] if isinstance(item, str)]
     pip = [item for item in environment["dependencies"] if isinstance(item, dict)]
-    assert (plain, pip) == (["python=3.11", "pip"], [{"pip": ["-r requirements.lock"]}])
-    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
-    assert [step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")] == ["3.11"]
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    assert (plain, pip) == (["python=3.11", "pip"], [{"pip": ["-r requirements.lock", "-e ."]}])
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    for job in (jobs["test"], jobs["light"]):
+        steps = [step["with"]["python-version"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
+        assert (steps, job["strategy"]["matrix"]["python"]) == (["${{ matrix.python }}"], ["3.11", "3.13"])
+    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == [".ci/run"]
+    assert jobs["test"]["env"] == {"PYTHON": "python"}
+    assert jobs["light"]["strategy"]["matrix"]["system"] == ["windows-latest", "macos-latest"]
+    install, check = (step["run"] for step in jobs["light"]["steps"] if "run" in step)
+    assert install == "python -m pip install . pytest"  # no extra: whatever else the tests import would fail there
+    assert (ROOT / check.split()[-1]).is_file()
     assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_range_of_pythons_is_one_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11,<3.14"
+    assert doctor.PYTHONS == ((3, 11), (3, 12), (3, 13))
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "Makefile").read_text()
+    (line,) = (line for line in make("-n", "lock-check").stdout.splitlines() if line.startswith("for target in "))
+    assert line.removeprefix("for target in ").removesuffix("; do").split() == list(LOCKED)
+    for page in ("README.md", "book/reproduce.md"):
+        assert "Python 3.11, 3.12 or 3.13" in (ROOT / page).read_text(encoding="utf-8")
+
+
+@mostly_slow("asks a registry; make lock-check does the same", "3.11:x86_64-unknown-linux-gnu")
+@pytest.mark.network
+@pytest.mark.parametrize("target", LOCKED)
+def test_the_lock_resolves_on_every_python_and_system(target):
+    uv = shutil.which("uv") or pytest.skip("uv is not installed")
+    settings = {name: os.environ[name] for name in os.environ if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make", "-C", str(ROOT), "lock-check", f"UV={uv}", f"TARGETS={target}"],
+        capture_output=True, text=True, check=False, env=settings, timeout=600,
+    )  # fmt: skip
+    if re.search("error sending request|dns error|timed out|Connection refused", done.stderr):
+        pytest.skip("no package registry can be reached")
+    assert done.returncode == 0, done.stderr
+    assert "the lock resolves for Python" in done.stdout
+
+
+def test_a_pin_that_cannot_be_met_is_named(tmp_path):
+    said = "  × No solution found when resolving dependencies"
+    (tmp_path / "uv").write_text(f"#!/bin/sh\ncase $* in *3.13*) echo '{said}' >&2; exit 1;; esac\n")
+    (tmp_path / "uv").chmod(0o755)
+    done = make("lock-check", f"UV={tmp_path}/uv", "TARGETS=3.11:linux 3.13:linux")
+    assert done.stdout.splitlines()[0] == "the lock resolves for Python 3.11 on linux"
+    assert "error: the lock does not resolve for Python 3.13 on linux:\n" + said in done.stderr
+    assert "Error 14" in done.stderr
+    assert "uv is needed" in make("lock-check", "UV=no-such-uv").stderr
 
 
 # ---------------------------------------------------------------- make
@@ -202,19 +264,44 @@ def test_make_narrows_the_study_and_cleans_nothing_that_is_committed():
     assert '.venv/bin/python -m helpers study --profile "cpu" --model "tiny" --seed "3" --force' in said
     assert make("-n", "clean").stdout.strip() == "rm -rf build logs .snakemake results/quick results/smoke"
     shown = {line.split()[1] for line in make("help").stdout.splitlines()}
-    assert shown == {"study", "test", "test-all", "cover", "book", "bench", "clean", "lock", "doctor", "env", "help"}
+    tests = {"test", "test-all", "cover"}
+    assert shown == tests | {"study", "book", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
 
 
-def test_make_without_python_3_11_says_so(tmp_path):
+def plain_make(folder: Path, *words: str, **pythons: str) -> subprocess.CompletedProcess:
+    """make in a copy of the project, on a path that has no Python and no uv but the given ones, which say their version."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    if (
-        subprocess.run(
-            ["bash", "-c", "command -v uv"], env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=False
-        ).returncode
-        == 0
-    ):
-        pytest.skip("uv brings its own Python")
-    done = make("env", "PYTHON=", folder=tmp_path)
-    assert "error: Python 3.11 is needed" in done.stderr
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    tools = folder / "tools"
+    tools.mkdir()
+    for tool in ("bash", "sh", "make", "rm", "tail", "grep", "sed", "touch"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for name, version in pythons.items():
+        fits = "exit 0" if version.startswith(("3.11", "3.12", "3.13")) else "exit 1"
+        (tools / name).write_text(f'#!/bin/sh\ncase "$*" in *--version*) echo Python {version};; *) {fits};; esac\n')
+        (tools / name).chmod(0o755)
+    return make(*words, folder=folder, PATH=str(tools))
+
+
+def test_make_takes_a_python_of_the_range_the_oldest_first(tmp_path):
+    found = plain_make(tmp_path, "-n", "env", **{"python3": "3.10.1", "python3.13": "3.13.0", "python3.12": "3.12.1"})
+    assert f'"{tmp_path}/tools/python3.12" -m venv .venv' in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "pythons", "said"),
+    [
+        (["env"], {"python3": "3.10.13"}, "3.11, 3.12 or 3.13 is needed and none was found (python3 is Python 3.10.13)"),
+        (
+            ["env", "PYTHON=python3"],
+            {"python3": "3.14.0"},
+            "error: python3 is Python 3.14.0; Python 3.11, 3.12 or 3.13 is needed",
+        ),
+    ],
+)
+def test_make_without_a_python_that_fits_says_which_it_found_and_what_to_do(tmp_path, words, pythons, said):
+    done = plain_make(tmp_path, *words, **pythons)
+    assert said in done.stderr
+    assert "make env PYTHON=path" in done.stderr
     assert "Error 14" in done.stderr
+    assert not (tmp_path / ".venv").exists()

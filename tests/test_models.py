@@ -288,7 +288,7 @@ def test_saved_and_loaded_is_equal_bit_for_bit(tiny_model, tmp_path, tied, dtype
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(3)
-    model = LlamaForCausalLM(models.tiny_config(tie_word_embeddings=tied)).to(models.DTYPES[dtype])
+    model = LlamaForCausalLM(models.tiny_config(tie_word_embeddings=tied)).to(models.GRIDS[dtype])
     folder = models.save(models.LanguageModel(model, tiny_model.tokenizer, tmp_path), tmp_path / "saved")
     assert ("lm_head.weight" in load_file(folder / WEIGHTS)) is not tied  # a shared tensor is stored once
     again = models.load(models.check_folder(folder), dtype).model

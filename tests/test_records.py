@@ -17,8 +17,6 @@ from helpers.records import (
     VALUES,
     Run,
     cached_table,
-    code_hash,
-    content_key,
     open_run,
     read_note,
     read_table,
@@ -53,33 +51,6 @@ def one_line(error, *words):
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
-
-
-# --- content keys ---
-
-
-def test_content_keys_do_not_depend_on_order_and_do_on_values():
-    assert content_key(a=1, b=[2, 3]) == content_key(b=[2, 3], a=1)
-    assert len({content_key(a=1), content_key(a=2), content_key(b=1), content_key(a="1"), content_key(a=[1])}) == 5
-
-
-@pytest.mark.parametrize(
-    ("text", "same"),
-    [
-        ('"""Other prose."""\n\n\ndef f(x):\n    """Says otherwise."""\n    # and so does this\n    return x + 1\n', True),
-        ("def f(x):\n    return x + 2\n", False),
-        ('def f(x):\n    """Adds."""\n    return "x + 1"\n', False),
-    ],
-)
-def test_prose_does_not_change_the_hash_of_code_and_code_does(tmp_path, monkeypatch, text, same):
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
-    hashes = []
-    for content in ('"""Prose."""\ndef f(x):\n    """Adds one."""\n    return x + 1  # one more\n', text):
-        (tmp_path / "module.py").write_text(content, encoding="utf-8")
-        code_hash.cache_clear()
-        hashes.append(code_hash("module"))
-    code_hash.cache_clear()
-    assert (hashes[0] == hashes[1]) is same
 
 
 # --- the cache ---

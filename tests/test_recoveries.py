@@ -8,7 +8,7 @@ import planted
 import pytest
 
 from helpers import behaviour, measurements, projection, readings, records, recoveries, sketches, staleness, tables
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.sketches import EVERY
 from helpers.staleness import Observed
 from helpers.statistics import newcombe_paired

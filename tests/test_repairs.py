@@ -12,8 +12,9 @@ from scipy import optimize
 from helpers import activations, measurements, probes, readings, realignment, records, repair_tables, repairs, roc, statistics
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import Monitor
+from helpers.names import CONTROL
 from helpers.probes import PROBES, Readout
-from helpers.readings import ATTENTION, CONTROL, LINEAR
+from helpers.readings import ATTENTION, LINEAR
 from helpers.readouts import Pooled, Ragged
 from helpers.realignment import REALIGNMENTS
 from helpers.repairs import ALARM_SHIFT, FEW_LABELS, LADDER, NULL, RUNGS

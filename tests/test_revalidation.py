@@ -26,8 +26,8 @@ from helpers import (
 )
 from helpers.assessment import Panel, harm, measured
 from helpers.errors import REFUSED
-from helpers.intake import Options
 from helpers.mending import Case, mend
+from helpers.options import Options
 from helpers.readouts import Pooled, Ragged
 from helpers.splits import Example
 

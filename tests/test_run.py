@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,12 @@ for place in (folder / "parts" / CHAPTER, folder / "tables"):
     place.mkdir(parents=True, exist_ok=True)
     pd.DataFrame({"value": [number], "text": [text]}).to_parquet(place / f"{CHAPTER[3:]}.parquet")
 (folder / "parts" / CHAPTER / "text.json").write_text(json.dumps(text))
+"""
+# a bar is at work and the runner can see it
+BAR = """from pathlib import Path
+from helpers import progress
+rows = progress.over("rows", "ab"); next(rows)
+print("bars in the file:", Path(os.environ[progress.VARIABLE]).read_text().count("rows"))
 """
 
 
@@ -67,7 +74,7 @@ def toy(tmp_path: Path) -> Path:
     root = tmp_path / "a tóy {project}"
     for folder in ("notebooks", "profiles", "book"):
         (root / folder).mkdir(parents=True)
-    notebook(root / "notebooks" / "01_first.ipynb", "first", "import os; print(os.getcwd())")
+    notebook(root / "notebooks" / "01_first.ipynb", "first", f"import os; print(os.getcwd())\n{BAR}")
     notebook(root / "notebooks" / "02_second.ipynb", "second")
     shutil.copy(ROOT / "Snakefile", root)
     shutil.copytree(ROOT / "profiles" / "snakemake", root / "profiles" / "snakemake")
@@ -133,8 +140,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_study_runs_skips_and_reruns_only_what_changed(toy):
     code, out, err = call(toy, "study")
     assert (code, err) == (0, ""), out + err
-    assert [line.split()[0] for line in out.splitlines()][:3] == ["01_first", "02_second", "book:"]
+    assert [line.split()[0] for line in out.splitlines()][:5] == ["01_first:", "01_first", "02_second:", "02_second", "book:"]
+    assert out.splitlines()[0] == "01_first: 4 cells, quick, tiny, seed 0"
     folder = folder_of(toy)
+    assert "bars in the file: 1" in (folder / "executed/01_first.ipynb").read_text()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["chapters"]) == {"01_first", "02_second"}
     assert manifest["tables"]["first"]["rows"] == 1
@@ -518,6 +527,25 @@ def test_paths_and_hosts_are_scrubbed():
     text = f"in {root}/src/x.py and {sys.prefix}/lib and {home}/deep/secret.txt at https://example.org/home/page, "
     clean = scrubbing.scrub(f"{text}/tmp/ipykernel_12/3.py", root)
     assert clean == "in ./src/x.py and environment/lib and secret.txt at https://example.org/home/page, cell"
+
+
+def test_the_name_of_a_cell_is_found_as_a_search_from_every_letter_finds_it():
+    plain = re.compile(r"(?:[^\s\"'\x1b]*/)?ipykernel_\d+/\d+\.py")
+    name = "ipykernel_1/2.py"
+    texts = [name, f"x{name}", f"/a/b/{name}:4", f"{name}/{name}", f"{name}a/b/{name}", f"'c/{name}' d/{name}z/{name}", "a/" * 99]
+    texts += [f"\x1b[31m/a/{name}", f"\x1b/a/{name}", f'"/a/{name}"\n{name}', f"/a/{name[:-1]}", f"{'a/' * 99}{name} {name}"]
+    for text in texts:
+        assert scrubbing.CELL.sub("cell", text) == plain.sub("cell", text)
+
+
+def test_scrubbing_a_long_word_takes_time_in_proportion_to_its_length():
+    def seconds(length: int) -> float:
+        begun = time.process_time()
+        scrubbing.scrub("a/b" * (length // 3), Path("/somewhere/project"))
+        return time.process_time() - begun
+
+    short = min(seconds(10_000) for _ in range(5))
+    assert min(seconds(200_000) for _ in range(2)) < 100 * short  # 20 times the length; a search from every letter: 400 times
 
 
 def test_help_is_fast_and_imports_no_torch():

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from helpers import lowrank, models, quantizers, signals
+from helpers import lowrank, models, moved_weights, quantizers, signals
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.lowrank import LowRank
 from helpers.signals import SIGNALS
@@ -53,13 +53,13 @@ def cell():
     x, y = pair((40, 16))
     w, labels = gaussian(16, seed=3), np.arange(40) % 2
     before, after = (x @ w).numpy(), (y @ w).numpy()
-    changes = signals.weight_changes(
+    changes = moved_weights.weight_changes(
         WEIGHTS, [(n, t + 0.1 * gaussian(*t.shape, seed=9)) for n, t in WEIGHTS.items()], {2: w[:, None]}
     )
     few = signals.few_labels(labels[:20], before[:20], after[:20], 0.0)
     return few | {
         "family": "LoRA", "bits": 16.0, "rank": 8.0, "scale": 2.0, "steps": 60.0, "lr": 1e-4,
-        "relative_change": signals.relative_change(changes, 2), "output_overlap": signals.output_overlap(changes, 2),
+        "relative_change": moved_weights.relative_change(changes, 2), "output_overlap": moved_weights.output_overlap(changes, 2),
         "separation": signals.separation(before, labels), "base_auroc": roc_auc_score(labels, before),
         "principal_share": signals.principal_share(x, w), "mean_shift": signals.mean_shift(x, y, w),
         "cka": signals.linear_cka(x, y), "covariance_distance": signals.covariance_distance(x, y),
@@ -290,9 +290,9 @@ def test_attached_weights_are_the_merged_ones_in_float32(tiny, tiny_model, adapt
     merged = models.load(tiny, "fp32").model
     before = plain(merged)
     lowrank.merge(merged, adapter)
-    found = dict(signals.effective_weights(lowrank.attach(tiny_model.model, adapter)))
+    found = dict(moved_weights.effective_weights(lowrank.attach(tiny_model.model, adapter)))
     assert list(found) == list(before)  # the names of the unwrapped model, in its order
-    for name, weight in signals.effective_weights(merged):
+    for name, weight in moved_weights.effective_weights(merged):
         torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-6)
         assert (weight - before[name]).norm() > 1e-3  # control: the adapter does something
 
@@ -305,13 +305,13 @@ def test_an_adapter_on_some_modules_with_its_own_scale_is_added_there_only(tiny_
     with torch.no_grad():
         layer.lora_B["default"].weight.copy_(gaussian(128, 4))
     added = 3.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    found = dict(signals.effective_weights(wrapped))
+    found = dict(moved_weights.effective_weights(wrapped))
     torch.testing.assert_close(found[name], (before[name] + added).detach())
     assert all(torch.equal(found[other], before[other]) for other in before if other != name)
     with wrapped.disable_adapter():
-        assert torch.equal(dict(signals.effective_weights(wrapped))[name], before[name])
+        assert torch.equal(dict(moved_weights.effective_weights(wrapped))[name], before[name])
     wrapped.merge_adapter()  # the base holds it now: it must not be added twice
-    torch.testing.assert_close(dict(signals.effective_weights(wrapped))[name], found[name])
+    torch.testing.assert_close(dict(moved_weights.effective_weights(wrapped))[name], found[name])
 
 
 @pytest.mark.parametrize("name", quantizers.BITSANDBYTES)
@@ -323,7 +323,7 @@ def test_bitsandbytes_modules_give_their_dequantized_weight(tiny, name, used):
     if used:
         with torch.no_grad():
             model(input_ids=torch.arange(5)[None])
-    found = dict(signals.effective_weights(model))
+    found = dict(moved_weights.effective_weights(model))
     assert found.keys() == expected.keys()
     for module, weight in found.items():
         torch.testing.assert_close(weight, expected[module], atol=1e-3, rtol=1e-2)
@@ -333,13 +333,13 @@ def test_bitsandbytes_modules_give_their_dequantized_weight(tiny, name, used):
 @pytest.mark.parametrize("name", ["int8", "nf4"])
 def test_an_adapter_beside_quantized_modules_is_added_to_the_dequantized_weight(tiny, name):
     model = quantizers.to_bitsandbytes_(models.load(tiny).model, name)
-    bare = dict(signals.effective_weights(model))
+    bare = dict(moved_weights.effective_weights(model))
     wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["o_proj"]))
     layers = {n: wrapped.get_base_model().get_submodule(n) for n in bare if n.endswith("o_proj")}
     for layer in layers.values():
         with torch.no_grad():
             layer.lora_B["default"].weight.copy_(gaussian(128, 4))
-    found = dict(signals.effective_weights(wrapped))
+    found = dict(moved_weights.effective_weights(wrapped))
     assert list(found) == list(bare)
     for module, weight in found.items():
         layer = layers.get(module)
@@ -350,7 +350,7 @@ def test_an_adapter_beside_quantized_modules_is_added_to_the_dequantized_weight(
 def test_dora_is_refused_because_its_weight_is_no_sum(tiny_model):
     wrapped = get_peft_model(tiny_model.model, LoraConfig(r=2, target_modules=["o_proj"], use_dora=True))
     with refused(REFUSED, "o_proj", "merge it first"):
-        list(signals.effective_weights(wrapped))
+        list(moved_weights.effective_weights(wrapped))
 
 
 # ---------------------------------------------------------------- changes of weights
@@ -363,7 +363,7 @@ def changed(updates):
 def test_the_changes_equal_the_dense_ones_module_by_module():
     updates = {name: 0.3 * gaussian(*weight.shape, seed=20) for name, weight in WEIGHTS.items()}
     directions = {1: gaussian(16, 2, seed=21), 3: gaussian(16, 1, seed=22)}
-    found = signals.weight_changes(WEIGHTS, changed(updates), directions).set_index("module")
+    found = moved_weights.weight_changes(WEIGHTS, changed(updates), directions).set_index("module")
     assert found["block"].tolist() == [0, 1, 1, 2]
     assert found["writes"].tolist() == [True, False, True, True]
     for name, update in updates.items():
@@ -372,18 +372,18 @@ def test_the_changes_equal_the_dense_ones_module_by_module():
         for layer, matrix in directions.items():
             for j, w in enumerate(matrix.T):
                 expected = float((update.T @ (w / w.norm())).norm() ** 2) if found.loc[name, "writes"] else 0.0
-                assert found.loc[name, signals.along(layer, j)] == pytest.approx(expected, rel=1e-4)
+                assert found.loc[name, moved_weights.along(layer, j)] == pytest.approx(expected, rel=1e-4)
 
 
 def test_only_blocks_below_the_layer_count():
     updates = {"model.layers.1.mlp.up_proj": 0.5 * WEIGHTS["model.layers.1.mlp.up_proj"]}
-    found = signals.weight_changes(WEIGHTS, changed(updates), {})
+    found = moved_weights.weight_changes(WEIGHTS, changed(updates), {})
     size = {name: float(weight.norm() ** 2) for name, weight in WEIGHTS.items()}
-    assert signals.relative_change(found, 1) == 0
+    assert moved_weights.relative_change(found, 1) == 0
     inside = sum(list(size.values())[:3])
     expected = math.sqrt(0.25 * size["model.layers.1.mlp.up_proj"] / inside)
-    assert signals.relative_change(found, 2) == pytest.approx(expected, rel=1e-5)
-    assert signals.relative_change(found, 3) < signals.relative_change(found, 2)
+    assert moved_weights.relative_change(found, 2) == pytest.approx(expected, rel=1e-5)
+    assert moved_weights.relative_change(found, 3) < moved_weights.relative_change(found, 2)
 
 
 def test_a_probe_inside_what_the_update_writes_overlaps_and_one_off_it_does_not():
@@ -391,30 +391,30 @@ def test_a_probe_inside_what_the_update_writes_overlaps_and_one_off_it_does_not(
     update = basis[:, :2] @ gaussian(2, 20, seed=5)  # writes two directions
     inside, off = basis[:, 0] + basis[:, 1], basis[:, 7]
     many = torch.stack([inside, off, 9 * off], dim=1)
-    found = signals.weight_changes(WEIGHTS, changed({"model.layers.1.mlp.down_proj": update}), {2: many, 1: many})
-    assert signals.output_overlap(found, 2, 0) > 2
-    assert signals.output_overlap(found, 2, 0) <= 16
-    assert signals.output_overlap(found, 2, 1) == pytest.approx(0, abs=1e-10)
-    assert math.isnan(signals.output_overlap(found, 1, 0))  # below layer 1 nothing changed
+    found = moved_weights.weight_changes(WEIGHTS, changed({"model.layers.1.mlp.down_proj": update}), {2: many, 1: many})
+    assert moved_weights.output_overlap(found, 2, 0) > 2
+    assert moved_weights.output_overlap(found, 2, 0) <= 16
+    assert moved_weights.output_overlap(found, 2, 1) == pytest.approx(0, abs=1e-10)
+    assert math.isnan(moved_weights.output_overlap(found, 1, 0))  # below layer 1 nothing changed
 
 
 def test_a_random_direction_overlaps_by_one_in_the_mean():
     update = rotation(16)[:, :2].float() @ gaussian(2, 20, seed=5)
-    found = signals.weight_changes(WEIGHTS, changed({"model.layers.1.mlp.down_proj": update}), {2: gaussian(16, 2000)})
-    assert np.mean([signals.output_overlap(found, 2, j) for j in range(2000)]) == pytest.approx(1, abs=0.1)
+    found = moved_weights.weight_changes(WEIGHTS, changed({"model.layers.1.mlp.down_proj": update}), {2: gaussian(16, 2000)})
+    assert np.mean([moved_weights.output_overlap(found, 2, j) for j in range(2000)]) == pytest.approx(1, abs=0.1)
 
 
 def test_overlap_of_a_rank_one_update_with_its_own_direction_is_d_model():
     w = gaussian(16)
     update = torch.outer(w, gaussian(20, seed=1))
-    found = signals.weight_changes(WEIGHTS, changed({"model.layers.1.mlp.down_proj": update}), {3: w[:, None]})
-    assert signals.output_overlap(found, 3) == pytest.approx(16, rel=1e-4)
+    found = moved_weights.weight_changes(WEIGHTS, changed({"model.layers.1.mlp.down_proj": update}), {3: w[:, None]})
+    assert moved_weights.output_overlap(found, 3) == pytest.approx(16, rel=1e-4)
 
 
 def test_nothing_given_is_changed_and_bf16_before_is_compared_exactly():
     before = {name: weight.bfloat16() for name, weight in WEIGHTS.items()}
     copies = {name: weight.clone() for name, weight in before.items()}
-    found = signals.weight_changes(before, ((n, w.float()) for n, w in before.items()), {1: gaussian(16, 1)})
+    found = moved_weights.weight_changes(before, ((n, w.float()) for n, w in before.items()), {1: gaussian(16, 1)})
     assert (found["change"] == 0).all()
     assert all(torch.equal(before[name], copies[name]) for name in before)
     assert isinstance(found, pd.DataFrame)
@@ -423,13 +423,13 @@ def test_nothing_given_is_changed_and_bf16_before_is_compared_exactly():
 def test_another_model_a_missing_module_and_a_foreign_probe_are_refused():
     rows = changed({})
     with refused(NOT_COMPARABLE, "layers.2.mlp.down_proj", "missing after"):
-        signals.weight_changes(WEIGHTS, rows[:3], {})
+        moved_weights.weight_changes(WEIGHTS, rows[:3], {})
     with refused(NOT_COMPARABLE, "other", "missing or of another shape"):
-        signals.weight_changes(WEIGHTS, [*rows, ("other", torch.zeros(2, 2))], {})
+        moved_weights.weight_changes(WEIGHTS, [*rows, ("other", torch.zeros(2, 2))], {})
     with refused(NOT_COMPARABLE, "o_proj", "another shape"):
-        signals.weight_changes(WEIGHTS, [(rows[0][0], torch.zeros(2, 2))], {})
+        moved_weights.weight_changes(WEIGHTS, [(rows[0][0], torch.zeros(2, 2))], {})
     with refused(2, "17 entries", "writes 16"):
-        signals.weight_changes(WEIGHTS, rows, {1: torch.ones(17, 1)})
-    found = signals.weight_changes(WEIGHTS, rows, {1: torch.ones(16, 1)})
+        moved_weights.weight_changes(WEIGHTS, rows, {1: torch.ones(17, 1)})
+    found = moved_weights.weight_changes(WEIGHTS, rows, {1: torch.ones(16, 1)})
     with refused(2, "no direction 0 at layer 2"):
-        signals.output_overlap(found, 2)
+        moved_weights.output_overlap(found, 2)

@@ -83,14 +83,14 @@ def test_its_items_are_those_of_the_protocols_own_calls(plan, parts, seen):
     kinds = {"advbench": "harmful", "edgy": "edgy"}
     counts = {"advbench": SIZES["n_harmful"], "edgy": SIZES["n_edgy"]}
     sets = [PromptSet(n, kinds[n], tuple(corpora.sample(f"{n}/validation", counts[n], "tiny"))) for n in kinds]
-    said = behaviour.measure(language, sets, ["phrases"], JudgeSettings(), SIZES["new_tokens"], "tiny")
+    said = behaviour.measure(language, sets, ["phrases"], JudgeSettings(), SIZES["new_tokens"], "tiny", brief=True)
     texts = {"dialogue": tuple(corpora.sample("dialogue/test", SIZES["n_summaries"], "tiny"))}
     documents = {"c4": tuple(corpora.sample("c4/test", SIZES["n_documents"], "tiny"))}
     useful = utility.measure(language, utility.UtilitySets(texts, documents, {}), SIZES["summary_tokens"])
     expected = pd.concat([said, useful], ignore_index=True)
     found = seen[ALIGNED]
     pd.testing.assert_frame_equal(found[found["kind"] != "monitor"], expected)
-    assert {"refused", "coherent", "rouge1", "nll"} <= set(expected["metric"])
+    assert {"refused", "rouge1", "nll"} <= set(expected["metric"])
 
 
 def test_rates_and_utility_on_test_items_are_those_of_the_full_protocol(note, parts):

@@ -10,8 +10,9 @@ from sklearn.metrics import roc_auc_score
 from helpers import activations, freezing, measurements, models, readings, records, roc, staleness, verdicts
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import Monitor
+from helpers.names import CONTROL
 from helpers.probes import PROBES
-from helpers.readings import CONTROL, LINEAR, TURNED
+from helpers.readings import LINEAR, TURNED
 from helpers.statistics import MARGINS, rate_interval
 from helpers.variants import Parts, Variant
 

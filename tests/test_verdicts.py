@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from helpers import measurements, readings, roc, statistics, verdicts
 from helpers.monitors import Monitor
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.staleness import COLUMNS, Observed, Reference
 from helpers.statistics import MARGINS
 from helpers.variants import Variant

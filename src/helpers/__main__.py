@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from helpers import system
 from helpers.errors import ENVIRONMENT, StudyError
 
+SCRIPT = "after-the-update"
 BUILT = ("build", "logs", ".snakemake", "results/quick", "results/smoke")  # what `clean` removes; committed results never
 
 
@@ -21,7 +23,8 @@ class Interrupted(SystemExit):
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    top = argparse.ArgumentParser("python -m helpers", description="After the Update: run the study, build the book.")
+    called = SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m helpers"
+    top = argparse.ArgumentParser(called, description="After the Update: run the study, build the book.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         _options(name, commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
@@ -32,6 +35,7 @@ COMMANDS = {
     "study": "run all chapters of a profile that are not done, then build the book",
     "chapter": "run one chapter of a profile",
     "book": "build the book from executed chapters; no model is touched",
+    "verify": "measure chapters again from an empty cache and compare every table with the stored one",
     "revalidate": "say which frozen monitors an update of your own model broke, and what mends them",
     "check": "check a profile; nothing is run",
     "doctor": "compare the installed packages with requirements.lock; disk, cache and missing sources",
@@ -48,7 +52,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         from helpers.gate import add_options
 
         add_options(command)
-    if name in {"study", "chapter", "check", "book", "headline"}:
+    if name in {"study", "chapter", "check", "book", "verify", "headline"}:
         default = None if name in {"book", "headline"} else "quick"
         command.add_argument(
             "--profile", default=default, help=f"a file in profiles/ (default: {default or 'the first finished one'})"
@@ -63,6 +67,11 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--jobs", type=int, default=1, help="how many runs at a time (default: 1)")
         command.add_argument("--cluster", default="", help="slurm or kubernetes (profiles/clusters/); default: run here")
         command.add_argument("--no-book", action="store_true", help="chapters only")
+    if name == "verify":
+        command.add_argument("--chapters", default="", help="such as 04,06; with them runs what they need (default: all)")
+        command.add_argument(
+            "--stamp", action="store_true", help="where all tables are equal, mark the stored results as today's"
+        )
     command.add_argument("--json", action="store_true", help="print JSON alone")
 
 
@@ -88,8 +97,9 @@ def _plan(options: argparse.Namespace):
 
 def study(options: argparse.Namespace) -> dict[str, object]:
     """What was run, what it took, and where the book is."""
+    system.check("the study")
     from helpers import pages, run
-    from helpers.guards import say
+    from helpers.system import say
 
     if options.jobs < 1:
         raise StudyError(f"--jobs {options.jobs} is not possible; give 1 or more")
@@ -109,6 +119,7 @@ def study(options: argparse.Namespace) -> dict[str, object]:
 
 def chapter(options: argparse.Namespace) -> dict[str, object]:
     """What running one chapter took."""
+    system.check("a chapter")
     from helpers import run
 
     if options.job:
@@ -136,7 +147,7 @@ def headline(options: argparse.Namespace) -> dict[str, object]:
     import pandas as pd
 
     from helpers import figures, updates
-    from helpers.guards import say
+    from helpers.system import say
 
     root, profile, folder = _finished(options)
     tables = [pd.read_parquet(folder / "tables" / f"{name}.parquet") for name in ("behaviour", "utility")]
@@ -150,7 +161,7 @@ def headline(options: argparse.Namespace) -> dict[str, object]:
 def book(options: argparse.Namespace) -> dict[str, object]:
     """Where the book is."""
     from helpers import pages
-    from helpers.guards import say
+    from helpers.system import say
 
     root, profile, folder = _finished(options)
     index, new = pages.build(root, profile, folder, options.force)
@@ -160,7 +171,7 @@ def book(options: argparse.Namespace) -> dict[str, object]:
 
 def check(options: argparse.Namespace) -> dict[str, object]:
     """The checked parameters of every chapter."""
-    from helpers.guards import say
+    from helpers.system import say
 
     plan = _plan(options)
     say(f"profile {plan.profile}: {len(plan.notebooks)} chapter(s), {len(plan.runs)} run(s), all parameters are valid")
@@ -168,6 +179,14 @@ def check(options: argparse.Namespace) -> dict[str, object]:
         "profile": plan.profile,
         "runs": [{"model": run.slug, "seed": run.seed, "parameters": plan.values[run]} for run in plan.runs],
     }
+
+
+def verify(options: argparse.Namespace) -> dict[str, object]:
+    """What was compared, table by table."""
+    from helpers import run, verification
+
+    named = (_words(options.model), _seeds(options.seed), _words(options.chapters))
+    return verification.verify(run.project_root(), options.profile, *named, options.stamp)
 
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:
@@ -180,10 +199,10 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
 def doctor(options: argparse.Namespace) -> dict[str, object]:
     """What differs from the pins, and what a run would lack."""
     from helpers.doctor import examine, lines
-    from helpers.guards import say
-    from helpers.run import project_root
+    from helpers.records import project_root
+    from helpers.system import say
 
-    found = examine(project_root())
+    found = examine(project_root().resolve())
     for line in lines(found):
         say(line)
     return {**found, "code": ENVIRONMENT if found["differences"] else 0}
@@ -191,10 +210,10 @@ def doctor(options: argparse.Namespace) -> dict[str, object]:
 
 def clean(options: argparse.Namespace) -> dict[str, object]:
     """The names of what was removed."""
-    from helpers.guards import say
-    from helpers.run import project_root
+    from helpers.records import project_root
+    from helpers.system import say
 
-    root = project_root()
+    root = project_root().resolve()
     removed = [name for name in BUILT if (root / name).exists()]
     for name in removed:
         shutil.rmtree(root / name)
@@ -211,6 +230,15 @@ def _interrupted(number: int, frame: object) -> None:
     raise Interrupted(128 + number)
 
 
+def _remedy(error: ModuleNotFoundError) -> str:
+    """What to install where a package is missing, as after a plain `pip install .`; a module of ours that is missing is a bug."""
+    package = (error.name or "helpers").partition(".")[0]
+    if package == "helpers":
+        raise error
+    how = 'pip install "after-the-update[study]"; in a clone: pip install ".[study]", or make env'
+    return f"this needs the package {package}, which is not installed; install the extra `study`: {how}"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The exit code of one command; expected failures are one line on stderr."""
     options = parser().parse_args(words)
@@ -223,6 +251,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         found = {"code": error.code, "error": str(error)}
+    except ModuleNotFoundError as error:
+        found = {"code": ENVIRONMENT, "error": _remedy(error)}
+        print(f"error: {found['error']}", file=sys.stderr)
     except Interrupted as stop:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         found = {"code": stop.code, "error": "interrupted"}
@@ -231,9 +262,16 @@ def main(words: Sequence[str] | None = None) -> int:
     return int(found.get("code", 0))
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """The same for the console script `after-the-update` and for `python -m helpers`."""
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter, as on Windows, shows its code instead of failing
+        stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main())
+        return main()
     except BrokenPipeError:  # the reader of our lines went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(script())

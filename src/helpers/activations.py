@@ -10,7 +10,6 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from helpers import records
+from helpers import compute, prefix, records
+from helpers.definitions import ACTIVATIONS
 from helpers.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 from helpers.errors import REFUSED, StudyError
-from helpers.models import LanguageModel, atomic_file, pad
+from helpers.models import LanguageModel, atomic_file, causal, pad
+from helpers.progress import over
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
-CODE = ("activations", "encoding", "models", "quantizers", "lowrank", "precision", "variants")
 NOTE = "activations"  # the entry of a stored file that says what is in it
-HALF = torch.bfloat16  # what the tokens are kept in: nothing is lost where the model computes in bf16
 Sink = Callable[[int, Tensor], None]
 Progress = Callable[[int], None]
 
@@ -40,8 +39,8 @@ Progress = Callable[[int], None]
 class Activations:
     """The pooled activations of a plan's texts in float32, rows in the order of the plan, and the tokens that were asked for.
 
-    pooled: `mean/15` -> [n d_model]. tokens: `harmful-request/15` -> bf16 [tokens d_model], content of that task's texts, one
-    after the other; those of its i-th text are offsets[i] to offsets[i + 1]. counts: texts, tokens, cut, prefix (tokens that
+    pooled: `mean/15` -> [n d_model]. tokens: `harmful-request/15` -> [tokens d_model] as computed, content of that task's texts,
+    one after the other; those of its i-th text are offsets[i] to offsets[i + 1]. counts: texts, tokens, cut, prefix (tokens that
     all texts open with). What `stored` returns is mapped from its file: memory is taken by what is touched.
     """
 
@@ -65,11 +64,6 @@ def layers(depths: Sequence[float], depth: int) -> tuple[int, ...]:
 
 class _Deep(Exception):
     """Ends a pass at the deepest layer that is read."""
-
-
-def causal(model: nn.Module) -> nn.Module:
-    """The transformers model itself, also where PEFT has wrapped it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
@@ -131,7 +125,7 @@ class _Kept:
             self.pooled[f"last/{layer}"][batch.indices] = hidden[rows, batch.last].float()
         for row, i in enumerate(batch.indices):
             if (self.tasks[i], layer) in self.tokens:  # a copy: a view would keep the whole batch alive
-                self.tokens[self.tasks[i], layer][i] = hidden[row, batch.spans[row]].to("cpu", HALF, copy=True)
+                self.tokens[self.tasks[i], layer][i] = hidden[row, batch.spans[row]].to("cpu", copy=True)
 
 
 def _room(language: LanguageModel, plan: Plan) -> _Kept:
@@ -146,50 +140,31 @@ def _room(language: LanguageModel, plan: Plan) -> _Kept:
 
 
 @torch.no_grad()
-def read(language: LanguageModel, plan: Plan, progress: Progress | None = None, prefix: bool = True) -> Activations:
+def read(language: LanguageModel, plan: Plan, progress: Progress | None = None, share: bool = True) -> Activations:
     """The activations of a plan's texts on a model: every depth, both poolings and the kept tokens from one pass.
 
-    Refuses NaN and infinity by layer. `prefix=False` computes the shared prefix anew for each text: the same numbers up to
+    Refuses NaN and infinity by layer. `share=False` computes the shared prefix anew for each text: the same numbers up to
     rounding, more slowly.
     """
     backbone, config = causal(language.model).model, causal(language.model).config
     encoded, kept = encode(language.tokenizer, plan, config.max_position_embeddings), _room(language, plan)
     pooled_at = layers(plan.depths, language.depth)
     recorded = sorted({*pooled_at, *(layer for _, layer in kept.tokens)})
-    shared = shared_prefix(encoded) if prefix else 0
-    past = _past(language, recorded, encoded.rows[0][:shared])
-    for indices in token_batches([len(row) - shared for row in encoded.rows], plan.budget):
+    shared = shared_prefix(encoded) if share else 0
+    past = prefix.empty(language)
+    with reading(language.model, recorded, lambda *_: None):
+        prefix.fill(language, past, encoded.rows[0][:shared])
+    for indices in over("batches", token_batches([len(row) - shared for row in encoded.rows], plan.budget)):
         batch = _batch(encoded, indices, shared, language.tokenizer.pad_token_id, language.device)
         with reading(language.model, recorded, partial(kept.add, batch)):
-            backbone(input_ids=batch.ids, past_key_values=_copies(past, len(indices)), use_cache=past is not None)
+            held = prefix.copies(past, len(indices)) if shared else None
+            backbone(input_ids=batch.ids, past_key_values=held, use_cache=bool(shared))
         if progress:
             progress(len(indices))
     _finite(kept)
     pooled = {name: rows.cpu() for name, rows in kept.pooled.items()}
     counts = {"texts": len(encoded.rows), "tokens": sum(map(len, encoded.rows)), "cut": encoded.cut, "prefix": shared}
     return Activations(pooled_at, pooled, *_joined(kept.tokens), counts)
-
-
-def _past(language: LanguageModel, recorded: Sequence[int], ids: Sequence[int]):
-    """Keys and values of the shared prefix up to the deepest recorded layer; None where there is no prefix."""
-    from transformers import DynamicCache
-
-    if not ids:
-        return None
-    past = DynamicCache(config=causal(language.model).config)
-    with reading(language.model, recorded, lambda *_: None):
-        rows = torch.tensor([ids], device=language.device)
-        causal(language.model).model(input_ids=rows, past_key_values=past, use_cache=True)
-    return past
-
-
-def _copies(past, count: int):
-    """The prefix once for each row; a copy, because a pass adds its own keys and values to the cache it is given."""
-    if past is None:
-        return None
-    copies = deepcopy(past)
-    copies.batch_repeat_interleave(count)
-    return copies
 
 
 def _joined(found: dict[tuple[str, int], dict[int, Tensor]]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
@@ -224,8 +199,7 @@ def stored(
     `build` gives the model where the caller has a way to share it; it is called only if the activations are not there.
     """
     of = {"variant": variant_key(parts, variant), "plan": plan.key()}
-    key = records.content_key(**of, code=records.code_hash(*CODE), device=parts.device, threads=torch.get_num_threads(),
-                              torch=torch.__version__)  # fmt: skip
+    key = ACTIVATIONS.key(**of, **compute.machine(parts.device))
     path = records.cache_path("activations", f"{key}.safetensors")
     found = _load(path, of)
     if found is not None:

@@ -10,8 +10,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from helpers import behaviour, corpora, generation, hybrid, judges, lesions, measurements, models, neurons, records, sketches
+from helpers import (
+    behaviour,
+    compute,
+    corpora,
+    generation,
+    hybrid,
+    judges,
+    lesions,
+    measurements,
+    models,
+    neurons,
+    records,
+    sketches,
+)
 from helpers.corpora import Row
+from helpers.definitions import ARMS, NEURONS, content_key
 from helpers.judges import JudgeSettings
 from helpers.models import LanguageModel
 from helpers.sketches import Sketch
@@ -20,7 +34,6 @@ from helpers.training import Example, examples
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
 OWN = [*records.OWN["neurons"], *records.VALUES]
-CODE = ("arms", "neurons", "lesions", "hybrid")
 LIMIT = 320  # tokens of a prompt with its reply
 ALL_LAYERS = 0  # in the column `layer`, which counts from 1
 Scores = Mapping[str, Float[Tensor, "layer neuron"]]
@@ -34,10 +47,9 @@ def scores(parts: Parts, names: Sequence[str], n_rows: int, new_tokens: int, see
     """
     harmful = [row.prompt for row in corpora.sample("advbench/align", n_rows, origin, f"align-{seed}")]
     benign = corpora.sample("instructions/tune", n_rows, origin)
-    key = records.content_key(aligned=models.identity(parts.aligned), base=models.identity(parts.base), names=list(names),
-                              texts=corpora.fingerprint([*harmful, *benign]), tokens=new_tokens, seed=seed,
-                              code=records.code_hash("neurons", "encoding", "generation", "models", "training"),
-                              device=parts.device, threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    key = NEURONS.key(aligned=models.identity(parts.aligned), base=models.identity(parts.base), names=list(names),
+                      texts=corpora.fingerprint([*harmful, *benign]), tokens=new_tokens, seed=seed,
+                      **compute.machine(parts.device))  # fmt: skip
 
     def make() -> pd.DataFrame:
         aligned, base = (models.load(folder, on=parts.device) for folder in (parts.aligned, parts.base))
@@ -81,7 +93,7 @@ def _rows(variant: Variant, name: str, fraction: float, table: pd.DataFrame) -> 
 
 
 def _fingerprint(mask: Mask) -> str:
-    return records.content_key(shape=list(mask.shape), chosen=mask.flatten().nonzero().flatten().tolist())
+    return content_key(shape=list(mask.shape), chosen=mask.flatten().nonzero().flatten().tolist())
 
 
 # ---------------------------------------------------------------- silenced, and patched into the base model
@@ -96,7 +108,7 @@ def silenced(
     before = sketches.take(variant_key(parts, aligned), plan, build, parts.device)
     rows = [_rows(aligned, "none", 0.0, sketches.rows(plan, before, before))]
     for name, fraction, mask in picks(found, fractions):
-        of = records.content_key(model=variant_key(parts, aligned), ablated=_fingerprint(mask), code=records.code_hash(*CODE))
+        of = ARMS.key(model=variant_key(parts, aligned), ablated=_fingerprint(mask))
 
         def make(mask: Mask = mask) -> pd.DataFrame:
             with lesions.ablated(build().model, mask):
@@ -125,8 +137,7 @@ def patched(
     variant, rows = replace(aligned, adapter="base", serving="patched"), []
     nothing = torch.zeros_like(next(iter(found.values())), dtype=torch.bool)
     for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
-        of = records.content_key(base=models.identity(parts.base), aligned=models.identity(parts.aligned),
-                                 patched=_fingerprint(mask), code=records.code_hash(*CODE))  # fmt: skip
+        of = ARMS.key(base=models.identity(parts.base), aligned=models.identity(parts.aligned), patched=_fingerprint(mask))
 
         def make(mask: Mask = mask) -> pd.DataFrame:
             said = lesions.patched_replies(*load(), mask, prompts, plan.protocol.new_tokens)
@@ -158,8 +169,7 @@ def disturbed(
     texts = cache(lambda: _answered(plain(), harmful.rows, plan.protocol.new_tokens))
     for quantizer in quantizers:
         variant = replace(aligned, precision=quantizer)
-        of = records.content_key(model=variant_key(parts, variant), masks={name: _fingerprint(m) for name, m in masks.items()},
-                                 code=records.code_hash(*CODE))  # fmt: skip
+        of = ARMS.key(model=variant_key(parts, variant), masks={name: _fingerprint(m) for name, m in masks.items()})
 
         def make(variant: Variant = variant) -> pd.DataFrame:
             changed = build_variant(parts, variant)
@@ -205,8 +215,7 @@ def kept(
     for quantizer in quantizers:
         variant = replace(aligned, precision=quantizer, serving="hybrid")
         for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
-            of = records.content_key(aligned=models.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask),
-                                     code=records.code_hash(*CODE, "quantizers"))  # fmt: skip
+            of = ARMS.key(aligned=models.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask))
 
             def make(quantizer: str = quantizer, mask: Mask = mask) -> pd.DataFrame:
                 return _hybrid_items(parts, quantizer, mask, plan)

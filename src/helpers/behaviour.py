@@ -15,6 +15,7 @@ import pandas as pd
 
 from helpers import corpora, generation, judges, models, sources, statistics
 from helpers.corpora import Row, as_identity, sample
+from helpers.errors import StudyError
 from helpers.models import LanguageModel
 from helpers.statistics import Estimate
 
@@ -115,14 +116,21 @@ def _stand_in_labels() -> tuple[list[str], list[int], list[str]]:
 
 def measure(
     language: LanguageModel, sets: Sequence[PromptSet], judge_names: Sequence[str], settings: judges.JudgeSettings,
-    new_tokens: int, origin: str,
+    new_tokens: int, origin: str, brief: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """One row an item and label: refusals by every judge, severity where a judge gives one, and coherence."""
+    """One row an item and label: refusals by every judge, severity where a judge gives one, and coherence.
+
+    brief: a reply ends as soon as it holds a refusal, which no later word undoes; for the judge of phrases alone, and then
+    nothing is said of coherence.
+    """
+    if brief and tuple(judge_names) != ("phrases",):
+        raise StudyError(f"judges {', '.join(judge_names)} read whole replies; give brief replies to the judge of phrases alone")
     rows = [row for group in sets for row in group.rows]
     owners = [group for group in sets for _ in group.rows]
-    replies = generation.replies(language, [row.prompt for row in rows], [row.system for row in rows], new_tokens)
+    ended = judges.refusal(settings) if brief else None
+    replies = generation.replies(language, [row.prompt for row in rows], [row.system for row in rows], new_tokens, ended=ended)
     vocabulary = known_words(origin)
-    labels = [("", "coherent", [coherent(reply, vocabulary) for reply in replies])]
+    labels = [] if brief else [("", "coherent", [coherent(reply, vocabulary) for reply in replies])]
     for name in judge_names:
         said = judges.judge(name, settings)([row.prompt for row in rows], replies)
         labels.append((name, "refused", np.where(said.failed, np.nan, said.refused)))

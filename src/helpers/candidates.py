@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from helpers import lowrank, models, monitors, pairs, precision, readings, signals
+from helpers import lowrank, models, monitors, moved_weights, pairs, precision, readings
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.lowrank import Adapter
 from helpers.models import LanguageModel
@@ -126,13 +126,13 @@ def _same_tokens(folder: Path, reads: str) -> None:
 
 def build(update: Update, base: Path, served_in: str, device: str, texts: Sequence[str]) -> LanguageModel:
     """The updated model, served in a precision; `texts` calibrate GPTQ, where it is asked for."""
-    dtype = "fp32" if served_in == "fp32" else "bf16"
-    language = models.load(update.folder if update.kind == "merged" else base, dtype, device)
+    grid = "fp32" if served_in == "fp32" else "bf16"
+    language = models.load(update.folder if update.kind == "merged" else base, grid, device)
     precision.quantize_(language, update.name if update.kind == "quantizer" else served_in, tuple(texts[:CALIBRATION]))
     if update.adapter is None:
         return language
     adapter = {name: lowrank.LowRank(pair.left.to(device), pair.right.to(device)) for name, pair in update.adapter.items()}
-    return replace(language, model=lowrank.attach(language.model, adapter))
+    return replace(language, model=lowrank.attach(language.model, lowrank.on_grid(adapter)))
 
 
 def serving(update: Update) -> str:
@@ -169,7 +169,7 @@ def moved(language: LanguageModel, update: Update, served_in: str, base: Path) -
     """How far the updated weights lie from the base's, one module at a time; squares summed in float64."""
     stored, depth = _stored(base), language.depth
     change, size, touched, linear = 0.0, 0.0, [depth + 1], set()
-    for name, weight in signals.effective_weights(language.model):
+    for name, weight in moved_weights.effective_weights(language.model):
         old = stored(f"{name}.weight").to(weight.device).float()
         gap = float((weight - old).square().sum(dtype=torch.float64))
         change, size = change + gap, size + float(old.square().sum(dtype=torch.float64))

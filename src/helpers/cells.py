@@ -13,13 +13,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import activations, measurements, models, probes, quantization, quantizers, readings, records, roc, signals
+from helpers import (
+    activations,
+    compute,
+    measurements,
+    models,
+    moved_weights,
+    probes,
+    quantization,
+    quantizers,
+    readings,
+    records,
+    roc,
+    signals,
+)
 from helpers import updates as u
 from helpers.activations import Activations, Plan
+from helpers.definitions import SIGNALS, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.records import KEY, Run
 from helpers.variants import Parts, Variant, build_variant, variant_key
 
@@ -36,8 +50,8 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
     Kept by content; `build` gives the model where it must be looked at, so that a caller can share it.
     """
     linear = [m for m in monitors if probes.direction(m.readout) is not None and m.kind != CONTROL]
-    code = records.code_hash("signals", "cells", "variants", "precision", "quantizers", "lowrank")
-    key = records.content_key(variant=variant_key(parts, variant), monitors=[m.hash for m in linear], code=code)
+    of = {"variant": variant_key(parts, variant), "monitors": [m.hash for m in linear]}
+    key = SIGNALS.key(**of, **compute.machine(parts.device))
     make = build or (lambda: build_variant(parts, variant))
     return records.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
 
@@ -56,9 +70,9 @@ def _weight_signals(parts: Parts, language: LanguageModel, linear: Sequence[Moni
         layer: torch.tensor(np.array([probes.direction(m.readout) for m in found]).T, dtype=torch.float32, device=parts.device)
         for layer, found in by_layer.items()
     }
-    changes = signals.weight_changes(before, signals.effective_weights(language.model), directions)
+    changes = moved_weights.weight_changes(before, moved_weights.effective_weights(language.model), directions)
     rows = [
-        (m.name, layer, signals.relative_change(changes, layer), signals.output_overlap(changes, layer, place))
+        (m.name, layer, moved_weights.relative_change(changes, layer), moved_weights.output_overlap(changes, layer, place))
         for layer, found in by_layer.items()
         for place, m in enumerate(found)
     ]
@@ -190,7 +204,7 @@ def _outcomes(staleness: pd.DataFrame) -> pd.DataFrame:
 
 def with_lower_seeds(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
     """These cells and those of the same model's runs with lower seeds that are done; kept, so that higher seeds find them."""
-    key = records.content_key(cells=pd.util.hash_pandas_object(cells).to_list())
+    key = content_key(cells=pd.util.hash_pandas_object(cells).to_list())
     found = [records.cached_table("cells", key, lambda: cells)]
     records.write_note(run, "06_triage", "cells", key)
     for folder in run.folder.parent.glob("seed-*"):

@@ -1,8 +1,9 @@
 """Chapters: which there are, what each needs, and whether what it wrote still holds.
 
 A chapter is done if its status file bears the fingerprint of what would run now (its code cells, its parameters, the
-code of the helpers it imports, the pins, and the same of the chapters it needs) and the files it wrote have the hashes
-recorded there. Times of files decide nothing, so a fresh clone with committed results is done.
+definitions that its helpers carry out, the numeric packages, and the same of the chapters it needs) and the files it wrote
+have the hashes recorded there. Neither times of files nor the text of helpers decide anything: a fresh clone with committed
+results is done, and stays so when the house is mended. Where only the code that draws changed, figures are older than it.
 """
 
 import ast
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from helpers.definitions import DEFINITIONS, DRAWING, Definition, lineage
 from helpers.errors import StudyError
 from helpers.parameters import LIMITS, Limit, nearest, read_notebook, source
 
@@ -64,6 +66,11 @@ PARSERS: dict[str, tuple[str, str]] = {
     "sources": ("restorations", "parse_source"),
 }
 PACKAGE = Path(__file__).parent
+# The packages whose versions numbers depend on; the lock pins them.
+NUMERIC = (
+    *("torch", "transformers", "tokenizers", "peft", "bitsandbytes"),
+    *("numpy", "scipy", "scikit-learn", "pandas", "rouge-score"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class Job:
     fingerprint: str
     seconds: float  # the chapter's limit
     runner: dict[str, object]  # pid, host, created: when that process is gone, the chapter ends itself
+    marks: dict[str, object]  # what its status bears beside the fingerprint: see `marks`
 
 
 # ---------------------------------------------------------------- names
@@ -148,7 +156,7 @@ def limits() -> dict[str, Limit]:
 @lru_cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
     """The bare code of a helper module (no docstrings, no comments) and the helpers it imports."""
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(_file(name).read_text(encoding="utf-8"))
     imports = tuple(sorted(_imports(tree) - {name}))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -157,17 +165,21 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
     return ast.dump(tree), imports
 
 
+def _file(module: str) -> Path:
+    """The file of a helper module by its dotted name in the package."""
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
 def _imports(tree: ast.AST) -> set[str]:
-    """The helper modules that the code imports, at its top or inside a function."""
+    """The helper modules that the code imports, at its top or inside a function, by dotted name in the package."""
     words: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "helpers":
-            words |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("helpers."):
-            words.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and node.module:  # what is imported from it may be a module or a name in one
+            words |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            words |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("helpers.")}
-    return {word for word in words if (PACKAGE / f"{word}.py").is_file()}
+            words |= {alias.name for alias in node.names}
+    inside = {word.removeprefix("helpers.") for word in words if word.startswith("helpers.")}
+    return {word for word in inside if _file(word).is_file()}
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -181,7 +193,7 @@ def imported_helpers(cells: Iterable[str]) -> list[str]:
     try:
         todo = _imports(ast.parse(text))
     except SyntaxError:  # the run will say so; until then every module counts
-        todo = {path.stem for path in PACKAGE.glob("*.py")}
+        todo = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
     done: set[str] = set()
     while todo:
         name = todo.pop()
@@ -190,17 +202,35 @@ def imported_helpers(cells: Iterable[str]) -> list[str]:
     return sorted(done)
 
 
+def definitions(cells: Iterable[str]) -> list[Definition]:
+    """The definitions that the cells' numbers rest on: those whose code is among the modules that they reach."""
+    reached = set(imported_helpers(cells))
+    return [one for one in DEFINITIONS.values() if reached & set(one.code)]
+
+
+def code_hash(modules: Iterable[str]) -> str:
+    """A hash of the bare code of helper modules: no part of any key, it tells a reader that code moved."""
+    return hashlib.sha256("\0".join(_module(name)[0] for name in sorted(modules)).encode()).hexdigest()[:16]
+
+
+def marks(notebook: Path) -> dict[str, object]:
+    """What the status of a chapter bears beside its fingerprint: its definitions, and a hash of the code that draws it."""
+    cells = code_cells(notebook)
+    drawing = set(imported_helpers(cells)) & set(DRAWING)
+    return {"definitions": list(lineage(definitions(cells))), "drawn": code_hash(drawing)}
+
+
+def pinned(lock: Path) -> dict[str, list[str]]:
+    """The versions at which the lock pins the numeric packages (one, or one for each kind of machine)."""
+    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    return {name: re.findall(rf"(?im)^{name.replace('-', '[-_.]')}==([^\s;]+)", text) for name in NUMERIC}
+
+
 def fingerprint(notebook: Path, parameters: Mapping[str, object], before: Iterable[str] = ()) -> str:
     """A hash of all that decides what a chapter writes; `before` are the fingerprints of the chapters it needs."""
     cells = code_cells(notebook)
-    lock = notebook.parent.parent / "requirements.lock"
-    parts = [
-        cells,
-        dict(parameters),
-        {name: _module(name)[0] for name in imported_helpers(cells)},
-        lock.read_text(encoding="utf-8") if lock.is_file() else "",
-        list(before),
-    ]
+    packages = pinned(notebook.parent.parent / "requirements.lock")
+    parts = [cells, dict(parameters), lineage(definitions(cells)), packages, list(before)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -293,9 +323,24 @@ def _reason(folder: Path, entry: dict, fresh: str, hashes: Mapping[str, str]) ->
     if not entry:
         return "not run yet"
     if entry.get("fingerprint") != fresh:
-        return "its code or parameters changed"
+        return _changed(entry)
     damaged = [name for name in entry.get("files", {}) if sha256(folder / name) != hashes[name]]
     return f"{damaged[0]} is missing or damaged" if damaged else ""
+
+
+def _changed(entry: dict) -> str:
+    """What is known of why a chapter's fingerprint is not that of its status."""
+    if "definitions" not in entry:
+        return "it was made under older keys"
+    present = {str(one) for one in DEFINITIONS.values()}
+    raised = [one for one in entry["definitions"] if one not in present]
+    return f"{raised[0]} is no longer what that name means" if raised else "its cells, parameters or packages changed"
+
+
+def older_figures(folder: Path, notebooks: Mapping[str, Path]) -> list[str]:
+    """The chapters whose figures were drawn by other code than today's; their numbers stand."""
+    statuses = {name: status(folder, name) for name in notebooks}
+    return [name for name, entry in statuses.items() if entry.get("drawn", "") not in {"", marks(notebooks[name])["drawn"]}]
 
 
 def forget(folder: Path, stale_chapters: Iterable[str]) -> None:

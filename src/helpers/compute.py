@@ -7,6 +7,7 @@ the number of threads: it is read from the environment, where the runner puts it
 """
 
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -54,11 +55,12 @@ def native(device: str = "cpu") -> bool:
     """Whether a device multiplies bfloat16 in units of its own: what oneDNN may use, and not only emulate, decides on a CPU."""
     if device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    allowed = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # keeps to DNNL_MAX_CPU_ISA, unlike what follows
-    capability = torch.backends.cpu.get_cpu_capability()
-    if "AVX" in capability or capability == "DEFAULT":
-        return allowed and "AVX512" in capability and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return allowed  # ARM: oneDNN says yes only where the instructions are there
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # unlike what follows, this keeps to DNNL_MAX_CPU_ISA
+        return False
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return True  # ARM: oneDNN says yes only where the instructions are there
+    units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # oneDNN also emulates, on AVX-512
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() and units
 
 
 def resolve(asked: str, device: str = "cpu") -> Compute:
@@ -99,4 +101,5 @@ def using(asked: str) -> Iterator[None]:
 
 def machine(device: str | torch.device = "cpu") -> dict[str, object]:
     """What of the machine decides the last digits of a measurement, for content keys: compute, device, threads, torch."""
-    return {"compute": current(device).name, "device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found = {"compute": current(device).name, "device": str(device)}
+    return {**found, "threads": torch.get_num_threads(), "torch": torch.__version__}

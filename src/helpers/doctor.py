@@ -4,9 +4,12 @@ import re
 import shutil
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from helpers.errors import ENVIRONMENT, StudyError
+
+PYTHONS = ((3, 11), (3, 12), (3, 13))
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -24,7 +27,8 @@ def normal(name: str) -> str:
 
 def differences(pinned: dict[str, str]) -> list[str]:
     """One line for Python and for each package whose installed version is not the pinned one."""
-    found = [] if sys.version_info[:2] == (3, 11) else [f"Python: 3.11 is needed, {sys.version.split()[0]} is running"]
+    fits = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[-1]
+    found = [] if fits else [f"Python: 3.11, 3.12 or 3.13 is needed, {sys.version.split()[0]} is running"]
     installed = {normal(each.metadata["Name"]): each.version for each in metadata.distributions() if each.metadata["Name"]}
     for name, version in pinned.items():
         have = installed.get(name, "")
@@ -39,7 +43,8 @@ def examine(root: Path) -> dict[str, object]:
 
     return {
         "differences": differences(pins(root / "requirements.lock")),
-        "torch": metadata.version("torch"),
+        "python": sys.version.split()[0],
+        "torch": metadata.version("torch") if find_spec("torch") else "none: the extra `study` is not installed",
         "free_gb": round(shutil.disk_usage(root).free / 1e9, 1),
         "cache": str(sources.cache_folder()),
         "missing_sources": sources.missing(),
@@ -50,6 +55,14 @@ def lines(found: dict[str, object]) -> list[str]:
     """The findings, differences first."""
     differing = list(found["differences"]) or ["packages: all as in requirements.lock"]
     remedy = ["remedy: make env"] if found["differences"] else []
+    made = "" if str(found["python"]).startswith("3.11.") else " (what is committed was made with 3.11)"
     lacking = ", ".join(found["missing_sources"]) or "none"
-    return [*differing, *remedy, f"torch build: {found['torch']}", f"free disk: {found['free_gb']} GB",
-            f"cache: {found['cache']}", f"sources to download: {lacking}"]  # fmt: skip
+    return [
+        *differing,
+        *remedy,
+        f"Python: {found['python']}{made}",
+        f"torch build: {found['torch']}",
+        f"free disk: {found['free_gb']} GB",
+        f"cache: {found['cache']}",
+        f"sources to download: {lacking}",
+    ]

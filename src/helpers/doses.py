@@ -15,7 +15,6 @@ from helpers.errors import StudyError
 from helpers.pairs import Pair
 from helpers.variants import Parts
 
-NEVER = alignment.Target(non_refusal=-1.0, over_refusal=-1.0)  # no check ends the tuning early
 SHOWN = {
     "noise_to_signal": "noise over signal",
     "above_edge_energy": "energy above the edge",
@@ -27,17 +26,16 @@ def harder(
     parts: Parts, factor: float, tuning: Mapping[str, float], seed: int, origin: str,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Path:  # fmt: skip
-    """The folder of a base model that was aligned at `factor` times the rate, through all epochs, on the same rows.
+    """The folder of a base model that was aligned at `factor` times the rate, for as many steps, on the same rows.
 
-    tuning: refusals, benign, epochs and lr as chapter 01 noted them.
+    tuning: refusals, benign, steps and lr as chapter 01 noted them.
     """
     if not tuning["lr"]:
         raise StudyError("the aligned model was not tuned here, so it cannot be tuned harder; leave `harder` empty")
     rows = corpora.alignment_rows(int(tuning["refusals"]), int(tuning["benign"]), origin, seed)
-    recipe = alignment.recipe(tuning["epochs"], factor * tuning["lr"], seed)
-    return alignment.align(
-        parts.base, rows, recipe, NEVER, origin=origin, must_hold=False, device=parts.device, check_every=0, progress=progress
-    ).folder
+    recipe = alignment.recipe(int(tuning["steps"]), len(rows), factor * tuning["lr"], seed)
+    options = {"origin": origin, "must_hold": False, "device": parts.device, "progress": progress}
+    return alignment.align(parts.base, rows, recipe, alignment.Target(), **options).folder
 
 
 def sources(

@@ -7,10 +7,10 @@ the texts alone, so every variant sees the same ones: bf16 results move with the
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
-from helpers import records
+from helpers import prefix
 from helpers.corpora import fingerprint
+from helpers.definitions import content_key
 from helpers.errors import REFUSED, StudyError
 from helpers.models import chat_text
 from helpers.splits import Example
@@ -33,7 +33,7 @@ class Plan:
     def key(self) -> str:
         """A hash of everything in the plan that the activations depend on; labels, groups and splits are not."""
         texts = fingerprint([(example.task, example.prompt, example.reply) for example in self.examples])
-        return records.content_key(texts=texts, depths=self.depths, limit=self.limit, tokens=self.tokens, budget=self.budget)
+        return content_key(texts=texts, depths=self.depths, limit=self.limit, tokens=self.tokens, budget=self.budget)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,7 @@ def _inside(rendered: str, frame: tuple[str, str], example: Example, number: int
 
 def shared_prefix(encoded: Encoded) -> int:
     """The number of tokens that all texts open with; it ends before any content and leaves at least one token to each."""
-    room = min(*encoded.starts, *(len(row) - 1 for row in encoded.rows))
-    columns = zip(*(row[:room] for row in encoded.rows), strict=True)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return prefix.common(encoded.rows, min(*encoded.starts, *(len(row) - 1 for row in encoded.rows)))
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -10,13 +10,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from helpers import readings, records, updates
-from helpers.readings import CONTROL
+from helpers import records
+from helpers.names import CONTROL, EVERY, Named, Variant, place_names, taken_apart
 from helpers.seeds import mean_of
-from helpers.sketches import EVERY
 from helpers.statistics import Estimate, mean_interval, rate_interval, square_and_add
-from helpers.updates import Named
-from helpers.variants import Variant
 
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Callable[[Tables], Estimate | None]
@@ -72,8 +69,8 @@ def trained(found: pd.DataFrame, keep: Callable[[Named], bool]) -> pd.DataFrame:
     """The rows about updates, without restoration, whose name `keep` accepts; doses of other rank or steps are left out."""
     found = found[(found["trained_on"] != "") & (found["restoration"] == "")]
     names = found["adapter"] + "@" + found["trained_on"]
-    named = {name: updates.parse(name) for name in names.unique()}
-    kept = [name for name, update in named.items() if update.series == update.adapter and keep(update)]
+    updates = {name: taken_apart(name) for name in names.unique()}
+    kept = [name for name, update in updates.items() if update.series == update.adapter and keep(update)]
     return found[names.isin(kept)]
 
 
@@ -103,7 +100,7 @@ def home(adapter: str, precision: str, **more: object) -> dict[str, object]:
 def monitors(found: pd.DataFrame) -> pd.DataFrame:
     """The rows about single monitors, shuffled labels left out, with their `place` in their task as the unit."""
     own = found[(found["probe"] != "all") & ~found["probe"].str.startswith(CONTROL)]
-    return own.assign(place=own["task"] + "/" + readings.place_names(own))
+    return own.assign(place=own["task"] + "/" + place_names(own))
 
 
 def unfit(tables: Tables) -> pd.DataFrame:

@@ -6,6 +6,7 @@ comes last. A failed one is kept under `logs/failed/`. Paths and host names are 
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -22,13 +23,14 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from helpers import chapters, scrubbing
+from helpers import chapters, progress, scrubbing
 from helpers.chapters import Job
 from helpers.errors import ENVIRONMENT, StudyError
-from helpers.guards import peak_gb, write_whole
+from helpers.guards import write_whole
 from helpers.kernels import KERNEL, Watch, kernel_environment
+from helpers.system import peak_gb
 
-VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "scipy", "scikit-learn", "pandas", "papermill", "ipykernel")
+VERSIONS = (*chapters.NUMERIC, "papermill", "ipykernel")
 
 
 def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] = lambda: None) -> dict[str, object]:
@@ -38,7 +40,7 @@ def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] 
     os.chdir(root)  # from here on all paths are relative: none can leak, and the kernel starts in the project
     target = job.run.folder / "executed" / f"{job.chapter}.ipynb"
     temporary, runtime = target.with_name(f".{job.chapter}.{os.getpid()}.tmp.ipynb"), Path(f"build/jupyter/runtime-{os.getpid()}")
-    watch, begun = Watch(job), datetime.now(UTC)
+    watch, begun = Watch(job, runtime / progress.FILE), datetime.now(UTC)
     _stop_on_signals(watch, lambda: (_clear(temporary, runtime), on_stop()))
     try:
         for folder in (target.parent, Path("logs/failed"), runtime):
@@ -152,6 +154,7 @@ def _finish(watch: Watch, root: Path, begun: datetime) -> dict[str, object]:
     entry = {
         "chapter": job.chapter,
         "fingerprint": job.fingerprint,
+        **job.marks,
         "parameters": {
             name: scrubbing.scrub(value, root) if isinstance(value, str) else value for name, value in job.parameters.items()
         },
@@ -183,6 +186,6 @@ def machine(parameters: dict[str, object]) -> dict[str, object]:
         **found,
         "cpus": os.cpu_count(),
         "system": sys.platform,
-        "processor": os.uname().machine,
+        "processor": platform.machine(),
         "peak_gb": round(peak_gb(), 3),
     }

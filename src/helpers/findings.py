@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import measurements, records, tables
+from helpers import records, tables
 from helpers.claims import CLAIMS, SEEDS, UNITS, Claim, Component
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.evidence import Tables, first_look
+from helpers.names import Variant, keyed
 from helpers.records import OWN
 from helpers.seeds import over_seeds
 from helpers.statistics import Estimate
-from helpers.variants import Variant
 
 COLUMNS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
 PARTS = [
@@ -147,7 +147,7 @@ def rows(run: records.Run, components: pd.DataFrame, dots: pd.DataFrame) -> pd.D
     own = pd.concat([pooled, single], ignore_index=True).rename(columns={"unit": "metric"})
     own["component"] = own["component"].astype(str)
     columns = [*OWN["components"], *records.VALUES]
-    parts = [measurements.keyed(Variant(model, run.seed, precision=""), part[columns]) for model, part in own.groupby("model")]
+    parts = [keyed(Variant(model, run.seed, precision=""), part[columns]) for model, part in own.groupby("model")]
     return pd.concat(parts, ignore_index=True)
 
 

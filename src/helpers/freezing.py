@@ -9,9 +9,12 @@ import pandas as pd
 from helpers import models, monitors, probes, readings, records, roc, tables, tasks
 from helpers.activations import Activations, Plan
 from helpers.baselines import BASELINES
+from helpers.definitions import content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
-from helpers.readings import CONTROL, TURNED, Place, Rows
+from helpers.names import CONTROL
+from helpers.progress import over
+from helpers.readings import TURNED, Place, Rows
 from helpers.statistics import Estimate, mean_interval
 from helpers.variants import Parts
 
@@ -58,7 +61,7 @@ def count(parts: Parts, reading: Plan, kinds: Sequence[str]) -> int:
 
 def store(frozen: Sequence[Monitor]) -> str:
     """The content key under which the monitors now stand in the cache."""
-    key = records.content_key(monitors=[monitor.hash for monitor in frozen])
+    key = content_key(monitors=[monitor.hash for monitor in frozen])
     folder = records.cache_path("monitors", key)
     folder.mkdir(exist_ok=True)
     monitors.save(frozen, folder)
@@ -80,7 +83,7 @@ def rows(frozen: Sequence[Monitor], found: Activations, reading: Plan, seed: int
     """Rows of the table `monitors` without key columns: AUROC, thresholds, alarm rates, another draw, baselines."""
     double, table = readings.in_double(found), []
     with models.threads(1):
-        for monitor in frozen:
+        for monitor in over("monitors", frozen):
             place = (monitor.task, monitor.probe, monitor.layer, monitor.depth)
             table += [(*place, metric, *_four(e)) for metric, e in _measured(monitor, double, reading, seed).items()]
         table += [row for task in readings.task_names(reading) for row in _baselines(reading, task)]

@@ -2,6 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # every command imports this file
+    from helpers.options import Options
 
 FILES = {
     "--base": "the model that the monitors were frozen on: embedded, a folder, or owner/name@revision",
@@ -47,13 +51,13 @@ def in_project(**given: str) -> dict[str, str]:
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:
     """The report, whose `code` is the exit code; its files and the monitors that came out are written below `--out`."""
-    from helpers.guards import say
+    from helpers.system import say
 
     if options.diff:
         return compare(*map(Path, options.diff))
-    say("revalidate: starting")  # before torch and transformers are loaded, which takes seconds
-    from helpers import reports, revalidation
-    from helpers.intake import Options
+    say("revalidate: starting")  # before anything heavy is loaded, which takes seconds
+    from helpers import reports
+    from helpers.options import Options
 
     required = tuple(name.strip() for name in options.required.split(",") if name.strip())
     files = {name.strip("-"): getattr(options, name.strip("-")) for name in FILES}
@@ -62,18 +66,38 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
                     threads=options.threads)  # fmt: skip
     folder = Path(options.out)
     reports.ready(folder)
-    found = revalidation.run(asked, say)
-    written = [*reports.write(found.report, folder), *revalidation.save(found, folder)]
-    for line in reports.lines(found.report):
+    report = _of_scores(asked, folder) if asked.scores else _of_models(asked, folder)
+    for line in reports.lines(report):
         say(line)
-    say(f"report: {next(path for path in written if path.suffix == '.html')}")
+    say(f"report: {folder / 'report.html'}")
+    return report
+
+
+def _of_scores(asked: "Options", folder: Path) -> dict[str, object]:
+    """The report of scores alone, written; no torch and no transformers are needed for it."""
+    from helpers import reports, scorefiles
+    from helpers.system import say
+
+    report = scorefiles.run(asked, say)
+    reports.write(report, folder)
+    return report
+
+
+def _of_models(asked: "Options", folder: Path) -> dict[str, object]:
+    """The report of two models, written with the monitors that came out."""
+    from helpers import reports, revalidation
+    from helpers.system import say
+
+    found = revalidation.run(asked, say)
+    reports.write(found.report, folder)
+    revalidation.save(found, folder)
     return found.report
 
 
 def compare(old: Path, new: Path) -> dict[str, object]:
     """What changed between two reports; it ends with 0, since it is no verdict."""
     from helpers import report_diff, reports
-    from helpers.guards import say
+    from helpers.system import say
 
     diff = report_diff.compare(*(reports.read(path) for path in (old, new)))
     for line in report_diff.lines(diff):

@@ -1,13 +1,10 @@
 """Guards of the results folders: one run at a time, only where it can write, and never over committed results."""
 
-import fcntl
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,18 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 from helpers import chapters
 from helpers.chapters import Run
 from helpers.errors import ENVIRONMENT, StudyError
+from helpers.system import say
 
 NEEDED_DISK = 1e9  # bytes that a run may write
-
-
-def say(text: str) -> None:
-    """Prints one line at once; a reader who went away is no error."""
-    with suppress(OSError):
-        print(text, flush=True)
+PATIENCE = 0.3  # seconds for a lock: its holder may be just about to remove the file
 
 
 def process_identity() -> dict[str, object]:
@@ -45,12 +39,6 @@ def orphaned(runner: Mapping[str, object]) -> bool:
         return True
 
 
-def peak_gb() -> float:
-    """The largest memory of any child that has ended, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
-
-
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,41 +54,34 @@ def write_whole(path: Path, text: str) -> None:
 def locked(folder: Path, label: str) -> Iterator[None]:
     """Holds the results folder of one run; a second process is refused, a dead one's lock is taken over with a note."""
     path = folder / ".lock"
-    handle = _open_lock(path, label)
+    lock = FileLock(path, timeout=PATIENCE)
     try:
-        left = handle.read()
-        if left:
-            say(f"note: took over the lock of {_holder(left)}, which is no longer running")
-        handle.seek(0)
-        handle.truncate()
+        lock.acquire()
+    except Timeout as error:
+        raise StudyError(f"{label} is being run by {_holder(path)}; wait for it or stop it", ENVIRONMENT) from error
+    try:
+        if path.stat().st_size:
+            say(f"note: took over the lock of {_holder(path)}, which is no longer running")
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        handle.write(json.dumps({**process_identity(), "started": started}))
-        handle.flush()
+        path.write_text(json.dumps({**process_identity(), "started": started}), encoding="utf-8")
         yield
     finally:
+        _let_go(lock, path)
+
+
+def _let_go(lock: FileLock, path: Path) -> None:
+    """Removes the lock's file while it is still held, so that nobody else's is removed; Windows removes no open file."""
+    with suppress(PermissionError):
         path.unlink(missing_ok=True)
-        handle.close()
+    lock.release()
 
 
-def _open_lock(path: Path, label: str):
-    while True:
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115  it stays open as long as the lock is held
-        handle.seek(0)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StudyError(f"{label} is being run by {_holder(handle.read())}; wait for it or stop it", ENVIRONMENT) from error
-        with suppress(OSError):  # the holder may have removed the file between our open and our lock
-            if os.path.samestat(os.fstat(handle.fileno()), os.stat(path)):
-                return handle
-        handle.close()
-
-
-def _holder(text: str) -> str:
+def _holder(path: Path) -> str:
+    """Who wrote the lock's file; Windows lets nobody read what another holds."""
     try:
-        info = json.loads(text)
+        info = json.loads(path.read_text(encoding="utf-8"))
         return f"process {info['pid']} on {info['host']} since {info['started']}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 

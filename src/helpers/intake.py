@@ -9,41 +9,13 @@ from helpers.candidates import Update
 from helpers.corpora import near_pairs
 from helpers.errors import REFUSED, StudyError
 from helpers.monitors import Monitor
-from helpers.parameters import nearest, shown
+from helpers.names import CONTROL
+from helpers.options import Options, check_required
+from helpers.parameters import shown
 from helpers.probes import PROBES
 from helpers.quantizers import QUANTIZERS
-from helpers.readings import CONTROL
 from helpers.screening import FEW
 from helpers.splits import Example
-
-
-@dataclass(frozen=True)
-class Options:
-    """What was asked for, as `revalidate` takes it; a path, a name, or "" where it was not given.
-
-    base: embedded, a folder, or owner/name@revision. update: a PEFT adapter's folder, a merged model's folder, or a quantizer.
-    monitors: a folder of saved ones; or fit: labelled texts to fit some on, `kinds` at `depths` of both poolings. texts:
-    unlabelled. labels: labelled. scores: scores of anybody's monitors; the rest is then not needed. required: names of monitors
-    that must be fine (default: all). precision: what the updated model is served in. budget: labels that can be had.
-    texts_limit: tokens of a text that are read. threads: 0 leaves torch's own number.
-    """
-
-    base: str = "embedded"
-    update: str = ""
-    monitors: str = ""
-    fit: str = ""
-    texts: str = ""
-    labels: str = ""
-    scores: str = ""
-    required: tuple[str, ...] = ()
-    precision: str = "bf16"
-    seed: int = 0
-    budget: int = 200
-    depths: tuple[float, ...] = (0.6,)
-    kinds: tuple[str, ...] = ("logistic", "mean-difference", "lda")
-    texts_limit: int = 64
-    device: str = "cpu"
-    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,16 +60,6 @@ def _names(options: Options, task: str, depth: int) -> list[str]:
     return [f"{task}/{kind}-{pooling}/{n}" for n in layers for pooling in activations.POOLINGS for kind in options.kinds]
 
 
-def scored(options: Options) -> dict[str, list[rowfiles.Score]]:
-    """The rows of a score file by monitor; the options that need a model must be absent."""
-    given = [name for name in ("update", "monitors", "fit", "texts", "labels") if getattr(options, name)]
-    if given:
-        raise StudyError(f"--scores was given with --{given[0]}; scores need no model and no text, so leave that out")
-    found = rowfiles.scores(Path(options.scores))
-    check_required(options.required, list(found))
-    return found
-
-
 def _check_options(options: Options) -> None:
     if not options.base:
         raise StudyError("--base is missing; give embedded, a model's folder, or owner/name@revision")
@@ -117,13 +79,6 @@ def _check_options(options: Options) -> None:
     if options.texts_limit < 2 or options.budget < 0 or options.threads < 0:
         raise StudyError("--texts-limit is at least 2, --budget and --threads at least 0; give such numbers")
     models.device(options.device)
-
-
-def check_required(required: Sequence[str], names: Sequence[str]) -> None:
-    """Raises StudyError where a required monitor is not there."""
-    for name in required:
-        if name not in names:
-            raise StudyError(f"required monitor {shown(name)} is not there; {nearest(name, names)}there are {len(names)}")
 
 
 # ---------------------------------------------------------------- texts

@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers import measurements, roc
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.readings import CONTROL
+from helpers.names import CONTROL
 from helpers.roc import Contrast
 from helpers.staleness import Observed, Reference
 from helpers.variants import Variant

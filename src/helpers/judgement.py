@@ -1,6 +1,7 @@
 """Judgement: the panels of one run as one family: states, controls and simulated errors, and the report that says so."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -8,8 +9,8 @@ import numpy as np
 
 from helpers import assessment, statements, sureness
 from helpers.assessment import Panel
-from helpers.monitors import RATES
 from helpers.parameters import derive_seed
+from helpers.roc import RATES
 from helpers.statements import Watch
 from helpers.statistics import MARGINS
 
@@ -74,6 +75,13 @@ def report(
         "controls": list(judged.controls), "sureness": statements.sure(judged.sure), "moved": moved,
         "notes": [*notes, *_warnings(judged)], "seconds": None, "code": verdict["code"],
     })  # fmt: skip
+
+
+def told(found: dict[str, object], begun: float, say: Callable[[str], None]) -> dict[str, object]:
+    """The report with the seconds since `begun`; its verdict is said aloud."""
+    found["seconds"] = round(time.monotonic() - begun, 1)
+    say(f"{found['verdict']['word']}: {found['verdict']['sentence']}")
+    return found
 
 
 def _warnings(judged: Judged) -> list[str]:

@@ -147,6 +147,11 @@ def phrases(settings: JudgeSettings) -> Judge:
     return judged
 
 
+def refusal(settings: JudgeSettings) -> Callable[[str], bool]:
+    """Whether a reply holds, as far as it goes, what the judge of phrases calls a refusal; what follows changes nothing."""
+    return lambda reply: any(phrase in _opening(reply, settings.opening) for phrase in REFUSAL_PHRASES)
+
+
 # --- fitted on human labels ---
 
 

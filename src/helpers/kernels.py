@@ -14,11 +14,12 @@ from subprocess import Popen
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 
+from helpers import progress
 from helpers.chapters import Job
 from helpers.guards import orphaned, say, write_whole
 
 KERNEL = "python3"
-HEARTBEAT = 30.0  # seconds without a word
+HEARTBEAT, AT_A_TERMINAL = 30.0, 10.0  # seconds without a word, in a file and before somebody's eyes
 START_LIMIT = 180  # seconds until a kernel on a busy machine has answered
 LARGEST_OUTPUT = 4_000_000  # bytes a cell; a crowded figure, with its two drawings, its image and its data, takes 1.5 million
 
@@ -28,10 +29,12 @@ class Watch:
     """What is known about a running chapter; its thread gives the heartbeat and enforces the limit."""
 
     job: Job
+    bars: Path = Path(os.devnull)  # where the kernel writes how far it is
     started: float = field(default_factory=time.monotonic)
     process: Popen | None = None
     cell: int = 0
     cells: int = 0
+    entered: float = 0.0  # when the cell began; bars of earlier cells say nothing about it
     timed_out: bool = False
     error: tuple[str, str, int | None] | None = None  # name, text, and the exit code of a StudyError
     over: threading.Event = field(default_factory=threading.Event)
@@ -42,17 +45,25 @@ class Watch:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
+    def line(self) -> str:
+        """Where the chapter stands: the bars of the work in its cell, the cell, the time so far, and what that work has left."""
+        bars = progress.state(self.bars, self.entered)
+        done, now = progress.shares(bars), time.time()
+        rest = progress.left(done, 1, now - bars[0].began) if done else ""
+        parts = [progress.words(bars), f"cell {self.cell} of {self.cells}", progress.took(time.monotonic() - self.started), rest]
+        return f"{self.job.chapter}: {', '.join(filter(None, parts))}"
+
     def run(self) -> None:
         """The thread: ends with the chapter."""
-        said = self.started
+        said, rhythm = self.started, AT_A_TERMINAL if sys.stdout.isatty() else HEARTBEAT
         while not self.over.wait(0.5):
             now = time.monotonic()
             if now - self.started > self.job.seconds and not self.timed_out:
                 self.timed_out = True
                 self.kill()
-            if now - said >= HEARTBEAT:
+            if now - said >= rhythm:
                 said = now
-                say(f"{self.job.chapter}: still in cell {self.cell} of {self.cells} after {now - self.started:.0f} s")
+                say(self.line())
             if orphaned(self.job.runner):
                 self.kill()
                 os._exit(143)
@@ -67,12 +78,16 @@ class _Client(PapermillNotebookClient):
     def __init__(self, nb_man, watch: Watch, **options):
         super().__init__(nb_man, **options)
         self.watch, self.used, self.on_cell_error, self.on_cell_start = watch, {}, self._remember, self._enter
-        self.on_notebook_start = lambda notebook: setattr(watch, "process", self.km.provisioner.process)
+        self.on_notebook_start = self._begin
         watch.cells = len(self.nb.cells) - 1  # one is papermill's own
+
+    def _begin(self, notebook):
+        self.watch.process = self.km.provisioner.process
+        say(f"{self.watch.job.chapter}: {self.watch.cells} cells, {self.watch.job.run.label}")
 
     def _enter(self, cell, cell_index):
         injected = any("injected-parameters" in c.metadata.get("tags", []) for c in self.nb.cells[:cell_index])
-        self.watch.cell = cell_index + 1 - injected
+        self.watch.cell, self.watch.entered = cell_index + 1 - injected, time.time()
 
     async def _remember(self, cell, cell_index, execute_reply):
         content = execute_reply["content"]
@@ -134,4 +149,5 @@ def kernel_environment(root: Path, runtime: Path, threads: object) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     count = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     os.environ.update(count, AFTER_UPDATE_ROOT=str(root), JUPYTER_PATH=str(jupyter), JUPYTER_RUNTIME_DIR=str(root / runtime))
+    os.environ[progress.VARIABLE] = str(root / runtime / progress.FILE)
     os.environ.update(JUPYTER_CONFIG_DIR=str(jupyter / "config"), IPYTHONDIR=str(jupyter / "ipython"), JUPYTER_PLATFORM_DIRS="1")

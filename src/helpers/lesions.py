@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from helpers import generation
-from helpers.activations import causal
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.models import LanguageModel
+from helpers.models import LanguageModel, causal
 from helpers.neurons import at_replies, hooked, shape
 from helpers.training import Example
 
@@ -85,7 +84,7 @@ def patched_replies(
 ) -> list[str]:
     """The greedy replies of the base model while the chosen neurons are patched: batches and padding as for any other reply."""
     with patched(base, aligned, mask):
-        return generation.replies(base, prompts, new_tokens=new_tokens, batch=batch)
+        return generation.replies(base, prompts, new_tokens=new_tokens, batch=batch, whole=True)
 
 
 def activation_change(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from helpers import models
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 
 # options of PEFT after which an update is more, or other, than scale * B @ A of the modules that it names
@@ -177,6 +178,11 @@ def _check_numbers(config: Mapping) -> None:
                 raise ValueError(f"{field} {value}")
 
 
+def on_grid(adapter: Adapter) -> Adapter:
+    """The adapter with its factors rounded to bf16, as an adapter beside a model is stored, in the dtype that they had."""
+    return {name: LowRank(models.on_grid(pair.left), models.on_grid(pair.right)) for name, pair in adapter.items()}
+
+
 def check_fits(adapter: Adapter, model: nn.Module) -> None:
     """Raises StudyError, naming the first module and both shapes, where the adapter is not for this model."""
     modules = dict(model.named_modules())
@@ -231,9 +237,9 @@ def exchange_(wrapped: nn.Module, adapter: Adapter) -> None:
 
 
 @torch.no_grad()
-def merge(model: nn.Module, adapter: Adapter) -> None:
-    """Adds the adapter to the model's weights in place: the sum is formed in float32, then rounded to the weight's dtype."""
+def merge(model: nn.Module, adapter: Adapter, grid: str = "bf16") -> None:
+    """Adds the adapter to the model's weights in place: the sum is formed in float32, then rounded to the grid of a precision."""
     check_fits(adapter, model)
     for name, pair in adapter.items():
         weight = model.get_submodule(name).weight
-        weight.copy_((weight.float() + pair.dense().to(weight.device)).to(weight.dtype))
+        weight.copy_(models.on_grid(weight.float() + pair.dense().to(weight.device), grid))

@@ -4,18 +4,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
-import torch
 
-from helpers import behaviour, judges, records, utility
+from helpers import behaviour, compute, judges, records, utility
 from helpers.corpora import fingerprint
+from helpers.definitions import MEASURE, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.judges import JudgeSettings
-from helpers.records import KEY, content_key
+from helpers.names import Variant, keyed
 from helpers.statistics import kappa, newcombe_paired
 from helpers.subspaces import Spectrum
-from helpers.variants import Parts, Variant, build_variant, from_table, variant_codes, variant_key
-
-CODE = ("generation", "behaviour", "utility", "judges", "models", "quantizers", "lowrank", "precision", "variants")
+from helpers.variants import Parts, build_variant, from_table, variant_codes, variant_key
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,7 @@ def with_extra(
 
 def items(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
     """The labels of every item of the protocol on a variant: measured once, then read from the cache."""
-    key = content_key(variant=variant_key(parts, variant), plan=plan.key(), code=records.code_hash(*CODE), device=parts.device,
-                      threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    key = MEASURE.key(variant=variant_key(parts, variant), plan=plan.key(), **compute.machine(parts.device))
     return records.cached_table("measurements", key, lambda: _measured(parts, variant, plan))
 
 
@@ -87,13 +84,6 @@ def measure(parts: Parts, variants: Iterable[Variant], plan: Protocol, progress=
         if progress:
             progress(variant.label)
     return found
-
-
-def keyed(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the variant's key columns in front."""
-    front = pd.DataFrame({name: [getattr(variant, name)] * len(table) for name in KEY})
-    front["strength"] = front["strength"].astype(float)
-    return pd.concat([front, table.reset_index(drop=True)], axis=1)
 
 
 def behaviour_rows(measured: dict[Variant, pd.DataFrame]) -> pd.DataFrame:

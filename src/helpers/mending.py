@@ -15,11 +15,10 @@ from helpers.assessment import Measure, Panel
 from helpers.errors import StudyError
 from helpers.monitors import Monitor
 from helpers.readouts import Features
-from helpers.screening import FEW
+from helpers.screening import ENOUGH, FEW
 
 MAPS = ("centre", "coral", "procrustes", "low-rank")
 THRESHOLD, REFIT = "threshold", "refit"
-ENOUGH = 50  # labels of either class, half of which a probe can be fitted on
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from helpers import sources
+from helpers import compute, meter, sources
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -31,7 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"})
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+GRIDS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the values that stored weights may have; not what is computed in
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,11 @@ def length_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def causal(model: nn.Module) -> nn.Module:
+    """The transformers model itself, also where PEFT has wrapped it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def logits(causal: nn.Module, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocabulary"]:
@@ -337,6 +342,17 @@ def identity(folder: Path) -> str:
     return f"{folder.name}-{hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:12]}"
 
 
+def content_hash(model: nn.Module) -> str:
+    """sha256 of a model in memory: its configuration, and every parameter with its name, type and shape."""
+    spoken = {"_name_or_path", "transformers_version"}  # where it was read, and by what: not what it computes
+    config = {name: value for name, value in model.config.to_dict().items() if name not in spoken}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in model.named_parameters():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 # ---------------------------------------------------------------- loading
 
 
@@ -350,8 +366,24 @@ def device(name: str = "cpu") -> torch.device:
         raise StudyError(f"unknown device {name!r}; use cpu or cuda") from error
 
 
-def load(folder: Path, dtype: str = "bf16", on: str = "cpu") -> LanguageModel:
-    """The model and tokenizer of a folder, in evaluation mode and without gradients; a damaged one is refused by name."""
+def on_grid(tensor: Tensor, grid: str = "bf16") -> Tensor:
+    """The tensor's nearest values on the grid of a precision, in its own dtype."""
+    return tensor.to(GRIDS[grid]).to(tensor.dtype)
+
+
+def rounded_(model: nn.Module) -> nn.Module:
+    """The same model, its weights rounded to bf16 as they are stored, and held in what this machine computes in."""
+    for weight in model.parameters():  # and no buffer: rotary frequencies are float32 at any precision
+        weight.data = weight.data.to(torch.bfloat16).to(compute.current(weight.device).dtype)
+    return model
+
+
+def load(folder: Path, grid: str = "bf16", on: str = "cpu") -> LanguageModel:
+    """The model and tokenizer of a folder, in evaluation mode and without gradients; a damaged one is refused by name.
+
+    Its weights have values on the `grid` of a precision. They are held in bf16 where that is also what the machine computes
+    in (`compute.current`), else in float32, which holds the same values.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -360,7 +392,7 @@ def load(folder: Path, dtype: str = "bf16", on: str = "cpu") -> LanguageModel:
     safe = {"trust_remote_code": False, "local_files_only": True}
     report = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # told in `info`, and refused below
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], use_safetensors=True, **safe, **report)
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=GRIDS[grid], use_safetensors=True, **safe, **report)
         tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
@@ -370,6 +402,9 @@ def load(folder: Path, dtype: str = "bf16", on: str = "cpu") -> LanguageModel:
     model.generation_config = type(model.generation_config)(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
+    if compute.current(target).name == "fp32":
+        model = model.float()
+    meter.attach(model, list(getattr(causal(model).model, "layers", ())))
     return LanguageModel(model.to(target).eval().requires_grad_(False), tokenizer, folder)
 
 

@@ -21,8 +21,8 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models import atomic_file
 from helpers.probes import PROBES, Readout
 from helpers.readouts import Features, Tensors
+from helpers.roc import RATES
 
-RATES = {"5": 0.05, "1": 0.01}  # false-positive rates on validation, by their name in percent
 FORMAT = 1
 TENSORS, METADATA = "monitors.safetensors", "monitors.json"
 PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".npy", ".npz"}

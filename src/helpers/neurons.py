@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from helpers import generation
-from helpers.activations import causal
 from helpers.corpora import Row
 from helpers.encoding import token_batches
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.models import FAMILIES, LanguageModel, chat_text, encode, logits, pad
+from helpers.models import FAMILIES, LanguageModel, causal, chat_text, encode, logits, pad
+from helpers.progress import over
 from helpers.training import Example, examples
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -128,7 +128,7 @@ def batches(language: LanguageModel, texts: Sequence[Example]) -> Iterator[tuple
     These are where the next token belongs to the reply: from the last token of the prompt, where a refusal is decided, to the
     last but one of the reply. Padding is on the right, where a causal model needs no mask.
     """
-    for indices in token_batches([len(text.ids) for text in texts], BUDGET):
+    for indices in over("batches", token_batches([len(text.ids) for text in texts], BUDGET)):
         chosen = [texts[i] for i in indices]
         ids = pad([text.ids for text in chosen], language.tokenizer.pad_token_id)
         marks = pad([[0] * (text.start - 1) + [1] * (len(text.ids) - text.start) + [0] for text in chosen], 0)

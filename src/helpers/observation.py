@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from helpers import activations, candidates, models, monitors, probes, readings
-from helpers.activations import Activations, causal
+from helpers.activations import Activations
 from helpers.candidates import Moved
 from helpers.encoding import Plan
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.freezing import named_seed
 from helpers.intake import Inputs
-from helpers.models import LanguageModel, encode
+from helpers.models import LanguageModel, causal, encode
 from helpers.monitors import Monitor
 from helpers.probes import PROBES
 from helpers.readouts import Features, Pooled, Ragged

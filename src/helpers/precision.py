@@ -4,7 +4,7 @@ Weight-only formats are served through weights dequantized once; LLM.int8 in its
 computed once and kept by content.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from helpers import models, quantizers
-from helpers.corpora import fingerprint
+from helpers import compute, models, quantizers
+from helpers.definitions import QUANTIZE
 from helpers.errors import StudyError
 from helpers.models import LanguageModel, encode
-from helpers.records import cache_path, code_hash, content_key
+from helpers.records import cache_path
 
 CALIBRATION_TOKENS = 128
 Texts = Sequence[str]
@@ -53,23 +53,22 @@ def _gptq_(language: LanguageModel, precision: str, calibration: Texts) -> None:
 
 def gptq_file(language: LanguageModel, precision: str, calibration: Texts) -> Path:
     """The file of the model's weights after GPTQ, by module name; made where it is not there."""
-    weights = {name: language.model.get_submodule(name).weight for name in quantizers.linear_names(language.model)}
-    path = _gptq_path(weights, precision, calibration)
+    path = _gptq_path(language, precision, calibration)
     if not path.is_file():
         if not calibration:
             raise StudyError(f"precision {precision!r} needs calibration texts; set calibration_rows to at least 8")
         done = quantizers.gptq_model(language.model, calibration_batches(language, calibration), name=precision)
         note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
-        tensors = {name: stored.dequantize() for name, stored in done.items()}
+        tensors = {name: stored.dequantize(language.model.get_submodule(name).weight.dtype) for name, stored in done.items()}
         models.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
     return path
 
 
-def _gptq_path(weights: Mapping[str, Tensor], precision: str, calibration: Texts) -> Path:
-    """Where the result is kept, since GPTQ is the one slow quantizer; the key is what goes in: weights, texts and code."""
-    sums = [(float(w.double().sum()), float(w.double().square().sum())) for w in weights.values()]
-    key = content_key(sums=sums, texts=fingerprint(calibration), precision=precision, code=code_hash("quantizers"))
-    return cache_path("quantized", f"{key}.safetensors")
+def _gptq_path(language: LanguageModel, precision: str, calibration: Texts) -> Path:
+    """Where the result is kept, since GPTQ is the one slow quantizer; the key is what its passes see: model and tokens."""
+    tokens = [batch["input_ids"].tolist() for batch in calibration_batches(language, calibration)]
+    of = {"model": models.content_hash(language.model), "tokens": tokens, "precision": precision}
+    return cache_path("quantized", f"{QUANTIZE.key(**of, **compute.machine(language.device))}.safetensors")
 
 
 def weight_quality(folder: Path, precision: str, calibration: Texts = ()) -> dict[str, tuple[float, float, int]]:
@@ -82,7 +81,7 @@ def weight_quality(folder: Path, precision: str, calibration: Texts = ()) -> dic
             name: (q.bits_per_weight, quantizers.relative_error(weights[name], q), weights[name].numel())
             for name, q in done.items()
         }
-    path = _gptq_path(weights, precision, calibration)
+    path = _gptq_path(language, precision, calibration)
     quantize_(language, precision, calibration)
     with safe_open(path, framework="pt") as file:
         bits = file.metadata()

@@ -71,7 +71,7 @@ def _served(parts: Parts, variant: Variant, restored: Restored, build: Callable[
     if variant.serving != "attached":
         return build_variant(parts, variant)
     language = build()
-    lowrank.exchange_(language.model, restored.update)
+    lowrank.exchange_(language.model, lowrank.on_grid(restored.update))
     return language
 
 

@@ -18,12 +18,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers import meter
 from helpers.errors import REFUSED, StudyError
-
-# Said once at import and once a call; both are harmless, and neither may drown a notebook.
-for _noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
-import bitsandbytes as bnb  # noqa: E402  the first message is logged by this import
+from helpers.progress import over
 
 GROUP = 64  # weights that share a scale: bitsandbytes' default block, and a divisor of the embedded model's 576 and 1536
 DAMPING = 0.01  # of the gram's mean diagonal, as in Frantar et al. (2023)
@@ -35,6 +32,17 @@ NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.
 Gram = Float[Tensor, "d_in d_in"]
 Weight = Float[Tensor, "d_out d_in"]
 Batches = Iterable[Mapping[str, Tensor]]
+
+
+@cache
+def _bnb():
+    """Return bitsandbytes, imported where it is first used: it takes longer than torch, and most of the study packs nothing."""
+    # Said once at import and once a call; both are harmless, and neither may drown a notebook.
+    for noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    import bitsandbytes
+
+    return bitsandbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +99,7 @@ def int8(weight: Weight, gram: Gram | None = None) -> Quantized:
 
     Dettmers et al. (2022), arXiv 2208.07339. The served model also rounds the activations; that is not seen here.
     """
-    codes, absmax, _ = bnb.functional.int8_vectorwise_quant(_checked(weight).to(torch.float16))
+    codes, absmax, _ = _bnb().functional.int8_vectorwise_quant(_checked(weight).to(torch.float16))
     return Quantized(tuple(weight.shape), {"codes": codes, "absmax": absmax}, "int8")
 
 
@@ -100,18 +108,18 @@ def four_bit(weight: Weight, gram: Gram | None = None, *, kind: str = "nf4", dou
 
     `double` also stores the absmax in 8 bits (blocks of 256, one offset). Dettmers et al. (2023), arXiv 2305.14314.
     """
-    codes, state = bnb.functional.quantize_4bit(
+    codes, state = _bnb().functional.quantize_4bit(
         _checked(weight).contiguous(), blocksize=GROUP, compress_statistics=double, quant_type=kind
     )
     return _from_state(codes, state)
 
 
-def read_linear4bit(module: bnb.nn.Linear4bit) -> Quantized:
+def read_linear4bit(module: nn.Module) -> Quantized:
     """Return what a real Linear4bit stores; refused when bitsandbytes has repacked it for the CPU."""
     return _from_state(module.weight.data, module.weight.quant_state)
 
 
-def _from_state(codes: UInt8[Tensor, "half 1"], state: bnb.functional.QuantState) -> Quantized:
+def _from_state(codes: UInt8[Tensor, "half 1"], state: object) -> Quantized:
     if getattr(state, "packing_format_for_cpu", False):
         raise StudyError("Linear4bit is packed for the CPU, its codes are reordered: load it with to_bitsandbytes_", REFUSED)
     tensors = {"codes": codes, "absmax": state.absmax}
@@ -141,7 +149,7 @@ def nf4_codes(weight: Weight) -> tuple[UInt8[Tensor, " n"], Float[Tensor, " bloc
 
 @cache
 def _nested_table(device: torch.device) -> Float[Tensor, "256"]:
-    return bnb.functional.create_dynamic_map().to(device)
+    return _bnb().functional.create_dynamic_map().to(device)
 
 
 def _decode_four_bit(stored: Quantized, dtype: torch.dtype) -> Weight:
@@ -150,10 +158,10 @@ def _decode_four_bit(stored: Quantized, dtype: torch.dtype) -> Weight:
         raise StudyError(f"{stored.format} codes are packed for the CPU: quantize anew from the checkpoint", REFUSED)
     if "offset" in stored.tensors:
         nested, table = stored.tensors["nested_absmax"], _nested_table(absmax.device)
-        absmax = bnb.functional.dequantize_blockwise(absmax, absmax=nested, code=table, blocksize=256)
+        absmax = _bnb().functional.dequantize_blockwise(absmax, absmax=nested, code=table, blocksize=256)
         absmax = absmax + stored.tensors["offset"]
-    state = bnb.functional.QuantState(absmax, stored.shape, blocksize=GROUP, quant_type=stored.format, dtype=dtype, code=None)
-    return bnb.functional.dequantize_4bit(codes, state)
+    state = _bnb().functional.QuantState(absmax, stored.shape, blocksize=GROUP, quant_type=stored.format, dtype=dtype, code=None)
+    return _bnb().functional.dequantize_4bit(codes, state)
 
 
 # --- round to nearest, and GPTQ: the same stored form
@@ -274,7 +282,7 @@ def gptq(weight: Weight, gram: Gram | None = None, *, bits: int = 4) -> Quantize
 
 DECODERS: dict[str, Callable[[Quantized, torch.dtype], Tensor]] = {
     "bf16": lambda stored, dtype: stored.tensors["codes"].to(dtype, copy=True),
-    "int8": lambda s, dtype: bnb.functional.int8_vectorwise_dequant(s.tensors["codes"], s.tensors["absmax"]).to(dtype),
+    "int8": lambda s, dtype: _bnb().functional.int8_vectorwise_dequant(s.tensors["codes"], s.tensors["absmax"]).to(dtype),
     "nf4": _decode_four_bit,
     "fp4": _decode_four_bit,
     **{f"uniform-{bits}": partial(_decode_uniform, bits=bits) for bits in (8, 4, 3, 2)},
@@ -372,7 +380,7 @@ def quantize_model(
     `progress` is called with each module's name when it is done.
     """
     quantizer, done = _quantizer(name), {}
-    for module in linear_names(model):
+    for module in over("modules", linear_names(model)):
         done[module] = _quantize_module(model, module, quantizer, (grams or {}).get(module))
         if progress:
             progress(module)
@@ -399,11 +407,11 @@ def _bitsandbytes_linear(linear: nn.Linear, name: str) -> nn.Linear:
     """Return the real bitsandbytes module for one linear, quantized on its device, CPU weight packing off."""
     options, size, bias = BITSANDBYTES[name], (linear.in_features, linear.out_features), linear.bias is not None
     if name == "int8":
-        new = bnb.nn.Linear8bitLt(*size, bias=bias, device="meta", **options)
-        new.weight = bnb.nn.Int8Params(_checked(linear.weight), requires_grad=False, **options)
+        new = _bnb().nn.Linear8bitLt(*size, bias=bias, device="meta", **options)
+        new.weight = _bnb().nn.Int8Params(_checked(linear.weight), requires_grad=False, **options)
     else:
-        new = bnb.nn.Linear4bit(*size, bias=bias, device="meta", compute_dtype=torch.bfloat16, **options)
-        new.weight = bnb.nn.Params4bit(_checked(linear.weight), requires_grad=False, module=new, **options)
+        new = _bnb().nn.Linear4bit(*size, bias=bias, device="meta", compute_dtype=linear.weight.dtype, **options)
+        new.weight = _bnb().nn.Params4bit(_checked(linear.weight), requires_grad=False, module=new, **options)
         # On AVX512-BF16 a no-grad eval forward would repack the codes in place: wrong gradients, merge and save, silently.
         new.support_avx512bf16_for_cpu = False
     new.bias = linear.bias
@@ -497,11 +505,15 @@ def gptq_model(
         blocks.setdefault(_block_of(module), []).append(module)
 
     with ExitStack() as undo:
+        turns = over("blocks", blocks)
+        undo.callback(turns.close)
 
         def on_entry(inside: list[str], block: nn.Module, args: tuple, kwargs: dict) -> None:
+            next(turns, None)
             grams: dict[str, Gram] = {}
             with _grams_into(grams, model, inside, batch["attention_mask"]):
                 block.forward(*args, **kwargs)  # not the call, which would enter here again
+            meter.count(batch["input_ids"].numel() / len(blocks))
             for module in inside:
                 done[module] = _quantize_module(model, module, quantizer, grams.get(module))
                 weight = model.get_submodule(module).weight

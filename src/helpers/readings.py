@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
 from helpers import probes, tasks
 from helpers.activations import POOLINGS, Activations, Plan, layers
@@ -21,7 +20,6 @@ from helpers.probes import PROBES, Readout
 from helpers.readouts import Features, Pooled, Ragged
 from helpers.splits import check
 
-CONTROL = "shuffled-labels"
 ATTENTION = "attention"
 LINEAR = ("logistic", "mean-difference", "lda")  # kinds with one direction: a refit of them is cheap and can be compared
 TURNED = ("logistic", "mean-difference")  # kinds whose angle gets an interval, at the price of several more fits
@@ -102,11 +100,6 @@ def places(reading: Plan, kinds: Sequence[str], model_depth: int) -> Iterator[Pl
             if asked == task and ATTENTION in kinds:
                 (layer,) = layers((depth,), model_depth)
                 yield Place(task, ATTENTION, "", layer, layer / model_depth)
-
-
-def place_names(table: pd.DataFrame) -> pd.Series:
-    """Where the monitors of a table's rows read, layer and pooling in one name: monitors of one place are relatives."""
-    return table["probe"].str.rsplit("-", n=1).str[-1] + "/" + table["layer"].astype(str)
 
 
 def in_double(found: Activations) -> Activations:

@@ -4,7 +4,6 @@ A table is checked against its schema, written whole or not at all, and kept in 
 again, its rows are replaced and the others stay. The manifest comes last; its presence means that the run is finished.
 """
 
-import ast
 import hashlib
 import json
 import os
@@ -12,7 +11,6 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -56,28 +54,7 @@ NUMERIC = {
 SCHEMA_VERSION = 1
 
 
-# ---------------------------------------------------------------- content keys and the cache
-
-
-def content_key(**parts: object) -> str:
-    """A hash of named plain values; the same values give the same key on every machine."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
-
-
-@lru_cache
-def code_hash(*modules: str) -> str:
-    """A hash of the code of the named helper modules, comments and docstrings left out: prose does not age results."""
-    texts = [_bare(Path(__file__).parent / f"{name}.py") for name in modules]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-
-
-def _bare(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            node.body = body[1:]
-    return ast.dump(tree)
+# ---------------------------------------------------------------- the cache
 
 
 def cache_path(kind: str, name: str) -> Path:

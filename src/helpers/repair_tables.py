@@ -13,7 +13,9 @@ from helpers import activations, measurements, models, readings, repairs, roc, u
 from helpers.activations import Activations, Plan
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.monitors import RATES, Monitor
-from helpers.readings import CONTROL, Rows
+from helpers.names import CONTROL
+from helpers.progress import over
+from helpers.readings import Rows
 from helpers.records import OWN, VALUES
 from helpers.repairs import DEFAULT, GATES, LADDER, NULL, RUNGS, Case, Judged, Repaired
 from helpers.statistics import MARGINS, Estimate, group_codes, mean_interval, rate_interval
@@ -92,7 +94,7 @@ def on_variant(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Rows of the table without key columns, and the cells without variant, family and seed, of one variant."""
     rows, cells, every = [], [], []
-    for task, name in in_use.items():
+    for task, name in over("tasks", in_use.items()):
         here = repairs.case(task, before, after, plan, repairs.other_texts(plan, task, most), seed)
         mine = chosen(monitors, task, name, before)
         found = measure(here, mine)
@@ -276,7 +278,7 @@ def interplay(
     """
     before = readings.in_double(activations.stored(parts, aligned, plan))
     tables = []
-    for home, others in restored.items():
+    for home, others in over("variants", restored.items()):
         sides = {}
         for variant in (home, *others):
             after = readings.in_double(activations.stored(parts, variant, plan))

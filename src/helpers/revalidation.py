@@ -14,11 +14,12 @@ import torch
 
 from helpers import candidates, intake, judgement, mending, models, monitors, observation, scorefiles, screening, sureness
 from helpers.assessment import Panel
-from helpers.intake import Inputs, Options
+from helpers.intake import Inputs
 from helpers.judgement import Judged
 from helpers.mending import Mended
 from helpers.monitors import Monitor
 from helpers.observation import Observed
+from helpers.options import Options
 from helpers.parameters import derive_seed
 from helpers.screening import Screened
 from helpers.splits import Example
@@ -40,13 +41,13 @@ def run(options: Options, say: Say = print) -> Outcome:
 
     Errors are StudyErrors of one line with codes 2, 12, 13 or 14, raised before anything is written.
     """
+    if options.scores:
+        return Outcome(scorefiles.run(options, say))
     begun = time.monotonic()
     say("revalidate: checking what was given")
     with models.threads(options.threads or torch.get_num_threads()):
-        found = Outcome(scorefiles.report(options)) if options.scores else _of_models(options, say)
-    found.report["seconds"] = round(time.monotonic() - begun, 1)
-    say(f"{found.report['verdict']['word']}: {found.report['verdict']['sentence']}")
-    return found
+        found = _of_models(options, say)
+    return replace(found, report=judgement.told(found.report, begun, say))
 
 
 def save(outcome: Outcome, folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from helpers.statistics import (
     wilson_bounds,
 )
 
+RATES = {"5": 0.05, "1": 0.01}  # false-positive rates on validation, by their name in percent
 ALPHA = 0.05  # of each of the two answers, "worse" and "preserved"
 POWER = 0.8  # with which `needed` rows give one of them
 NEVER = 10**9  # rows: more than anyone has

@@ -23,7 +23,8 @@ import yaml
 from helpers import chapters, parameters
 from helpers.chapters import Job, Run
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.guards import locked, orphaned, peak_gb, prepare, process_identity, protect, say, write_whole
+from helpers.guards import locked, orphaned, prepare, process_identity, protect, say, write_whole
+from helpers.system import peak_gb
 
 GRAVEST = (ENVIRONMENT, REFUSED, NOT_COMPARABLE, 10, 11, USAGE)  # when several codes hold, the first of these
 
@@ -154,6 +155,7 @@ def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> 
             for name, reason in names.items():
                 if chapters.status(plan.root / run.folder, name):
                     say(f"note: {name} runs again: {reason}")
+            _tell_older_figures(plan, run, names)
             if names:
                 chapters.forget(plan.root / run.folder, names)
         code = 0
@@ -164,6 +166,13 @@ def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> 
     runs = [{"model": run.slug, "seed": run.seed, "chapters": states[run]} for run in plan.runs]
     took = round(time.monotonic() - begun, 1)
     return {"profile": plan.profile, "code": code, "runs": runs, "seconds": took, "peak_gb": round(peak_gb(), 3)}
+
+
+def _tell_older_figures(plan: Plan, run: Run, todo: Mapping[str, str]) -> None:
+    kept = {name: path for name, path in plan.notebooks.items() if name not in todo}
+    older = chapters.older_figures(plan.root / run.folder, kept)
+    if older:
+        say(f"note: figures of {', '.join(older)} are older than the code that draws them; FORCE=1 draws them from what is kept")
 
 
 def _fetch(plan: Plan) -> None:
@@ -223,7 +232,7 @@ def _write_jobs(plan: Plan, run: Run, names: Mapping[str, str], place: Path) -> 
     folder = f"{run.slug}/seed-{run.seed}"
     for name in names:
         own = plan.values[run][name]
-        job = Job(name, run, own, prints[name], plan.seconds, runner)
+        job = Job(name, run, own, prints[name], plan.seconds, runner, chapters.marks(plan.notebooks[name]))
         write_whole(place / folder / f"{name}.json", json.dumps(asdict(job), default=str))
         before = [f"{folder}/{need}" for need in chapters.needs(name, plan.notebooks) if need in names]
         listed.append({"stem": f"{folder}/{name}", "needs": before, "threads": int(own.get("threads", 1))})
@@ -323,7 +332,8 @@ def _one(plan: Plan, run: Run, name: str, force: bool) -> dict[str, object]:
             f"the old results of {run.label} are in results/.old; now run them all: make study PROFILE={run.profile}"
         )
     chapters.forget(folder, later)
-    job = Job(name, run, plan.values[run][name], prints[name], plan.seconds, {})
+    marks = chapters.marks(plan.notebooks[name])
+    job = Job(name, run, plan.values[run][name], prints[name], plan.seconds, {}, marks)
     entry = execution.execute(job, plan.root, plan.notebooks[name], lambda: (folder / ".lock").unlink(missing_ok=True))
     report(job, entry)
     _finish(plan, run, later)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from helpers import findings
+from helpers.claims import CLAIMS, UNITS
 from helpers.manifests import Finished, commits, duration, finished, machines, span, versions
 from helpers.markup import block, chapter_link, code, folded, table, text
 
@@ -80,9 +82,6 @@ def _sources(found: list[Finished]) -> str:
 
 def spread(root: Path, run: Path) -> str:
     """How far seeds lie apart: the headline of every claim in each finished run of the profile shown."""
-    from helpers import findings  # imports torch, so only where a page asks for it
-    from helpers.claims import CLAIMS, UNITS
-
     found = finished(run.parents[1])
     dots = findings.by_seed([(each.model, each.seed, findings.run_tables(each.folder)) for each in found])
     rows = []

@@ -2,33 +2,41 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from helpers import intake, judgement, screening, sureness
+from helpers import judgement, screening, sureness
 from helpers.assessment import Panel
-from helpers.intake import Options
-from helpers.monitors import RATES
+from helpers.options import Options, scored
 from helpers.parameters import derive_seed
+from helpers.roc import RATES
 from helpers.rowfiles import Score
+
+
+def run(options: Options, say: Callable[[str], None] = print) -> dict[str, object]:
+    """The report of scores alone, timed; `code` in it is the exit code, 0, 10 or 11. Errors are StudyErrors of one line."""
+    begun = time.monotonic()
+    say("revalidate: checking what was given")
+    return judgement.told(report(options), begun, say)
 
 
 def report(options: Options) -> dict[str, object]:
     """The report as plain JSON, of the scores in a file; states are those of `revalidation`, by the same tests."""
-    by_monitor = intake.scored(options)
+    by_monitor = scored(options)
     rows = next(iter(by_monitor.values()))
     required = {name: name in (options.required or [name]) for name in by_monitor}
     panels = _score_panels({name: found for name, found in by_monitor.items() if not math.isnan(found[0].label)})
     judged = judgement.judge(panels, required, None, options.seed)
-    scored = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
+    sides = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
               for name, found in by_monitor.items()}  # fmt: skip
     cuts = {name: found[0].threshold for name, found in by_monitor.items()}
-    screened = {name: screening.screen(*pair, cuts[name], RATES["5"]) for name, pair in scored.items()}
+    screened = {name: screening.screen(*pair, cuts[name], RATES["5"]) for name, pair in sides.items()}
     if not panels:
-        judged = replace(judged, controls=sureness.drift(scored, cuts, None, derive_seed(options.seed, "drift")))
+        judged = replace(judged, controls=sureness.drift(sides, cuts, None, derive_seed(options.seed, "drift")))
     unknown = {"task": None, "kind": None, "layer": None, "hash": None, "mended": None}
     watched = [
         judgement.watch(judged, name, one.same, required=required[name], screened=one, **unknown)

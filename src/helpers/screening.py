@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from scipy import special
-from torch import Tensor
 
-from helpers import pairedrates, probes, signals
-from helpers.monitors import Monitor
+from helpers import pairedrates, signals
 from helpers.roc import ALPHA
 from helpers.statistics import MARGINS, Estimate, rate_interval
 
+if TYPE_CHECKING:  # torch is not needed to screen scores
+    from torch import Tensor
+
+    from helpers.monitors import Monitor
+
 FEW = 50  # texts, below which drift is told from noise by chance only, and no realignment is fitted
+ENOUGH = 50  # labelled texts of either class, half of which a probe can be fitted on
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Layer:
     cka: float
 
 
-def layers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Layer]:
+def layers(before: Mapping[str, "Tensor"], after: Mapping[str, "Tensor"]) -> list[Layer]:
     """What moved at each layer, by the mean-pooled states."""
     names = sorted((name for name in before if name.startswith("mean/")), key=_number)
     return [_layer(_number(name), *(side[name].double().numpy() for side in (before, after))) for name in names]
@@ -143,8 +148,10 @@ class Direction:
     shift: float
 
 
-def direction(monitor: Monitor, before: Float[np.ndarray, "n d"], after: Float[np.ndarray, "n d"]) -> Direction | None:
+def direction(monitor: "Monitor", before: Float[np.ndarray, "n d"], after: Float[np.ndarray, "n d"]) -> Direction | None:
     """How the shift lies to the monitor's direction; None where it has none, or nothing moved."""
+    from helpers import probes  # imports torch, which scores alone do not need
+
     frozen, shift = probes.direction(monitor.readout), after.mean(axis=0) - before.mean(axis=0)
     if frozen is None or not np.linalg.norm(shift) > 0:
         return None

@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-CELL = re.compile(r"(?:[^\s\"'\x1b]*/)?ipykernel_\d+/\d+\.py")
+# The folder before it is looked for from the start of a word alone: from every letter of it, a long word took minutes
+CELL = re.compile(r"(?:(?<![^\s\"'\x1b])[^\s\"'\x1b]*/)?ipykernel_\d+/\d+\.py")
 # What looks like a path of some machine, after the known folders are replaced: only its last part stays.
 PATH = re.compile(
     r"(^|[\s\"'(=\[<>:,;`]|\x1b\[[0-9;]*m)/(?:home|root|Users|tmp|var|opt|usr|mnt|srv|private|work|data)((?:/[\w.@+~-]+)+)"

@@ -5,25 +5,16 @@ models, labels signals need 10 to 20 labelled rows. Each is one number per cell;
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import bitsandbytes as bnb
 import numpy as np
-import pandas as pd
-import torch
 from jaxtyping import Float
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from scipy import stats
-from torch import Tensor, nn
 
 from helpers import roc
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.lowrank import LowRank
-from helpers.quantizers import linear_names, read_linear4bit
 
-WRITERS = ("o_proj", "down_proj")  # the linear modules whose output is added to the residual stream
 Scores = Sequence[float] | np.ndarray
 
 
@@ -61,16 +52,16 @@ SIGNALS: dict[str, Signal] = {
 # ---------------------------------------------------------------- activations
 
 
-def _double(values: Float[Tensor, "..."], name: str) -> np.ndarray:
-    """The values in float64: sums over thousands of texts, and differences of nearly equal sums, follow."""
-    array = torch.as_tensor(values).detach().cpu().double().numpy()
+def _double(values: Float[np.ndarray, "..."], name: str) -> np.ndarray:
+    """The values, of a tensor too, in float64: sums over thousands of texts, and differences of nearly equal sums, follow."""
+    array = np.asarray(values.detach().cpu().double() if hasattr(values, "detach") else values, dtype=float)
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
         raise StudyError(f"{name}: {bad} of {len(array)} rows are not finite; measure that variant again", REFUSED)
     return array
 
 
-def _centred(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[np.ndarray, np.ndarray]:
+def _centred(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, np.ndarray]:
     before, after = _double(x, "activations before"), _double(y, "activations after")
     if before.ndim != 2 or before.shape != after.shape or len(before) < 2:
         shapes = f"{before.shape} and {after.shape}"
@@ -78,7 +69,7 @@ def _centred(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[np.ndarr
     return before - before.mean(axis=0), after - after.mean(axis=0)
 
 
-def linear_cka(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_model"]) -> float:
+def linear_cka(x: Float[np.ndarray, "n d_model"], y: Float[np.ndarray, "n d_model"]) -> float:
     """Linear CKA of the activations of the same texts before and after, 0 to 1; nan where one side is constant.
 
     ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) with centred columns (Kornblith et al. 2019), or the same from the n x n Gram
@@ -94,7 +85,7 @@ def linear_cka(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_model"]) -> 
     return min(shared / float(sizes), 1.0) if sizes > 0 else math.nan
 
 
-def covariance_distance(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_model"]) -> float:
+def covariance_distance(x: Float[np.ndarray, "n d_model"], y: Float[np.ndarray, "n d_model"]) -> float:
     """||C_Y - C_X||_F / ||C_X||_F of the covariances before (X) and after (Y); nan where the activations before are constant.
 
     With S = (X + Y) / 2 and D = Y - X, Y^T Y - X^T X = S^T D + D^T S, whose squared norm is 2 <SS^T, DD^T> + 2 tr((D S^T)^2):
@@ -112,7 +103,7 @@ def covariance_distance(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_mod
     return float(moved / size) if size > 0 else math.nan
 
 
-def mean_shift(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_model"], w: Float[Tensor, " d_model"]) -> float:
+def mean_shift(x: Float[np.ndarray, "n d_model"], y: Float[np.ndarray, "n d_model"], w: Float[np.ndarray, " d_model"]) -> float:
     """(mean Y - mean X) . w / sd(X w): how far the mean moved along the probe direction, in sd of the score before; signed.
 
     For a monitor without a direction pass its scores as n x 1 activations and w = [1]. nan where the score before is constant.
@@ -123,7 +114,7 @@ def mean_shift(x: Float[Tensor, "n d_model"], y: Float[Tensor, "n d_model"], w: 
     return float((after.mean() - before.mean()) / spread) if spread > 0 else math.nan
 
 
-def principal_share(x: Float[Tensor, "n d_model"], w: Float[Tensor, " d_model"], k: int = 10) -> float:
+def principal_share(x: Float[np.ndarray, "n d_model"], w: Float[np.ndarray, " d_model"], k: int = 10) -> float:
     """||P_k w||^2 / ||w||^2: share of the probe direction in the top k principal components before; k / d by chance.
 
     With K = X X^T (centred) = U L U^T the components are X^T u_j / sqrt(l_j), so the share is sum_j (u_j . X w)^2 / l_j: the
@@ -214,113 +205,3 @@ def few_labels(labels: Sequence[int], base_scores: Scores, variant_scores: Score
     right = [float(((scores > threshold) == truth).mean()) for scores in (before, after)]
     drop = float(roc.auroc(truth, before)) - float(roc.auroc(truth, after))
     return {"few_drop": drop, "few_accuracy": right[1] - right[0]}
-
-
-# ---------------------------------------------------------------- weights
-
-
-def effective_weights(model: nn.Module) -> Iterator[tuple[str, Float[Tensor, "d_out d_in"]]]:
-    """Name and float32 weight of each linear module inside the blocks, one at a time, as the model multiplies by it.
-
-    Understands plain linear modules, bitsandbytes' 8 and 4 bit (dequantized), and PEFT's LoRA beside any of them, as
-    base + scale * B A under the names of the unwrapped model. Rounding of activations, as in LLM.int8, is not a weight.
-    """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    owners = dict.fromkeys(name.partition(".lora_")[0].removesuffix(".base_layer") for name in linear_names(inner))
-    for name in owners:
-        module = inner.get_submodule(name)
-        weight = _dense(module.get_base_layer() if isinstance(module, LoraLayer) else module)
-        if isinstance(module, LoraLayer) and not module.disable_adapters:
-            for adapter in (a for a in module.active_adapters if a in module.lora_A and a not in module.merged_adapters):
-                weight = weight + _added(name, module, adapter)
-        yield name, weight
-
-
-@torch.no_grad()
-def _dense(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
-    if isinstance(module, bnb.nn.Linear4bit):
-        return read_linear4bit(module).dequantize(torch.float32)
-    if isinstance(module, bnb.nn.Linear8bitLt):
-        scales = module.state.SCB if module.weight.SCB is None else module.weight.SCB  # the first forward pass moves them
-        return bnb.functional.int8_vectorwise_dequant(module.weight.data, scales).float()
-    return module.weight.detach().float()
-
-
-@torch.no_grad()
-def _added(name: str, module: LoraLayer, adapter: str) -> Float[Tensor, "d_out d_in"]:
-    if adapter in module.lora_magnitude_vector or module.lora_bias[adapter]:
-        raise StudyError(f"{name} holds more than plain LoRA (DoRA or a bias); merge it first", REFUSED)
-    return LowRank(module.scaling[adapter] * module.lora_B[adapter].weight.float(), module.lora_A[adapter].weight).dense()
-
-
-def along(layer: int, position: int) -> str:
-    """The column of `weight_changes` for one direction: its layer and its place among that layer's directions."""
-    return f"along_{layer}_{position}"
-
-
-@torch.no_grad()
-def weight_changes(
-    before: Mapping[str, Float[Tensor, "d_out d_in"]],
-    after: Iterable[tuple[str, Float[Tensor, "d_out d_in"]]],
-    directions: Mapping[int, Float[Tensor, "d_model p"]],
-) -> pd.DataFrame:
-    """One row per module: block, writes (into the residual stream), d_out, change = ||dW||_F^2, weight = ||W||_F^2, and for
-    writers ||dW^T w||^2 for the unit direction w of every column of `directions` (0 for the others).
-
-    `before` are the aligned model's weights by module name, `after` comes from `effective_weights` of the variant. One dense
-    difference is alive at a time, in float32; squares are summed in float64, where float32 was seen to be off by 1e-3.
-    """
-    columns = [along(layer, j) for layer, matrix in directions.items() for j in range(matrix.shape[1])]
-    unit = torch.cat([m.float() / m.float().norm(dim=0, keepdim=True) for m in directions.values()], dim=1) if columns else None
-    rows = {}
-    for name, weight in after:
-        if name not in before or before[name].shape != weight.shape:
-            raise StudyError(
-                f"module {name!r} is missing or of another shape before; compare variants of one model", NOT_COMPARABLE
-            )
-        rows[name] = _change_row(name, before[name], weight, unit, columns)
-    if missing := [name for name in before if name not in rows]:
-        raise StudyError(f"module {missing[0]!r} is missing after; compare variants of one model", NOT_COMPARABLE)
-    return pd.DataFrame(list(rows.values()))
-
-
-def _change_row(name: str, old: Tensor, new: Tensor, unit: Tensor | None, columns: Sequence[str]) -> dict:
-    change, writes = new - old, name.rpartition(".")[2] in WRITERS  # bf16 and float32 meet in float32
-    found = [0.0] * len(columns)
-    if writes and unit is not None:
-        if len(unit) != len(change):
-            raise StudyError(f"directions have {len(unit)} entries, {name!r} writes {len(change)}; use this model's probes")
-        found = (change.T @ unit).double().square().sum(dim=0).tolist()
-    block = int(next(part for part in name.split(".") if part.isdigit()))
-    sizes = {"change": _squares(change), "weight": _squares(old.float())}
-    return {
-        "module": name,
-        "block": block,
-        "writes": writes,
-        "d_out": len(change),
-        **sizes,
-        **dict(zip(columns, found, strict=True)),
-    }
-
-
-def _squares(matrix: Tensor) -> float:
-    return float(matrix.square().sum(dim=1, dtype=torch.float64).sum())
-
-
-def relative_change(changes: pd.DataFrame, layer: int) -> float:
-    """sqrt(sum ||dW||_F^2) / sqrt(sum ||W||_F^2) over the modules of the first `layer` blocks, those that the monitor reads."""
-    below = changes[changes["block"] < layer]
-    return math.sqrt(below["change"].sum() / below["weight"].sum()) if below["weight"].sum() > 0 else math.nan
-
-
-def output_overlap(changes: pd.DataFrame, layer: int, position: int = 0) -> float:
-    """sum ||dW^T w||^2 / (sum ||dW||_F^2 / d_model) over the residual writers of the first `layer` blocks, w of unit length.
-
-    1 is what a random direction gets in the mean, 0 what a direction off the change's output space gets, d_model the most.
-    Ours: the energy of a projection, as in subspace overlap. nan where those modules did not change.
-    """
-    if (column := along(layer, position)) not in changes:
-        raise StudyError(f"no direction {position} at layer {layer} among the weight changes; pass it to weight_changes")
-    below = changes[changes["writes"] & (changes["block"] < layer)]
-    size = (below["change"] / below["d_out"]).sum()
-    return float(below[column].sum() / size) if size > 0 else math.nan

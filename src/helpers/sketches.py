@@ -9,26 +9,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from helpers import activations, behaviour, corpora, freezing, readings, records, roc, utility
+from helpers import activations, behaviour, compute, corpora, freezing, readings, records, roc, utility
 from helpers.activations import Plan
 from helpers.behaviour import ITEM_COLUMNS, PromptSet
 from helpers.corpora import fingerprint
+from helpers.definitions import SKETCH, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.judges import JudgeSettings
 from helpers.measurements import Protocol
 from helpers.models import LanguageModel
 from helpers.monitors import Monitor
+from helpers.names import EVERY
 from helpers.readings import ATTENTION, Rows
+from helpers.splits import Example
 from helpers.statistics import Estimate, rate_interval
 
-CODE = ("sketches", "activations", "encoding", "readings", "probes", "readouts", "generation", "behaviour", "utility", "judges",
-        "models", "quantizers", "lowrank", "precision", "variants")  # fmt: skip
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
 FEW = "few"  # of the texts of a corpus: whatever the split of the prompts, utility is told on held-out texts
-EVERY = "all monitors"  # what rows about all monitors in use are measured on
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Sketch:
     def key(self) -> str:
         """A hash of everything that the values depend on, besides the model."""
         frozen = [monitor.hash for monitor in self.monitors]
-        return records.content_key(protocol=self.protocol.key(), reading=self.reading.key(), monitors=frozen)
+        return content_key(protocol=self.protocol.key(), reading=self.reading.key(), monitors=frozen)
 
 
 def prompt_sets(split: str, n_harmful: int, n_edgy: int, origin: str) -> tuple[PromptSet, ...]:
@@ -71,16 +70,23 @@ def in_use(note: dict) -> tuple[Monitor, ...]:
     return tuple(named[choice["monitor"]] for choice in note["chosen"].values())
 
 
-def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int) -> Plan:
-    """The plan with the first `rows` texts a class of one split, read only where the monitors read."""
+def first_rows(reading: Plan, split: str, rows: int) -> tuple[Example, ...]:
+    """The first `rows` texts a class of one split of every task."""
     kept, seen = [], {}
     for example in reading.examples:
         place = (example.task, example.label)
         if example.split == split and seen.get(place, 0) < rows:
             kept.append(example)
             seen[place] = seen.get(place, 0) + 1
+    return tuple(kept)
+
+
+def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int) -> Plan:
+    """The plan with the first `rows` texts a class of one split, read only where the monitors read."""
     tokens = tuple((m.task, m.depth) for m in monitors if m.kind == ATTENTION)
-    return replace(reading, examples=tuple(kept), depths=tuple(sorted({m.depth for m in monitors})), tokens=tokens)
+    return replace(
+        reading, examples=first_rows(reading, split, rows), depths=tuple(sorted({m.depth for m in monitors})), tokens=tokens
+    )
 
 
 def sketch(
@@ -109,15 +115,14 @@ def take(of: str, plan: Sketch, build: Callable[[], LanguageModel], device: str 
 
 def stored(of: str, plan: Sketch, make: Callable[[], pd.DataFrame], device: str = "cpu") -> pd.DataFrame:
     """The items kept for what `of` names, made first where they are not there."""
-    key = records.content_key(of=of, plan=plan.key(), code=records.code_hash(*CODE), device=device,
-                              threads=torch.get_num_threads(), torch=torch.__version__)  # fmt: skip
+    key = SKETCH.key(of=of, plan=plan.key(), **compute.machine(device))
     return records.cached_table("sketches", key, make)
 
 
 def look(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
     """The items of the sketch on a model: labels of replies, utility, and the monitors' scores."""
     asked = plan.protocol
-    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin)
+    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin, brief=True)
     useful = utility.measure(language, asked.utility, asked.summary_tokens)
     return pd.concat([part for part in (said, useful, _scores(plan, language)) if len(part)], ignore_index=True)
 

@@ -6,7 +6,6 @@ proxies and certificates are configured there. No code of a downloaded package i
 
 import difflib
 import errno
-import fcntl
 import gzip
 import hashlib
 import importlib.util
@@ -27,6 +26,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 
@@ -283,16 +284,19 @@ def _sha256(file: Path) -> str:
 
 @contextmanager
 def _lock(source: Source) -> Iterator[None]:
-    """Hold the source's lock; the kernel lets it go when the process ends, however it ends, so it is never stale."""
+    """Hold the source's lock; the system lets it go when the process ends, however it ends, so it is never stale."""
     file = cache_folder() / "sources" / ".locks" / source.package
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _note(f"waiting for another process that fetches {source}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _note(f"waiting for another process that fetches {source}")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

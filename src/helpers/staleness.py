@@ -14,8 +14,10 @@ import pandas as pd
 from helpers import activations, cells, measurements, models, probes, readings, roc
 from helpers.activations import Activations, Plan
 from helpers.monitors import RATES, Monitor, check_fits
+from helpers.names import CONTROL, place_names
 from helpers.probes import Readout
-from helpers.readings import CONTROL, LINEAR, TURNED, Rows
+from helpers.progress import over
+from helpers.readings import LINEAR, TURNED, Rows
 from helpers.statistics import MARGINS, Estimate, jackknife, rate_interval
 from helpers.variants import Parts, Variant, build_variant
 
@@ -62,7 +64,7 @@ def observe(
         seen = readings.in_double(activations.stored(parts, variant, reading, build))
         cells.weight_signals(parts, variant, monitors, build)  # for the forecast of chapter 06, while the model is at hand
         with models.threads(1):
-            compared = {task: compare(reference, seen, reading, seed) for task, reference in found.items()}
+            compared = {task: compare(reference, seen, reading, seed) for task, reference in over("tasks", found.items())}
         tables.append(measurements.keyed(variant, pd.concat([table for table, _ in compared.values()], ignore_index=True)))
         scores[variant] = {task: after for task, (_, after) in compared.items()}
         if progress:
@@ -192,7 +194,7 @@ def _summary(reference: Reference, after: np.ndarray, rows: Sequence[Row]) -> li
     found = {"mean_auroc_drop": mean_drop(reference, reference.scores, after)}
     for flag in dict.fromkeys(name for name in table["metric"] if name.startswith("stale_")):
         part = table[table["metric"] == flag]
-        found[f"share_{flag}"] = rate_interval(part["value"], readings.place_names(part))
+        found[f"share_{flag}"] = rate_interval(part["value"], place_names(part))
     return [(reference.task, *ALL, m, e.value, e.low, e.high, e.n) for m, e in found.items() if np.isfinite(e.value)]
 
 

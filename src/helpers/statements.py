@@ -6,15 +6,18 @@ Names, hashes and numbers only: no text of a user or a model, and no path.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from helpers import assessment, screening
 from helpers.assessment import MEASURES, Measure
-from helpers.mending import ENOUGH, Mended
 from helpers.roc import ALPHA, NEVER
-from helpers.screening import Screened
+from helpers.screening import ENOUGH, Screened
 from helpers.sureness import Control, Sureness
+
+if TYPE_CHECKING:  # it imports torch
+    from helpers.mending import Mended
 
 CODES = {"fine": 0, "no update": 0, "stale": 10, "inconclusive": 11}
 URGENCY = ("stale", "inconclusive", "fine", "no update")
@@ -41,7 +44,7 @@ class Watch:
     p_preserved: Mapping[str, float]
     p_fine: float | None
     screened: Screened | None
-    mended: Mended | None
+    mended: "Mended | None"
 
 
 def plain(value: object) -> object:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from helpers import roc, screening
 from helpers.assessment import Call, Panel, call, p_values
-from helpers.monitors import RATES
+from helpers.roc import RATES
 from helpers.statistics import MARGINS, Estimate, wilson
 
 DRAWS, LEAST = 200, 40

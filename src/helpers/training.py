@@ -1,13 +1,14 @@
 """One supervised fine-tuning loop for full tuning, LoRA, QLoRA and quantization-aware training.
 
-Loss on the reply alone, logits computed at those positions alone, master weights in float32 under bf16 autocast. Batches
-are right-padded, so that a causal model needs no mask: real tokens never look at the padding behind them.
+Loss on the reply alone, logits computed at those positions alone, master weights in float32, under autocast where compute is
+bf16. Batches are right-padded, so that a causal model needs no mask: real tokens never look at the padding behind them.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from helpers import quantizers
+from helpers import compute, quantizers
 from helpers.corpora import Row
 from helpers.errors import StudyError
-from helpers.models import LanguageModel, atomic_file, chat_text, encode, logits, pad
+from helpers.models import LanguageModel, atomic_file, causal, chat_text, encode, logits, pad
 
 IGNORE = -100
 
@@ -93,10 +94,9 @@ def reply_loss(model: nn.Module, batch: Sequence[Example], fill: int, device: to
     """Mean cross-entropy over the reply tokens; the head runs at those positions only."""
     ids = pad([example.ids for example in batch], fill).to(device)
     labels = pad([[IGNORE] * example.start + list(example.ids[example.start :]) for example in batch], IGNORE).to(device)
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    hidden = causal(model).model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     labelled = labels[:, 1:] != IGNORE
-    return nn.functional.cross_entropy(logits(causal, hidden[labelled]), labels[:, 1:][labelled])
+    return nn.functional.cross_entropy(logits(causal(model), hidden[labelled]), labels[:, 1:][labelled])
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -216,14 +216,19 @@ class Loop:
     def ask(self, stop: Callable[[nn.Module, int], bool] | None, every: int) -> bool:
         if not (stop and every and self.step and self.step % every == 0):
             return False
-        with torch.autocast(next(iter(self.named.values())).device.type, dtype=torch.bfloat16):
+        with self.autocast():
             return stop(self.model.eval(), self.step)
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass; entered anew for each, since one held over a loop silently did nothing in a trial."""
+        device = next(iter(self.named.values())).device
+        return compute.current(device).autocast(device)
 
     def advance(self, batch: Sequence[Example], fill: int, device: torch.device) -> float:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * schedule(self.step, self.steps, self.recipe.warmup)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with self.autocast():
             loss = reply_loss(self.model, batch, fill, device)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.recipe.clip)

@@ -27,6 +27,7 @@ from helpers.predictors import (
     out_of_fold,
     present_signals,
 )
+from helpers.progress import over
 from helpers.rules import check_missed, plain_rule
 from helpers.signals import SIGNALS
 
@@ -146,7 +147,7 @@ def _orders(
         else:
             notes.append(f"{name}: left out, the cells have no score_ks")
     present = {SIGNALS[name].price for name in present_signals(cells)}
-    for name in predictors:
+    for name in over("predictors", predictors):
         price = name.rpartition(", ")[2]
         if PRICES[price][-1] in present:
             yield name, out_of_fold(cells, folds, name, None, seed)
@@ -202,7 +203,7 @@ def evaluate(
         notes.append("no cell is stale: there is nothing to find, so recall and AUROC are left out")
     if len(weights) <= FEW:
         notes.append(f"{len(weights) - 1} clusters by {cluster}: with fewer than {FEW} the intervals are rough")
-    for split in splits:
+    for split in over("splits", splits):
         if split not in found:
             notes.append(f"split {split}: left out, nothing remains to learn from without some fold")
             continue
@@ -255,7 +256,7 @@ def importance(
     if folds is None:
         raise StudyError(f"split {split!r} does not apply: nothing remains to learn from without some fold", NOT_COMPARABLE)
     falls = {name: [] for name in names}
-    for position, (_, train, test) in enumerate(folds):
+    for position, (_, train, test) in enumerate(over("folds", folds)):
         held = cells.iloc[test]
         if held["drop"].nunique() > 1:
             for name, values in _falls(predict, cells.iloc[train], held, names, repeats, [seed, position]).items():

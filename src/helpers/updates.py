@@ -6,50 +6,22 @@ update. A serving adds `><precision it is served in>:<serving>`, as in `lora-dia
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas as pd
 
 from helpers import corpora, training, variants
 from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.names import Named, Variant, taken_apart
 from helpers.quantizers import QUANTIZERS
 from helpers.records import Run, cache_path
 from helpers.training import Recipe
-from helpers.variants import SERVINGS, Parts, Variant
+from helpers.variants import SERVINGS, Parts
 
-NAME = re.compile(
-    r"(?P<adapter>(?P<kind>[a-z]+)-(?P<mix>[a-z-]+?)(?:-harm(?P<percent>\d{1,3}))?(?:-rank(?P<rank>\d{1,3}))?(?:-steps(?P<steps>\d{1,5}))?)"
-    r"@(?P<trained_on>[a-z0-9-]+)"
-)
 SERVED = re.compile(r"(?P<update>[^>]+)>(?P<precision>[a-z0-9-]+):(?P<serving>[a-z0-9-]+)")
 PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
 SALORA_LR = 1 / 3
 FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the usual ratio
-
-
-@dataclass(frozen=True)
-class Named:
-    """An update's name taken apart; rank and steps are 0 where the name leaves them to the recipe."""
-
-    adapter: str
-    kind: str
-    mix: str
-    percent: int
-    trained_on: str
-    rank: int = 0
-    steps: int = 0
-
-    @property
-    def series(self) -> str:
-        """The update of which this one is a dose: its name without rank and steps."""
-        return re.sub(r"(-rank\d+)?(-steps\d+)?$", "", self.adapter)
-
-    @property
-    def arm(self) -> str:
-        """What the update is called beside others of its kind: LoRA, QLoRA, LoRA on GPTQ, full, QAT."""
-        if self.kind != "lora":
-            return {"full": "full fine-tune", "qat": "QAT"}[self.kind]
-        return {"bf16": "LoRA", "nf4": "QLoRA"}.get(self.trained_on, f"LoRA on {self.trained_on.split('-')[0].upper()}")
 
 
 def _known(what: str, value: str, names: Sequence[str], whole: str) -> str:
@@ -60,24 +32,15 @@ def _known(what: str, value: str, names: Sequence[str], whole: str) -> str:
 
 def parse(name: str) -> Named:
     """The parts of an update's name; an unknown kind, mix or precision is refused with the names there are."""
-    match = NAME.fullmatch(name)
-    if not match:
-        form = "<kind>-<mix>[-harm<percent>][-rank<r>][-steps<n>]@<precision>"
-        raise StudyError(f"update {name!r} is not {form}; for example lora-dialogue-harm10@nf4")
-    kind = _known("kind of training", match["kind"], training.KINDS, name)
-    mix = _known("mix", match["mix"], tuple(corpora.MIXES), name)
-    percent = int(match["percent"] or 0)
-    if percent > 100:
-        raise StudyError(f"update {name!r} asks for {percent} % harmful rows; give 0 to 100")
-    trained_on = _known("precision", match["trained_on"], PRECISIONS, name)
+    found = taken_apart(name)
+    kind = _known("kind of training", found.kind, training.KINDS, name)
+    _known("mix", found.mix, tuple(corpora.MIXES), name)
+    trained_on = _known("precision", found.trained_on, PRECISIONS, name)
     if kind == "full" and trained_on != "bf16":
         raise StudyError(f"update {name!r}: a full fine-tune has no frozen weights to quantize; use @bf16, or kind qat")
     if kind == "qat" and not re.fullmatch(r"rtn-\d", trained_on):
         raise StudyError(f"update {name!r}: qat simulates round-to-nearest; train it on rtn-8, rtn-4, rtn-3 or rtn-2")
-    dose = {part: int(match[part]) for part in ("rank", "steps") if match[part]}
-    if 0 in dose.values() or (kind != "lora" and "rank" in dose):
-        raise StudyError(f"update {name!r}: rank and steps are at least 1, and only lora has a rank; mend or remove them")
-    return Named(match["adapter"], kind, mix, percent, trained_on, **dose)
+    return found
 
 
 def parse_serving(name: str) -> tuple[Named, str, str]:

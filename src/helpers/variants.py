@@ -15,45 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from helpers import lowrank, models, pairs, restorations, salora, training
+from helpers import compute, definitions, lowrank, models, pairs, restorations, salora, training
 from helpers.corpora import Row, fingerprint, sample
+from helpers.definitions import RESTORE, TRAIN, VARIANT
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import LanguageModel
+from helpers.names import Variant
 from helpers.precision import gptq_file, quantize_
-from helpers.records import KEY, cache_path, code_hash, content_key
+from helpers.records import KEY, cache_path
 
 SALORA = "salora"  # the restoration that is trained: helpers.salora
 ADAPTERS = ("lora", SALORA)  # kinds of training that leave low-rank factors behind
 Progress = Callable[[int, int, float], None]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One concrete model; the fields are the key columns of every table, empty where they do not apply.
-
-    precision: what the weights are served in (bf16, fp32 or a quantizer). adapter: the update (`base` is the model before
-    alignment, `identity` the control that is saved and loaded again). trained_on: the precision the update was trained on.
-    """
-
-    model: str
-    seed: int = 0
-    precision: str = "bf16"
-    adapter: str = ""
-    trained_on: str = ""
-    serving: str = ""
-    restoration: str = ""
-    strength: float | None = None
-
-    @property
-    def label(self) -> str:
-        """A short name for people."""
-        if self.adapter in {"base", "identity"}:
-            return self.adapter
-        if not self.adapter:
-            return "aligned" if self.precision == "bf16" else self.precision
-        dose = "" if self.strength is None else f" {self.strength:g}"
-        restored = f" · {self.restoration}{dose}" if self.restoration else ""
-        return f"{self.adapter} · {self.trained_on}→{self.precision} {self.serving}{restored}"
 
 
 @dataclass(frozen=True)
@@ -119,8 +92,8 @@ def variant_key(parts: Parts, variant: Variant) -> str:
     update = parts.updates.get((adapter_name(variant), variant.trained_on))
     weights = models.identity(parts.base if variant.adapter == "base" else parts.aligned)
     calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
-    restored = (code_hash("restorations", "ediem", "subspaces", "pairs", "lowrank"), models.identity(parts.base), variant.seed)
-    return content_key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
+    restored = (RESTORE.lineage, models.identity(parts.base), variant.seed)
+    return VARIANT.key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
                        serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
                        calibration=calibration, restored=restored if variant.restoration else ())  # fmt: skip
 
@@ -136,15 +109,12 @@ def adapter_name(variant: Variant) -> str:
 def update_folder(
     parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row] = ()
 ) -> Path:
-    """The address of an update: its content key covers the aligned weights, the rows, the recipe and the training code."""
+    """The address of an update: its content key covers the aligned weights, the rows, the recipe and what training means."""
     calibration = fingerprint(parts.calibration) if trained_on.startswith("gptq") else ""
     made_of = {"aligned": models.identity(parts.aligned), "rows": fingerprint(rows), "recipe": asdict(recipe)}
-    code = code_hash("training", "quantizers", "models")
-    if recipe.kind == SALORA:
-        made_of |= {"safety": fingerprint(safety), "salora": code_hash("salora")}
-    key = content_key(
-        **made_of, trained_on=trained_on, calibration=calibration, threads=torch.get_num_threads(), device=parts.device, code=code
-    )
+    protected = {"safety": fingerprint(safety)} if recipe.kind == SALORA else {}
+    made = definitions.SALORA if protected else TRAIN
+    key = made.key(**made_of, **protected, trained_on=trained_on, calibration=calibration, **compute.machine(parts.device))
     return cache_path("updates", key)
 
 
@@ -266,7 +236,7 @@ def _attached(language: LanguageModel, update: Update, precision: str, parts: Pa
     if update.adapter is None:
         raise StudyError("serving 'attached' needs an adapter, and this update changed whole weights; use serving=merged")
     quantize_(language, precision, parts.calibration)
-    return lowrank.attach(language.model, update.adapter)
+    return lowrank.attach(language.model, lowrank.on_grid(update.adapter))
 
 
 def _merged(language: LanguageModel, update: Update, precision: str, parts: Parts) -> nn.Module:
@@ -298,7 +268,7 @@ def _add_(language: LanguageModel, update: Update) -> nn.Module:
         lowrank.merge(language.model, update.adapter)
     with torch.no_grad():
         for name, tensor in update.weights.items():
-            language.model.get_parameter(name).copy_(tensor)
+            language.model.get_parameter(name).copy_(models.on_grid(tensor))
     return language.model
 
 
@@ -314,10 +284,10 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     """The model that a variant names, ready to be measured; nothing that `parts` points to is changed."""
     if variant.restoration and variant.adapter in {"", "base", "identity"}:
         raise StudyError(f"restoration {variant.restoration!r} needs an update to restore; name its adapter and trained_on")
-    dtype = "fp32" if variant.precision == "fp32" else "bf16"
-    language = models.load(parts.base if variant.adapter == "base" else parts.aligned, dtype, parts.device)
+    grid = "fp32" if variant.precision == "fp32" else "bf16"
+    language = models.load(parts.base if variant.adapter == "base" else parts.aligned, grid, parts.device)
     if variant.adapter == "identity":
-        language = _saved_and_loaded(language, dtype, parts)
+        language = _saved_and_loaded(language, grid, parts)
     if variant.adapter in {"", "base", "identity"}:
         quantize_(language, variant.precision, parts.calibration)
         return language
@@ -326,7 +296,7 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     return replace(language, model=SERVINGS[variant.serving](language, _update(parts, variant), variant.precision, parts))
 
 
-def _saved_and_loaded(language: LanguageModel, dtype: str, parts: Parts) -> LanguageModel:
+def _saved_and_loaded(language: LanguageModel, grid: str, parts: Parts) -> LanguageModel:
     with tempfile.TemporaryDirectory(dir=cache_path("temporary", "")) as folder:
         models.save(language, Path(folder) / "again")
-        return models.load(Path(folder) / "again", dtype, parts.device)
+        return models.load(Path(folder) / "again", grid, parts.device)

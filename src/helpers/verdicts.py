@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, readings, roc, statistics, tables
+from helpers import measurements, roc, statistics, tables
 from helpers import updates as u
 from helpers.monitors import Monitor
-from helpers.readings import CONTROL
+from helpers.names import CONTROL, place_names
 from helpers.staleness import Observed
 from helpers.statistics import MARGINS, holm
 from helpers.variants import from_table, variant_codes
@@ -165,7 +165,7 @@ def _share(rows: pd.DataFrame, flag: str) -> str:
     part = rows[rows["metric"] == flag]
     if not len(part):
         return "–"
-    e = statistics.rate_interval(part["value"], part["label"] + "/" + readings.place_names(part))
+    e = statistics.rate_interval(part["value"], part["label"] + "/" + place_names(part))
     return tables.Said(f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}] of {e.n}", part, "share")
 
 

@@ -1,0 +1,343 @@
+"""The budget: how many tokens a run will read and train, counted from its texts and its grid before anything runs.
+
+Each kind of pass is counted as it is made: the same texts as tokens, in the same batches, padding included, and the same
+grid of variants and points. What depends on the models themselves is not known yet and taken at its most: every reply is as
+long as it may be, and the sketch reads as deep as the deepest of `depths`.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from helpers import (
+    alignment,
+    behaviour,
+    corpora,
+    encoding,
+    models,
+    prefix,
+    readings,
+    salora,
+    sketches,
+    training,
+    updates,
+    utility,
+)
+from helpers.activations import layers
+from helpers.corpora import Row
+from helpers.meter import Tokens
+from helpers.models import chat_text, encode, length_batches
+from helpers.precision import CALIBRATION_TOKENS
+from helpers.utility import DOCUMENT_TOKENS
+
+BUDGETS = {"quick": 0.45e6, "cpu": 1.8e6}  # tokens of one seed: forward, and three times those trained
+OVERHEAD = 12.0  # seconds of a chapter besides its passes: a kernel, imports, statistics, figures (measured on quick)
+Values = Mapping[str, object]
+Lengths = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a count needs of a model: how it turns text into tokens, and how many blocks it has."""
+
+    tokenizer: object
+    depth: int
+    texts: str
+
+    def prompts(self, rows: Iterable[Row]) -> list[list[int]]:
+        """The rows' prompts in the chat template, as tokens."""
+        return [encode(self.tokenizer, chat_text(self.tokenizer, row.prompt, row.system)) for row in rows]
+
+
+@lru_cache(4)
+def reader(model: str, texts: str) -> Reader:
+    """The reader of a model by its name or folder; no weight is loaded."""
+    from transformers import AutoTokenizer
+
+    folder = models.base_folder(model)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    depth = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    return Reader(tokenizer, depth, texts)
+
+
+# ---------------------------------------------------------------- passes
+
+
+def padded(lengths: Lengths, batches: Iterable[Sequence[int]]) -> int:
+    """Tokens of the batches, each row as long as the longest beside it."""
+    return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+
+
+def replies(rows: Sequence[Sequence[int]], new_tokens: int, whole: bool = False, batch: int = 32) -> float:
+    """Tokens of `generation.completions`, every reply as long as it may be."""
+    if not rows:
+        return 0.0
+    shared = 0 if whole else prefix.common(rows)
+    lengths = [len(row) - shared for row in rows]
+    return shared + padded(lengths, length_batches(lengths, batch)) + len(rows) * (new_tokens - 1)
+
+
+def likelihoods(lengths: Lengths, batch: int = 32) -> float:
+    """Tokens of `generation.log_likelihoods`."""
+    return float(padded(lengths, length_batches(lengths, batch)))
+
+
+def said(of: Reader, sets: Iterable[behaviour.PromptSet], new_tokens: int) -> float:
+    """Tokens of `behaviour.measure`."""
+    return replies(of.prompts(row for group in sets for row in group.rows), new_tokens)
+
+
+def useful(of: Reader, sets: utility.UtilitySets, summary_tokens: int) -> float:
+    """Tokens of `utility.measure`."""
+    found = sum(replies(of.prompts(rows), summary_tokens) for rows in sets.replies.values())
+    found += sum(likelihoods([len(encode(of.tokenizer, t, DOCUMENT_TOKENS)) for t in texts]) for texts in sets.documents.values())
+    for questions in sets.questions.values():
+        asked = [(encode(of.tokenizer, f"Question: {q.prompt}\nAnswer:"), q.options) for q in questions]
+        found += likelihoods([len(q) + len(encode(of.tokenizer, f" {option}")) for q, options in asked for option in options])
+    return found
+
+
+def activations(of: Reader, plan: encoding.Plan) -> float:
+    """Tokens of `activations.read`: only as deep as the deepest layer that is read."""
+    encoded = encoding.encode(of.tokenizer, plan)
+    shared = encoding.shared_prefix(encoded)
+    lengths = [len(row) - shared for row in encoded.rows]
+    deepest = max(layers([*plan.depths, *(depth for _, depth in plan.tokens)], of.depth))
+    return (shared + padded(lengths, encoding.token_batches(lengths, plan.budget))) * deepest / of.depth
+
+
+def trained(of: Reader, rows: Sequence[Row], recipe: training.Recipe) -> Tokens:
+    """Tokens of `training.tune`."""
+    lengths = [len(example.ids) for example in training.examples(of.tokenizer, rows, recipe.limit)]
+    batches = training.plan(lengths, recipe.batch, recipe.epochs, recipe.seed, recipe.pool)
+    return Tokens(trained=padded(lengths, batches[: recipe.steps or None]))
+
+
+def calibrated(of: Reader, v: Values) -> float:
+    """Tokens of one GPTQ: every block runs twice on the calibration texts."""
+    rows = [
+        encode(of.tokenizer, t, CALIBRATION_TOKENS) for t in corpora.sample("c4/calibration", v["calibration_rows"], of.texts)
+    ]
+    kept = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
+    return 2.0 * len(kept) * max(map(len, kept))
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def protocol(of: Reader, v: Values) -> float:
+    """Tokens of the full protocol on one variant."""
+    sets = behaviour.prompt_sets(v["n_harmful"], v["n_edgy"], of.texts)
+    texts = utility.utility_sets(v["n_summaries"], v["n_documents"], v["n_questions"], of.texts)
+    return said(of, sets, v["new_tokens"]) + useful(of, texts, v["summary_tokens"])
+
+
+def reading(of: Reader, v: Values) -> encoding.Plan:
+    """The texts that monitors read, by the parameters of chapter 04."""
+    asked = v["attention"] if "attention" in v["probes"] else []
+    rows = (v["rows_train"], v["rows_validation"], v["rows_test"])
+    return readings.plan(v["monitor_tasks"], v["depths"], asked, rows, v["text_tokens"], of.texts)
+
+
+def sketch(of: Reader, v: Values, monitors: Values, split: str) -> float:
+    """Tokens of one sketch: a few prompts, a few texts, and the texts of one split at the deepest layer."""
+    sets = sketches.prompt_sets(split, v["sketch_prompts"], v["sketch_prompts"], of.texts)
+    texts = sketches.utility_sets(v["sketch_dialogues"], v["sketch_documents"], of.texts)
+    kept = sketches.first_rows(reading(of, monitors), split, v["sketch_rows"])
+    read = activations(of, replace(reading(of, monitors), examples=kept, tokens=()))
+    return said(of, sets, v["sketch_tokens"]) + useful(of, texts, 24) + read
+
+
+def _safety_tuning(of: Reader, v: Values, checks: int) -> Tokens:
+    rows = corpora.alignment_rows(v["align_refusals"], v["align_benign"], of.texts, v["seed"])
+    tuned = trained(of, rows, alignment.recipe(v["align_steps"], len(rows), v["align_lr"], v["seed"]))
+    target = alignment.Target()
+    sets = (corpora.sample(name, target.prompts, of.texts) for name in ("advbench/validation", "edgy/validation"))
+    return tuned + Tokens(checks * sum(replies(of.prompts(rows), target.tokens) for rows in sets))
+
+
+def _update(of: Reader, v: Values, name: str, kind: str = "") -> Tokens:
+    named = updates.parse(name)
+    rows = corpora.mix(named.mix, v["train_rows"], named.percent, of.texts, v["seed"])
+    recipe = updates.recipe(named, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"])
+    tuned = trained(of, rows, recipe)
+    if kind == salora.KIND:
+        safety = corpora.sample("advbench/align", v["safety_rows"], of.texts, f"align-{v['seed']}")
+        sides = (of.prompts(safety), [example.ids for example in training.examples(of.tokenizer, rows, recipe.limit)])
+        tuned += Tokens(sum(len(batch) * max(map(len, batch)) for batch in map(salora._batch, sides)))
+    return tuned
+
+
+# ---------------------------------------------------------------- chapters
+
+
+def _models(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    v = all_values["01"]
+    shown = Tokens(replies(of.prompts([Row("Name three colours of the rainbow.", "")]), 24))
+    looks = 1 + (v["align_steps"] - 1) // alignment.CHECK_EVERY
+    made = _safety_tuning(of, v, 1 if v["aligned_model"] else looks)
+    return shown + (Tokens(made.forward) if v["aligned_model"] else made) + Tokens(2 * protocol(of, v))
+
+
+def _quantization(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    v = all_values["02"]
+    gptq = sum(name.startswith("gptq") for name in v["quantizers"])
+    return Tokens((len(v["controls"]) + len(v["quantizers"])) * protocol(of, v) + gptq * calibrated(of, v))
+
+
+def _finetuning(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    v = all_values["03"]
+    found = sum((_update(of, v, name) for name in v["updates"]), Tokens())
+    served = [updates.parse_serving(name)[1:] for name in v["servings"]]
+    merged = sum(precision.startswith("gptq") and serving != "attached" for precision, serving in served)
+    shifted = sum(updates.parse(name).mix == "identity-shift" for name in v["updates"])
+    sets = behaviour.prompt_sets(v["n_harmful"], 0, of.texts, ["advbench-identity"]) if shifted else []
+    also = (1 + shifted) * said(of, sets, v["new_tokens"]) if shifted else 0.0
+    return found + Tokens((len(v["updates"]) + len(served)) * protocol(of, v) + merged * calibrated(of, v) + also)
+
+
+def _monitors(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    return Tokens(activations(of, reading(of, all_values["04"])))
+
+
+def _staleness(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    formats, tuned = all_values["02"], all_values["03"]
+    count = 1 + sum(len(part) for part in (formats["controls"], formats["quantizers"], tuned["updates"], tuned["servings"]))
+    return Tokens(count * activations(of, reading(of, all_values["04"])))
+
+
+def _projection(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    v, tuned, monitors = all_values["07"], all_values["03"], all_values["04"]
+    found = sum((_update(of, {**tuned, **v}, name, salora.KIND) for name in v["salora"]), Tokens())
+    drawn = [v["restorations"] if i == 0 else v["elsewhere"] for i in range(len(v["projected"]))]
+    points = 1 + sum(1 + len(names) * len(v["strengths"]) for names in drawn)
+    whole = sum(name in names for names in drawn for name in v["measured"]) + len(v["salora"])
+    whole_cost = protocol(of, tuned) + activations(of, reading(of, monitors))
+    return found + Tokens(points * sketch(of, v, monitors, "validation") + whole * whole_cost)
+
+
+def _subspaces(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    v, first, monitors = all_values["08"], all_values["01"], all_values["04"]
+    tuned = _safety_tuning(of, first, 1) * len(v["harder"])
+    names = 2 + len(v["sources"])
+    points = 1 + len(v["source_updates"]) * (1 + names * len(v["source_strengths"]))
+    formed = {source.rpartition("-")[0::2] for source in v["sources"] if source.startswith("gptq")}
+    base = any(sides == "both" for _, sides in formed)
+    return tuned + Tokens(points * sketch(of, v, monitors, "test") + base * calibrated(of, v))
+
+
+PASSES = {"activation-contrast": (2, 0, 0), "wanda": (2, 0, 0), "outlier": (0, 1, 0)}  # over refusals, over use, with gradients
+
+
+def _neurons(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    v, monitors = all_values["09"], all_values["04"]
+    harmful = corpora.sample("advbench/align", v["score_rows"], of.texts, f"align-{v['seed']}")
+    benign = training.examples(
+        of.tokenizer, corpora.sample("instructions/tune", v["score_rows"], of.texts), training.Recipe.limit
+    )
+    asked = of.prompts(harmful)
+    safety = _exchanges([len(row) + v["sketch_tokens"] for row in asked])
+    use = _exchanges([len(example.ids) for example in benign])
+    scored = replies(asked, v["sketch_tokens"])
+    scored += sum(a * safety + b * use for a, b, _ in (PASSES.get(name, (0, 0, 0)) for name in v["scores"]))
+    snip = bool({"snip", "set-difference"} & set(v["scores"])) * safety + ("set-difference" in v["scores"]) * use
+    one, arms = sketch(of, v, monitors, "test"), len(v["scores"])
+    prompts = of.prompts(corpora.sample("advbench/test", v["sketch_prompts"], of.texts))
+    patched = 2 * replies(prompts, v["sketch_tokens"], whole=True) * (1 + len(v["patched"]) * arms)
+    answered = _exchanges([len(row) + v["sketch_tokens"] for row in prompts])
+    moved = replies(prompts, v["sketch_tokens"]) + 2 * answered * arms * len(v["disturbed"])
+    points = len(v["ablated"]) * arms + len(v["hybrids"]) * (1 + len(v["kept"]) * arms)
+    again = 0 if _same_sketch(v, all_values["08"]) else 1  # the aligned model's own: chapter 08 has taken it
+    return Tokens(scored + (points + again) * one + patched + moved, snip)
+
+
+def _exchanges(lengths: Lengths) -> float:
+    return float(padded(lengths, encoding.token_batches(lengths, 512)))
+
+
+def _same_sketch(one: Values, other: Values) -> bool:
+    return all(one[name] == other[name] for name in one if name.startswith("sketch_"))
+
+
+def _nothing(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
+    return Tokens()
+
+
+CHAPTERS: dict[str, Callable[[Reader, Mapping[str, Values]], Tokens]] = {
+    "01": _models, "02": _quantization, "03": _finetuning, "04": _monitors, "05": _staleness, "06": _nothing,
+    "07": _projection, "08": _subspaces, "09": _neurons, "10": _nothing, "11": _nothing,
+}  # fmt: skip
+
+
+def count(values: Mapping[str, Values]) -> dict[str, Tokens]:
+    """The tokens of every chapter of one run, by the chapter's name, from an empty cache; `values` are its parameters."""
+    first = next(iter(values.values()))
+    of, numbered = reader(str(first["model"]), str(first.get("texts", "embedded"))), {name[:2]: v for name, v in values.items()}
+    return {name: CHAPTERS.get(name[:2], _nothing)(of, numbered) for name in values}
+
+
+def total(found: Mapping[str, Tokens]) -> Tokens:
+    """The tokens of all chapters together."""
+    return sum(found.values(), Tokens())
+
+
+# ---------------------------------------------------------------- which parameter weighs most
+
+
+def heaviest(values: Mapping[str, Values]) -> tuple[str, float]:
+    """The parameter whose halving would save most, and how many tokens that is: numbers and lists are cut in half."""
+    whole, found = total(count(values)).cost, {}
+    names = {name for own in values.values() for name, value in own.items() if _halved(value) is not None}
+    for name in sorted(names - {"seed", "threads", "align_lr", "train_lr", "alpha"}):
+        less = {chapter: {**own, name: _halved(own[name])} if name in own else own for chapter, own in values.items()}
+        found[name] = whole - total(count(less)).cost
+    best = max(found, key=found.__getitem__)
+    return best, found[best]
+
+
+def _halved(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | list) or not value:
+        return None
+    if isinstance(value, int):
+        return max(1, value // 2)
+    return value[: math.ceil(len(value) / 2)] if len(value) > 1 else []
+
+
+# ---------------------------------------------------------------- how long this machine takes
+
+
+def speed(model: str, texts: str, threads: int, seconds: float = 2.0) -> float:
+    """Tokens that this machine reads in a second, from a trial of about so many seconds on the model itself."""
+    import torch
+
+    language = models.load(models.base_folder(model))
+    ids = torch.full((16, 32), language.tokenizer.eos_token_id)
+    with models.threads(threads), torch.no_grad():
+        language.model.model(input_ids=ids, use_cache=False)  # the first pass makes room
+        begun, passes = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            language.model.model(input_ids=ids, use_cache=False)
+            passes += 1
+    return passes * ids.numel() / (time.perf_counter() - begun)
+
+
+def minutes(found: Mapping[str, Tokens], rate: float) -> float:
+    """About how many minutes so many tokens take, with what every chapter takes besides."""
+    return (total(found).cost / rate + OVERHEAD * len(found)) / 60
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def within(profile: str, cost: float) -> str:
+    """What is to be said of a count that is over the budget of its profile; nothing where it is within."""
+    most = BUDGETS.get(profile, math.inf)
+    return (
+        "" if cost <= most else f"profile {profile} plans {cost / 1e6:.2f} M tokens a seed, {100 * (cost / most - 1):.0f} % over"
+    )
