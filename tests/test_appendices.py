@@ -72,7 +72,7 @@ def test_a_block_holds_its_lines_as_they_are(value):
 def test_every_parameter_of_every_chapter_stands_there_once_with_its_default_and_its_chapters():
     found = [row for row in cells(APPENDICES["parameters"](ROOT, ROOT)) if row[0] != "parameter"]
     names = [re.match("<code>(.*?)</code>", row[0])[1] for row in found]
-    declared = {name: {} for name in ("chapter_seconds",)}
+    declared = {name: {} for name in parameters.RUNNER}
     for chapter, path in chapters.discover(ROOT).items():
         for name, value in parameters.declared(path).items():
             declared.setdefault(name, {})[chapter] = value

@@ -5,6 +5,7 @@ import csv as files
 import io
 import json
 import re
+from io import BytesIO
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -16,7 +17,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from nbclient import NotebookClient
 
-from helpers import alts, drawn, figures, inks, monitor_figures, plates, projection_figures, scrubbing
+from helpers import alts, drawn, figures, inks, monitor_figures, parameters, plates, projection_figures, scrubbing
 
 VALUES, LOW, HIGH = [0.25, 0.5, 0.625], [0.125, 0.375, 0.5], [0.5, 0.75, 0.6875]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -331,6 +332,49 @@ def test_a_staged_chapter_shows_both_images_and_offers_the_data(executed, tmp_pa
         ElementTree.fromstring(file.read_text(encoding="utf-8"))
     assert page.find("figcaption") is not None
     assert [child.tag for child in page] == ["div", "figcaption"]  # the theme hides a caption beside an image it hides
+
+
+def test_a_figure_in_light_form_is_one_drawing_for_every_page(tmp_path, monkeypatch):
+    figure, ax = plt.subplots()
+    ax.plot([0, 1], [0, 1], "o", label="one")
+    whole = plates.bundle(figure)
+    monkeypatch.setenv(parameters.FIGURE_FORMS, "light")
+    data = plates.bundle(figure)
+    assert data == {kind: whole[kind] for kind in (plates.LIGHT, plates.DATA, plates.WORDS)}
+    (output,) = plates.staged([{"data": data, "output_type": "display_data"}], "x", tmp_path)
+    assert output["data"]["text/html"].count("<img ") == 1
+    assert 'class="plain"' in output["data"]["text/html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-1.csv", "x-1.svg"]
+
+
+def test_laying_out_alone_and_one_box_draw_what_whole_draws_and_savefigs_own_box_draw(monkeypatch):
+    """A layout that is run without a draw, and a margin found once for both drawings, give the same drawings, dot for dot."""
+
+    def figure():
+        made, axes = plt.subplots(2, 2, constrained_layout=True, figsize=(7, 5))
+        for k, ax in enumerate(axes.flat):
+            ax.plot([0, 10**k], [0, 1], "o-", label=f"a long name {k}")
+            ax.set(title="A title\nof two lines", xlabel="across", ylabel="upwards " * k)
+        axes[0, 0].imshow([[0, 1], [2, 3]])
+        made.legend(loc="outside lower center", ncols=2)
+        return made
+
+    def plain(made, **options) -> bytes:
+        target = BytesIO()
+        made.savefig(target, bbox_inches="tight", metadata=plates.PLAIN if options["format"] == "svg" else None, **options)
+        return target.getvalue()
+
+    one, other = figure(), figure()
+    for _ in range(5):
+        other.draw_without_rendering()
+    other.set_layout_engine("none")
+    data = plates.bundle(one)
+    assert np.array_equal(*(plt.imread(BytesIO(image), format="png") for image in (
+        base64.b64decode(data[plates.IMAGE]), plain(other, format="png", dpi=other.dpi))))  # fmt: skip
+    with mpl.rc_context(plates.DRAWING):
+        size = re.search(r'viewBox="([^"]+)"', plain(other, format="svg").decode())[1]
+    drawn = re.search(r'viewBox="([^"]+)"', data[plates.LIGHT])[1], re.search(r'viewBox="([^"]+)"', data[plates.DARK])[1]
+    assert np.allclose([[float(n) for n in text.split()] for text in drawn], [float(n) for n in size.split()], atol=0.006)
 
 
 def test_words_of_a_figure_cannot_leave_their_attribute(tmp_path):

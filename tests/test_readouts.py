@@ -59,6 +59,19 @@ def test_logistic_in_the_small_basis_and_folded_is_the_plain_fit_on_standardized
     assert close(tensors["w"] * scale, plain.coef_[0])
 
 
+@pytest.mark.parametrize("strength", [1e-4, 1.0])
+@pytest.mark.parametrize("spread", [0.1, 30.0])
+def test_newtons_steps_end_at_the_optimum_also_where_a_whole_step_would_leave_it(spread, strength):
+    rng = np.random.default_rng(1)
+    x, y = spread * rng.standard_t(2, size=(50, 4)), np.arange(50) % 5 > 0
+    found = readouts._newton(x, y.astype(int), strength)
+    plain = LogisticRegression(C=1 / strength, solver="newton-cholesky", tol=1e-13, max_iter=1000).fit(x, y)
+    assert close(found, np.append(plain.coef_[0], plain.intercept_), 1e-8)
+    p = 1 / (1 + np.exp(-(x @ found[:-1] + found[-1])))  # there the gradient is 0, the bias has no penalty
+    assert np.abs(x.T @ (p - y) + strength * found[:-1]).max() < 1e-7 * spread
+    assert abs((p - y).sum()) < 1e-7
+
+
 def test_the_weight_of_the_shrinkage_is_that_of_scikit_learn(data):
     x, y = data
     z = standardized(x)

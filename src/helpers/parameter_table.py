@@ -62,7 +62,10 @@ def collect(root: Path) -> list[Declared]:
     """Every parameter once, in the order of the chapters; what the runner reads for itself comes last."""
     notebooks, known = chapters.discover(root), profiles(root)
     defaults, where = parameters.consistent(notebooks) | RUNNER, {}
-    words = {"chapter_seconds": "seconds after which a chapter is stopped"}
+    words = {
+        "chapter_seconds": "seconds after which a chapter is stopped",
+        "figure_forms": '"all", or "light": figures without a drawing for dark pages and without PNG',
+    }
     for chapter, path in notebooks.items():
         words = comments(path) | words
         for name in parameters.declared(path):

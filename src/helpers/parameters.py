@@ -20,7 +20,9 @@ from helpers.errors import StudyError
 
 NAME = re.compile(r"(?!\.)[a-z0-9._-]{1,64}")
 LARGEST_PROFILE = 64 * 1024  # bytes
-RUNNER = {"chapter_seconds": 3600}  # what a profile may set for the runner itself, although no notebook declares it
+# What a profile may set for the runner itself, although no notebook declares it
+RUNNER = {"chapter_seconds": 3600, "figure_forms": "all"}
+FIGURE_FORMS = "AFTER_UPDATE_FIGURES"  # the environment variable by which kernels learn of the second
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ LIMITS: dict[str, Limit] = {
     "rank": Limit(1, 256),
     "alpha": Limit(0, 4096, above=True),
     "chapter_seconds": Limit(1, 30 * 24 * 3600),
+    "figure_forms": Limit(choices=lambda: ("all", "light")),
 }
 
 

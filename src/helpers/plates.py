@@ -2,21 +2,26 @@
 
 import base64
 import html
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.transforms import Bbox
 
 from helpers.alts import alt
 from helpers.drawn import csv, marks
 from helpers.inks import FigureCanvas
+from helpers.parameters import FIGURE_FORMS
 
 LIGHT, DARK, DATA, WORDS, IMAGE = (
     "image/svg+xml", "application/x-after-the-update.dark+svg", "text/csv", "text/plain", "image/png"
@@ -34,50 +39,79 @@ PIXELS = 96 / 72  # of a screen, in a point
 def light(figure: Figure) -> str:
     """The figure as SVG for a light page."""
     with _still(figure):
-        return _svg(figure, facecolor="white")
+        return _svg(figure, _box(figure, vector=True), facecolor="white")
 
 
 def dark(figure: Figure) -> str:
     """The figure as SVG for a dark page: neutrals swapped, hues kept and lightened where they would not be seen."""
     with _still(figure):
-        return _svg(figure, backend=f"module://{FigureCanvas.__module__}", transparent=True)
+        return _dark(figure, _box(figure, vector=True))
 
 
 def bundle(figure: Figure) -> dict[str, str]:
-    """The figure by kind of content: for Jupyter, for both pages, as data and in words. Nothing for a figure without axes."""
+    """The figure by kind of content: for Jupyter, for both pages, as data and in words. Nothing for a figure without axes.
+
+    Where the runner asked for figures in light form, the image and the drawing for a dark page are spared.
+    """
     if not figure.axes:
         return {}
     with _still(figure):
-        target, found = BytesIO(), marks(figure)
-        figure.savefig(target, format="png", dpi=figure.dpi, bbox_inches="tight")
-        image = base64.b64encode(target.getvalue()).decode("ascii")
-        return {IMAGE: image, LIGHT: light(figure), DARK: dark(figure), DATA: csv(figure, found), WORDS: alt(figure, found)}
+        found, box = marks(figure), _box(figure, vector=True)
+        plain = {LIGHT: _svg(figure, box, facecolor="white"), DATA: csv(figure, found), WORDS: alt(figure, found)}
+        return plain if os.environ.get(FIGURE_FORMS) == "light" else {IMAGE: _image_of(figure), DARK: _dark(figure, box), **plain}
 
 
 @contextmanager
 def _still(figure: Figure, most: int = 5) -> Iterator[None]:
-    """Lays the figure out until nothing moves any more, and holds it there: a layout starts from what the last draw left."""
+    """Lays the figure out until nothing moves any more, and holds it there: a layout starts from what the last one left."""
     layout, before = figure.get_layout_engine(), np.empty(0)
     if isinstance(layout, PlaceHolderLayoutEngine | None):
         yield
         return
     for _ in range(most):
-        figure.draw_without_rendering()
+        layout.execute(figure)  # a whole draw would do the same and measure every text again
         now = np.array([ax.get_position().bounds for ax in figure.axes])
         if now.shape == before.shape and np.allclose(now, before, rtol=0, atol=1e-5):
             break
         before = now
-    figure.set_layout_engine("none")
+    with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # with "none", savefig would draw once more for a layout that there is not
     try:
         yield
     finally:
         figure.set_layout_engine(layout)
 
 
-def _svg(figure: Figure, **options) -> str:
+def _box(figure: Figure, vector: bool) -> Bbox:
+    """What is drawn in inches, with savefig's margin: found once for both drawings, and without the draw that savefig adds.
+
+    vector: as measured for SVG, where a text is a little wider or narrower than in dots.
+    """
+    width, height = figure.get_size_inches()
+    before, dpi = figure.dpi, 72 if vector else figure.dpi
+    size = width * dpi, height * dpi
+    try:
+        figure.dpi = dpi
+        renderer = RendererSVG(*size, StringIO()) if vector else RendererAgg(*size, dpi)
+        return figure.get_tightbbox(renderer).padded(mpl.rcParams["savefig.pad_inches"])
+    finally:
+        figure.dpi = before
+
+
+def _image_of(figure: Figure) -> str:
+    target = BytesIO()
+    figure.savefig(target, format="png", dpi=figure.dpi, bbox_inches=_box(figure, vector=False))
+    return base64.b64encode(target.getvalue()).decode("ascii")
+
+
+def _dark(figure: Figure, box: Bbox) -> str:
+    return _svg(figure, box, backend=f"module://{FigureCanvas.__module__}", transparent=True)
+
+
+def _svg(figure: Figure, box: Bbox, **options) -> str:
     target = BytesIO()
     with mpl.rc_context(DRAWING):
-        figure.savefig(target, format="svg", bbox_inches="tight", metadata=PLAIN, **options)
+        figure.savefig(target, format="svg", bbox_inches=box, metadata=PLAIN, **options)
     text = target.getvalue().decode("utf-8")
     return TAG.sub(_short, re.sub(r"\n\s+", "\n", text[text.index("<svg") :]))
 
@@ -103,7 +137,7 @@ def staged(outputs: Sequence[Mapping], chapter: str, folder: Path, first: int = 
     found = []
     for output in outputs:
         data = {kind: "".join(part) if isinstance(part, list) else part for kind, part in output.get("data", {}).items()}
-        if {LIGHT, DARK, DATA, WORDS} <= set(data):
+        if {LIGHT, DATA, WORDS} <= set(data):
             output = {**output, "data": {"text/html": _files(data, f"{chapter}-{first}", folder)}, "metadata": {}}
             first += 1
         found.append(dict(output))
@@ -123,13 +157,13 @@ def staged_chapter(notebook: Mapping, chapter: str, folder: Path) -> dict:
 
 
 def _files(data: Mapping[str, str], name: str, folder: Path) -> str:
-    """Writes a figure's three files; its HTML."""
+    """Writes a figure's files; its HTML. A figure in light form shows its one drawing on every page."""
     folder.mkdir(parents=True, exist_ok=True)
-    for end, kind in ((".svg", LIGHT), ("-dark.svg", DARK), (".csv", DATA)):
+    drawings = [(".svg", LIGHT, "only-light "), ("-dark.svg", DARK, "only-dark ")] if DARK in data else [(".svg", LIGHT, "")]
+    for end, kind in (*((end, kind) for end, kind, _ in drawings), (".csv", DATA)):
         (folder / f"{name}{end}").write_text(data[kind], encoding="utf-8", newline="")
     place, words = f"../_static/{folder.name}/{name}", html.escape(data[WORDS])
-    images = "".join(_image(f"{place}{end}", data[kind], words, side) for end, kind, side in
-                     ((".svg", LIGHT, "light"), ("-dark.svg", DARK, "dark")))  # fmt: skip
+    images = "".join(_image(f"{place}{end}", data[kind], words, side) for end, kind, side in drawings)
     links = f'<a href="{place}.csv" download>Data (CSV)</a> <a href="{place}.svg" download>SVG</a>'
     # the images have a box of their own: the theme hides a caption that stands beside an image it hides
     box = f'<div class="plate-images" role="group" aria-label="Figure" tabindex="0">{images}</div>'
@@ -137,7 +171,7 @@ def _files(data: Mapping[str, str], name: str, folder: Path) -> str:
 
 
 def _image(source: str, drawing: str, words: str, side: str) -> str:
-    """One of the two images with its size on the screen, so that the page does not jump when it comes."""
+    """One of the images with its size on the screen, so that the page does not jump when it comes."""
     width, height = (round(PIXELS * float(size)) for size in re.findall(r'(?:width|height)="([\d.]+)pt"', drawing[:400])[:2])
     size = f'width="{width}" height="{height}"'
-    return f'<img class="only-{side} plain" src="{source}" alt="{words}" {size} loading="lazy" decoding="async">'
+    return f'<img class="{side}plain" src="{source}" alt="{words}" {size} loading="lazy" decoding="async">'

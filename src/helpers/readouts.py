@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import special
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -132,10 +132,33 @@ def logistic(features: Pooled, y: Labels, strengths: Strengths, seed: int) -> li
     rows, unfold, centre = _standardized(features.values)
     found = []
     for strength in strengths:
-        # Newton's steps are cheap in the small basis, and end at 1e-7 of the optimum where L-BFGS ends at 1e-5
-        model = LogisticRegression(C=1 / strength, solver="newton-cholesky", tol=1e-8).fit(rows, y)
-        w = unfold(model.coef_[0])
-        found.append(_linear(w, model.intercept_[0] - centre @ w))
+        weights = _newton(rows, y, strength)
+        w = unfold(weights[:-1])
+        found.append(_linear(w, weights[-1] - centre @ w))
+    return found
+
+
+def _newton(x: Float[np.ndarray, "n r"], y: Labels, strength: float) -> Float[np.ndarray, " r_plus_one"]:
+    """The optimum by Newton's steps from 0, halved where the loss would not fall: weights, and the bias, which has no penalty.
+
+    scikit-learn's newton-cholesky takes the same steps; around a small basis like this one it spends six times as long on checks.
+    """
+    z, penalty, sides = np.column_stack([x, np.ones(len(x))]), np.append(np.full(x.shape[1], strength), 0.0), 2 * y - 1
+
+    def loss(at: np.ndarray) -> float:
+        return float(np.logaddexp(0, -sides * (z @ at)).sum() + penalty @ np.square(at) / 2)
+
+    found = np.zeros(z.shape[1])
+    for _ in range(100):
+        p = special.expit(z @ found)
+        gradient = z.T @ (p - y) + penalty * found
+        step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(penalty), gradient)
+        fall, size, now = float(gradient @ step), 1.0, loss(found)  # `fall`: twice what the step gains where the loss is a bowl
+        while fall > 1e-6 and size > 1e-8 and loss(found - size * step) > now - 1e-4 * size * fall:
+            size /= 2
+        found = found - size * step
+        if fall < 1e-12:  # the step squared what was missing
+            break
     return found
 
 

@@ -39,6 +39,7 @@ class Plan:
     runs: tuple[Run, ...]
     values: dict[Run, dict[str, dict[str, object]]]
     seconds: float
+    figures: str = "all"  # the forms in which they are kept
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """What the status of each chapter of the run must bear."""
@@ -84,14 +85,11 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
             values[run] = parameters.resolve(notebooks, chosen, limits, where)
             runs.append(run)
     _check_devices(values.values())
-    seconds = parameters.checked(
-        "chapter_seconds",
-        overrides.get("chapter_seconds", parameters.RUNNER["chapter_seconds"]),
-        1,
-        limits["chapter_seconds"],
-        where,
-    )
-    return Plan(root, profile, notebooks, tuple(runs), values, float(seconds))
+    own = {
+        name: parameters.checked(name, overrides.get(name, default), default, limits[name], where)
+        for name, default in parameters.RUNNER.items()
+    }
+    return Plan(root, profile, notebooks, tuple(runs), values, float(own["chapter_seconds"]), str(own["figure_forms"]))
 
 
 def _several(value: object) -> list:
@@ -144,6 +142,7 @@ def _check_devices(values: object) -> None:
 def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, object]:
     """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`."""
     begun, where = time.monotonic(), _cluster(plan.root, cluster)
+    os.environ[parameters.FIGURE_FORMS] = plan.figures
     with ExitStack() as locks:
         for run in plan.runs:
             prepare(plan.root / run.folder)
@@ -305,6 +304,7 @@ def chapter(plan: Plan, name: str, force: bool = False) -> dict[str, object]:
     """What running one chapter in all runs of the plan took; the chapters it needs must be done."""
     name = chapters.find(name, plan.notebooks)
     states = []
+    os.environ[parameters.FIGURE_FORMS] = plan.figures
     for run in plan.runs:
         prepare(plan.root / run.folder)
         with locked(plan.root / run.folder, f"results/{run.profile}/{run.slug}/seed-{run.seed}"):
