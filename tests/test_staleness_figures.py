@@ -169,6 +169,7 @@ def test_what_was_not_measured_is_said(name):
     check_page(EMPTY[name](), measured=False)
 
 
+@mostly_slow("two drawings of each figure", "heat_map", "dose")
 @pytest.mark.parametrize("name", SIZED)
 def test_the_order_of_a_tables_rows_changes_nothing(name):
     tables = {"dose": with_dose, "interaction_dots": interaction}
