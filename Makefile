@@ -19,18 +19,34 @@ TARGETS ?= $(foreach p,3.11 3.12 3.13,$(p):x86_64-unknown-linux-gnu $(p):aarch64
 	3.12:x86_64-pc-windows-msvc 3.13:aarch64-apple-darwin
 STRIPPED = --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info"
 
-.PHONY: study test golden book bench clean lock lock-check doctor env help
+TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+.PHONY: study test test-all cover checks golden book bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
 
-test: .venv/.stamp  ## everything that continuous integration checks
+test: checks  ## what a change needs: form, and all tests but those marked slow (WORKERS=2)
+	@$(TESTS) -m pytest -m "not slow" $(PARALLEL)
+
+test-all: checks  ## all tests, the slow ones too; what the nightly run checks
+	@$(TESTS) -m pytest $(PARALLEL)
+
+cover: .venv/.stamp  ## which lines of src/helpers `make test` runs, its kernels and commands included
+	@rm -rf build/coverage
+	mkdir -p build/coverage
+	$(TESTS) -m coverage run -m pytest -m "not slow" $(PARALLEL)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --show-missing
+
+checks: .venv/.stamp
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	shopt -s nullglob
 	notebooks=(notebooks/*.ipynb)
 	if [ $${#notebooks[@]} -gt 0 ]; then $(BIN)/nbstripout --verify $(STRIPPED) "$${notebooks[@]}"; fi
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 golden: .venv/.stamp  ## record the golden values of new definitions, and code that gives the old ones still
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py

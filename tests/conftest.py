@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+from tiers import FIRST, mark_cases
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
@@ -33,6 +34,15 @@ install_import_hook(SHAPED, "beartype.beartype")
 CACHE = "AFTER_UPDATE_CACHE"
 USERS_CACHE = os.environ.get(CACHE)
 LOOPBACK = {"127.0.0.1", "::1", "localhost", ""}
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items) -> None:
+    """The dearest files first, and the cases that are slow; all is kept for test_tiers before anything is deselected."""
+    mark_cases(items)
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    config.stash[COLLECTED] = list(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bland import ODD, SYSTEM, content, example
+from tiers import slow
 from torch import nn
 
 from helpers import activations, corpora, encoding, lowrank, models, quantizers, training, variants
@@ -525,6 +526,7 @@ def test_progress_counts_every_text(llama):
 # ---------------------------------------------------------------- the real model
 
 
+@slow("the embedded model; the tiny models of every family stay")
 @pytest.mark.real
 def test_the_embedded_model_is_read_like_the_framework_does(embedded):
     """bf16 on the same batches without prefix: the same kernels, so only the order of the mean's float32 sum may differ."""

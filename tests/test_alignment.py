@@ -1,6 +1,7 @@
 """The aligned model: made once, checked and not assumed, and whole or absent."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,15 +20,37 @@ def rows() -> list[corpora.Row]:
     return corpora.alignment_rows(8, 8, "tiny")
 
 
-@pytest.fixture
-def align(tiny, rows, monkeypatch, tmp_path):
-    """Aligns the tiny model in a cache of the test's own."""
-    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
+@pytest.fixture(scope="module")
+def alignment_of(tiny, rows):
+    """Aligns the tiny model, in the cache of whoever asks."""
 
     def run(recipe=RECIPE, target=TARGET, **options) -> alignment.Alignment:
         return alignment.align(tiny, rows, recipe, target, **{"origin": "tiny", "must_hold": False, "check_every": 2, **options})
 
     return run
+
+
+@pytest.fixture(scope="module")
+def filled(alignment_of, tmp_path_factory):
+    """A cache that holds the usual alignment; nobody changes it."""
+    folder = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTER_UPDATE_CACHE", str(folder))
+        return folder, alignment_of()
+
+
+@pytest.fixture
+def align(alignment_of, monkeypatch, tmp_path):
+    """Aligns the tiny model in an empty cache of the test's own."""
+    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
+    return alignment_of
+
+
+@pytest.fixture
+def made(filled, monkeypatch) -> alignment.Alignment:
+    """The usual alignment, from the cache that holds it, where it is found again."""
+    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(filled[0]))
+    return filled[1]
 
 
 @pytest.fixture
@@ -65,39 +88,42 @@ def test_a_target_is_met_by_both_rates(non_refusal, over_refusal, met):
     assert Target().met(Check(1, non_refusal, over_refusal, 40, 40)) is met
 
 
-def test_an_aligned_model_is_made_once(align, monkeypatch, tmp_path):
-    made = align()
+def test_an_aligned_model_is_made_once(made, alignment_of, filled, monkeypatch):
     assert models.check_folder(made.folder) == made.folder
     assert models.load(made.folder).model.dtype == compute.current().dtype
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [made.folder.name]  # no checkpoint, nothing temporary
+    assert [path.name for path in (filled[0] / "models").iterdir()] == [made.folder.name]  # no checkpoint, nothing temporary
     monkeypatch.setattr(training, "tune", None)  # would fail if it were called
-    assert align() == made
+    assert alignment_of() == made
 
 
-def test_another_recipe_or_target_makes_another_model(align):
-    folders = {align().folder, align(training.Recipe(kind="full", epochs=1, batch=8, lr=1e-3)).folder, align(target=LOOSE).folder}
-    assert len(folders) == 3
+@pytest.mark.parametrize("other", [{"recipe": replace(RECIPE, epochs=1)}, {"target": LOOSE}], ids=["recipe", "target"])
+def test_another_recipe_or_target_makes_another_model(made, alignment_of, monkeypatch, other):
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "tune", refuse)
+    with pytest.raises(AssertionError, match="trained again"):
+        alignment_of(**other)
+    assert alignment_of() == made  # the control
 
 
-def test_the_final_check_is_made_on_the_saved_model(align):
-    made = align()
+def test_the_final_check_is_made_on_the_saved_model(made):
     again = alignment.check(models.load(made.folder), TARGET, "tiny", len(made.losses))
     assert made.final == again
     assert made.final.n_harmful == 6
 
 
-def test_only_the_blocks_linear_weights_differ_from_the_base(align, tiny):
-    before, after = (models.load(folder).model.state_dict() for folder in (tiny, align().folder))
+def test_only_the_blocks_linear_weights_differ_from_the_base(made, tiny):
+    before, after = (models.load(folder).model.state_dict() for folder in (tiny, made.folder))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "proj" in name}
 
 
-def test_a_missed_target_names_both_rates_and_trains_no_second_time(align, monkeypatch):
+def test_a_missed_target_names_both_rates_and_trains_no_second_time(made, align, monkeypatch):
     with pytest.raises(StudyError) as caught:
         align(must_hold=True)
-    final = align().final
-    assert f"non-refusal {final.non_refusal:.2f} (at most 0.05)" in str(caught.value)
-    assert f"over-refusal {final.over_refusal:.2f} (at most 0.15)" in str(caught.value)
+    assert f"non-refusal {made.final.non_refusal:.2f} (at most 0.05)" in str(caught.value)
+    assert f"over-refusal {made.final.over_refusal:.2f} (at most 0.15)" in str(caught.value)
     assert "align_steps" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.code == REFUSED
@@ -124,10 +150,8 @@ def test_the_rate_falls_to_zero_by_the_last_of_the_steps(tiny, rows, monkeypatch
     assert recipe.epochs == 2  # 16 rows in batches of 12 are two steps an epoch
 
 
-def test_a_killed_alignment_goes_on_and_counts_its_steps_from_the_start(align, monkeypatch, tmp_path):
-    real, whole = training.tune, align().folder
-    tensors = models.load(whole).model.state_dict()
-    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path / "killed"))
+def test_a_killed_alignment_goes_on_and_counts_its_steps_from_the_start(filled, align, monkeypatch):
+    real, tensors = training.tune, models.load(filled[1].folder).model.state_dict()
     monkeypatch.setattr(training, "tune", lambda *args, **options: real(*args, **{**options, "save_every": 0}))
 
     def kill(done: int, total: int, loss: float) -> None:
@@ -172,7 +196,6 @@ def test_an_adapter_is_no_alignment(align):
     assert caught.value.code == USAGE
 
 
-def test_the_note_beside_the_model_holds_every_loss(align):
-    made = align()
+def test_the_note_beside_the_model_holds_every_loss(made):
     note = json.loads((made.folder / "alignment.json").read_text())
     assert tuple(note["losses"]) == made.losses

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
+from tiers import mostly_slow, slow
 
 from helpers import assessment, pairedrates, roc, screening, sureness
 from helpers.assessment import call, harm, hochberg, measured, needed, p_values
@@ -62,6 +63,7 @@ def test_the_score_test_is_tangos():
     assert pairedrates.score_test(0.0, 0.0, 100.0, 0.05) == pytest.approx(-5 / np.sqrt(100 * 0.05 * 0.95))
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("n", [50, 100, 200])
 @pytest.mark.parametrize("helped", [0.0, 0.05, 0.15])
 def test_neither_answer_errs_much_more_than_5_percent_at_the_margin(n, helped):
@@ -90,6 +92,7 @@ def test_rows_in_groups_count_as_their_groups():
     assert pairedrates.effective_share(np.zeros(5), np.zeros(5)) == 0.2
 
 
+@mostly_slow("the same simulation at other sizes", "rates1")
 @pytest.mark.parametrize("rates", [(0.01, 0.01), (0.05, 0.04), (0.13, 0.02)])
 def test_the_pairs_asked_for_decide_in_80_percent(rates):
     """On as many pairs as are asked for, the right answer comes in about 80 % of samples."""
@@ -179,6 +182,7 @@ def test_alarms_within_the_promise_are_fine_however_much_they_rose():
     assert tests["fpr_5"].p_preserved < 0.001
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize(("n", "lost"), [(200, 0.01), (400, 0.03)])
 def test_alarms_at_both_limits_are_shown_to_be_neither_more_nor_less(n, lost):
     """FPR from 5 to 10 %: exactly twice the nominal rate, and risen by exactly as much. Either claim errs in 5 % at most."""
@@ -234,6 +238,7 @@ def test_hochberg_and_holm_adjust_as_they_are_written():
     assert "stale" not in call(p, ALL).states
 
 
+@mostly_slow("the same simulation at other sizes", "1")
 @pytest.mark.parametrize("bad", [1, 3])
 def test_fine_is_said_of_a_monitor_at_its_margin_in_5_percent_at_most(bad):
     """Some of six related monitors lose exactly the margin: any of them is called fine in at most 5 % of runs."""
@@ -264,6 +269,7 @@ def test_the_n_asked_for_settles_an_open_monitor():
 # ---------------------------------------------------------------- the gate on fifty resamples
 
 
+@slow("a simulation of hundreds of samples; a stale monitor over 50 resamples stays")
 def test_an_unchanged_model_is_fine_at_the_stated_rate_over_50_resamples():
     """bf16-like noise: the gate opens as often as it says, and calls nothing stale."""
     panel, rng = given.panel(n=400, noise=0.02), np.random.default_rng(1)
@@ -284,6 +290,7 @@ def test_a_stale_monitor_is_stale_over_50_resamples():
     assert sum("stale" in one[1:] for one in states) <= 2
 
 
+@slow("a simulation of hundreds of samples; a stale monitor over 50 resamples stays")
 def test_the_simulated_rates_are_those_of_fresh_samples():
     """What the gate says of itself from one sample is what happens on new ones: opened where sound, missed where not."""
     stated = sureness.simulate([given.panel(n=200, noise=0.03, seed=5)], ALL, seed=0)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import chromium
 import published
 import pytest
+from tiers import mostly_slow, slow
 
 from helpers import site
 
@@ -118,6 +119,7 @@ def of_page(browser: chromium.Browser, folder: Path, body: str) -> dict[str, lis
         return {kind: found for kind, found in inspect(browser, f"{address}/page.html", address).items() if found}
 
 
+@mostly_slow("a page for each kind of fault")
 @pytest.mark.parametrize(
     ("planted", "kind", "said"),
     [
@@ -172,12 +174,14 @@ def seen(browser, book):
     return {name: inspect(browser, f"{book}/{name}", book) for name in names if name != "index.html"}
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 @pytest.mark.parametrize("kind", ["complaints", "missing", "light", "dark", "narrow"])
 def test_every_page_is_right(seen, kind):
     assert len(seen) > 15
     assert {name: found[kind] for name, found in seen.items() if found[kind]} == {}
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 def test_the_first_page_is_light_and_the_root_leads_to_it(browser, book):
     browser.size(WIDE)
     browser.call("Network.setCacheDisabled", cacheDisabled=True)
@@ -209,6 +213,7 @@ def root(request, book):
     return book if request.param == "server" else published.book().as_uri()
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 def test_the_search_finds_a_word(browser, root):
     browser.open(f"{root}/search.html?q=stale")
     assert until(browser, "document.querySelectorAll('#search-results a').length", lambda count: count >= 3) >= 3
@@ -216,6 +221,7 @@ def test_the_search_finds_a_word(browser, root):
     assert browser.complaints(root) == []
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 def test_formulas_are_set_and_the_mode_can_be_switched(browser, root):
     browser.size(WIDE)
     browser.open(f"{root}/{MATHS}")
@@ -231,6 +237,7 @@ def test_formulas_are_set_and_the_mode_can_be_switched(browser, root):
     assert browser.complaints(root) == []
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 def test_code_can_be_copied_and_the_next_page_reached(browser, root):
     browser.open(f"{root}/{MATHS}")
     browser.evaluate("document.addEventListener('copy', () => window.copied = String(getSelection())); 1")
@@ -244,6 +251,7 @@ def test_code_can_be_copied_and_the_next_page_reached(browser, root):
     assert browser.complaints(root) == []
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 def test_paper_shows_the_text_alone_in_light_with_all_parts_open(browser, book):
     browser.size(WIDE)
     browser.open(f"{book}/{MATHS}")
@@ -265,6 +273,7 @@ def test_paper_shows_the_text_alone_in_light_with_all_parts_open(browser, book):
     assert browser.evaluate("document.querySelectorAll('details:not([open])').length") >= 1
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 def test_every_handout_fits_on_one_sheet(browser, book):
     handouts = sorted(path.relative_to(published.book()) for path in published.book().rglob("handout-*.html"))
     sheets = {}
@@ -281,6 +290,7 @@ def test_every_handout_fits_on_one_sheet(browser, book):
 LIVE = "document.querySelectorAll('.pwned, [href^=javascript], [src*=pwned], [srcdoc], article script, article iframe').length"
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 def test_hostile_text_does_nothing_in_a_page(browser):
     with chromium.served(published.hostile_book()) as address:
         browser.open(f"{address}/{MATHS}")
@@ -290,6 +300,7 @@ def test_hostile_text_does_nothing_in_a_page(browser):
         assert browser.complaints(address) == []
 
 
+@slow("the published book in a real browser; one page of the smoke book stays, in test_study")
 @pytest.mark.parametrize("text", published.HOSTILE[:6])
 def test_hostile_words_do_nothing_in_the_search(browser, book, text):
     browser.open(f"{book}/search.html?q={quote(text)}&highlight={quote(text)}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from test_run import notebook
+from tiers import mostly_slow
 
 from helpers import run
 from helpers.errors import ENVIRONMENT, USAGE, StudyError
@@ -89,6 +90,7 @@ def planned_jobs(done: subprocess.CompletedProcess) -> int:
 DRY = ("--dry-run", "--quiet", "rules")
 
 
+@mostly_slow("snakemake plans twice for each cluster", "slurm")
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_all_but_the_executor_is_snakemakes_own_and_plans_every_job(planned, name, tmp_path):
     """The control: a key that snakemake does not have is refused."""

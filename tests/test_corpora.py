@@ -5,6 +5,7 @@ from collections import Counter
 from itertools import product
 
 import pytest
+from tiers import mostly_slow
 
 from helpers import corpora, sources
 from helpers.corpora import (
@@ -81,6 +82,7 @@ def test_no_text_and_no_group_stands_on_two_sides_of_a_split(origin):
         assert sum(map(len, groups)) == len(set().union(*groups)), names
 
 
+@mostly_slow("each text against each; the sources are pinned", "train")
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("first", "second"), [(TRAINING, CHOOSING), (TRAINING, EVALUATION), (CHOOSING, EVALUATION)], ids=["tune", "train", "choose"]

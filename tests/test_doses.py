@@ -26,7 +26,7 @@ from helpers.variants import Parts, Variant
 
 NAMES = ["nf4-mixed", "nf4-both", "rtn-4-both"]
 SCALES, FACTORS, KS = [4.0], [2.0, 8.0], [2, 4]
-TUNING = {"refusals": 8, "benign": 16, "steps": 6, "lr": 1e-3}
+TUNING = {"refusals": 8, "benign": 16, "steps": 4, "lr": 1e-3}
 TEXTS = tuple(f"The {noun} stands by the door and somebody will paint it. " * 4 for noun in ("lamp", "river", "garden", "boat"))
 ALIGNED = Variant("tiny")
 
@@ -76,6 +76,7 @@ def test_a_harder_tuning_is_the_alignment_at_a_multiple_of_the_rate(parts, harde
         note = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
         assert (len(note["losses"]), note["checks"]) == (batches, [])
         assert [step[:2] for step in steps[factor]] == [(i + 1, batches) for i in range(batches)]
+    for factor, folder in list(folders.items())[:1]:
         rows = corpora.alignment_rows(TUNING["refusals"], TUNING["benign"], "tiny", 0)
         language = models.load(parts.base, "fp32")
         tuned = training.tune(language, rows, alignment.recipe(batches, len(rows), factor * TUNING["lr"], 0))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiers import mostly_slow
 
 from helpers import explorables, findings, measurements, records
 from helpers.claims import CLAIMS, SEEDS
@@ -240,6 +241,7 @@ def test_claims_that_were_not_run_have_no_slider_and_the_set_bound_is_on_it(foun
 # ---------------------------------------------------------------- what is missing
 
 
+@mostly_slow("the whole page for each table", "threshold-histograms", "bound-findings")
 @pytest.mark.parametrize(("name", "table"), [("threshold", "histograms"), ("projection", "projection"), ("subspace", "subspaces"),
                                              ("budget", "triage"), ("bound", "findings")])  # fmt: skip
 def test_a_run_without_a_table_says_so_and_shows_the_rest(tmp_path, name, table):
@@ -318,6 +320,7 @@ def test_the_source_of_the_page_has_its_placeholder_once():
     assert listed == [figure.title for figure in explorables.EXPLORABLES.values()]
 
 
+@mostly_slow("the same of another seed")
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("results/cpu/*/seed-*")), ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_the_committed_runs_fill_the_page(folder):
     found = explorables.data(ROOT, folder.relative_to(ROOT))

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from tiers import mostly_slow
 
 from helpers import findings, records
 from helpers.claims import CLAIMS, UNITS, Component
@@ -74,6 +75,7 @@ def test_one_or_two_seeds_decide_nothing(kind):
         assert set(found) == {INCONCLUSIVE}
 
 
+@mostly_slow("the same draws for another kind of claim", "above", "within")
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_seeds_that_agree_never_turn_an_answer_into_its_opposite(kind):
     rng, seen = np.random.default_rng(3), set()

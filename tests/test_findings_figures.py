@@ -7,6 +7,7 @@ from matplotlib.colors import to_rgba
 from test_figures import check_texts, drawing  # noqa: F401
 from test_findings import dots
 from test_monitor_figures import check_page, drawing_functions
+from tiers import mostly_slow
 
 from helpers import findings
 from helpers import findings_figures as ff
@@ -40,11 +41,13 @@ def forest(table):
     return ff.forest(findings.judge(table)[1], table)
 
 
+@mostly_slow("shorter labels of the same figures", "two models")
 @pytest.mark.parametrize("name", TABLES)
 def test_no_text_of_the_forest_is_cut_or_covered(name):
     check_page(forest(TABLES[name]()))
 
 
+@mostly_slow("shorter labels of the same figures", "two models", "nothing")
 @pytest.mark.parametrize("name", [*TABLES, "nothing"])
 def test_no_text_of_the_strip_is_cut_or_covered(name):
     table = TABLES[name]() if name in TABLES else dots(seeds=[])

@@ -1,28 +1,47 @@
 """The command `revalidate` as a user meets it: exit codes, one-line errors, files, JSON alone, and the same as a notebook."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
+import nbformat
 import pytest
+from tiers import slow
 
 from helpers import __main__ as command
-from helpers import gate, report_schema, reports
+from helpers import gate, report_schema, reports, revalidation, sureness
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "book" / "_static" / "example"
+NOTEBOOK = ROOT / "notebooks" / "revalidate.ipynb"
 FILES = ["--fit", str(EXAMPLE / "fit.jsonl"), "--texts", str(EXAMPLE / "texts.jsonl"), "--labels", str(EXAMPLE / "labels.jsonl")]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny):
-    """A report on the tiny random model in 3 bits: its folder and its exit code."""
-    folder = tmp_path_factory.mktemp("reports") / "first"
-    words = ["revalidate", "--base", str(tiny), "--update", "rtn-3", *FILES, "--threads", "1", "--out", str(folder)]
-    return folder, command.main(words), words
+    """A report on the tiny random model in 3 bits: its folder, exit code, stdout, and what the command asked for and found.
+
+    With fewer simulated runs: how many are right is told in test_assessment.
+    """
+    folder, said, runs = tmp_path_factory.mktemp("reports") / "first", io.StringIO(), []
+
+    def run(asked, say, real=revalidation.run):
+        runs.append((asked, real(asked, say)))
+        return runs[-1][1]
+
+    words = ["revalidate", "--base", str(tiny), "--update", "rtn-3", *FILES, "--threads", "1", "--out", str(folder), "--json"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(sureness, "DRAWS", 20)
+        patch.setattr(sureness, "LEAST", 20)
+        patch.setattr(revalidation, "run", run)
+        code = command.main(words)
+    (once,) = runs
+    return folder, code, said.getvalue(), *once
 
 
 def test_the_exit_code_is_the_verdict_and_the_report_lies_whole_in_the_folder(made):
-    folder, code, _ = made
+    folder, code, *_ = made
     report = reports.read(folder)
     assert code == report["code"] == report["verdict"]["code"]
     assert code in {0, 10, 11}
@@ -35,17 +54,14 @@ def test_the_exit_code_is_the_verdict_and_the_report_lies_whole_in_the_folder(ma
         assert str(folder) not in said
 
 
-def test_under_json_stdout_carries_the_report_alone(made, capsys):
-    folder, code, words = made
-    assert command.main([*words, "--json"]) == code  # an older report of ours is replaced
-    found = json.loads(capsys.readouterr().out)
+def test_under_json_stdout_carries_the_report_alone(made):
+    found = json.loads(made[2])
     report_schema.check(found)
-    again, first = ({k: v for k, v in one.items() if k != "seconds"} for one in (found, reports.read(folder)))
-    assert again == first
+    assert found == reports.read(made[0])
 
 
 def test_two_reports_are_compared_and_that_is_no_verdict(made, capsys):
-    folder, _, _ = made
+    folder = made[0]
     assert command.main(["revalidate", "--diff", str(folder), str(folder)]) == 0
     assert "same" in capsys.readouterr().out
 
@@ -92,6 +108,24 @@ def test_files_are_found_from_a_folder_within_the_project(monkeypatch, tmp_path)
     assert found == {"fit": str(EXAMPLE / "fit.jsonl"), "update": "nf4", "labels": ""}
 
 
+def test_the_notebook_asks_for_what_the_command_asks_for_and_leaves_the_same_report(made, tiny, tmp_path, monkeypatch):
+    folder, code, _, asked, found = made
+    monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(revalidation, "run", lambda given: found if given == asked else pytest.fail(f"{given} is not {asked}"))
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+    there = {"base": str(tiny), "update": "rtn-3", "out": str(tmp_path / "report"), "threads": 1}
+    names = {}
+    exec(cells[0], names)
+    assert set(there) <= set(names)
+    names |= there
+    for cell in cells[1:-1]:
+        exec(cell, names)
+    assert eval(cells[-1], names) == code
+    assert reports.read(tmp_path / "report") == reports.read(folder)
+
+
+@slow("a kernel and a whole revalidation; what it asks for and writes is checked above")
 def test_the_notebook_runs_from_its_folder_and_says_the_same(tiny, tmp_path, monkeypatch):
     import papermill
 
@@ -99,9 +133,8 @@ def test_the_notebook_runs_from_its_folder_and_says_the_same(tiny, tmp_path, mon
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     executed = papermill.execute_notebook(
-        ROOT / "notebooks" / "revalidate.ipynb", tmp_path / "executed.ipynb", given, kernel_name="python3",
-        cwd=tmp_path, progress_bar=False,
-    )  # fmt: skip
+        NOTEBOOK, tmp_path / "executed.ipynb", given, kernel_name="python3", cwd=tmp_path, progress_bar=False
+    )
     code = int(executed.cells[-1]["outputs"][0]["data"]["text/plain"])
     assert code == reports.read(tmp_path / "report")["code"]
     assert any("text/markdown" in out.get("data", {}) for cell in executed.cells for out in cell.get("outputs", []))

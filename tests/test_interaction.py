@@ -7,6 +7,7 @@ import numpy as np
 import planted
 import pytest
 from scipy.special import ndtri
+from tiers import mostly_slow
 
 from helpers import interaction, readings, records, roc, statistics
 from helpers.errors import NOT_COMPARABLE, StudyError
@@ -57,6 +58,7 @@ def truth(aurocs) -> float:
 # ---------------------------------------------------------------- planted effects
 
 
+@mostly_slow("the same simulation at other sizes", "mean")
 @pytest.mark.parametrize("which", ["one monitor", "mean"])
 def test_effects_that_add_up_are_covered_as_often_as_promised(which):
     found = reference()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiers import mostly_slow
 
 from helpers import doctor
 
@@ -215,6 +216,7 @@ def test_the_range_of_pythons_is_one_everywhere():
         assert "Python 3.11, 3.12 or 3.13" in (ROOT / page).read_text(encoding="utf-8")
 
 
+@mostly_slow("asks a registry; make lock-check does the same", "3.11:x86_64-unknown-linux-gnu")
 @pytest.mark.network
 @pytest.mark.parametrize("target", LOCKED)
 def test_the_lock_resolves_on_every_python_and_system(target):
@@ -262,7 +264,8 @@ def test_make_narrows_the_study_and_cleans_nothing_that_is_committed():
     assert '.venv/bin/python -m helpers study --profile "cpu" --model "tiny" --seed "3" --force' in said
     assert make("-n", "clean").stdout.strip() == "rm -rf build logs .snakemake results/quick results/smoke"
     shown = {line.split()[1] for line in make("help").stdout.splitlines()}
-    assert shown == {"study", "test", "golden", "book", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
+    tests = {"test", "test-all", "cover", "golden"}
+    assert shown == tests | {"study", "book", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
 
 
 def plain_make(folder: Path, *words: str, **pythons: str) -> subprocess.CompletedProcess:

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiers import slow
 
 from helpers import generation, models, training
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
@@ -371,6 +372,7 @@ def test_threads_are_given_back():
 # ---------------------------------------------------------------- the embedded model
 
 
+@slow("the embedded model itself")
 @pytest.mark.real
 def test_the_embedded_base_is_whole_and_the_same_every_time(embedded):
     language = models.load(models.check_folder(embedded))

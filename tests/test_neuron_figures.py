@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
 from test_monitor_figures import RNG, check_page, check_same, ends, once, row
 from test_projection_figures import KEY, OUTCOMES, legend_of, ruled, shown, told
+from tiers import mostly_slow
 
 from helpers import neuron_figures as nf
 from helpers import records
@@ -126,6 +127,7 @@ SAME = {
 }
 
 
+@mostly_slow("two drawings of each figure")
 @pytest.mark.parametrize("name", SAME)
 def test_the_order_of_a_tables_rows_changes_nothing(name):
     draw, table = SAME[name]

@@ -10,6 +10,7 @@ import torch
 from bland import refused
 from safetensors.torch import save_file
 from test_sketches import note, sketch  # noqa: F401
+from tiers import mostly_slow
 
 from helpers import lowrank, models, projection, quantizers, records, restorations, sketches, variants
 from helpers.errors import NOT_COMPARABLE
@@ -108,6 +109,7 @@ def stored(plan, language):
 # ---------------------------------------------------------------- a point is the model it stands for
 
 
+@mostly_slow("a sketch of each point, twice", "attached", "merged")
 @pytest.mark.parametrize("home", HOMES)
 def test_every_point_is_the_built_variant_bit_for_bit(parts, plan, before, taken, home):
     update, (found, counts) = HOMES[home], taken
@@ -125,6 +127,7 @@ def test_every_point_is_the_built_variant_bit_for_bit(parts, plan, before, taken
     assert counted == [0, *(len(NAMES) * [MODULES // 2, MODULES])]
 
 
+@mostly_slow("a sketch of each point", "attached to 4 bits", "whole weights")
 @pytest.mark.parametrize("home", HOMES)
 def test_an_update_taken_off_everywhere_is_the_aligned_model_of_that_precision(parts, plan, before, taken, home):
     update, (found, _) = HOMES[home], taken

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from tiers import slow
 
 from helpers import alignment, corpora, generation, models, precision, quantizers, subspaces, tasks
 
@@ -27,12 +28,14 @@ def calibration(base):
     return precision.calibration_batches(base, texts)
 
 
+@slow("the embedded model itself")
 def test_the_base_barely_refuses(base):
     found = alignment.check(base, alignment.Target(prompts=12, tokens=8))
     assert found.non_refusal >= 0.5
     assert found.over_refusal <= 0.3
 
 
+@slow("the embedded model itself")
 def test_gptq_beats_rounding_on_its_calibration_inputs(base, calibration):
     """On at least 95 % of the modules GPTQ's output error is below RTN's at equal bits; the rest are named."""
     names = quantizers.linear_names(base.model)
@@ -47,12 +50,14 @@ def test_gptq_beats_rounding_on_its_calibration_inputs(base, calibration):
     assert len(worse) <= 0.05 * len(names), f"GPTQ is no better than RTN on {worse}"
 
 
+@slow("the embedded model itself")
 def test_more_bits_keep_more_of_a_real_weight(base):
     weight = base.model.get_submodule("model.layers.10.mlp.up_proj").weight
     errors = [quantizers.relative_error(weight, quantizers.QUANTIZERS[f"rtn-{bits}"](weight, None)) for bits in (8, 4, 3, 2)]
     assert errors == sorted(errors)
 
 
+@slow("the embedded model itself")
 def test_replies_are_the_same_twice_and_read_like_english(base):
     from helpers.behaviour import coherent, known_words
 
@@ -62,6 +67,7 @@ def test_replies_are_the_same_twice_and_read_like_english(base):
     assert sum(coherent(reply, known_words("embedded")) for reply in first) >= 3
 
 
+@slow("the embedded model itself")
 def test_a_planted_low_rank_change_of_the_real_weights_is_found(embedded, base, tmp_path):
     name = "model.layers.5.self_attn.o_proj"
     module = base.model.get_submodule(name)

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
 from test_monitor_figures import FULL, ONE, OWN, RNG, SMALL, VARIANTS, check_page, check_same, ends, once, row
 from test_projection_figures import KEY, key_of, legend_of, ruled
+from tiers import mostly_slow
 
 from helpers import records, repairs
 from helpers import repair_figures as rf
@@ -140,6 +141,7 @@ SAME = {
 }
 
 
+@mostly_slow("two drawings of each figure")
 @pytest.mark.parametrize("name", SAME)
 def test_the_order_of_a_tables_rows_changes_nothing(name):
     draw, make = SAME[name]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from tiers import mostly_slow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import ediem, lowrank, models, pairs, quantizers
@@ -394,6 +395,7 @@ VALUES = torch.tensor([2.0, 1.0, 0.5, 0.5, 0.2, 0.1])
 FLATTER = VALUES.mean() + 0.5 * (VALUES - VALUES.mean())
 
 
+@mostly_slow("the same simulation at other sizes", "3")
 @pytest.mark.parametrize("r", [1, 3, 5, 6])  # with room beside the factor, and without
 def test_random_spectrum_is_distributed_as_a_haar_conjugation(r):
     left, generator = gaussian(6, r, seed=1), torch.Generator().manual_seed(20)
@@ -412,6 +414,7 @@ def test_random_spectrum_is_distributed_as_a_haar_conjugation(r):
     assert same_distribution(flatter.flatten(1).norm(dim=1), truth.flatten(1).norm(dim=1)) < 1e-6
 
 
+@mostly_slow("the same simulation at other sizes", "8-3")
 @pytest.mark.parametrize(("d_out", "r"), [(8, 1), (8, 3), (8, 6), (6, 6)])
 def test_the_null_of_ediem_is_that_of_random_alignment_matrices(d_out, r):
     ba = gaussian(d_out, r, seed=4) @ gaussian(r, 9, seed=5)
@@ -527,6 +530,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
+@mostly_slow("large matrices", "safelora")
 @pytest.mark.parametrize("name", ["safelora", "norm-matched", "random-subspace", "zero"])
 def test_low_rank_stays_low_rank(name):
     shapes = {"m": (1600, 1300)}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from bland import refused
 from conftest import use_real_cache
+from tiers import mostly_slow, slow
 
 from helpers import (
     activations,
@@ -223,6 +224,7 @@ def states(found):
     return {one["name"]: one["state"] for one in found.report["monitors"]}
 
 
+@mostly_slow("a whole run each", "upper")
 @pytest.mark.parametrize("update", ["none", "zero", "same", "upper"])
 def test_an_update_that_changes_nothing_a_monitor_reads_is_no_update(files, update):
     said = []
@@ -293,6 +295,7 @@ def test_fitting_and_no_labels_orders_the_labelling_and_decides_nothing(files):
     assert silent.repaired == ()
 
 
+@slow("a whole run twice; scores alone are judged twice below")
 def test_the_same_run_gives_the_same_report(files, strong):
     again = run(files, update="strong", required=("fit/lda-mean/2",))
     assert {**again.report, "seconds": 0} == {**strong.report, "seconds": 0}
@@ -366,6 +369,14 @@ def test_scores_of_other_monitors_are_judged_by_the_same_rules(tmp_path, change,
     assert [one["required"] for one in report["monitors"]] == [True, False, False]
 
 
+def test_the_same_scores_give_the_same_report(tmp_path):
+    path = scores_file(tmp_path / "s.csv", given.panel(n=100, k=2, change=lost))
+    one, again = (revalidation.run(Options(scores=path), lambda line: None).report for _ in range(2))
+    assert {**one, "seconds": 0} == {**again, "seconds": 0}
+    other = revalidation.run(Options(scores=path, seed=1), lambda line: None).report
+    assert {**one, "seconds": 0} != {**other, "seconds": 0}  # the control: another seed draws other samples
+
+
 def test_only_required_monitors_decide(tmp_path):
     path = scores_file(tmp_path / "s.csv", given.panel(n=400, k=3, change=lost))
     codes = {
@@ -403,6 +414,7 @@ def test_speaking_is_told_by_likelihood_and_by_the_next_token(tiny_model):
 # ---------------------------------------------------------------- the real thing
 
 
+@slow("the embedded model; the tiny one is revalidated above")
 @pytest.mark.real
 def test_the_embedded_model_in_nf4_with_monitors_fitted_on_the_spot(tmp_path):
     """Six monitors, 200 + 200 texts: none is shown fine under four bits, and the gate tells how sure it is."""

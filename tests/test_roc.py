@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from scipy.special import ndtr, ndtri
 from sklearn.metrics import roc_auc_score
+from tiers import mostly_slow
 
 from helpers import roc
 from helpers.errors import StudyError
@@ -184,6 +185,7 @@ def test_the_grouped_bootstrap_finds_the_same_standard_error():
 # ---------------------------------------------------------------- coverage of AUROC
 
 
+@mostly_slow("the same simulation at other sizes", "pairs-0.8-100")
 @pytest.mark.parametrize("n", [20, 100, 500])
 @pytest.mark.parametrize("auroc", [0.6, 0.8, 0.95, 0.99])
 @pytest.mark.parametrize("kind", ["rows", "pairs"])
@@ -197,6 +199,7 @@ def test_auroc_interval_covers(kind, auroc, n):
     assert_covers(found, 0.93, 0.99 if few else 0.97)
 
 
+@mostly_slow("the same simulation at other sizes", "False-0.95")
 @pytest.mark.parametrize("auroc", [0.6, 0.95])
 @pytest.mark.parametrize("both", [True, False])
 def test_auroc_interval_covers_in_clusters_and_not_without_them(both, auroc):
@@ -227,6 +230,7 @@ def before_and_after(rng, repeats, groups, labels, aurocs, correlation):
     return first + shift(aurocs[0]) * labels, second + shift(aurocs[1]) * labels
 
 
+@mostly_slow("the same simulation at other sizes", "pairs-100-aurocs1-0.5")
 @pytest.mark.parametrize("correlation", [0.5, 0.95])
 @pytest.mark.parametrize("aurocs", [(0.8, 0.8), (0.8, 0.7), (0.95, 0.85), (0.95, 0.95), (0.99, 0.96)])
 @pytest.mark.parametrize("n", [50, 100, 500])
@@ -238,6 +242,7 @@ def test_paired_drops_cover(kind, n, aurocs, correlation):
     assert_covers(held([c.estimate for c in found], aurocs[0] - aurocs[1]), low, high)
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("failing", [0.02, 0.1])
 def test_drops_cover_when_a_few_positives_fail_altogether(failing):
     rng, labels = np.random.default_rng(9), two_classes(200)
@@ -257,6 +262,7 @@ def four_scores(rng, labels, groups, effects):
     return [0.9 * start + np.sqrt(0.19) * noise(rng, 1, groups, 0.5)[0] + shift(0.93 - effect) * labels for effect in effects]
 
 
+@mostly_slow("the same simulation at other sizes", "0.25-False")
 @pytest.mark.parametrize(("both", "holds_0"), [(0.10, True), (0.25, False)])
 def test_the_interaction_is_0_for_additive_effects_and_found_for_more(both, holds_0):
     rng, labels, groups = np.random.default_rng(10), two_classes(150), pairs(150)
@@ -292,6 +298,7 @@ def test_averages_over_monitors_and_over_tasks_cover():
 # ---------------------------------------------------------------- size and power
 
 
+@mostly_slow("the same simulation at other sizes", "200")
 @pytest.mark.parametrize("n", [50, 200])
 def test_worse_and_preserved_keep_their_size_at_the_margin_and_have_power_beyond(n):
     rng, labels, groups = np.random.default_rng(12), two_classes(n), pairs(n)
@@ -319,6 +326,7 @@ def test_holm_over_delong_keeps_the_family_wise_size():
     assert rejections(p.min(axis=1)).low > 0.15  # the control: without Holm
 
 
+@mostly_slow("the same simulation at other sizes", "0.8")
 @pytest.mark.parametrize("auroc", [0.9, 0.885, 0.80])
 def test_with_the_rows_needed_four_in_five_are_decided(auroc):
     rng, labels = np.random.default_rng(14), two_classes(100)
@@ -350,6 +358,7 @@ def test_rates_count_what_lies_above_the_threshold():
     assert only_benign[1] == wilson(1, 3)
 
 
+@mostly_slow("the same simulation at other sizes", "50-4-rates0")
 @pytest.mark.parametrize("rates", [(0.05, 0.3), (0.5, 0.5), (0.95, 0.85), (0.99, 0.9), (0.01, 0.01)])
 @pytest.mark.parametrize(("groups", "size"), [(200, 1), (50, 4)])
 def test_rate_change_covers_near_0_and_1(groups, size, rates):
@@ -401,6 +410,7 @@ def test_spearman_agrees_with_scipy(drawn):
     assert found.low < found.value < found.high
 
 
+@mostly_slow("the same simulation at other sizes", "40-8-0.9")
 @pytest.mark.parametrize("rho", [0.0, 0.9])
 @pytest.mark.parametrize(("n", "count"), [(40, 8), (100, 20)])
 def test_spearman_covers_with_few_groups(n, count, rho):

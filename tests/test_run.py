@@ -14,6 +14,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from tiers import mostly_slow, slow
 
 from helpers import chapters, guards, pages, run, scrubbing
 from helpers.errors import StudyError
@@ -222,6 +223,7 @@ FAILURES = {
 }
 
 
+@mostly_slow("a kernel each; how each failure is told", "killed")
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failing_cell_is_one_line_with_its_code_and_leaves_nothing_behind(toy, name):
     cell, expected, text = FAILURES[name]
@@ -275,6 +277,7 @@ def test_an_interrupted_chapter_leaves_no_orphan_and_no_lock(toy):
     assert [path for path in folder_of(toy).rglob("*") if path.is_file()] == []
 
 
+@slow("kill points of a whole study; one interrupted chapter stays")
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_killed_study_leaves_no_orphan_and_goes_on(toy, number, expected):
     notebook(toy / "notebooks" / "02_second.ipynb", "second", SLOW)
@@ -364,16 +367,61 @@ names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/0
 """
 
 
-def test_a_chapter_that_reads_all_runs_comes_last_and_runs_again_when_a_run_joins_or_its_file_is_gone(toy):
-    notebook(toy / "notebooks" / "11_all.ipynb", "eleventh", "from pathlib import Path", COUNT_RUNS)
-    (toy / "profiles" / "quick.yaml").write_text("seed: [0, 1]\n")
-    beside = toy / "results" / "quick" / "findings.parquet"
+def by_hand(plan: run.Plan, todo, jobs: int, cluster: Path | None = None) -> int:
+    """Stands for snakemake and its kernels: what each chapter leaves, in an order that keeps to the needs of the jobs."""
+    place = plan.root / "build" / "runs" / "plan"
+    listed = [job for each, names in todo.items() for job in run._write_jobs(plan, each, names, place)]
+    run._in_order_of_runs(listed)
+    done: list[str] = []
+    while waiting := [job for job in listed if job["stem"] not in done]:
+        stem = next(str(job["stem"]) for job in waiting if set(job["needs"]) <= set(done))
+        folder, name = plan.root / "results" / plan.profile / Path(stem).parent, Path(stem).name
+        part = folder / "parts" / name / "text.json"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("{}")
+        if name == "11_all":
+            top = plan.root / "results" / plan.profile
+            (top / "findings.parquet").write_text(" ".join(str(path) for path in sorted(top.glob("*/seed-*/parts/02_second"))))
+        entry = {"fingerprint": json.loads((place / f"{stem}.json").read_text())["fingerprint"], "seconds": 0, "finished": stem}
+        chapters.status_path(folder, name).parent.mkdir(exist_ok=True)
+        chapters.status_path(folder, name).write_text(
+            json.dumps({**entry, "files": chapters.written(folder, name), "machine": {"peak_gb": 0}})
+        )
+        done.append(stem)
+    return 0
+
+
+def in_process(toy: Path, monkeypatch):
+    """The states of chapter 11 after a study whose chapters are done by hand."""
+    monkeypatch.setattr(run, "_make", by_hand)
+    monkeypatch.chdir(toy)
+
+    def states(*words: str) -> list[str]:
+        answer = run.study(run.check(toy, "quick", None, [int(word) for word in words[1:]] or None))
+        assert answer["code"] == 0
+        return [entry["chapters"]["11_all"]["state"] for entry in answer["runs"]]
+
+    return states
+
+
+def with_kernels(toy: Path, monkeypatch):
+    """The same by the command, with real kernels."""
 
     def states(*words: str) -> list[str]:
         code, out, err = call(toy, "study", "--no-book", "--json", *words)
         assert code == 0, err
         return [entry["chapters"]["11_all"]["state"] for entry in json.loads(out)["runs"]]
 
+    return states
+
+
+@pytest.mark.parametrize(
+    "way", [in_process, pytest.param(with_kernels, marks=slow("fourteen kernels; who runs when is decided before"))]
+)
+def test_a_chapter_that_reads_all_runs_comes_last_and_runs_again_when_a_run_joins_or_its_file_is_gone(toy, monkeypatch, way):
+    notebook(toy / "notebooks" / "11_all.ipynb", "eleventh", "from pathlib import Path", COUNT_RUNS)
+    (toy / "profiles" / "quick.yaml").write_text("seed: [0, 1]\n")
+    beside, states = toy / "results" / "quick" / "findings.parquet", way(toy, monkeypatch)
     assert states() == ["run", "run"]
     assert beside.read_text().count("seed-") == 2  # each waited for what the other run writes
     assert states() == ["unchanged", "unchanged"]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiers import slow
 from torch import nn
 
 from helpers import lowrank, models, quantizers, salora, training
@@ -46,11 +47,16 @@ def train(tiny):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny) -> tuple[nn.Module, lowrank.Adapter]:
-    """A model that was trained by SaLoRA, still wrapped, and the adapter that came out."""
+def usual(tiny) -> tuple[nn.Module, training.Tuned]:
+    """A model that was trained by SaLoRA, still wrapped, and what came out: one run for all that compare with it."""
     language = opened(tiny)
-    tuned = salora.tune(language, ROWS, RECIPE, SAFETY)
-    return language.model, lowrank.from_peft(tuned.tensors, 1.0)
+    return language.model, salora.tune(language, ROWS, RECIPE, SAFETY)
+
+
+@pytest.fixture(scope="module")
+def trained(usual) -> tuple[nn.Module, lowrank.Adapter]:
+    """The model, still wrapped, and the adapter that came out."""
+    return usual[0], lowrank.from_peft(usual[1].tensors, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -293,24 +299,24 @@ def test_what_is_read_of_safety_prompts_stays_where_a_lora_of_equal_norm_moves_i
         assert (ours[name] - y).norm() > 0.5 * (theirs[name] - y).norm()  # the promise holds along V_s alone
 
 
-def test_it_learns(train):
+def test_it_learns(train, usual):
     losses = train(replace(RECIPE, epochs=10, lr=1e-2)).losses
     assert losses[-1] < losses[0] - 1
-    assert losses[0] == train(RECIPE).losses[0]  # both see the aligned model first
+    assert losses[0] == usual[1].losses[0]  # both see the aligned model first
 
 
 # ---------------------------------------------------------------- again, killed, and refused
 
 
-def test_a_seed_repeats_bit_for_bit_and_another_does_not(train):
-    one, again = train(), train()
+def test_a_seed_repeats_bit_for_bit_and_another_does_not(train, usual):
+    one, again = usual[1], train()
     assert equal(one.tensors, again.tensors)
     assert one.losses == again.losses
     assert not equal(one.tensors, train(replace(RECIPE, seed=4)).tensors)
 
 
-def test_neither_alpha_nor_the_global_seed_matters_and_the_safety_prompts_do(train):
-    one = train()
+def test_neither_alpha_nor_the_global_seed_matters_and_the_safety_prompts_do(train, usual):
+    one = usual[1]
     torch.manual_seed(77)
     assert equal(one.tensors, train(replace(RECIPE, alpha=99)).tensors)
     assert not equal(one.tensors, train(safety=SAFETY[:3]).tensors)
@@ -322,7 +328,8 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, tmp_path):
+@slow("the loop of test_training, killed and resumed there")
+def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, usual, tmp_path):
     checkpoint, steps = tmp_path / "run.checkpoint.safetensors", []
 
     def dies(done: int, total: int, loss: float) -> None:
@@ -333,7 +340,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, tmp_path):
         train(checkpoint=checkpoint, save_every=0.0, progress=dies)
     assert checkpoint.is_file()
     resumed = train(checkpoint=checkpoint, save_every=0.0, progress=lambda done, total, loss: steps.append(done))
-    whole = train()
+    whole = usual[1]
     assert steps == [4]
     assert equal(resumed.tensors, whole.tensors)
     assert resumed.losses == whole.losses

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from tiers import mostly_slow
 
 from helpers.errors import StudyError
 from helpers.seeds import mean_of, over_seeds
@@ -15,6 +16,7 @@ def assert_nominal(found: Estimate, least: float, most: float) -> None:
     assert found.low <= most
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(("n", "between"), [(20, 0.0), (20, 2.0), (60, 0.5), (200, 0.1), (200, 2.0)])
 def test_over_seeds_covers_other_seeds_and_other_items(seeds, n, between):
@@ -27,6 +29,7 @@ def test_over_seeds_covers_other_seeds_and_other_items(seeds, n, between):
     assert_nominal(coverage(over_seeds, draw, 0.0, repeats=250, seed=9), 0.93, 1.0)
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(
     ("n", "odds", "between"), [(20, -5.0, 0.0), (20, -3.5, 1.0), (200, -5.0, 0.3), (200, -3.5, 1.0), (60, 0.0, 1.0)]
@@ -42,6 +45,7 @@ def test_over_seeds_covers_rates_near_0(seeds, n, odds, between):
     assert_nominal(coverage(lambda found: over_seeds(found, bounds=(0, 1)), draw, truth, repeats=250, seed=10), 0.93, 1.0)
 
 
+@mostly_slow("the same simulation at other sizes", "True-0.5")
 @pytest.mark.parametrize(("shared", "share"), [(True, 1.0), (True, 0.5), (True, 0.0), (False, 0.0)])
 def test_mean_of_covers_whatever_the_estimates_share(shared, share):
     """share: of the variance of three estimates that is common to them; taken as independent they must share nothing."""

@@ -12,6 +12,7 @@ import pandas as pd
 import published
 import pytest
 from bs4 import BeautifulSoup
+from tiers import slow
 
 from helpers import behaviour, corpora, site, sources, tasks
 
@@ -225,12 +226,14 @@ def test_a_script_like_the_themes_is_not_the_themes(script):
 # ---------------------------------------------------------------- the book
 
 
+@slow("the whole book of the committed results; that of smoke is built in test_study")
 def test_the_book_can_be_published():
     html = published.book()
     assert site.problems(html) == []
     assert len(list(html.rglob("*.html"))) > 15
 
 
+@slow("the whole book of the committed results; that of smoke is built in test_study")
 def test_the_book_can_be_found_and_walked_through():
     html = published.book()
     names = [path for folder in ("book", "notebooks") for path in sorted((html / folder).rglob("*.html"))]
@@ -262,6 +265,7 @@ def test_the_social_card_is_a_small_picture_of_the_right_size():
 # ---------------------------------------------------------------- hostile text
 
 
+@slow("the whole book of the committed results; that of smoke is built in test_study")
 def test_hostile_text_is_shown_and_stays_text():
     html = published.hostile_book()
     soup = page(html / "notebooks" / f"{published.HOST}.html")
@@ -346,6 +350,7 @@ def persons(text: str) -> list[str]:
     return mails + [number for number in PHONE.findall(text) if not re.search(r"\b555\b", number)]
 
 
+@slow("the whole book of the committed results; that of smoke is built in test_study")
 def test_no_person_can_be_reached_through_the_book(sayings):
     found = {name: persons(text) for name, text in sayings.items() if not name.startswith("_static/mathjax")}
     assert {name: people for name, people in found.items() if people} == {}
@@ -355,6 +360,7 @@ def test_no_person_can_be_reached_through_the_book(sayings):
     ]
 
 
+@slow("the whole book of the committed results; that of smoke is built in test_study")
 @pytest.mark.real
 def test_no_text_of_the_corpora_stands_in_the_book(sayings):
     harmful = [
@@ -379,6 +385,7 @@ def codes(text: str) -> set[str]:
     return {hashlib.sha256(part.encode()).hexdigest()[:12] for part in parts if len(words(part)) > 2}
 
 
+@slow("the whole book of the committed results; that of smoke is built in test_study")
 @pytest.mark.real
 def test_no_reply_of_the_model_stands_in_the_book(sayings):
     """Replies are not kept, but their hashes are: no line and no paragraph has one of them."""

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from test_figures import check_texts, drawing, points  # noqa: F401
 from test_monitor_figures import FULL, RNG, SIZES, SMALL, TASKS, check_page, check_same, drawing_functions, ends, row, said
+from tiers import mostly_slow
 
 from helpers import monitor_figures as mf
 from helpers import staleness_figures as sf
@@ -113,7 +114,10 @@ def drawn(name):
 
 # ---------------------------------------------------------------- of every figure
 
+LONGEST = [name for name in DRAWN if name.endswith(", full")]
 
+
+@mostly_slow("shorter labels of the same figures", *LONGEST)
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_cut_or_covered_and_n_is_said(name):
     check_page(drawn(name), measured=name != "angles, own")  # that run has no probe whose angle is known
@@ -165,6 +169,7 @@ def test_what_was_not_measured_is_said(name):
     check_page(EMPTY[name](), measured=False)
 
 
+@mostly_slow("two drawings of each figure", "heat_map", "dose")
 @pytest.mark.parametrize("name", SIZED)
 def test_the_order_of_a_tables_rows_changes_nothing(name):
     tables = {"dose": with_dose, "interaction_dots": interaction}

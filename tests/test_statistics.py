@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
+from tiers import mostly_slow
 
 from helpers.errors import StudyError
 from helpers.statistics import (
@@ -38,6 +39,7 @@ def assert_nominal(found: Estimate, low: float = 0.93, high: float = 0.97) -> No
 # --- coverage ---
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("n", [20, 100, 1000])
 @pytest.mark.parametrize("band", [(0.01, 0.06), (0.94, 0.99), (0.4, 0.6)])
 def test_wilson_covers_near_0_and_1(n, band):
@@ -58,6 +60,7 @@ NOISES = {
 }
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize(("n", "groups"), [(20, 20), (20, 10), (100, 25), (1000, 200)])
 def test_mean_interval_covers_with_and_without_clusters(noise, n, groups):
@@ -95,6 +98,7 @@ def test_mean_interval_covers_with_unequal_clusters():
     assert_nominal(coverage(mean_interval, draw, 0.0, repeats=600, seed=2))
 
 
+@mostly_slow("the same simulation at other sizes", "50-4-0.05")
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize(("groups", "size"), [(20, 3), (50, 4), (200, 5)])
 def test_rate_interval_covers_with_clusters(rate, groups, size):
@@ -115,12 +119,14 @@ def paired_labels(n, before, after, tie):
     return draw
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("n", [20, 100, 1000])
 @pytest.mark.parametrize(("before", "after"), [(0.5, 0.5), (0.1, 0.3), (0.95, 0.6)])
 def test_newcombe_covers(n, before, after):
     assert_nominal(coverage(newcombe_paired, paired_labels(n, before, after, 0.5), after - before, repeats=400, seed=4))
 
 
+@mostly_slow("the same simulation at other sizes", "60-20")
 @pytest.mark.parametrize(("n", "groups"), [(20, 20), (60, 20), (1000, 250)])
 def test_paired_difference_covers(n, groups):
     codes = np.arange(n) % groups
@@ -150,6 +156,7 @@ def test_kappa_covers(n, groups, correct):
     assert_nominal(coverage(kappa, draw, truth, repeats=400, seed=6))
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("spread", [(0.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, 0.3, 0.3)])
 def test_two_level_covers_other_seeds_and_other_groups(seeds, spread):
@@ -162,6 +169,7 @@ def test_two_level_covers_other_seeds_and_other_groups(seeds, spread):
     assert_nominal(coverage(two_level, draw, 0.0, repeats=500, seed=7), 0.93, 0.98)
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize(("rate", "sens", "spec"), [(0.1, 0.9, 0.95), (0.5, 0.8, 0.9), (0.97, 0.9, 0.9)])
 def test_rogan_gladen_covers(rate, sens, spec):
     raw = rate * sens + (1 - rate) * (1 - spec)
@@ -186,6 +194,7 @@ def rejections(p_values):
     return wilson(int((np.asarray(p_values) <= 0.05).sum()), len(p_values))
 
 
+@mostly_slow("the same simulation at other sizes", "20")
 @pytest.mark.parametrize("n", [20, 200])
 def test_tost_keeps_its_size_at_the_margin_and_has_power_inside(n):
     rng, spread = np.random.default_rng(9), 0.01 * math.sqrt(n)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import transformers
+from tiers import mostly_slow
 from torch.nn.utils import parametrize
 
 from helpers import models, quantizers, training
@@ -30,6 +31,12 @@ def train(tiny):
         return training.tune(models.load(tiny, "bf16" if recipe.kind == "lora" else "fp32"), rows, recipe, **options)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def usual(tiny) -> training.Tuned:
+    """What the short recipe gives, for those that compare with it."""
+    return training.tune(models.load(tiny, "bf16"), ROWS, SHORT)
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -249,18 +256,20 @@ def test_qat_runs_on_the_grid_of_its_bits_and_gradients_pass(tiny):
     assert parametrize.is_parametrized(module)
 
 
+@mostly_slow("the same loop with other weights", "lora")
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_four_rows_are_learned(tiny_model, kind):
     torch.manual_seed(0)  # larger embeddings than the tiny model's: the head is tied to them and stays frozen
     model = transformers.LlamaForCausalLM(models.tiny_config(initializer_range=0.1)).requires_grad_(False)
     language = replace(tiny_model, model=model.bfloat16() if kind == "lora" else model)
-    losses = training.tune(language, ROWS[:4], Recipe(kind=kind, epochs=30, batch=4, lr=2e-3, seed=1)).losses
+    losses = training.tune(language, ROWS[:4], Recipe(kind=kind, epochs=12, batch=4, lr=6e-3, seed=1)).losses
     assert losses[-1] < 0.5 * losses[0]
 
 
 # ---------------------------------------------------------------- again, killed, and gone wrong
 
 
+@mostly_slow("the same loop with other weights", "lora")
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_a_seed_repeats_bit_for_bit_and_another_does_not(train, kind):
     recipe = Recipe(kind=kind, epochs=1, batch=4, seed=3)
@@ -282,6 +291,7 @@ def kill_at(step: int):
     return progress
 
 
+@mostly_slow("the same loop with other weights", "lora")
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, tmp_path, kind):
     recipe, steps = Recipe(kind=kind, epochs=2, batch=4, seed=3), []
@@ -307,12 +317,12 @@ def test_a_run_killed_while_it_asked_whether_to_stop_asks_again(train, tmp_path)
     assert len(train(stop=lambda model, step: True, **options).losses) == 2
 
 
-def test_a_torn_checkpoint_begins_anew(train, tmp_path):
+def test_a_torn_checkpoint_begins_anew(train, usual, tmp_path):
     (tmp_path / "run.safetensors").write_bytes(b"\x08\0\0\0torn")
-    assert equal(train(checkpoint=tmp_path / "run.safetensors").tensors, train().tensors)
+    assert equal(train(checkpoint=tmp_path / "run.safetensors").tensors, usual.tensors)
 
 
-def test_stop_ends_the_run_in_evaluation_mode_and_goes_back_to_training(train):
+def test_stop_ends_the_run_in_evaluation_mode_and_goes_back_to_training(train, usual):
     asked = []
 
     def forward(model, step):  # float32 adapters on bf16 weights can be asked as they are
@@ -326,9 +336,9 @@ def test_stop_ends_the_run_in_evaluation_mode_and_goes_back_to_training(train):
     assert asked == [(2, False), (4, False)]
     assert tuned.stopped
     assert len(tuned.losses) == 4
-    never = train(Recipe(epochs=1, batch=4), stop=forward, check_every=1)
+    never = train(stop=forward, check_every=1)
     assert not never.stopped
-    assert equal(never.tensors, train(Recipe(epochs=1, batch=4)).tensors)  # asking changes nothing
+    assert equal(never.tensors, usual.tensors)  # asking changes nothing
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from test_predictors import BAD, planted, refused
+from tiers import mostly_slow
 
 from helpers import predictors, triage
 from helpers.errors import NOT_COMPARABLE
@@ -127,6 +128,7 @@ def test_every_row_has_finite_numbers_in_order_and_stands_once(found):
     assert (table["n"] > 0).all()
 
 
+@mostly_slow("the same simulation at other sizes")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("predictor", ONE_EACH)
 def test_useless_signals_are_not_found(predictor, seed):
@@ -158,6 +160,7 @@ def test_a_split_that_the_cells_do_not_allow_is_absent_and_noted(sizes, absent):
 # ---------------------------------------------------------------- intervals
 
 
+@mostly_slow("the same simulation at other sizes", "10")
 @pytest.mark.parametrize("updates", [10, 30])
 def test_the_intervals_hold_the_truth_for_other_updates(updates):
     """Updates differ as wholes: an interval over cells would be far too narrow here."""
@@ -270,6 +273,7 @@ def test_a_target_that_is_no_share_is_refused(missed):
 # ---------------------------------------------------------------- importance
 
 
+@mostly_slow("the same simulation at other sizes", "family-logistic, free+forward")
 @pytest.mark.parametrize("split", ["monitor", "family"])
 @pytest.mark.parametrize("predictor", ONE_EACH[1:])
 def test_the_planted_signal_is_the_important_one(predictor, split):

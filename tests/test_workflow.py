@@ -87,5 +87,21 @@ def test_what_is_built_is_committed_with_every_chapter():
     assert pages.book_chapters(ROOT) == list(chapters.discover(ROOT))
 
 
+def test_pull_requests_run_the_tests_and_the_night_runs_all_of_them():
+    folder = ROOT / ".github" / "workflows"
+    ci, nightly = workflow(folder / "ci.yml")["jobs"]["test"], workflow(folder / "nightly.yml")["jobs"]["test-all"]
+    assert re.search(r"^make test ", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert [step["run"] for step in ci["steps"] if "run" in step] == [".ci/run"]
+    assert [step["run"] for step in nightly["steps"] if "run" in step] == ["make test-all"]
+    assert set(workflow(folder / "nightly.yml")["on"]) == {"schedule", "workflow_dispatch"}
+    commands = {
+        name: subprocess.run(["make", "-n", name], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False).stdout
+        for name in ("test", "test-all", "cover")
+    }
+    assert {name: 'pytest -m "not slow"' in said for name, said in commands.items()} == {
+        "test": True, "test-all": False, "cover": True,
+    }  # fmt: skip
+
+
 def test_the_page_says_that_the_deploy_was_not_tried():
     assert re.search(r"deploy[^.]*has not been tried", (ROOT / "book" / "reproduce.md").read_text())
