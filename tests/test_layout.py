@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -305,3 +306,16 @@ def test_make_without_a_python_that_fits_says_which_it_found_and_what_to_do(tmp_
     assert "make env PYTHON=path" in done.stderr
     assert "Error 14" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (("freezing", "staleness", "variants", "measurements"), ("bitsandbytes", "torch._inductor", "pandera")),
+        (("kernels", "run", "progress"), ("torch", "pandas", "matplotlib")),
+    ],
+)
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(modules, absent):
+    code = f"import sys\nfrom helpers import {', '.join(modules)}\nprint([name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
