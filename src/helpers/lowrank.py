@@ -237,8 +237,9 @@ def exchange_(wrapped: nn.Module, adapter: Adapter) -> None:
 
 
 @torch.no_grad()
-def merge(model: nn.Module, adapter: Adapter, grid: str = "bf16") -> None:
-    """Adds the adapter to the model's weights in place: the sum is formed in float32, then rounded to the grid of a precision."""
+def merge(model: nn.Module, adapter: Adapter, grid: str = "fp32") -> None:
+    """Adds the adapter to the model's weights in place: the sum is formed in float32, then rounded to the grid of a precision
+    and to what the model holds."""
     check_fits(adapter, model)
     for name, pair in adapter.items():
         weight = model.get_submodule(name).weight

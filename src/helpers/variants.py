@@ -265,7 +265,7 @@ def _merged_into(language: LanguageModel, update: Update, precision: str, parts:
 
 def _add_(language: LanguageModel, update: Update) -> nn.Module:
     if update.adapter is not None:
-        lowrank.merge(language.model, update.adapter)
+        lowrank.merge(language.model, update.adapter, "bf16")
     with torch.no_grad():
         for name, tensor in update.weights.items():
             language.model.get_parameter(name).copy_(models.on_grid(tensor))
