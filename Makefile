@@ -13,6 +13,7 @@ FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(FITS)' 2>/dev/null && { command -v $$p; break; }; done)
 NARROW = $(if $(PROFILE),--profile "$(PROFILE)") $(if $(MODEL),--model "$(MODEL)") $(if $(SEED),--seed "$(SEED)") $(if $(FORCE),--force)
+COMPUTED = $(if $(COMPUTE),--compute "$(COMPUTE)")
 UV ?= uv
 TARGETS ?= $(foreach p,3.11 3.12 3.13,$(p):x86_64-unknown-linux-gnu $(p):aarch64-unknown-linux-gnu) \
 	3.12:x86_64-pc-windows-msvc 3.13:aarch64-apple-darwin
@@ -22,10 +23,10 @@ TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: study test test-all cover checks book bench clean lock lock-check doctor env help
+.PHONY: study test test-all cover checks golden book bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
-	@$(BIN)/python -m helpers study $(NARROW)
+	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
 
 test: checks  ## what a change needs: form, and all tests but those marked slow (WORKERS=2)
 	@$(TESTS) -m pytest -m "not slow" $(PARALLEL)
@@ -46,6 +47,9 @@ checks: .venv/.stamp
 	shopt -s nullglob
 	notebooks=(notebooks/*.ipynb)
 	if [ $${#notebooks[@]} -gt 0 ]; then $(BIN)/nbstripout --verify $(STRIPPED) "$${notebooks[@]}"; fi
+
+golden: .venv/.stamp  ## record the golden values of new definitions, and code that gives the old ones still
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py
 
 book: .venv/.stamp  ## build the book from executed chapters; no model is touched (PROFILE=)
 	@$(BIN)/python -m helpers book $(NARROW)

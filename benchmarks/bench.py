@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from helpers import corpora, models, quantizers, training
+from helpers import compute, corpora, models, quantizers, training
 
 TOKENS, BATCH = 96, 8  # of a training step: rows of about 96 tokens, 8 at a time
 PROMPTS = 64  # of a forward pass
@@ -124,6 +124,7 @@ def main() -> None:
     replies = tokens - sum(example.start for example in batch)
     clock = "CPU" if options.threads == 1 else "wall-clock"
     print(f"{options.model}, {options.threads} thread(s), median of {options.repeats} alternating runs, {clock} seconds")
+    print(compute.current().words)
     print(f"training batch: {len(batch)} rows, {tokens} tokens, {replies} of them replies\n")
     print(f"{'':44} {'ours s':>8} {'plain s':>8} {'ratio':>6}  goal")
     pairs = {

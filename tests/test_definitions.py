@@ -350,3 +350,14 @@ def test_a_status_without_definitions_was_made_under_older_keys(tmp_path):
     old = entry()
     del old["definitions"]
     assert chapters._reason(tmp_path, old, "new", {}) == "it was made under older keys"
+
+
+@pytest.mark.parametrize(("drawn", "older"), [("", False), ("another", True), (None, False)])
+def test_figures_are_older_where_other_code_drew_them_and_what_tells_nothing_is_let_be(tmp_path, drawn, older):
+    """`None`: drawn by today's code. Results of before this mark was kept say nothing of what drew them."""
+    notebook = CHAPTERS[4]
+    marks = chapters.marks(notebook)
+    path = chapters.status_path(tmp_path, notebook.stem)
+    path.parent.mkdir()
+    path.write_text(json.dumps(marks if drawn is None else {**marks, "drawn": drawn}))
+    assert (chapters.older_figures(tmp_path, {notebook.stem: notebook}) == [notebook.stem]) is older

@@ -16,6 +16,7 @@ NOISE = [
     "  Downloading numpy-2.4.6-cp311.whl (16.8 MB)",
     "Collecting numpy==2.4.6 (from -r requirements.lock (line 90))",
     "Resolved 187 packages in 2.1s",
+    "  Checking if build backend supports build_editable: finished with status 'done'",
     " + numpy==2.4.6",
     "",
 ]

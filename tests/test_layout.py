@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -264,7 +265,7 @@ def test_make_narrows_the_study_and_cleans_nothing_that_is_committed():
     assert '.venv/bin/python -m helpers study --profile "cpu" --model "tiny" --seed "3" --force' in said
     assert make("-n", "clean").stdout.strip() == "rm -rf build logs .snakemake results/quick results/smoke"
     shown = {line.split()[1] for line in make("help").stdout.splitlines()}
-    tests = {"test", "test-all", "cover"}
+    tests = {"test", "test-all", "cover", "golden"}
     assert shown == tests | {"study", "book", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
 
 
@@ -305,3 +306,16 @@ def test_make_without_a_python_that_fits_says_which_it_found_and_what_to_do(tmp_
     assert "make env PYTHON=path" in done.stderr
     assert "Error 14" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (("freezing", "staleness", "variants", "measurements"), ("bitsandbytes", "torch._inductor", "pandera")),
+        (("kernels", "run", "progress"), ("torch", "pandas", "matplotlib")),
+    ],
+)
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(modules, absent):
+    code = f"import sys\nfrom helpers import {', '.join(modules)}\nprint([name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -170,8 +170,8 @@ def test_the_line_of_a_chapter_says_its_bar_its_cell_and_the_time(tmp_path):
     from helpers.chapters import Job, Run
     from helpers.kernels import Watch
 
-    job = Job("05_staleness", Run("quick", "tiny", "tiny", 0, tmp_path), {}, "", 3600.0, {})
-    watch = Watch(job, tmp_path / progress.FILE, time.monotonic() - 130, cell=9, cells=27, entered=time.time() - 103)
+    job = Job("05_staleness", Run("quick", "tiny", "tiny", 0, tmp_path), {}, "", 3600.0, {}, {})
+    watch = Watch(job, tmp_path / progress.FILE, started=time.monotonic() - 130, cell=9, cells=27, entered=time.time() - 103)
     assert watch.line() == "05_staleness: cell 9 of 27, 2 min 10 s"
     state = [{"title": "variants", "total": 10, "done": 3, "detail": "nf4", "began": time.time() - 103}]
     (tmp_path / progress.FILE).write_text(json.dumps(state))

@@ -19,6 +19,16 @@ DROP = (1, -1)
 INTERACTION = (-1, -1, 1, 1)  # before, both, first, second
 
 
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (200,), (4, 1), (3, 60), (2, 3, 20)])
+@pytest.mark.parametrize("levels", [1, 3, 10**6])
+def test_midranks_are_those_of_scipy(shape, levels):
+    scores = np.random.default_rng(len(shape) + levels).integers(levels, size=shape) / 7 - 1.0
+    assert np.array_equal(roc.midranks(scores), stats.rankdata(scores, axis=-1))
+    if scores.size:
+        scores.flat[0] = np.nan
+        assert np.array_equal(roc.midranks(scores), stats.rankdata(scores, axis=-1), equal_nan=True)
+
+
 def two_classes(n: int) -> np.ndarray:
     return np.repeat([1, 0], n)
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 
 from helpers import system
@@ -38,6 +39,7 @@ COMMANDS = {
     "verify": "measure chapters again from an empty cache and compare every table with the stored one",
     "revalidate": "say which frozen monitors an update of your own model broke, and what mends them",
     "check": "check a profile; nothing is run",
+    "plan": "count the tokens that a profile will read and train, and the minutes that takes here; nothing is run",
     "doctor": "compare the installed packages with requirements.lock; disk, cache and missing sources",
     "headline": "draw the README's figure from the tables of a finished profile",
     "clean": "remove build/, logs/ and the results of the quick and smoke profiles",
@@ -52,13 +54,15 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         from helpers.gate import add_options
 
         add_options(command)
-    if name in {"study", "chapter", "check", "book", "verify", "headline"}:
+    if name in {"study", "chapter", "check", "plan", "book", "verify", "headline"}:
         default = None if name in {"book", "headline"} else "quick"
         command.add_argument(
             "--profile", default=default, help=f"a file in profiles/ (default: {default or 'the first finished one'})"
         )
         command.add_argument("--model", default="", help="a name, a folder or owner/name@revision; several with commas")
         command.add_argument("--seed", default="", help="a whole number; several with commas")
+    if name in {"study", "chapter", "plan", "verify", "revalidate"}:
+        command.add_argument("--compute", default="", help="auto, bf16 or fp32 (default: auto, which asks the machine)")
     if name in {"study", "chapter", "book"}:
         command.add_argument(
             "--force", action="store_true", help="run or build again; committed results are kept in results/.old"
@@ -89,7 +93,8 @@ def _seeds(text: str) -> list[int]:
 def _plan(options: argparse.Namespace):
     from helpers import run
 
-    return run.check(run.project_root(), options.profile or "quick", _words(options.model), _seeds(options.seed))
+    compute, profile = getattr(options, "compute", ""), options.profile or "quick"
+    return run.check(run.project_root(), profile, _words(options.model), _seeds(options.seed), compute)
 
 
 # ---------------------------------------------------------------- commands
@@ -99,6 +104,8 @@ def study(options: argparse.Namespace) -> dict[str, object]:
     """What was run, what it took, and where the book is."""
     system.check("the study")
     from helpers import pages, run
+    from helpers.meter import Tokens
+    from helpers.progress import took
     from helpers.system import say
 
     if options.jobs < 1:
@@ -111,7 +118,8 @@ def study(options: argparse.Namespace) -> dict[str, object]:
         found["book"] = str(index)
         say(f"book: {index}{'' if new else ' (unchanged)'}")
     failed = states.count("not done")
-    say(f"{len(states) - failed} chapter(s) done, {failed} not: {found['seconds']:.1f} s, peak {found['peak_gb']:.2f} GB")
+    counted = f"{len(states) - failed} chapter(s) done, {failed} not: {Tokens(**found['tokens']).words}"
+    say(f"{counted}, {took(found['seconds'])}, peak {found['peak_gb']:.2f} GB")
     if failed:
         say("mend the cause above and run the same command again; what is done stays done")
     return found
@@ -187,6 +195,29 @@ def verify(options: argparse.Namespace) -> dict[str, object]:
 
     named = (_words(options.model), _seeds(options.seed), _words(options.chapters))
     return verification.verify(run.project_root(), options.profile, *named, options.stamp)
+
+
+def plan(options: argparse.Namespace) -> dict[str, object]:
+    """The tokens that a profile plans, by run and chapter, from an empty cache."""
+    from helpers import budget, outlook, run
+
+    found = _plan(options)
+    run.fetch(found)
+    ahead = outlook.of(found.compute, found.values, dict.fromkeys(found.runs, found.notebooks), {})
+    total = outlook.together(ahead)
+    if total is None:
+        raise StudyError("the notebooks of this project are not the study's own, so nothing is known of their passes")
+    for one, part in ahead.items():
+        for name, tokens in part.tokens[one].items():
+            system.say(f"{name:<20} {one.label}: {tokens.words if tokens.cost else 'no model is read'}")
+    system.say(f"profile {found.profile}: {total.words}")
+    heavy = max(ahead, key=lambda one: ahead[one].total.cost)
+    over = budget.over(found.profile, ahead[heavy].total.cost)
+    if over:
+        name, saved = budget.heaviest(found.values[heavy])
+        raise StudyError(f"profile {found.profile} plans {over}; {name!r} weighs most: half of it saves {saved / 1e6:.2f} M")
+    tokens = {one.label: {name: asdict(t) for name, t in part.tokens[one].items()} for one, part in ahead.items()}
+    return {"profile": found.profile, "compute": total.compute.name, "tokens": tokens, "minutes": round(total.minutes, 1)}
 
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:

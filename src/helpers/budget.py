@@ -7,8 +7,6 @@ long as it may be, and the sketch reads as deep as the deepest of `depths`.
 
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,7 +33,6 @@ from helpers.precision import CALIBRATION_TOKENS
 from helpers.utility import DOCUMENT_TOKENS
 
 BUDGETS = {"quick": 0.45e6, "cpu": 1.8e6}  # tokens of one seed: forward, and three times those trained
-OVERHEAD = 12.0  # seconds of a chapter besides its passes: a kernel, imports, statistics, figures (measured on quick)
 Values = Mapping[str, object]
 Lengths = Sequence[int]
 
@@ -263,21 +260,23 @@ def _same_sketch(one: Values, other: Values) -> bool:
     return all(one[name] == other[name] for name in one if name.startswith("sketch_"))
 
 
-def _nothing(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
-    return Tokens()
-
-
 CHAPTERS: dict[str, Callable[[Reader, Mapping[str, Values]], Tokens]] = {
-    "01": _models, "02": _quantization, "03": _finetuning, "04": _monitors, "05": _staleness, "06": _nothing,
-    "07": _projection, "08": _subspaces, "09": _neurons, "10": _nothing, "11": _nothing,
-}  # fmt: skip
+    "01_models": _models,
+    "02_quantization": _quantization,
+    "03_finetuning": _finetuning,
+    "04_monitors": _monitors,
+    "05_staleness": _staleness,
+    "07_projection": _projection,
+    "08_subspaces": _subspaces,
+    "09_neurons": _neurons,
+}  # fmt: skip; a chapter that is not listed reads no model: it works on what others have stored
 
 
 def count(values: Mapping[str, Values]) -> dict[str, Tokens]:
     """The tokens of every chapter of one run, by the chapter's name, from an empty cache; `values` are its parameters."""
     first = next(iter(values.values()))
     of, numbered = reader(str(first["model"]), str(first.get("texts", "embedded"))), {name[:2]: v for name, v in values.items()}
-    return {name: CHAPTERS.get(name[:2], _nothing)(of, numbered) for name in values}
+    return {name: CHAPTERS[name](of, numbered) if name in CHAPTERS else Tokens() for name in values}
 
 
 def total(found: Mapping[str, Tokens]) -> Tokens:
@@ -307,37 +306,7 @@ def _halved(value: object) -> object:
     return value[: math.ceil(len(value) / 2)] if len(value) > 1 else []
 
 
-# ---------------------------------------------------------------- how long this machine takes
-
-
-def speed(model: str, texts: str, threads: int, seconds: float = 2.0) -> float:
-    """Tokens that this machine reads in a second, from a trial of about so many seconds on the model itself."""
-    import torch
-
-    language = models.load(models.base_folder(model))
-    ids = torch.full((16, 32), language.tokenizer.eos_token_id)
-    with models.threads(threads), torch.no_grad():
-        language.model.model(input_ids=ids, use_cache=False)  # the first pass makes room
-        begun, passes = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            language.model.model(input_ids=ids, use_cache=False)
-            passes += 1
-    return passes * ids.numel() / (time.perf_counter() - begun)
-
-
-def minutes(found: Mapping[str, Tokens], rate: float) -> float:
-    """About how many minutes so many tokens take, with what every chapter takes besides."""
-    return (total(found).cost / rate + OVERHEAD * len(found)) / 60
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def within(profile: str, cost: float) -> str:
-    """What is to be said of a count that is over the budget of its profile; nothing where it is within."""
+def over(profile: str, cost: float) -> str:
+    """By how much a count is over the budget of its profile, in words; nothing where it is within, or has none."""
     most = BUDGETS.get(profile, math.inf)
-    return (
-        "" if cost <= most else f"profile {profile} plans {cost / 1e6:.2f} M tokens a seed, {100 * (cost / most - 1):.0f} % over"
-    )
+    return "" if cost <= most else f"{cost / 1e6:.2f} M tokens a seed, {100 * (cost / most - 1):.0f} % over {most / 1e6:.2f} M"

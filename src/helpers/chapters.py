@@ -35,6 +35,11 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "10": ("01", "02", "03", "04", "05", "06", "07"),
 }
 
+# Chapters that pass texts through models; the others work on what these have stored.
+READ_MODELS = (
+    *("01_models", "02_quantization", "03_finetuning", "04_monitors", "05_staleness"),
+    *("07_projection", "08_subspaces", "09_neurons"),
+)
 # Chapters that also read what the same chapter of lower seeds wrote, where it is there.
 READS_EARLIER_SEEDS = frozenset({"06"})
 # Chapters that read every finished run of the profile, and a file of theirs that stands beside the runs' folders.
@@ -100,6 +105,8 @@ class Job:
     seconds: float  # the chapter's limit
     runner: dict[str, object]  # pid, host, created: when that process is gone, the chapter ends itself
     marks: dict[str, object]  # what its status bears beside the fingerprint: see `marks`
+    compute: str = "auto"
+    planned: float = 0.0  # what its passes will cost, in tokens forward; 0 where that is not known
 
 
 # ---------------------------------------------------------------- names

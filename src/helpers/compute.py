@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from helpers.errors import StudyError
 
+if TYPE_CHECKING:  # the runner and the doctor name a compute without waiting for torch
+    import torch
+
 NAMES = ("auto", "bf16", "fp32")
 VARIABLE = "AFTER_UPDATE_COMPUTE"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 EMULATED = 4  # how many times as long a forward pass takes in emulated bf16 as in float32 (measured with AVX2: 3.7)
 
 
@@ -32,9 +33,11 @@ class Compute:
     native: bool
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         """The format as torch knows it."""
-        return DTYPES[self.name]
+        import torch
+
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[self.name]
 
     @property
     def words(self) -> str:
@@ -45,14 +48,18 @@ class Compute:
             return "computing in float32, although this machine has bf16 units: two to five times the time of bf16"
         return "this CPU has no bf16 units: computing in float32, about 2.5 times the time of one that has"
 
-    def autocast(self, device: torch.device) -> AbstractContextManager:
+    def autocast(self, device: "torch.device") -> AbstractContextManager:
         """The context of a training step on float32 weights: products in bf16 where compute is bf16, else as they are."""
+        import torch
+
         return torch.autocast(device.type, dtype=torch.bfloat16) if self.name == "bf16" else nullcontext()
 
 
 @lru_cache
 def native(device: str = "cpu") -> bool:
     """Whether a device multiplies bfloat16 in units of its own: what oneDNN may use, and not only emulate, decides on a CPU."""
+    import torch
+
     if device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # unlike what follows, this keeps to DNNL_MAX_CPU_ISA
@@ -71,7 +78,7 @@ def resolve(asked: str, device: str = "cpu") -> Compute:
     return Compute(("bf16" if has else "fp32") if asked == "auto" else asked, has)
 
 
-def current(device: str | torch.device = "cpu") -> Compute:
+def current(device: "str | torch.device" = "cpu") -> Compute:
     """The compute of this process on a device; emulated bf16, which must have been asked for, warns once."""
     found = resolve(os.environ.get(VARIABLE) or "auto", str(device))
     if found.name == "bf16" and not found.native:
@@ -99,7 +106,9 @@ def using(asked: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def machine(device: str | torch.device = "cpu") -> dict[str, object]:
+def machine(device: "str | torch.device" = "cpu") -> dict[str, object]:
     """What of the machine decides the last digits of a measurement, for content keys: compute, device, threads, torch."""
+    import torch
+
     found = {"compute": current(device).name, "device": str(device)}
     return {**found, "threads": torch.get_num_threads(), "torch": torch.__version__}

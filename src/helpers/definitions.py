@@ -65,7 +65,7 @@ JUDGES = Definition("judges", 1, code=("judges",))
 
 # ---------------------------------------------------------------- models that are made, and kept
 
-TRAIN = Definition("train", 1, (MODELS, QUANTIZE, LOWRANK), code=("training", "updates"))
+TRAIN = Definition("train", 1, (MODELS, QUANTIZE, LOWRANK), code=("training", "names", "updates"))
 SALORA = Definition("salora", 1, (TRAIN,), code=("salora",))
 ALIGN = Definition("align", 1, (TRAIN, REPLIES, JUDGES), code=("alignment",))
 RESTORE = Definition("restore", 1, (QUANTIZE, LOWRANK), code=("pairs", "subspaces", "ediem", "restorations"))
@@ -77,7 +77,7 @@ ENCODE = Definition("encode", 1, (MODELS,), code=("encoding",))
 ACTIVATIONS = Definition("activations", 1, (VARIANT, ENCODE), code=("activations",))
 MEASURE = Definition("measure", 1, (VARIANT, REPLIES, JUDGES), code=("behaviour", "utility", "measurements"))
 PROBES = Definition("probes", 1, (ENCODE,), code=("readouts", "probes", "monitors", "readings", "freezing", "baselines"))
-SIGNALS = Definition("signals", 1, (VARIANT,), code=("signals", "cells"))
+SIGNALS = Definition("signals", 1, (VARIANT,), code=("moved_weights", "signals", "cells"))
 SKETCH = Definition("sketch", 1, (ACTIVATIONS, MEASURE, PROBES), code=("sketches",))
 NEURONS = Definition("neurons", 1, (TRAIN, ENCODE, REPLIES), code=("neurons",))
 ARMS = Definition("arms", 1, (VARIANT, REPLIES, JUDGES), code=("lesions", "hybrid", "arms"))
@@ -102,4 +102,4 @@ DRAWING = (
     *("subspace_figures", "neuron_figures", "repair_figures", "findings_figures"),
 )
 # Compute stands in the keys and sources are pinned by their hashes; the others carry values about.
-PLAIN = ("compute", "definitions", "errors", "parameters", "progress", "records", "runs", "sources")
+PLAIN = ("compute", "definitions", "errors", "meter", "parameters", "progress", "records", "runs", "sources")

@@ -7,6 +7,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from helpers import compute, outlook
 from helpers.errors import ENVIRONMENT, StudyError
 
 PYTHONS = ((3, 11), (3, 12), (3, 13))
@@ -45,6 +46,7 @@ def examine(root: Path) -> dict[str, object]:
         "differences": differences(pins(root / "requirements.lock")),
         "python": sys.version.split()[0],
         "torch": metadata.version("torch") if find_spec("torch") else "none: the extra `study` is not installed",
+        "compute": compute.current().words if find_spec("torch") else "",
         "free_gb": round(shutil.disk_usage(root).free / 1e9, 1),
         "cache": str(sources.cache_folder()),
         "missing_sources": sources.missing(),
@@ -62,6 +64,7 @@ def lines(found: dict[str, object]) -> list[str]:
         *remedy,
         f"Python: {found['python']}{made}",
         f"torch build: {found['torch']}",
+        *([f"machine: {outlook.cores()} cores, {found['compute']}"] if found["compute"] else []),
         f"free disk: {found['free_gb']} GB",
         f"cache: {found['cache']}",
         f"sources to download: {lacking}",

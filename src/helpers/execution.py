@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from helpers import chapters, progress, scrubbing
+from helpers import chapters, compute, meter, progress, scrubbing
 from helpers.chapters import Job
 from helpers.errors import ENVIRONMENT, StudyError
 from helpers.guards import write_whole
@@ -40,12 +41,13 @@ def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] 
     os.chdir(root)  # from here on all paths are relative: none can leak, and the kernel starts in the project
     target = job.run.folder / "executed" / f"{job.chapter}.ipynb"
     temporary, runtime = target.with_name(f".{job.chapter}.{os.getpid()}.tmp.ipynb"), Path(f"build/jupyter/runtime-{os.getpid()}")
-    watch, begun = Watch(job, runtime / progress.FILE), datetime.now(UTC)
+    watch, begun = Watch(job, runtime / progress.FILE, runtime / meter.FILE), datetime.now(UTC)
     _stop_on_signals(watch, lambda: (_clear(temporary, runtime), on_stop()))
     try:
         for folder in (target.parent, Path("logs/failed"), runtime):
             folder.mkdir(parents=True, exist_ok=True)
         kernel_environment(root, runtime, job.parameters.get("threads"))
+        os.environ[compute.VARIABLE] = job.compute
         threading.Thread(target=watch.run, daemon=True).start()
         _papermill(notebook, temporary, watch)
         write_whole(target, scrubbing.notebook_text(temporary, root))
@@ -162,7 +164,8 @@ def _finish(watch: Watch, root: Path, begun: datetime) -> dict[str, object]:
         "started": begun.isoformat(timespec="milliseconds"),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "versions": versions(),
-        "machine": machine(job.parameters),
+        "machine": machine(job.parameters, job.compute),
+        "tokens": {kind: round(count) for kind, count in asdict(meter.read(watch.tokens)).items()},
         "code": records.code_state(root),
         "files": chapters.written(job.run.folder, job.chapter),
     }
@@ -179,11 +182,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(parameters: dict[str, object]) -> dict[str, object]:
-    """What the chapter ran on; no name of the host."""
+def machine(parameters: dict[str, object], computed_in: str) -> dict[str, object]:
+    """What the chapter ran on, and in which compute; no name of the host."""
     found = {name: parameters[name] for name in ("device", "threads") if name in parameters}
     return {
         **found,
+        "compute": "" if computed_in == "auto" else computed_in,
         "cpus": os.cpu_count(),
         "system": sys.platform,
         "processor": platform.machine(),

@@ -21,8 +21,8 @@ NOISE = re.compile(
 )
 STEP = re.compile(
     r"\s*(Collecting|Downloading|Using cached|Processing|Obtaining|Building|Preparing|Installing build|Getting|Created wheel"
-    r"|Stored in|Attempting|Found existing|Uninstalling|Successfully (?:built|uninstalled)|Resolved|Prepared|Installed|Audited"
-    r"|Using Python)\b"
+    r"|Checking if build backend|Stored in|Attempting|Found existing|Uninstalling|Successfully (?:built|uninstalled)|Resolved"
+    r"|Prepared|Installed|Audited|Using Python)\b"
 )
 COLLECTED = re.compile(r"Collecting (\S+)")
 SECONDS, PATIENCE = 5.0, 30.0  # between two lines where the last one cannot be written over: if it moved, if it did not

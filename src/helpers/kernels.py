@@ -14,7 +14,7 @@ from subprocess import Popen
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 
-from helpers import progress
+from helpers import meter, progress
 from helpers.chapters import Job
 from helpers.guards import orphaned, say, write_whole
 
@@ -30,6 +30,7 @@ class Watch:
 
     job: Job
     bars: Path = Path(os.devnull)  # where the kernel writes how far it is
+    tokens: Path = Path(os.devnull)  # where it counts what its models read
     started: float = field(default_factory=time.monotonic)
     process: Popen | None = None
     cell: int = 0
@@ -48,9 +49,13 @@ class Watch:
     def line(self) -> str:
         """Where the chapter stands: the bars of the work in its cell, the cell, the time so far, and what that work has left."""
         bars = progress.state(self.bars, self.entered)
-        done, now = progress.shares(bars), time.time()
-        rest = progress.left(done, 1, now - bars[0].began) if done else ""
-        parts = [progress.words(bars), f"cell {self.cell} of {self.cells}", progress.took(time.monotonic() - self.started), rest]
+        counted, lasted = meter.read(self.tokens).cost, time.monotonic() - self.started
+        if self.job.planned and 0.05 * self.job.planned < counted < self.job.planned:
+            rest = progress.left(counted, self.job.planned, lasted)
+        else:  # nothing is planned, little is done, or what is left reads no model: the bar knows more
+            done = progress.shares(bars)
+            rest = progress.left(done, 1, time.time() - bars[0].began) if done else ""
+        parts = [progress.words(bars), f"cell {self.cell} of {self.cells}", progress.took(lasted), rest]
         return f"{self.job.chapter}: {', '.join(filter(None, parts))}"
 
     def run(self) -> None:
@@ -150,4 +155,5 @@ def kernel_environment(root: Path, runtime: Path, threads: object) -> None:
     count = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     os.environ.update(count, AFTER_UPDATE_ROOT=str(root), JUPYTER_PATH=str(jupyter), JUPYTER_RUNTIME_DIR=str(root / runtime))
     os.environ[progress.VARIABLE] = str(root / runtime / progress.FILE)
+    os.environ[meter.VARIABLE] = str(root / runtime / meter.FILE)
     os.environ.update(JUPYTER_CONFIG_DIR=str(jupyter / "config"), IPYTHONDIR=str(jupyter / "ipython"), JUPYTER_PLATFORM_DIRS="1")

@@ -242,4 +242,5 @@ def merge(model: nn.Module, adapter: Adapter, grid: str = "bf16") -> None:
     check_fits(adapter, model)
     for name, pair in adapter.items():
         weight = model.get_submodule(name).weight
-        weight.copy_(models.on_grid(weight.float() + pair.dense().to(weight.device), grid))
+        held = models.on_grid(weight.float(), grid)  # dequantized weights may be finer, where they are computed with in float32
+        weight.copy_(models.on_grid(held + pair.dense().to(weight.device), grid))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.errors import REFUSED, StudyError
+from helpers.meter import Tokens
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ def _machine(entry: dict) -> str:
     threads, cpus = entry.get("threads"), entry.get("cpus")
     used = f"{threads} thread{'s' * (threads != 1)} on " if threads else ""
     processors = f"{cpus} {entry.get('processor', '')} processor{'s' * (cpus != 1)}"
-    return f"{entry.get('device', 'cpu')}, {used}{processors}, {entry.get('system', '')}"
+    computed = f", computed in {entry['compute']}" if entry.get("compute") else ""
+    return f"{entry.get('device', 'cpu')}, {used}{processors}, {entry.get('system', '')}{computed}"
+
+
+def tokens(run: Finished) -> Tokens:
+    """The tokens that the chapters of a run counted; zero in runs that were made before they did."""
+    return sum((Tokens(**entry["tokens"]) for entry in run.chapters.values() if entry.get("tokens")), Tokens())
 
 
 def commits(run: Finished) -> list[tuple[str, bool, int]]:

@@ -10,12 +10,14 @@ import os
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
-VARIABLE = "AFTER_UPDATE_TOKENS"
+if TYPE_CHECKING:  # the runner reads the counts without waiting for torch
+    from torch import nn
+
+VARIABLE, FILE = "AFTER_UPDATE_TOKENS", "tokens"  # the environment variable that names the file, and its name
 TRAINED = 3  # what a trained token costs, in tokens forward
 
 
@@ -75,14 +77,16 @@ def count(positions: float, trained: bool = False) -> None:
     _counts()[int(trained)] += positions
 
 
-def attach(model: nn.Module, blocks: list[nn.Module]) -> nn.Module:
+def attach(model: "nn.Module", blocks: "list[nn.Module]") -> "nn.Module":
     """The same model, each of whose blocks from now on counts the share 1 / depth of every token that enters it."""
     for block in blocks:
         block.register_forward_pre_hook(partial(_entered, 1 / len(blocks)), with_kwargs=True)
     return model
 
 
-def _entered(share: float, block: nn.Module, args: tuple, kwargs: dict) -> None:
+def _entered(share: float, block: "nn.Module", args: tuple, kwargs: dict) -> None:
+    import torch
+
     states = args[0] if args else kwargs["hidden_states"]
     graded = torch.is_grad_enabled() and (states.requires_grad or any(weight.requires_grad for weight in block.parameters()))
     count(share * states.shape[:2].numel(), graded)

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pandas as pd
 import torch
 from jaxtyping import Float
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
@@ -24,30 +22,37 @@ def effective_weights(model: nn.Module) -> Iterator[tuple[str, Float[Tensor, "d_
     Understands plain linear modules, bitsandbytes' 8 and 4 bit (dequantized), and PEFT's LoRA beside any of them, as
     base + scale * B A under the names of the unwrapped model. Rounding of activations, as in LLM.int8, is not a weight.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    lora = _kind("peft.tuners.lora", "LoraLayer")
+    inner = model.get_base_model() if isinstance(model, _kind("peft", "PeftModel")) else model
     owners = dict.fromkeys(name.partition(".lora_")[0].removesuffix(".base_layer") for name in linear_names(inner))
     for name in owners:
         module = inner.get_submodule(name)
-        weight = _dense(module.get_base_layer() if isinstance(module, LoraLayer) else module)
-        if isinstance(module, LoraLayer) and not module.disable_adapters:
+        weight = _dense(module.get_base_layer() if isinstance(module, lora) else module)
+        if isinstance(module, lora) and not module.disable_adapters:
             for adapter in (a for a in module.active_adapters if a in module.lora_A and a not in module.merged_adapters):
                 weight = weight + _added(name, module, adapter)
         yield name, weight
 
 
+def _kind(module: str, name: str) -> tuple[type, ...]:
+    """That class for `isinstance`, or none where nobody has imported its package (seconds): then nothing is one of its own."""
+    return (getattr(sys.modules[module], name),) if module in sys.modules else ()
+
+
 @torch.no_grad()
 def _dense(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
-    bnb = sys.modules.get("bitsandbytes")  # where nothing has imported it, no module is one of its own
-    if bnb and isinstance(module, bnb.nn.Linear4bit):
+    if isinstance(module, _kind("bitsandbytes.nn", "Linear4bit")):
         return read_linear4bit(module).dequantize(torch.float32)
-    if bnb and isinstance(module, bnb.nn.Linear8bitLt):
+    if isinstance(module, _kind("bitsandbytes.nn", "Linear8bitLt")):
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
         scales = module.state.SCB if module.weight.SCB is None else module.weight.SCB  # the first forward pass moves them
-        return bnb.functional.int8_vectorwise_dequant(module.weight.data, scales).float()
+        return int8_vectorwise_dequant(module.weight.data, scales).float()
     return module.weight.detach().float()
 
 
 @torch.no_grad()
-def _added(name: str, module: LoraLayer, adapter: str) -> Float[Tensor, "d_out d_in"]:
+def _added(name: str, module: nn.Module, adapter: str) -> Float[Tensor, "d_out d_in"]:
     if adapter in module.lora_magnitude_vector or module.lora_bias[adapter]:
         raise StudyError(f"{name} holds more than plain LoRA (DoRA or a bias); merge it first", REFUSED)
     return LowRank(module.scaling[adapter] * module.lora_B[adapter].weight.float(), module.lora_A[adapter].weight).dense()

@@ -21,7 +21,7 @@ from helpers.errors import StudyError
 NAME = re.compile(r"(?!\.)[a-z0-9._-]{1,64}")
 LARGEST_PROFILE = 64 * 1024  # bytes
 # What a profile may set for the runner itself, although no notebook declares it
-RUNNER = {"chapter_seconds": 3600, "figure_forms": "all"}
+RUNNER = {"chapter_seconds": 3600, "figure_forms": "all", "compute": "auto"}
 FIGURE_FORMS = "AFTER_UPDATE_FIGURES"  # the environment variable by which kernels learn of the second
 
 
@@ -90,6 +90,7 @@ LIMITS: dict[str, Limit] = {
     "alpha": Limit(0, 4096, above=True),
     "chapter_seconds": Limit(1, 30 * 24 * 3600),
     "figure_forms": Limit(choices=lambda: ("all", "light")),
+    "compute": Limit(choices=lambda: ("auto", "bf16", "fp32")),
 }
 
 

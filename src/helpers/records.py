@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import pandera.pandas as pa
 
 from helpers import sources
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
@@ -137,8 +136,10 @@ def open_run(profile: str, model: str, seed: int) -> Run:
     return Run(profile, slug(model), seed, results_root() / profile / slug(model) / f"seed-{seed}")
 
 
-def schema(name: str) -> pa.DataFrameSchema:
+def schema(name: str):
     """The schema of a table: key, own columns, values; an interval holds its value and n is at least 1."""
+    import pandera.pandas as pa  # a quarter of this module's time to import, and most who read tables write none
+
     names = (*KEY, *OWN[name], *VALUES)
     columns = {column: pa.Column(NUMERIC.get(column, str), nullable=column == "strength", coerce=True) for column in names}
     holds = pa.Check(lambda t: (t["low"] <= t["value"]) & (t["value"] <= t["high"]), error="low <= value <= high")
@@ -159,9 +160,11 @@ def checked(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if empty:
         row = int(table[empty[0]].isna().to_numpy().argmax())
         raise StudyError(f"table {name!r} has an empty {empty[0]!r} in row {row}; give every row its value")
+    from pandera.errors import SchemaError, SchemaErrors
+
     try:
         return schema(name).validate(table[names].reset_index(drop=True))
-    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:  # the second is what a failed coercion raises
+    except (SchemaError, SchemaErrors) as error:  # the second is what a failed coercion raises
         first = next(iter(getattr(error, "schema_errors", [])), error)
         raise StudyError(
             f"table {name!r} breaks its schema: {str(first).splitlines()[0]}; mend the rows before writing them"

@@ -117,11 +117,27 @@ def placements(labels: Sequence[float], scores: Scores, name: str = "labels") ->
     return (float(value) if value.ndim == 0 else value), values
 
 
+def midranks(scores: Scores) -> Scores:
+    """Ranks from 1 along the last axis, ties at the middle of their places, nan where one is nan.
+
+    As scipy's `rankdata`, whose checks take longer than the ranking of a few hundred rows.
+    """
+    order, places = np.argsort(scores, axis=-1), np.arange(scores.shape[-1])
+    ordered, begins = np.take_along_axis(scores, order, axis=-1), np.ones(scores.shape, dtype=bool)
+    begins[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    ends = np.roll(begins, -1, axis=-1)
+    first = np.maximum.accumulate(np.where(begins, places, 0), axis=-1)
+    last = np.minimum.accumulate(np.where(ends, places, places.size)[..., ::-1], axis=-1)[..., ::-1]
+    ranks = np.empty(scores.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=-1)
+    return np.where(np.isnan(scores).any(axis=-1, keepdims=True), np.nan, ranks)
+
+
 def _placed(positive: np.ndarray, scores: Scores) -> Scores:
     """Placements of checked input. Midranks are halves, exact in float64 up to 2^52 rows."""
-    ranks, values = stats.rankdata(scores, axis=-1), np.empty(scores.shape)
+    ranks, values = midranks(scores), np.empty(scores.shape)
     for side, others in ((positive, ~positive), (~positive, positive)):
-        values[..., side] = (ranks[..., side] - stats.rankdata(scores[..., side], axis=-1)) / others.sum()
+        values[..., side] = (ranks[..., side] - midranks(scores[..., side])) / others.sum()
     values[..., ~positive] = 1 - values[..., ~positive]
     return np.where(np.ptp(scores, axis=-1, keepdims=True) == 0, np.nan, values)
 
@@ -393,7 +409,7 @@ def spearman(x: Sequence[float], y: Sequence[float], groups: Sequence | None = N
     count = int(codes.max(initial=-1)) + 1
 
     def correlation(rows: np.ndarray) -> float:
-        ranks = stats.rankdata(pair[:, rows], axis=-1)
+        ranks = midranks(pair[:, rows])
         ranks = ranks - ranks.mean(axis=-1, keepdims=True)
         size = np.sqrt((ranks**2).sum(axis=-1).prod())
         return float(np.clip(ranks[0] @ ranks[1] / size, -1, 1)) if size > 0 else np.nan

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import yaml
 
-from helpers import chapters, parameters
+from helpers import chapters, outlook, parameters
 from helpers.chapters import Job, Run
+from helpers.compute import VARIABLE as COMPUTE
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.guards import locked, orphaned, prepare, process_identity, protect, say, write_whole
+from helpers.meter import Tokens
 from helpers.system import peak_gb
 
 GRAVEST = (ENVIRONMENT, REFUSED, NOT_COMPARABLE, 10, 11, USAGE)  # when several codes hold, the first of these
@@ -40,6 +42,7 @@ class Plan:
     values: dict[Run, dict[str, dict[str, object]]]
     seconds: float
     figures: str = "all"  # the forms in which they are kept
+    compute: str = "auto"  # what was asked for
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """What the status of each chapter of the run must bear."""
@@ -66,8 +69,11 @@ def project_root() -> Path:
     return records.project_root().resolve()
 
 
-def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
-    """The plan of a profile, every name, type and range checked; nothing is run or written."""
+def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[int] = (), compute: str = "") -> Plan:
+    """The plan of a profile, every name, type and range checked; nothing is run or written.
+
+    compute: what the command asks for; else the environment, the profile and `auto` are asked in this order.
+    """
     notebooks = chapters.discover(root)
     defaults = parameters.consistent(notebooks)
     overrides = parameters.profile(profile, root / "profiles")
@@ -89,7 +95,12 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
         name: parameters.checked(name, overrides.get(name, default), default, limits[name], where)
         for name, default in parameters.RUNNER.items()
     }
-    return Plan(root, profile, notebooks, tuple(runs), values, float(own["chapter_seconds"]), str(own["figure_forms"]))
+    asked = compute or os.environ.get(COMPUTE, "")
+    asked = asked and parameters.checked("compute", asked, "auto", limits["compute"], "--compute" if compute else COMPUTE)
+    return Plan(
+        root, profile, notebooks, tuple(runs), values, float(own["chapter_seconds"]), str(own["figure_forms"]),
+        str(asked or own["compute"]),
+    )  # fmt: skip
 
 
 def _several(value: object) -> list:
@@ -155,16 +166,22 @@ def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> 
                 if chapters.status(plan.root / run.folder, name):
                     say(f"note: {name} runs again: {reason}")
             _tell_older_figures(plan, run, names)
-            if names:
-                chapters.forget(plan.root / run.folder, names)
         code = 0
         if any(todo.values()):
-            _fetch(plan)
-            code = _make(plan, todo, jobs, where)
+            fetch(plan)
+            outlooks = _outlooks(plan, todo)
+            if (ahead := outlook.together(outlooks)) is not None:
+                say(f"profile {plan.profile}: {ahead.words}")
+            for run, names in ((run, names) for run, names in todo.items() if names):
+                chapters.forget(plan.root / run.folder, names)
+            code = _make(plan, todo, outlooks, jobs, where)
         states = {run: _finish(plan, run, todo[run]) for run in plan.runs}
     runs = [{"model": run.slug, "seed": run.seed, "chapters": states[run]} for run in plan.runs]
     took = round(time.monotonic() - begun, 1)
-    return {"profile": plan.profile, "code": code, "runs": runs, "seconds": took, "peak_gb": round(peak_gb(), 3)}
+    done = [state["tokens"] for states_of_run in states.values() for state in states_of_run.values() if "tokens" in state]
+    tokens = asdict(sum((Tokens(**found) for found in done), Tokens()))
+    found = {"profile": plan.profile, "code": code, "runs": runs, "seconds": took, "peak_gb": round(peak_gb(), 3)}
+    return {**found, "tokens": tokens}
 
 
 def _tell_older_figures(plan: Plan, run: Run, todo: Mapping[str, str]) -> None:
@@ -174,7 +191,7 @@ def _tell_older_figures(plan: Plan, run: Run, todo: Mapping[str, str]) -> None:
         say(f"note: figures of {', '.join(older)} are older than the code that draws them; FORCE=1 draws them from what is kept")
 
 
-def _fetch(plan: Plan) -> None:
+def fetch(plan: Plan) -> None:
     """Brings the sources that are missing before any chapter runs: here a progress bar can be seen."""
     if "embedded" in {own.get(name) for run in plan.values.values() for own in run.values() for name in ("model", "texts")}:
         from helpers import sources
@@ -202,17 +219,25 @@ def _finish(plan: Plan, run: Run, todo: Mapping[str, str]) -> dict[str, dict]:
     for name, entry in entries.items():
         states[name] = {"state": "unchanged" if name not in todo else "run" if entry else "not done"}
         if name in todo and entry:
-            states[name] |= {"seconds": entry["seconds"], "peak_gb": entry["machine"]["peak_gb"]}
+            states[name] |= {"seconds": entry["seconds"], "peak_gb": entry["machine"]["peak_gb"], "tokens": entry["tokens"]}
     return states
 
 
-def _make(plan: Plan, todo: Mapping[Run, Mapping[str, str]], jobs: int, cluster: Path | None = None) -> int:
+def _outlooks(plan: Plan, todo: Mapping[Run, Mapping[str, str]]) -> dict[Run, outlook.Outlook]:
+    folders = {run: plan.root / run.folder for run in plan.runs}
+    return outlook.of(plan.compute, plan.values, todo, folders)
+
+
+def _make(
+    plan: Plan, todo: Mapping[Run, Mapping[str, str]], outlooks: Mapping[Run, outlook.Outlook], jobs: int,
+    cluster: Path | None = None,
+) -> int:  # fmt: skip
     """The exit code of running all that is to do, by snakemake in a folder of this invocation."""
     (plan.root / "build" / "runs").mkdir(parents=True, exist_ok=True)
     (plan.root / "logs").mkdir(exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f"{plan.profile}-", dir=plan.root / "build" / "runs"))
     try:
-        listed = [job for run, names in todo.items() for job in _write_jobs(plan, run, names, place)]
+        listed = [job for run, names in todo.items() for job in _write_jobs(plan, run, names, outlooks.get(run), place)]
         _in_order_of_runs(listed)
         write_whole(place / "plan.json", json.dumps({"python": sys.executable, "root": str(plan.root), "jobs": listed}))
         code = _snakemake(plan.root, place, jobs * max(job["threads"] for job in listed), cluster)
@@ -225,17 +250,29 @@ def _make(plan: Plan, todo: Mapping[Run, Mapping[str, str]], jobs: int, cluster:
     return next((grave for grave in GRAVEST if grave in failed), failed[0] if failed else 0)
 
 
-def _write_jobs(plan: Plan, run: Run, names: Mapping[str, str], place: Path) -> list[dict[str, object]]:
+def _write_jobs(
+    plan: Plan, run: Run, names: Mapping[str, str], ahead: outlook.Outlook | None, place: Path
+) -> list[dict[str, object]]:
     """What the Snakefile needs to know of the jobs of one run; each job's own file holds its parameters."""
     prints, runner, listed = plan.fingerprints(run), process_identity(), []
     folder = f"{run.slug}/seed-{run.seed}"
     for name in names:
         own = plan.values[run][name]
-        job = Job(name, run, own, prints[name], plan.seconds, runner, chapters.marks(plan.notebooks[name]))
+        job = Job(
+            name, run, own, prints[name], plan.seconds, runner, chapters.marks(plan.notebooks[name]), *_ahead(ahead, run, name)
+        )
         write_whole(place / folder / f"{name}.json", json.dumps(asdict(job), default=str))
         before = [f"{folder}/{need}" for need in chapters.needs(name, plan.notebooks) if need in names]
         listed.append({"stem": f"{folder}/{name}", "needs": before, "threads": int(own.get("threads", 1))})
     return listed
+
+
+def _ahead(found: outlook.Outlook | None, run: Run, name: str) -> tuple[str, float]:
+    """The compute and the planned cost of one chapter's job."""
+    if found is None:
+        return "auto", 0.0
+    planned = found.tokens.get(run, {}).get(name)
+    return found.compute.name, planned.cost if planned else 0.0
 
 
 def _in_order_of_runs(listed: Sequence[dict[str, object]]) -> None:
@@ -332,8 +369,9 @@ def _one(plan: Plan, run: Run, name: str, force: bool) -> dict[str, object]:
             f"the old results of {run.label} are in results/.old; now run them all: make study PROFILE={run.profile}"
         )
     chapters.forget(folder, later)
+    ahead = _outlooks(plan, {run: [other for other in later if other == name or other in chapters.READ_MODELS]}).get(run)
     marks = chapters.marks(plan.notebooks[name])
-    job = Job(name, run, plan.values[run][name], prints[name], plan.seconds, {}, marks)
+    job = Job(name, run, plan.values[run][name], prints[name], plan.seconds, {}, marks, *_ahead(ahead, run, name))
     entry = execution.execute(job, plan.root, plan.notebooks[name], lambda: (folder / ".lock").unlink(missing_ok=True))
     report(job, entry)
     _finish(plan, run, later)
@@ -342,7 +380,9 @@ def _one(plan: Plan, run: Run, name: str, force: bool) -> dict[str, object]:
 
 def report(job, entry: Mapping[str, object]) -> None:
     """Prints the one line of a finished chapter."""
-    say(f"{job.chapter:<20} {job.run.label}: {entry['seconds']:.1f} s, peak {entry['machine']['peak_gb']:.2f} GB")
+    tokens = f"{Tokens(**entry['tokens']).words}, " if any(entry["tokens"].values()) else ""
+    took = f"{entry['seconds']:.1f} s, peak {entry['machine']['peak_gb']:.2f} GB"
+    say(f"{job.chapter:<20} {job.run.label}: {tokens}{took}")
 
 
 def execute_job(path: Path) -> int:

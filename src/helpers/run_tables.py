@@ -4,7 +4,7 @@ from pathlib import Path
 
 from helpers import findings
 from helpers.claims import CLAIMS, UNITS
-from helpers.manifests import Finished, commits, duration, finished, machines, span, versions
+from helpers.manifests import Finished, commits, duration, finished, machines, span, tokens, versions
 from helpers.markup import block, chapter_link, code, folded, table, text
 
 SHORT = 12  # characters of a hash that stand in a table; all of them are folded below
@@ -32,8 +32,12 @@ def _overview(found: list[Finished]) -> str:
         ended = max(str(entry["finished"]) for entry in each.chapters.values())[:10]
         made = [f"{code(name[:SHORT])} {'clean' if clean else 'changed tree'} ({n})" for name, clean, n in commits(each)]
         total = duration([sum(each.seconds.values())])
-        rows.append((text(each.label), text(ended), text(total), f"{each.peak:.1f} GB", "<br>".join(made), str(each.schema)))
-    heads = ("run", "finished", "time", "peak memory", "commit (chapters made from it)", "schema")
+        counted = tokens(each)
+        passed = text(counted.words) if counted.cost else "not counted then"
+        rows.append(
+            (text(each.label), text(ended), text(total), passed, f"{each.peak:.1f} GB", "<br>".join(made), str(each.schema))
+        )
+    heads = ("run", "finished", "time", "tokens", "peak memory", "commit (chapters made from it)", "schema")
     where = "; ".join(machines(found))
     return f"{table(heads, rows)}\nMachine: {text(where)}. The seed of a run is the start of every random number in it.\n"
 
