@@ -75,7 +75,8 @@ def report(word, sentence, reason, monitors, **changed):
     compared = {
         "base": {"name": "SmolLM2-135M-aligned", "fingerprint": digest("base")},
         "update": {"name": "lora-dialogue", "kind": "LoRA adapter, rank 8", "fingerprint": digest("update"), "size": 0.0123},
-        "precision": "nf4", "serving": "merged-requantized", "template": digest("template"), "device": "cpu", "threads": 2,
+        "precision": "nf4", "serving": "merged-requantized", "template": digest("template"),
+        "device": "cpu", "compute": "bf16", "threads": 2,
         "versions": {"torch": "2.13.0", "transformers": "5.23.0", "after-the-update": "0.1.0"},
         "texts": {"n": 200, "sha256": digest("texts")},
         "labels": {"n": 200, "positives": 100, "groups": 100, "sha256": digest("labels")},

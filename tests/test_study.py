@@ -12,7 +12,8 @@ import test_browser
 import yaml
 from tiers import slow
 
-from helpers import run, site
+from helpers import budget, run, site
+from helpers.meter import Tokens
 from helpers.records import KEY, VALUES
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,21 @@ def execute(root: Path, cache: Path, chapter: str = "") -> Path:
 @pytest.fixture(scope="module")
 def finished(project, tmp_path_factory):
     return execute(project, tmp_path_factory.mktemp("cache-one"))
+
+
+def test_what_was_planned_is_what_was_counted(finished, project):
+    """Within 10 % in all and by chapter; only what a model says, where a reply ends, is not known beforehand."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTER_UPDATE_ROOT", str(project))
+        plan = run.check(project, "smoke")
+    planned = budget.count(plan.values[plan.runs[0]])
+    statuses = {name: json.loads((finished / "status" / f"{name}.json").read_text()) for name in planned}
+    counted = {name: Tokens(**status["tokens"]) for name, status in statuses.items()}
+    for name, tokens in planned.items():
+        assert counted[name].cost == pytest.approx(tokens.cost, rel=0.1), name
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["tokens"] == {kind: sum(s["tokens"][kind] for s in statuses.values()) for kind in ("forward", "trained")}
+    assert {status["machine"]["compute"] for status in statuses.values()} <= {"bf16", "fp32"}
 
 
 @pytest.mark.parametrize(

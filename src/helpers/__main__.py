@@ -222,9 +222,12 @@ def plan(options: argparse.Namespace) -> dict[str, object]:
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:
     """The report on an update of the user's own model."""
-    from helpers import gate
+    from helpers import compute, gate
 
-    return gate.revalidate(options)
+    if not options.compute:
+        return gate.revalidate(options)
+    with compute.using(options.compute):
+        return gate.revalidate(options)
 
 
 def doctor(options: argparse.Namespace) -> dict[str, object]:
@@ -272,6 +275,8 @@ def _remedy(error: ModuleNotFoundError) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit code of one command; expected failures are one line on stderr."""
+    # before torch is imported: a waiting thread gives its core away, or on a busy machine a pass takes many times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = parser().parse_args(words)
     signal.signal(signal.SIGTERM, _interrupted)
     signal.signal(signal.SIGINT, _interrupted)

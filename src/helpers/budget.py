@@ -299,11 +299,9 @@ def heaviest(values: Mapping[str, Values]) -> tuple[str, float]:
 
 
 def _halved(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | list) or not value:
-        return None
-    if isinstance(value, int):
-        return max(1, value // 2)
-    return value[: math.ceil(len(value) / 2)] if len(value) > 1 else []
+    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+        return value // 2
+    return value[: math.ceil(len(value) / 2)] if isinstance(value, list) and len(value) > 1 else None
 
 
 def over(profile: str, cost: float) -> str:

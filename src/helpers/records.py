@@ -277,9 +277,11 @@ def write_manifest(folder: Path, chapters: Sequence[str]) -> dict[str, object]:
         path.stem: {"rows": len(pd.read_parquet(path)), "sha256": file_hash(path)}
         for path in sorted((folder / "tables").glob("*.parquet"))
     }
+    counted = [status.get("tokens", {}) for status in statuses.values()]
     manifest = {
         "schema": SCHEMA_VERSION,
         "chapters": statuses,
+        "tokens": {kind: sum(tokens.get(kind, 0) for tokens in counted) for kind in ("forward", "trained")},
         "tables": tables,
         "sources": {name: {"version": source.version, "sha256": source.sha256} for name, source in sources.SOURCES.items()},
     }

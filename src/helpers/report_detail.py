@@ -210,7 +210,7 @@ def _versions(report: Report, most: int) -> str:
     found = report["compared"]
     whole = {f"{side} fingerprint": found[side]["fingerprint"] for side in ("base", "update")}
     whole |= {f"{side} sha256": found[side]["sha256"] for side in ("texts", "labels") if found[side]}
-    whole |= {"tokenizer and template": found["template"], "device": found["device"], "threads": found["threads"]}
+    whole |= {"tokenizer and template": found["template"], **{key: found[key] for key in ("device", "compute", "threads")}}
     whole |= found["versions"] | {f"monitor {monitor['name']}": monitor["hash"] for monitor in report["monitors"]}
     rows = [[text(key), text(DASH if value is None else value)] for key, value in whole.items()]
     return table(("what", "value"), rows, most, (0, 1))

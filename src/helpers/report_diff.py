@@ -68,7 +68,7 @@ def _fingerprints(old: Mapping, new: Mapping) -> list[dict[str, object]]:
     sides = [
         {
             "update": side["update"]["fingerprint"] or side["update"]["name"],
-            **{key: side[key] for key in ("precision", "serving", "device", "threads")},
+            **{key: side[key] for key in ("precision", "serving", "device", "compute", "threads")},
             **{
                 f"{key} texts": (side[name] or {}).get("sha256")
                 for key, name in (("unlabelled", "texts"), ("labelled", "labels"))

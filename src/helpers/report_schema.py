@@ -82,6 +82,7 @@ COMPARED = _object(
     serving=HASH,
     template=HASH,
     device=HASH,
+    compute=HASH,
     threads=_or_null(COUNT),
     versions={"type": "object", "additionalProperties": {"type": "string", "maxLength": 100}},
     texts=_or_null(_object(n=COUNT, sha256=HASH)),

@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helpers import candidates, intake, judgement, mending, models, monitors, observation, scorefiles, screening, sureness
+from helpers import (
+    candidates,
+    compute,
+    intake,
+    judgement,
+    mending,
+    models,
+    monitors,
+    observation,
+    scorefiles,
+    screening,
+    sureness,
+)
 from helpers.assessment import Panel
 from helpers.intake import Inputs
 from helpers.judgement import Judged
@@ -193,7 +205,7 @@ def _compared(inputs: Inputs, seen: Observed) -> dict[str, object]:
         "update": {"name": update.name, "kind": update.kind, "fingerprint": hashed, "size": seen.moved.relative},
         "precision": update.name if update.kind == "quantizer" else options.precision,
         "serving": candidates.serving(update) or None, "template": inputs.reads, "device": options.device,
-        "threads": torch.get_num_threads(), "versions": judgement.versions(),
+        "compute": compute.current(options.device).name, "threads": torch.get_num_threads(), "versions": judgement.versions(),
         "texts": {"n": len(inputs.texts), "sha256": _sha256(inputs.texts)} if inputs.texts else None,
         "labels": _labels(inputs.labels),
     }  # fmt: skip

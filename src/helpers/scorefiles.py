@@ -46,7 +46,7 @@ def report(options: Options) -> dict[str, object]:
     compared = {
         "base": {"name": "scores before", "fingerprint": None},
         "update": {"name": "scores after", "kind": None, "size": None, "fingerprint": digest},
-        **dict.fromkeys(("precision", "serving", "template", "device", "threads")), "versions": judgement.versions(),
+        **dict.fromkeys(("precision", "serving", "template", "device", "compute", "threads")), "versions": judgement.versions(),
         "texts": {"n": len(rows), "sha256": None}, "labels": _labels(judged.panels),
     }  # fmt: skip
     notes = ["scores alone were given: thresholds count as frozen for 5 % false positives, and no repair can be tried"]
