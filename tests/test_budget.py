@@ -3,6 +3,7 @@
 import pytest
 from bland import example
 from test_meter import spent
+from tiers import mostly_slow
 
 from helpers import (
     activations,
@@ -103,6 +104,7 @@ def test_what_is_over_its_budget_is_told_by_how_much():
 
 
 @pytest.mark.real
+@mostly_slow("reads the embedded sets at the sizes of the larger profile", "quick")
 @pytest.mark.parametrize("profile", budget.BUDGETS)
 def test_a_profile_keeps_to_its_budget(embedded, profile):
     plan = runner.check(ROOT, profile, seeds=[0])
