@@ -49,7 +49,7 @@ def planned(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     (root / "profiles" / "toy.yaml").write_text("seed: [0, 1]\n")
     plan, place = run.check(root, "toy"), root / "build" / "runs" / "toy-1"
-    listed = [job for each in plan.runs for job in run._write_jobs(plan, each, dict.fromkeys(plan.notebooks, ""), place)]
+    listed = [job for each in plan.runs for job in run._write_jobs(plan, each, dict.fromkeys(plan.notebooks, ""), None, place)]
     run._in_order_of_runs(listed)
     (place / "plan.json").write_text(json.dumps({"python": sys.executable, "root": str(root), "jobs": listed}))
     return place

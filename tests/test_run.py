@@ -367,10 +367,10 @@ names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/0
 """
 
 
-def by_hand(plan: run.Plan, todo, jobs: int, cluster: Path | None = None) -> int:
+def by_hand(plan: run.Plan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
     """Stands for snakemake and its kernels: what each chapter leaves, in an order that keeps to the needs of the jobs."""
     place = plan.root / "build" / "runs" / "plan"
-    listed = [job for each, names in todo.items() for job in run._write_jobs(plan, each, names, place)]
+    listed = [job for each, names in todo.items() for job in run._write_jobs(plan, each, names, None, place)]
     run._in_order_of_runs(listed)
     done: list[str] = []
     while waiting := [job for job in listed if job["stem"] not in done]:

@@ -12,7 +12,7 @@ import test_browser
 import yaml
 from tiers import slow
 
-from helpers import budget, run, site
+from helpers import budget, compute, meter, parameters, progress, run, site
 from helpers.meter import Tokens
 from helpers.records import KEY, VALUES
 
@@ -47,6 +47,8 @@ def execute(root: Path, cache: Path, chapter: str = "") -> Path:
         patch.setenv("AFTER_UPDATE_ROOT", str(root))
         patch.setenv("AFTER_UPDATE_RESULTS", str(root / "results"))
         patch.setenv("AFTER_UPDATE_CACHE", str(cache))
+        for name in (parameters.FIGURE_FORMS, compute.VARIABLE, meter.VARIABLE, progress.VARIABLE):
+            patch.setenv(name, "")  # what a run sets for its kernels ends with it
         plan = run.check(root, "smoke")
         answer = run.chapter(plan, chapter) if chapter else run.study(plan)
     assert answer["code"] == 0, answer
