@@ -237,6 +237,6 @@ def test_an_unknown_cluster_and_a_missing_package_are_one_line_each(planned, mon
 def test_the_option_hands_the_profile_to_snakemake_and_without_it_none(planned, name, monkeypatch):
     given = []
     monkeypatch.setattr(run, "find_spec", lambda package: package)
-    monkeypatch.setattr(run, "_make", lambda plan, todo, jobs, cluster: given.append(cluster) or 0)
+    monkeypatch.setattr(run, "_make", lambda plan, todo, outlooks, jobs, cluster: given.append(cluster) or 0)
     run.study(run.check(planned.parents[2], "toy"), cluster=name)
     assert given == [planned.parents[2] / "profiles" / "clusters" / name if name else None]
