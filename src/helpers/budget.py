@@ -8,6 +8,7 @@ long as it may be, and the sketch reads as deep as the deepest of `depths`.
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -27,6 +28,7 @@ from helpers import (
 )
 from helpers.activations import layers
 from helpers.corpora import Row
+from helpers.errors import StudyError
 from helpers.meter import Tokens
 from helpers.models import chat_text, encode, length_batches
 from helpers.precision import CALIBRATION_TOKENS
@@ -293,7 +295,8 @@ def heaviest(values: Mapping[str, Values]) -> tuple[str, float]:
     names = {name for own in values.values() for name, value in own.items() if _halved(value) is not None}
     for name in sorted(names - {"seed", "threads", "align_lr", "train_lr", "alpha"}):
         less = {chapter: {**own, name: _halved(own[name])} if name in own else own for chapter, own in values.items()}
-        found[name] = whole - total(count(less)).cost
+        with suppress(StudyError):  # half of it may be no plan at all, such as a task that another parameter names
+            found[name] = whole - total(count(less)).cost
     best = max(found, key=found.__getitem__)
     return best, found[best]
 
