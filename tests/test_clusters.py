@@ -49,7 +49,7 @@ def planned(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     (root / "profiles" / "toy.yaml").write_text("seed: [0, 1]\n")
     plan, place = run.check(root, "toy"), root / "build" / "runs" / "toy-1"
-    listed = [job for each in plan.runs for job in run._write_jobs(plan, each, dict.fromkeys(plan.notebooks, ""), place)]
+    listed = [job for each in plan.runs for job in run._write_jobs(plan, each, dict.fromkeys(plan.notebooks, ""), None, place)]
     run._in_order_of_runs(listed)
     (place / "plan.json").write_text(json.dumps({"python": sys.executable, "root": str(root), "jobs": listed}))
     return place
@@ -237,6 +237,6 @@ def test_an_unknown_cluster_and_a_missing_package_are_one_line_each(planned, mon
 def test_the_option_hands_the_profile_to_snakemake_and_without_it_none(planned, name, monkeypatch):
     given = []
     monkeypatch.setattr(run, "find_spec", lambda package: package)
-    monkeypatch.setattr(run, "_make", lambda plan, todo, jobs, cluster: given.append(cluster) or 0)
+    monkeypatch.setattr(run, "_make", lambda plan, todo, outlooks, jobs, cluster: given.append(cluster) or 0)
     run.study(run.check(planned.parents[2], "toy"), cluster=name)
     assert given == [planned.parents[2] / "profiles" / "clusters" / name if name else None]

@@ -530,7 +530,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@mostly_slow("large matrices", "safelora")
+@mostly_slow("matrices larger than those of a study", "safelora")
 @pytest.mark.parametrize("name", ["safelora", "norm-matched", "random-subspace", "zero"])
 def test_low_rank_stays_low_rank(name):
     shapes = {"m": (1600, 1300)}

@@ -367,10 +367,10 @@ names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/0
 """
 
 
-def by_hand(plan: run.Plan, todo, jobs: int, cluster: Path | None = None) -> int:
+def by_hand(plan: run.Plan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
     """Stands for snakemake and its kernels: what each chapter leaves, in an order that keeps to the needs of the jobs."""
     place = plan.root / "build" / "runs" / "plan"
-    listed = [job for each, names in todo.items() for job in run._write_jobs(plan, each, names, place)]
+    listed = [job for each, names in todo.items() for job in run._write_jobs(plan, each, names, outlooks.get(each), place)]
     run._in_order_of_runs(listed)
     done: list[str] = []
     while waiting := [job for job in listed if job["stem"] not in done]:
@@ -382,7 +382,12 @@ def by_hand(plan: run.Plan, todo, jobs: int, cluster: Path | None = None) -> int
         if name == "11_all":
             top = plan.root / "results" / plan.profile
             (top / "findings.parquet").write_text(" ".join(str(path) for path in sorted(top.glob("*/seed-*/parts/02_second"))))
-        entry = {"fingerprint": json.loads((place / f"{stem}.json").read_text())["fingerprint"], "seconds": 0, "finished": stem}
+        entry = {
+            "fingerprint": json.loads((place / f"{stem}.json").read_text())["fingerprint"],
+            "seconds": 0,
+            "finished": stem,
+            "tokens": {},
+        }
         chapters.status_path(folder, name).parent.mkdir(exist_ok=True)
         chapters.status_path(folder, name).write_text(
             json.dumps({**entry, "files": chapters.written(folder, name), "machine": {"peak_gb": 0}})
@@ -397,7 +402,7 @@ def in_process(toy: Path, monkeypatch):
     monkeypatch.chdir(toy)
 
     def states(*words: str) -> list[str]:
-        answer = run.study(run.check(toy, "quick", None, [int(word) for word in words[1:]] or None))
+        answer = run.study(run.check(toy, "quick", seeds=[int(word) for word in words[1:]]))
         assert answer["code"] == 0
         return [entry["chapters"]["11_all"]["state"] for entry in answer["runs"]]
 

@@ -1,8 +1,11 @@
 """The whole study on the tiny model: every chapter runs, the tables keep the contract, and twice the same seed is the same."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import chromium
@@ -41,15 +44,13 @@ def project(tmp_path_factory):
     return root
 
 
-def execute(root: Path, cache: Path, chapter: str = "") -> Path:
-    """The folder of a smoke run in `root` with its own cache; of one chapter alone if it is named."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AFTER_UPDATE_ROOT", str(root))
-        patch.setenv("AFTER_UPDATE_RESULTS", str(root / "results"))
-        patch.setenv("AFTER_UPDATE_CACHE", str(cache))
-        plan = run.check(root, "smoke")
-        answer = run.chapter(plan, chapter) if chapter else run.study(plan)
-    assert answer["code"] == 0, answer
+def execute(root: Path, cache: Path, *words: str) -> Path:
+    """The folder of a smoke run in `root` with its own cache, by the command: the whole study, or what the words say."""
+    places = {"ROOT": root, "RESULTS": root / "results", "CACHE": cache}
+    environment = {**os.environ, **{f"AFTER_UPDATE_{name}": str(place) for name, place in places.items()}}
+    command = [sys.executable, "-m", "helpers", *(words or ("study", "--no-book")), "--profile", "smoke"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return root / "results" / "smoke" / "tiny" / "seed-0"
 
 
@@ -203,7 +204,7 @@ def again(project, tmp_path):
 
 def test_the_same_seed_gives_the_same_chapter_with_an_empty_cache(finished, again, tmp_path):
     """Of the chapter that trains, generates and measures; the whole study is repeated in a slow test."""
-    second = execute(again, tmp_path / "cache-two", "01")
+    second = execute(again, tmp_path / "cache-two", "chapter", "01")
     first = {path.name: path.read_bytes() for path in (finished / "parts" / "01_models").glob("*.parquet")}
     assert {"behaviour.parquet", "utility.parquet", "subspaces.parquet"} <= set(first)
     assert first == {path.name: path.read_bytes() for path in (second / "parts" / "01_models").glob("*.parquet")}

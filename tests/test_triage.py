@@ -273,7 +273,7 @@ def test_a_target_that_is_no_share_is_refused(missed):
 # ---------------------------------------------------------------- importance
 
 
-@mostly_slow("the same simulation at other sizes", "family-logistic, free+forward")
+@mostly_slow("the same simulation at other sizes", "logistic, free+forward-family")
 @pytest.mark.parametrize("split", ["monitor", "family"])
 @pytest.mark.parametrize("predictor", ONE_EACH[1:])
 def test_the_planted_signal_is_the_important_one(predictor, split):
