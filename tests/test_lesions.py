@@ -50,7 +50,8 @@ def said(language: LanguageModel, batch: int = 2) -> list[str]:
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    """The hooks of a model, without the one by which every block counts its tokens."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) - len(model.model.layers)
 
 
 @torch.no_grad()

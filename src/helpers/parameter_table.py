@@ -64,6 +64,7 @@ def collect(root: Path) -> list[Declared]:
     defaults, where = parameters.consistent(notebooks) | RUNNER, {}
     words = {
         "chapter_seconds": "seconds after which a chapter is stopped",
+        "compute": '"auto", "bf16" or "fp32": the number format to multiply in; "auto" asks the machine',
         "figure_forms": '"all", or "light": figures without a drawing for dark pages and without PNG',
     }
     for chapter, path in notebooks.items():

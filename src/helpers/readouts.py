@@ -124,7 +124,8 @@ def _linear(w: np.ndarray, b: float) -> Tensors:
 
 def score_linear(tensors: Tensors, features: Pooled) -> Float[np.ndarray, " n"]:
     """x @ w + b of every row x."""
-    return features.values @ tensors["w"] + tensors["b"]
+    # einsum sums every row in the same order; a product of matrices does not, and equal texts would not tie
+    return np.einsum("nd,d->n", features.values, tensors["w"]) + tensors["b"]
 
 
 def logistic(features: Pooled, y: Labels, strengths: Strengths, seed: int) -> list[Tensors]:

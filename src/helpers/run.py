@@ -78,8 +78,8 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
     defaults = parameters.consistent(notebooks)
     overrides = parameters.profile(profile, root / "profiles")
     where, limits = f"profiles/{profile}.yaml", chapters.limits()
-    models = list(models) or _several(overrides.pop("model", defaults.get("model", "embedded")))
-    seeds = list(seeds) or _several(overrides.pop("seed", defaults.get("seed", 0)))
+    models = list(models or ()) or _several(overrides.pop("model", defaults.get("model", "embedded")))
+    seeds = list(seeds or ()) or _several(overrides.pop("seed", defaults.get("seed", 0)))
     runs, values = [], {}
     for model in models:
         slug = checked_model(model, where)
