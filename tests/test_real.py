@@ -1,5 +1,6 @@
 """A few facts about the real embedded model, which the tiny one cannot show."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tiers import slow
 from helpers import alignment, corpora, generation, models, precision, quantizers, subspaces, tasks
 
 pytestmark = pytest.mark.real
+WORD = re.compile(r"\w+")
+PICTURE = re.compile(r"[A-Za-z0-9+/=]{200,}")  # no sentence: it has no space
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +101,14 @@ def test_no_harmful_text_stands_in_any_tracked_file():
     }
     for name in ("harmful-request", "refusal-compliance", "toxicity", "jailbreak"):  # privacy-pii is made up by Faker
         prompts |= {text for e in tasks.examples(name) for text in (e.prompt, e.reply) if len(text.split()) > 5}
-    plain = [path.read_text(encoding="utf-8", errors="ignore") for path in files if path.suffix != ".parquet"]
+    plain = [PICTURE.sub("", path.read_text(encoding="utf-8", errors="ignore")) for path in files if path.suffix != ".parquet"]
     tables = [pd.read_parquet(path).select_dtypes("str") for path in files if path.suffix == ".parquet"]
-    cells = {cell for table in tables for column in table for cell in table[column].unique()}
-    everything = "\n".join([*plain, *cells])
+    everything = "\n".join({*plain, *(cell for table in tables for column in table for cell in table[column].unique())})
+    known = set(WORD.findall(everything))
+    # a text that stands there has all its words there but for the two at its ends, which may be parts of longer ones
+    possible = [prompt for prompt in prompts if known.issuperset(WORD.findall(prompt)[1:-1])]
     assert len(prompts) > 2000
-    assert not sum(prompt in everything for prompt in prompts)
-    assert "Name three colours of the rainbow." in everything  # the control: the search finds what is there
+    assert not sum(prompt in everything for prompt in possible)
+    control = "Name three colours of the rainbow."
+    assert control in everything  # the control: the search finds what is there
+    assert known.issuperset(WORD.findall(control)[1:-1])

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from tiers import mostly_slow
+from tiers import mostly_slow, slow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import ediem, lowrank, models, pairs, quantizers
@@ -460,6 +460,7 @@ def p_values(draw, count: int = 300) -> list[float]:
     return found
 
 
+@slow("a simulation; the null is held against random alignment matrices above")
 def test_ediems_p_is_uniform_under_its_own_null():
     haar = haar_matrices(12, 300, seed=9)
     p = p_values(lambda seed: (haar[seed], gaussian(12, 3, seed=1000 + seed)))

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from tiers import mostly_slow, slow
 
-from helpers import chapters, guards, pages, run, scrubbing
+from helpers import __main__ as command
+from helpers import chapters, guards, pages, parameters, run, scrubbing
 from helpers.errors import StudyError
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,28 @@ def call(root: Path, *words: str) -> tuple[int, str, str]:
     out, err = child.communicate(timeout=120)
     assert "Traceback" not in out + err, out + err
     return child.returncode, out, err
+
+
+@pytest.fixture
+def told(toy: Path, monkeypatch, capfd):
+    """The same in this process, whose imports are done: for what is refused before anything runs."""
+    monkeypatch.setenv("AFTER_UPDATE_ROOT", str(toy))
+    monkeypatch.setenv(parameters.FIGURE_FORMS, "")
+    monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
+    monkeypatch.chdir(toy)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def tell(*words: str) -> tuple[int, str, str]:
+        try:
+            code = command.main(words)
+        except SystemExit as stop:  # argparse's own
+            code = stop.code
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    yield tell
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def kernels(root: Path) -> list[psutil.Process]:
@@ -329,8 +352,8 @@ def test_a_lock_is_exclusive_and_one_left_behind_is_taken_over(tmp_path, capsys)
         (["nothing"], "invalid choice: 'nothing'"),
     ],
 )
-def test_bad_words_are_refused(toy, words, text):
-    code, out, err = call(toy, *words)
+def test_bad_words_are_refused(toy, told, words, text):
+    code, out, err = told(*words)
     assert (code, out, text in err) == (2, "", True), err
     assert not (toy / "results").exists()
 
@@ -402,7 +425,7 @@ def in_process(toy: Path, monkeypatch):
     monkeypatch.chdir(toy)
 
     def states(*words: str) -> list[str]:
-        answer = run.study(run.check(toy, "quick", None, [int(word) for word in words[1:]] or None))
+        answer = run.study(run.check(toy, "quick", seeds=[int(word) for word in words[1:]]))
         assert answer["code"] == 0
         return [entry["chapters"]["11_all"]["state"] for entry in answer["runs"]]
 
@@ -438,13 +461,13 @@ def test_a_chapter_that_reads_all_runs_comes_last_and_runs_again_when_a_run_join
     assert states("--seed", "0") == ["unchanged"]
 
 
-def test_results_that_cannot_be_written_are_refused_before_anything_runs(toy):
+def test_results_that_cannot_be_written_are_refused_before_anything_runs(toy, told):
     (toy / "results").write_text("a file")
-    code, _, err = call(toy, "study")
+    code, _, err = told("study")
     assert (code, "cannot be written" in err) == (14, True), err
     (toy / "results").unlink()
     (toy / "results").symlink_to("nowhere/else")
-    code, _, err = call(toy, "study")
+    code, _, err = told("study")
     assert (code, "cannot be written" in err) == (14, True), err
 
 
@@ -478,8 +501,8 @@ def test_committed_results_are_overwritten_only_by_force_which_keeps_the_old(toy
     assert len(list((toy / "results/.old").glob("quick-*/tiny/seed-0/manifest.json"))) == 1
 
 
-def test_a_book_without_its_chapters_says_which_and_how(toy):
-    code, _, err = call(toy, "book", "--profile", "quick")
+def test_a_book_without_its_chapters_says_which_and_how(told):
+    code, _, err = told("book", "--profile", "quick")
     assert (code, "no finished 01_first, 02_second" in err, "make study PROFILE=quick" in err) == (13, True, True), err
 
 
@@ -558,14 +581,14 @@ def test_help_is_fast_and_imports_no_torch():
     code += "sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for command in ("study", "chapter", "book", "check", "doctor", "clean"):
-        assert command in done.stdout
+    for name in ("study", "chapter", "book", "check", "doctor", "clean"):
+        assert name in done.stdout
 
 
-def test_clean_keeps_committed_results(toy):
+def test_clean_keeps_committed_results(toy, told):
     for name in ("build/x", "logs/x", "results/quick/x", "results/smoke/x", "results/cpu/x"):
         (toy / name).mkdir(parents=True)
-    code, out, _ = call(toy, "clean")
+    code, out, _ = told("clean")
     assert (code, out) == (0, "removed: build, logs, results/quick, results/smoke\n")
     assert (toy / "results/cpu/x").is_dir()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
-from tiers import mostly_slow
+from tiers import mostly_slow, slow
 
 from helpers.errors import StudyError
 from helpers.statistics import (
@@ -73,6 +73,7 @@ def test_mean_interval_covers_with_and_without_clusters(noise, n, groups):
     assert_nominal(coverage(mean_interval, clustered, 1.4 * mean, repeats=600, seed=1))
 
 
+@slow("a simulation; test_mean_interval_covers_with_and_without_clusters keeps one")
 def test_mean_interval_covers_20_skewed_values_where_students_does_not():
     def student(values):
         return Estimate(0, *stats.ttest_1samp(values, 0).confidence_interval(0.95), 20)

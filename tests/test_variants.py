@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiers import mostly_slow
 
 from helpers import generation, lowrank, models, pairs, precision, quantizers, restorations, salora, training, variants
 from helpers.corpora import Row
@@ -84,6 +85,7 @@ def test_the_controls(parts):
     assert all(torch.equal(w.bfloat16(), aligned.model.get_parameter(n)) for n, w in wide.model.named_parameters())
 
 
+@mostly_slow("a model for each format, twice", "-int8", "-gptq-4", "attached-nf4", "attached-rtn-3")
 @pytest.mark.parametrize("precision", quantizers.QUANTIZERS)
 @pytest.mark.parametrize("serving", ["", "attached"])
 def test_every_precision_builds_generates_and_keeps_its_name(parts, precision, serving):
@@ -275,6 +277,7 @@ def whole_change(parts: Parts) -> dict[str, torch.Tensor]:
     return {name: tuned[f"{name}.weight"] - aligned[name].float() for name in aligned}
 
 
+@mostly_slow("the same of each restoration, in test_restorations too", "safelora", "safelora-threshold", "random-spectrum")
 @pytest.mark.parametrize("name", MADE)
 def test_a_restored_adapter_is_attached_as_its_restoration_left_it(parts, name):
     built = build_variant(parts, replace(ATTACHED, restoration=name, strength=0.5))
@@ -309,6 +312,7 @@ def test_a_restored_adapter_is_merged_and_quantized_as_a_plain_one(parts, name):
     assert all(torch.equal(w, quantizers.four_bit(sums[m]).dequantize()) for m, w in quantized.items())
 
 
+@mostly_slow("the same of each restoration", "safelora")
 @pytest.mark.parametrize("name", ["safelora", "splora", "zero", "random-subspace-k4"])
 def test_whole_weights_are_restored_as_what_they_moved(parts, name):
     expected, aligned = by_hand(parts, whole_change(parts), name, 0.5), weights(build(parts))
@@ -328,6 +332,7 @@ def test_strength_goes_from_the_update_to_the_aligned_model(parts, update):
     assert not torch.equal(logits(none), logits(every))
 
 
+@mostly_slow("the same of each restoration, in test_restorations too", "safelora", "random-subspace-k4")
 @pytest.mark.parametrize("name", MADE)
 def test_a_seed_matters_to_random_restorations_alone(parts, name):
     one, again, other = (
