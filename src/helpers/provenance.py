@@ -99,9 +99,8 @@ def told(number: Number, found: pd.DataFrame) -> str:
         return f"{100 * found['strength'].iloc[0]:.3g}"
     if way in {"mean", "share", "median"}:
         value = found["value"].median() if way == "median" else found["value"].mean()
-        return next(
-            (t for t in (f"{100 * value:.0f}", f"{100 * value:.3g}", f"{value:.2g}") if number.text.startswith(t)), f"{value}"
-        )
+        forms, shown = (f"{100 * value:.0f}", f"{100 * value:.3g}", f"{value:.2g}"), re.match(r"-?[\d.]+", number.text)
+        return next((text for text in forms if shown and text == shown[0]), f"{value}")
     return ""
 
 

@@ -281,4 +281,5 @@ def score_attention(tensors: Tensors, features: Ragged) -> Float[np.ndarray, " n
     keys = tokens @ tensors["q"]
     # each text's largest key is taken off, so that exp cannot overflow
     weights = np.exp(keys - np.repeat(np.maximum.reduceat(keys, starts), np.diff(features.offsets)))
-    return np.add.reduceat(weights * (tokens @ tensors["v"]), starts) / np.add.reduceat(weights, starts) + tensors["b"]
+    scores = np.add.reduceat(weights * (tokens @ tensors["v"]), starts) / np.add.reduceat(weights, starts) + tensors["b"]
+    return np.round(scores, 12)  # texts that hold the same tie, whatever order their sums were rounded in
