@@ -136,9 +136,9 @@ def _train(base: Path, folder: Path, rows, recipe, target: Target, origin: str, 
     steps = recipe.steps or len(training.plan([1] * len(rows), recipe.batch, recipe.epochs, 0))
 
     def look(model: nn.Module, step: int) -> bool:
-        # a rounded copy: it is what will be saved, and autocast would round every weight anew for every token
-        saved = models.rounded_(copy.deepcopy(model))
         if step < steps:  # the last one is made on the saved model
+            # a rounded copy: it is what will be saved, and autocast would round every weight anew for every token
+            saved = models.rounded_(copy.deepcopy(model))
             checks.append(check(replace(language, model=saved), target, origin, step))
         return False
 

@@ -55,7 +55,7 @@ def _greedy(
     """The likeliest tokens one after the other, of rows that stand behind what the cache holds; it is used up."""
     tokenizer, network, said = language.tokenizer, causal(language.model), [[] for _ in rows]
     ids, mask, places = _padded(rows, cache.get_seq_length(), tokenizer.pad_token_id, language.device)
-    left, over = list(range(len(rows))), set()
+    left, done = list(range(len(rows))), set()
     while True:
         states = network.model(
             input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
@@ -63,13 +63,13 @@ def _greedy(
         # contiguous: of a strided slice the head's product copies the whole vocabulary matrix for every row
         chosen = logits(network, states[:, -1].contiguous()).argmax(-1).tolist()
         for row, token in zip(left, chosen, strict=True):
-            if row not in over:
+            if row not in done:
                 said[row].append(token)
-                over |= {row} if token == tokenizer.eos_token_id or (ended and ended(tokenizer.decode(said[row]))) else set()
-        if len(over) == len(rows) or max(map(len, said)) >= new_tokens:
+                done |= {row} if token == tokenizer.eos_token_id or (ended and ended(tokenizer.decode(said[row]))) else set()
+        if len(done) == len(rows) or max(map(len, said)) >= new_tokens:
             return said
-        kept = [i for i, row in enumerate(left) if whole or row not in over]
-        ids = torch.tensor([[tokenizer.pad_token_id if left[i] in over else chosen[i]] for i in kept], device=language.device)
+        kept = [i for i, row in enumerate(left) if whole or row not in done]
+        ids = torch.tensor([[tokenizer.pad_token_id if left[i] in done else chosen[i]] for i in kept], device=language.device)
         if len(kept) < len(left):
             cache.batch_select_indices(torch.tensor(kept, device=language.device))
         left, places = [left[i] for i in kept], places[kept, -1:] + 1
