@@ -2,8 +2,9 @@
 
 import pandas as pd
 import pytest
+from test_predictors import planted
 
-from helpers import forecasts
+from helpers import forecasts, triage, triage_figures
 from helpers.predictors import ORDERS, PREDICTORS
 from helpers.signals import SIGNALS
 
@@ -64,6 +65,20 @@ def test_without_a_stale_cell_the_rank_correlation_decides(kept):
     best = forecasts.best(rest)
     assert best is None if kept == "nothing" else best["predictor"] == "ridge, free"
     assert forecasts.sentences(rest)["triage-simple"] == "(not in this run)"
+
+
+def test_where_nothing_could_be_ordered_the_chapter_goes_on_and_says_so():
+    still = planted().assign(drop=0.0, stale=False)
+    result, _ = triage.evaluate(still, predictors=["ridge, free"])
+    assert not result["metric"].isin(["recall", "spearman"]).any()
+    assert forecasts.best_predictor(PLANTED) == "forest, free"
+    best = forecasts.best_predictor(result)
+    worth, remarks = triage.importance(still, best)
+    assert best is None
+    assert worth.empty
+    assert remarks == ["no predictor could be scored, so there is none to take apart"]
+    shown = triage_figures.importances(pd.concat([result, worth]), best, forecasts.words())
+    assert "did not measure what a predictor leans on" in shown.axes[0].texts[0].get_text()
 
 
 def test_the_sentences_name_who_was_best():

@@ -153,8 +153,9 @@ def test_a_split_that_the_cells_do_not_allow_is_absent_and_noted(sizes, absent):
     table, notes = triage.evaluate(cells, predictors=["ridge, free"])
     assert absent not in set(table["split"])
     assert any(note.startswith(f"split {absent}: left out") for note in notes)
-    with refused(f"'{absent}' does not apply", code=NOT_COMPARABLE):
-        triage.importance(cells, "ridge, free", split=absent)
+    worth, notes = triage.importance(cells, "ridge, free", split=absent)
+    assert worth.empty
+    assert notes == [f"ridge, free, {absent}: left out, nothing remains to learn from without some fold"]
 
 
 # ---------------------------------------------------------------- intervals

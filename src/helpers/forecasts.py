@@ -57,6 +57,12 @@ def best(result: pd.DataFrame, names: Sequence[str] = tuple(PREDICTORS), budget:
     return None
 
 
+def best_predictor(result: pd.DataFrame) -> str | None:
+    """The name of the best predictor; None where no predictor could be scored."""
+    row = best(result)
+    return None if row is None else str(row["predictor"])
+
+
 def sentences(result: pd.DataFrame) -> dict[str, str]:
     """The best predictor and the best simple order as text, for the chapter's prose."""
     found = {"triage-best": best(result), "triage-simple": best(result, tuple(ORDERS))}

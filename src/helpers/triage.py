@@ -237,7 +237,7 @@ def _note_level(name: str, split: str, cells: pd.DataFrame, folds: Sequence[Fold
 
 def importance(
     cells: pd.DataFrame,
-    predictor: str,
+    predictor: str | None,
     signals: Sequence[str] | None = None,
     split: str = "family",
     repeats: int = 5,
@@ -247,14 +247,17 @@ def importance(
 
     Permutation importance (Breiman 2001) within each held-out fold, the predictor fitted once a fold; value is the mean over
     folds, the interval over folds (n: held-out cells). Signals that say the same share their importance: 0 does not mean
-    useless. A signal that is constant inside every fold cannot be permuted and is left out with a note.
+    useless. A signal that is constant inside every fold cannot be permuted and is left out with a note. No rows and a note
+    where no predictor could be scored (None) or the split leaves nothing to learn from.
     """
     check(cells)
+    if predictor is None:
+        return pd.DataFrame(columns=ROW), ["no predictor could be scored, so there is none to take apart"]
     predict = PREDICTORS[known("predictor", predictor, PREDICTORS)]
     names = affordable(chosen_signals(cells, signals), predictor.rpartition(", ")[2])
     folds = applicable(cells).get(known("split", split, SPLITS))
     if folds is None:
-        raise StudyError(f"split {split!r} does not apply: nothing remains to learn from without some fold", NOT_COMPARABLE)
+        return pd.DataFrame(columns=ROW), [f"{predictor}, {split}: left out, nothing remains to learn from without some fold"]
     falls = {name: [] for name in names}
     for position, (_, train, test) in enumerate(over("folds", folds)):
         held = cells.iloc[test]

@@ -62,7 +62,7 @@ def budget_curves(triage: pd.DataFrame, predictors: Sequence[str] = ()) -> Figur
     return figure
 
 
-def importances(triage: pd.DataFrame, predictor: str, words: Mapping[str, str], top: int = 10) -> Figure:
+def importances(triage: pd.DataFrame, predictor: str | None, words: Mapping[str, str], top: int = 10) -> Figure:
     """By how much a predictor's rank correlation falls when one signal is shuffled: the `top` signals, with intervals.
 
     `words` maps a signal to what it says; the largest stands first, by the mean over splits where there are several.
@@ -70,7 +70,7 @@ def importances(triage: pd.DataFrame, predictor: str, words: Mapping[str, str], 
     rows = triage[(triage["predictor"] == predictor) & triage["metric"].str.startswith("importance:")]
     rows = rows.assign(signal=rows["metric"].str.removeprefix("importance:"))
     if rows.empty:
-        return unmeasured(f"importances for “{predictor}”")
+        return unmeasured(f"importances for “{predictor}”" if predictor else "what a predictor leans on")
     order = rows.groupby("signal", sort=False)["value"].mean().sort_values(ascending=False, kind="stable").index[:top]
     rows, splits = rows[rows["signal"].isin(order)], distinct(rows["split"])
     figure, ax = plt.subplots(figsize=(8.6, 1.5 + 0.42 * len(order)), constrained_layout=True)
