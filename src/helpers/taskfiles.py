@@ -5,11 +5,12 @@ from pathlib import Path
 
 from helpers import corpora
 from helpers.errors import REFUSED, StudyError
+from helpers.rowfiles import LARGEST_FILE, MOST_ROWS
 from helpers.parameters import checked_name
 from helpers.splits import SPLITS, Example, check, in_splits, linked
 
-LARGEST_FILE = 50 * 2**20  # bytes
-MOST_ROWS = 5_000  # the search for near duplicates compares all pairs
+
+
 
 
 def is_file_name(name: str) -> bool:

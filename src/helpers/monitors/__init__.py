@@ -1,0 +1,9 @@
+"""Monitors: probes fitted on hidden states, frozen with a threshold, read on every variant, and repaired.
+
+- `probes`: `PROBES`, the kinds; `readouts`: what a fitted probe is; `baselines`: what needs no model
+- `readings`: which texts are read at which places; `fitting`: monitors of a model; `frozen`: a monitor on disk
+- `realignment`, `repairs`, `repair_ladder`: maps and thresholds that make a stale monitor fit again, from cheap to dear
+- `spot_check`: a quick look at a model with few texts
+
+May import: stats, data, models, updates and the root files. A new kind of probe is one line in `probes.PROBES`.
+"""

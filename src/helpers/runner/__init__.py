@@ -1,0 +1,8 @@
+"""The runner: chapters executed by papermill, in order, resumably, and what each run cost.
+
+- `jobs`: a plan of chapters, given to Snakemake; `execution`, `kernels`: one chapter in one kernel; `guards`: locks, disk
+- `budget`, `outlook`: tokens and minutes beforehand; `manifests`: what a finished run says of itself
+- `verification`: a run made anew and compared; `doctor`, `installing`: the environment
+
+May import: study, the science and the root files. Readers of the book never need it.
+"""

@@ -1,0 +1,9 @@
+"""Staleness: what frozen monitors lose on an updated model, and whether it could have been foreseen.
+
+- `drops`: AUROC drops, alarms, refits, angles; `verdicts`, `interaction`, `score_histograms`: what they add up to
+- `drift_signals`: `SIGNALS`, what can be seen without labels; `forecast_data`: signals beside drops, one row a cell
+- `predictors`, `triage`, `threshold_rules`: which monitors to revalidate first, and how well such an order does
+- `policies`: what a whole policy of checks and repairs costs and leaves
+
+May import: stats, data, models, updates, monitors and the root files. A new signal is one line in `drift_signals.SIGNALS`.
+"""

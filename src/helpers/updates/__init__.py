@@ -1,0 +1,9 @@
+"""Updates: what is done to a model - quantize, tune, merge - and the variants that come of it.
+
+- `quantizers`: `QUANTIZERS`; `quantized_models`, `weight_errors`: models made with them, and how far their weights lie off
+- `recipes`, `names`: what an update is called, and how it is trained; `training`, `salora`, `safety_tuning`: the training
+- `lora`: low-rank changes, kept low rank; `moved_weights`: by how much an update moved the weights
+- `variants`: one concrete model, built from its name; `measurements`: each variant measured once, and kept by content
+
+May import: stats, data, models and the root files. A new quantizer is a function and one line in `quantizers.QUANTIZERS`.
+"""
