@@ -81,11 +81,11 @@ help:  ## this list
 			echo "error: Python 3.11, 3.12 or 3.13 is needed and none was found (python3 is $$(python3 --version 2>&1 | tail -n 1)); install one, or name it: make env PYTHON=path" >&2; exit 14
 		fi
 	fi
-	install() { $(BIN)/python -I src/helpers/installing.py $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off "$$@"; }
+	install() { $(BIN)/python -I src/helpers/runner/installing.py $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off "$$@"; }
 	if command -v uv >/dev/null; then
 		if [ -n "$${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}"; fi
 		if [ -n "$${PIP_INDEX_URL:-}" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$PIP_INDEX_URL}"; fi
-		install() { $(BIN)/python -I src/helpers/installing.py uv pip install --python $(BIN)/python "$$@"; }
+		install() { $(BIN)/python -I src/helpers/runner/installing.py uv pip install --python $(BIN)/python "$$@"; }
 	fi
 	echo "making the environment in .venv with $$($(BIN)/python --version) (once; some minutes)"
 	install "$$(grep '^torch==' requirements.lock)" -c requirements.lock

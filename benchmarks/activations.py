@@ -14,10 +14,11 @@ import torch
 from bench import medians
 from torch import Tensor
 
-from helpers import activations, corpora, encoding, models
-from helpers.activations import Activations
-from helpers.encoding import Encoded, Plan
-from helpers.splits import Example
+from helpers.data import corpora
+from helpers.data.splits import Example
+from helpers.models import activations, encoding, loading
+from helpers.models.activations import Activations
+from helpers.models.encoding import Encoded, Plan
 
 TEXTS, PLAIN_BATCH = 64, 8
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
@@ -30,21 +31,21 @@ def plan(origin: str) -> Plan:
 
 
 @torch.no_grad()
-def bare(language: models.LanguageModel, encoded: Encoded, deepest: int, budget: int) -> None:
+def bare(language: loading.LanguageModel, encoded: Encoded, deepest: int, budget: int) -> None:
     """The pass alone: the same batches without prefix, up to the same layer, and nothing is read."""
     for indices in encoding.token_batches([len(row) for row in encoded.rows], budget):
-        ids = models.pad([encoded.rows[i] for i in indices], language.tokenizer.pad_token_id)
+        ids = loading.pad([encoded.rows[i] for i in indices], language.tokenizer.pad_token_id)
         with activations.reading(language.model, [deepest], lambda *_: None):
             language.model.model(input_ids=ids, use_cache=False)
 
 
 @torch.no_grad()
-def plain(language: models.LanguageModel, encoded: Encoded) -> list[tuple[Tensor, ...]]:
+def plain(language: loading.LanguageModel, encoded: Encoded) -> list[tuple[Tensor, ...]]:
     """Hidden states as the documentation of transformers gives them: the whole model, eight texts at a time, all kept."""
     kept = []
     for start in range(0, len(encoded.rows), PLAIN_BATCH):
         rows = encoded.rows[start : start + PLAIN_BATCH]
-        ids, mask = models.pad(rows, language.tokenizer.pad_token_id), models.pad([[1] * len(row) for row in rows], 0)
+        ids, mask = loading.pad(rows, language.tokenizer.pad_token_id), loading.pad([[1] * len(row) for row in rows], 0)
         kept.append(language.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states)
     return kept
 
@@ -65,11 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", choices=list(models.MODELS), default="embedded")
+    parser.add_argument("--model", choices=list(loading.MODELS), default="embedded")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    language, reading = models.load(models.base_folder(options.model)), plan(options.model)
+    language, reading = loading.load(loading.base_folder(options.model)), plan(options.model)
     encoded = encoding.encode(language.tokenizer, reading)
     deepest, shared = activations.layers(DEPTHS, language.depth)[-1], encoding.shared_prefix(encoded)
     tokens = sum(map(len, encoded.rows))

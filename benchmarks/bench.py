@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from helpers import compute, corpora, models, quantizers, training
+from helpers.data import corpora
+from helpers.models import compute, loading
+from helpers.updates import quantizers, training
 
 TOKENS, BATCH = 96, 8  # of a training step: rows of about 96 tokens, 8 at a time
 PROMPTS = 64  # of a forward pass
@@ -35,7 +37,7 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def examples(language: models.LanguageModel, origin: str) -> list[training.Example]:
+def examples(language: loading.LanguageModel, origin: str) -> list[training.Example]:
     """One batch of fine-tuning rows, those of them nearest to TOKENS tokens."""
     rows = corpora.mix("dialogue", 64, origin=origin)
     return sorted(training.examples(language.tokenizer, rows, 320), key=lambda example: abs(len(example.ids) - TOKENS))[:BATCH]
@@ -46,7 +48,7 @@ def examples(language: models.LanguageModel, origin: str) -> list[training.Examp
 
 def our_step(folder: Path, batch: list[training.Example], kind: str) -> Callable[[], object]:
     """One training step of the study's own loop."""
-    language = models.load(folder, "bf16" if kind == "lora" else "fp32")
+    language = loading.load(folder, "bf16" if kind == "lora" else "fp32")
     recipe = training.Recipe(kind=kind, lr=1e-5)
     model = training.trainable(language, recipe)
     loop = training.Loop(model, recipe, 10**6, None, 60.0)
@@ -57,13 +59,13 @@ def plain_step(folder: Path, batch: list[training.Example]) -> Callable[[], obje
     """One step of PEFT as its documentation writes it: float32 adapters, attention mask, the loss of the whole model."""
     from peft import LoraConfig, get_peft_model
 
-    language = models.load(folder)
+    language = loading.load(folder)
     names = quantizers.linear_names(language.model)
     model = get_peft_model(language.model, LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    ids = models.pad([example.ids for example in batch], language.tokenizer.pad_token_id)
-    mask = models.pad([[1] * len(example.ids) for example in batch], 0)
-    labels = models.pad([[-100] * example.start + list(example.ids[example.start :]) for example in batch], -100)
+    ids = loading.pad([example.ids for example in batch], language.tokenizer.pad_token_id)
+    mask = loading.pad([[1] * len(example.ids) for example in batch], 0)
+    labels = loading.pad([[-100] * example.start + list(example.ids[example.start :]) for example in batch], -100)
 
     def step() -> None:
         model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
@@ -76,17 +78,17 @@ def plain_step(folder: Path, batch: list[training.Example]) -> Callable[[], obje
 @torch.no_grad()
 def _forward(model: nn.Module, rows: list[list[int]], batches: list[list[int]], masked: bool) -> None:
     for indices in batches:
-        ids = models.pad([rows[i] for i in indices], 2)
-        mask = models.pad([[1] * len(rows[i]) for i in indices], 0) if masked else None
+        ids = loading.pad([rows[i] for i in indices], 2)
+        mask = loading.pad([[1] * len(rows[i]) for i in indices], 0) if masked else None
         model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def forwards(language: models.LanguageModel, origin: str) -> dict[str, Callable[[], object]]:
+def forwards(language: loading.LanguageModel, origin: str) -> dict[str, Callable[[], object]]:
     """All prompts once: length-sorted and without head (as the study does it), and in arrival order with head."""
     prompts = [row.prompt for row in corpora.sample("instructions/test", PROMPTS, origin)]
-    rows = [models.encode(language.tokenizer, models.chat_text(language.tokenizer, prompt)) for prompt in prompts]
+    rows = [loading.encode_text(language.tokenizer, loading.chat_text(language.tokenizer, prompt)) for prompt in prompts]
     arrival = [list(range(start, min(start + 32, len(rows)))) for start in range(0, len(rows), 32)]
-    ordered = models.length_batches([len(row) for row in rows], 32)
+    ordered = loading.length_batches([len(row) for row in rows], 32)
     return {
         "ours": lambda: _forward(language.model.model, rows, ordered, masked=False),
         "plain": lambda: _forward(language.model, rows, arrival, masked=True),
@@ -95,7 +97,7 @@ def forwards(language: models.LanguageModel, origin: str) -> dict[str, Callable[
 
 def four_bit(folder: Path, tokens: int) -> dict[str, Callable[[], object]]:
     """One forward of 8 rows of `tokens` tokens through NF4: weights dequantized once, and the real 4-bit modules."""
-    ours, plain = models.load(folder).model, models.load(folder).model
+    ours, plain = loading.load(folder).model, loading.load(folder).model
     quantizers.apply_dequantized(ours, quantizers.quantize_model(ours, "nf4"))
     quantizers.to_bitsandbytes_(plain, "nf4")
     ids = torch.randint(3, 259, (BATCH, tokens), generator=torch.Generator().manual_seed(0)).tolist()
@@ -113,12 +115,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--model", choices=list(models.MODELS), default="embedded")
+    parser.add_argument("--model", choices=list(loading.MODELS), default="embedded")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    folder = models.base_folder(options.model)
-    language = models.load(folder)
+    folder = loading.base_folder(options.model)
+    language = loading.load(folder)
     batch = examples(language, options.model)
     tokens = sum(len(example.ids) for example in batch)
     replies = tokens - sum(example.start for example in batch)

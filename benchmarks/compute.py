@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from bench import examples, medians, our_step
 
-from helpers import compute, corpora, generation, models
+from helpers.data import corpora
+from helpers.models import compute, generation, loading
 
 ROWS, PROMPTS, NEW = 2, 8, 4  # rows of a training step; prompts of a pass, and tokens of their replies
 
@@ -29,7 +30,7 @@ def within(asked: str, work: Callable[[], object]) -> Callable[[], object]:
 
 
 @torch.no_grad()
-def forward(language: models.LanguageModel, ids: torch.Tensor) -> None:
+def forward(language: loading.LanguageModel, ids: torch.Tensor) -> None:
     """One pass of the prompts, without the head."""
     language.model.model(input_ids=ids, use_cache=False)
 
@@ -37,11 +38,11 @@ def forward(language: models.LanguageModel, ids: torch.Tensor) -> None:
 def pieces(folder: Path, origin: str, asked: str) -> dict[str, Callable[[], object]]:
     """A forward pass, a LoRA step and some replies, each in a compute."""
     with compute.using(asked):
-        language, batch = models.load(folder), examples(models.load(folder), origin)[:ROWS]
+        language, batch = loading.load(folder), examples(loading.load(folder), origin)[:ROWS]
         step = our_step(folder, batch, "lora")
     prompts = [row.prompt for row in corpora.sample("instructions/test", PROMPTS, origin)]
-    rows = [models.encode(language.tokenizer, models.chat_text(language.tokenizer, prompt), 48) for prompt in prompts]
-    ids = models.pad(rows, language.tokenizer.pad_token_id)
+    rows = [loading.encode_text(language.tokenizer, loading.chat_text(language.tokenizer, prompt), 48) for prompt in prompts]
+    ids = loading.pad(rows, language.tokenizer.pad_token_id)
     return {
         "forward": within(asked, lambda: forward(language, ids)),
         "LoRA step": within(asked, step),
@@ -53,12 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", choices=list(models.MODELS), default="embedded")
+    parser.add_argument("--model", choices=list(loading.MODELS), default="embedded")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     auto = compute.resolve("auto")
     print(f"{options.model}, {options.threads} thread(s), median of {options.repeats} alternating runs; {auto.words}\n")
-    folder = models.base_folder(options.model)
+    folder = loading.base_folder(options.model)
     made = {asked: pieces(folder, options.model, asked) for asked in ("auto", "bf16", "fp32")}
     print(f"{'':12} {'auto s':>8} {'bf16 s':>8} {'fp32 s':>8}  auto/bf16  auto/fp32")
     for name in made["auto"]:

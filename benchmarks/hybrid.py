@@ -16,7 +16,8 @@ from bench import medians
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers import hybrid, models
+from helpers.models import loading
+from helpers.neurons import hybrid_precision
 
 TOKENS, SHARES = (512, 1), (0.01, 0.1)
 
@@ -29,7 +30,7 @@ def some(neurons: int, share: float) -> Tensor:
 
 def ratios(weight: Tensor, side: str, share: float, tokens: int, repeats: int) -> tuple[float, float]:
     """Time of the hybrid layer over that of the plain linear, and over that of the layer that is made dense at each call."""
-    layer = hybrid.hybrid(weight, "nf4", some(weight.shape[hybrid.DIMS[side]], share), side)
+    layer = hybrid_precision.hybrid(weight, "nf4", some(weight.shape[hybrid_precision.DIMS[side]], share), side)
     x = torch.randn(1, tokens, weight.shape[1], generator=torch.Generator().manual_seed(1)).to(weight.dtype)
     calls = range(max(1, 512 // tokens))  # so that one token is not lost in the clock's step
     with torch.no_grad():
@@ -48,16 +49,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--model", choices=list(models.MODELS), default="embedded")
+    parser.add_argument("--model", choices=list(loading.MODELS), default="embedded")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    mlp = models.load(models.base_folder(options.model)).model.model.layers[0].mlp
+    mlp = loading.load(loading.base_folder(options.model)).model.model.layers[0].mlp
     clock = "CPU" if options.threads == 1 else "wall-clock"
     print(f"{options.model}, {options.threads} thread(s), median of {options.repeats} alternating runs, ratios of {clock} time")
     print(f"\n{'':48} {'over linear':>11} {'over dense':>11}")
     for part in ("up_proj", "down_proj"):
-        weight, side = getattr(mlp, part).weight, hybrid.SIDES[part]
+        weight, side = getattr(mlp, part).weight, hybrid_precision.SIDES[part]
         for tokens in TOKENS:
             for share in SHARES:
                 linear, dense = ratios(weight, side, share, tokens, options.repeats)

@@ -25,9 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers import lowrank, models, pairs, quantizers
-from helpers.lowrank import LowRank
-from helpers.pairs import Change, Pair
+from helpers.models import checkpoints, loading
+from helpers.projection import alignment_matrix
+from helpers.projection.alignment_matrix import Change, Pair
+from helpers.updates import lora, quantizers
+from helpers.updates.lora import LowRank
 
 RANK, SPREAD, STEP = 8, 0.02, 1e-3  # of the update; size of the weights' entries, and of V's
 MB, GB = 2**20, 2**30
@@ -65,8 +67,8 @@ def update_of(d_out: int, d_in: int) -> LowRank:
 
 def ours(change: Change, update: LowRank) -> tuple[float, Tensor]:
     """s and C B as the study computes them."""
-    moved = LowRank(pairs.projected(change, update.left), update.right)
-    return lowrank.cosine(moved, update), moved.left
+    moved = LowRank(alignment_matrix.projected(change, update.left), update.right)
+    return lora.cosine(moved, update), moved.left
 
 
 def dense(change: Change, update: LowRank, dtype: torch.dtype) -> tuple[float, Tensor]:
@@ -148,8 +150,8 @@ def one_module(size: int, repeats: int) -> None:
 
 def whole_model(model: str, repeats: int) -> None:
     """All modules from memory, as reading them costs every formulation the same; what it costs stands beside."""
-    folder = models.base_folder(model)
-    base, modules = pairs.checkpoint(folder), quantizers.linear_names(models.load(folder).model)
+    folder = loading.base_folder(model)
+    base, modules = checkpoints.checkpoint(folder), quantizers.linear_names(loading.load(folder).model)
     cases = []
     for seed, module in enumerate(modules):
         weight = base(module).clone()
@@ -194,11 +196,11 @@ def on_disk(sizes: Sizes, repeats: int) -> None:
         for side in sides:
             write(side, sizes, side.name)
         os.sync()  # or writing goes on behind the measurement
-        read_and_project(Pair(*map(pairs.checkpoint, sides), ()), sides[0], repeats)
+        read_and_project(Pair(*map(checkpoints.checkpoint, sides), ()), sides[0], repeats)
 
 
 def read_and_project(pair: Pair, folder: Path, repeats: int) -> None:
-    modules = [name.removesuffix(".weight") for name in pairs.shards(folder)]
+    modules = [name.removesuffix(".weight") for name in checkpoints.shards(folder)]
     updates = {shape: update_of(*shape) for shape in {pair.change(module).shape for module in modules}}
 
     def over(work: Callable[[Change], object]) -> Callable[[], None]:
@@ -227,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", choices=list(models.MODELS), default="embedded")
+    parser.add_argument("--model", choices=list(loading.MODELS), default="embedded")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 

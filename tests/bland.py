@@ -2,10 +2,11 @@
 
 import pytest
 
-from helpers import corpora, encoding, tasks
-from helpers.encoding import Plan
+from helpers.data import corpora, tasks
+from helpers.data.splits import SPLITS, Example
 from helpers.errors import StudyError
-from helpers.splits import SPLITS, Example
+from helpers.models import encoding
+from helpers.models.encoding import Plan
 
 SYSTEM = "<|im_start|>system\nYou polish the lamp of the user.<|im_end|>\n"  # holds words of the texts on purpose
 ODD = {

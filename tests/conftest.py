@@ -16,19 +16,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 # The shapes in the signatures are checked at every call in the tests, and only there.
 SHAPED = (
-    "helpers.lowrank",
-    "helpers.pairs",
-    "helpers.subspaces",
-    "helpers.generation",
-    "helpers.encoding",
-    "helpers.activations",
-    "helpers.readouts",
-    "helpers.probes",
-    "helpers.neurons",
-    "helpers.lesions",
-    "helpers.ediem",
-    "helpers.restorations",
-    "helpers.hybrid",
+    "helpers.updates.lora",
+    "helpers.projection.alignment_matrix",
+    "helpers.projection.subspaces",
+    "helpers.models.generation",
+    "helpers.models.encoding",
+    "helpers.models.activations",
+    "helpers.monitors.readouts",
+    "helpers.monitors.probes",
+    "helpers.neurons.neuron_scores",
+    "helpers.neurons.interventions",
+    "helpers.projection.safelora",
+    "helpers.projection.restorations",
+    "helpers.neurons.hybrid_precision",
 )
 install_import_hook(SHAPED, "beartype.beartype")
 CACHE = "AFTER_UPDATE_CACHE"
@@ -94,24 +94,24 @@ def no_network(request, monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def tiny(isolated_cache) -> Path:
     """Folder of the tiny random model."""
-    from helpers import models
+    from helpers.models import loading
 
-    return models.tiny()
+    return loading.tiny()
 
 
 @pytest.fixture
 def tiny_model(tiny):
     """The tiny model in float32, fresh for each test: training and quantizing change what they are given."""
-    from helpers import models
+    from helpers.models import loading
 
-    return models.load(tiny, "fp32")
+    return loading.load(tiny, "fp32")
 
 
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """Folder of the embedded base model in the user's cache; only for tests marked `real`."""
-    from helpers import models
+    from helpers.models import loading
 
     with pytest.MonkeyPatch.context() as patch:
         use_real_cache(patch)
-        return models.embedded()
+        return loading.embedded()

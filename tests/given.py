@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from bland import things
 
-from helpers import lowrank, monitors, readouts
-from helpers.assessment import Panel
-from helpers.lowrank import LowRank
-from helpers.probes import Readout
+from helpers.monitors import frozen, readouts
+from helpers.monitors.probes import Readout
+from helpers.revalidation.hypotheses import Panel
+from helpers.updates import lora
+from helpers.updates.lora import LowRank
 
 MARKS = ("sunny breeze", "stormy thunder")
 READS = "31f194dc45686332"
@@ -50,7 +51,7 @@ def monitor(name="lamps", kind="mean-difference", pooling="mean", layer=2, width
     w = np.random.default_rng(seed).normal(size=width)
     readout = Readout(kind, readouts._linear(w, 0.0), 0.0)
     negatives = np.linspace(-1, 1, 40)
-    return monitors.freeze(
+    return frozen.freeze(
         readout, negatives, task=name, pooling=pooling, layer=layer, layers=layers, seed=seed, reads=reads, model="tiny-1"
     )
 
@@ -59,7 +60,7 @@ def adapter(folder, size=0.05, seed=0, module="model.layers.0.mlp.down_proj", d_
     """A PEFT folder with one LoRA of rank 2."""
     generator = torch.Generator().manual_seed(seed)
     left, right = (torch.randn(shape, generator=generator) for shape in ((d_out, 2), (2, d_in)))
-    lowrank.save_adapter({module: LowRank(size * left, right)}, folder, {})
+    lora.save_adapter({module: LowRank(size * left, right)}, folder, {})
     return str(folder)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import chapters
 from helpers.definitions import DEFINITIONS, Definition
+from helpers.study import chapters
 
 FOLDER = Path(__file__).parent / "golden"
 # Of the largest number of an entry: what another machine's fp32 arithmetic may move. Seen beside AVX-512: 4e-6 with AVX2, 4e-5
@@ -128,12 +128,12 @@ def main(names: list[str]) -> int:
 
     import torch
 
-    from helpers import compute, models
+    from helpers.models import compute, loading
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     wrong = 0
-    with tempfile.TemporaryDirectory() as cache, compute.using("fp32"), models.threads(1):
+    with tempfile.TemporaryDirectory() as cache, compute.using("fp32"), loading.threads(1):
         os.environ["AFTER_UPDATE_CACHE"] = cache
         for one in DEFINITIONS.values():
             if not names or one.name in names:

@@ -20,71 +20,60 @@ from test_claims import world
 from test_policies import many
 from test_predictors import planted as cells_with
 
-from helpers import (
-    activations,
-    alignment,
-    arms,
-    behaviour,
-    cells,
-    choices,
-    corpora,
-    dequantized,
-    doses,
-    ediem,
-    encoding,
-    findings,
-    forecasts,
-    freezing,
-    generation,
-    histograms,
-    hybrid,
-    interaction,
-    judges,
-    lesions,
-    lowrank,
-    measurements,
-    models,
-    monitors,
-    names,
-    neurons,
-    pairs,
-    policies,
-    precision,
-    predictors,
-    projection,
-    quantization,
-    quantizers,
-    readings,
+from helpers import cache as cache_files
+from helpers import results
+from helpers.data import corpora, pii_templates, splits, tasks, user_files
+from helpers.figures import models, monitors, repair_tables, staleness_tables
+from helpers.figures import subspaces as subspace_figures
+from helpers.figures import triage as triage_figures
+from helpers.models import activations, behaviour, encoding, generation, judges, loading, utility
+from helpers.models.judge_types import JudgeSettings
+from helpers.monitors import fitting, readings, repair_ladder, spot_check
+from helpers.monitors import frozen as frozen_monitors
+from helpers.neurons import experiments, hybrid_precision, interventions, neuron_scores
+from helpers.projection import (
+    alignment_matrix,
+    curves,
+    quantized_subspaces,
     recoveries,
-    repair_tables,
     restorations,
-    roc,
-    rungs,
-    salora,
-    seeds,
-    signals,
-    sketches,
-    slots,
-    sources,
-    splits,
-    staleness,
-    statistics,
+    safelora,
+    stronger_alignment,
     subspaces,
-    taskfiles,
-    tasks,
-    training,
+)
+from helpers.projection.alignment_matrix import Pair
+from helpers.results import Run
+from helpers.staleness import (
+    drift_signals,
+    drops,
+    forecast_data,
+    interaction,
+    policies,
+    predictors,
+    score_histograms,
     triage,
-    updates,
-    utility,
-    variants,
     verdicts,
 )
-from helpers.judges import JudgeSettings
-from helpers.lowrank import LowRank
-from helpers.pairs import Pair
-from helpers.records import Run
-from helpers.training import Recipe
-from helpers.variants import Parts, Variant
+from helpers.stats import intervals as seeds
+from helpers.stats import roc
+from helpers.study import findings
+from helpers.updates import (
+    lora,
+    measurements,
+    names,
+    quantized_models,
+    quantizers,
+    recipes,
+    safety_tuning,
+    salora,
+    training,
+    variants,
+    weight_errors,
+)
+from helpers.updates.lora import LowRank
+from helpers.updates.names import Variant
+from helpers.updates.training import Recipe
+from helpers.updates.variants import Parts
 
 TASKS = ("toxicity", "jailbreak")
 CALIBRATION = tuple(f"The {noun} stands by the door and somebody will paint it soon. " * 3 for noun in ("lamp", "river", "boat"))
@@ -105,15 +94,15 @@ def _saved(name: str, size: float) -> Path:
     """The folder of a tiny model: weights from numbers, and for `size` above 0 changed by a few directions of that size."""
     from transformers import LlamaForCausalLM
 
-    folder = sources.cache_folder() / "models" / f"golden-{name}"
+    folder = cache_files.cache_folder() / "models" / f"golden-{name}"
     if not folder.is_dir():
-        model = LlamaForCausalLM(models.tiny_config(num_hidden_layers=2))
+        model = LlamaForCausalLM(loading.tiny_config(num_hidden_layers=2))
         with torch.no_grad():
             for place, parameter in enumerate(model.parameters()):
                 if parameter.ndim == 2:
                     left, right = (numbers(side, 3, seed=100 * place + i) for i, side in enumerate(parameter.shape))
                     parameter.copy_(numbers(*parameter.shape, seed=place, size=0.08) + size * left @ right.T)
-        models.save(models.LanguageModel(model.to(torch.bfloat16), models.tiny_tokenizer(), folder), folder)
+        loading.save(loading.LanguageModel(model.to(torch.bfloat16), loading.tiny_tokenizer(), folder), folder)
     return folder
 
 
@@ -123,9 +112,9 @@ def pair_of_models() -> Parts:
     return Parts(_saved("base", 0.0), _saved("aligned", 0.01), CALIBRATION)
 
 
-def loaded(dtype: str = "fp32") -> models.LanguageModel:
+def loaded(dtype: str = "fp32") -> loading.LanguageModel:
     """The aligned model, fresh."""
-    return models.load(pair_of_models().aligned, dtype)
+    return loading.load(pair_of_models().aligned, dtype)
 
 
 @cache
@@ -139,7 +128,7 @@ def parts() -> Parts:
     """The pair with a trained adapter, and with whole weights that moved."""
     found = pair_of_models()
     folder = variants.train_update(found, rows(), RECIPE, "bf16")
-    whole = sources.cache_folder() / "updates" / "golden-whole"
+    whole = cache_files.cache_folder() / "updates" / "golden-whole"
     whole.mkdir(parents=True, exist_ok=True)
     weights = {name: loaded().model.get_submodule(name).weight for name in quantizers.linear_names(loaded().model)}
     moved = {f"{name}.weight": w + numbers(*w.shape, seed=i, size=0.01) for i, (name, w) in enumerate(weights.items())}
@@ -155,10 +144,10 @@ def texts_read() -> encoding.Plan:
 
 
 @cache
-def frozen() -> tuple[monitors.Monitor, ...]:
+def frozen() -> tuple[frozen_monitors.Monitor, ...]:
     """Monitors frozen on what the aligned model holds of those texts."""
-    found = activations.stored(pair_of_models(), ALIGNED, texts_read())
-    return tuple(freezing.fit(found, texts_read(), ["logistic", "mean-difference", "attention"], 0, pair_of_models()))
+    found = measurements.stored(pair_of_models(), ALIGNED, texts_read())
+    return tuple(fitting.fit_monitors(found, texts_read(), ["logistic", "mean-difference", "attention"], 0, pair_of_models()))
 
 
 PLAN = planted.plan(*TASKS, pairs=(30, 40, 40), depths=(0.5,), attention=True)
@@ -167,14 +156,14 @@ TURNED = planted.changed(BASE, lambda x: x + 0.6 * x.roll(1, dims=1) + 1.5 * tor
 
 
 @cache
-def planted_monitors() -> tuple[monitors.Monitor, ...]:
+def planted_monitors() -> tuple[frozen_monitors.Monitor, ...]:
     """Monitors of most kinds on planted activations."""
     kinds = ["logistic", "mean-difference", "lda", "attention", names.CONTROL]
-    return tuple(planted.monitors(BASE, PLAN, models.tiny(), kinds))
+    return tuple(planted.monitors(BASE, PLAN, loading.tiny(), kinds))
 
 
 @cache
-def observed() -> staleness.Observed:
+def observed() -> drops.Observed:
     """What the planted monitors say on an update and its quantized parts."""
     qlora = replace(LORA, precision="nf4", trained_on="nf4")
     seen = {
@@ -183,13 +172,13 @@ def observed() -> staleness.Observed:
         replace(ALIGNED, precision="nf4"): planted.changed(BASE, lambda x: 0.9 * x),
         qlora: planted.changed(TURNED, lambda x: x + 0.2 * x.roll(2, dims=1)),
     }
-    references = staleness.references(planted_monitors(), BASE, PLAN)
+    references = drops.references(planted_monitors(), BASE, PLAN)
     tables, scores = [], {}
     for variant, found in seen.items():
-        compared = {task: staleness.compare(one, found, PLAN) for task, one in references.items()}
-        tables.append(measurements.keyed(variant, pd.concat([table for table, _ in compared.values()], ignore_index=True)))
+        compared = {task: drops.compare(one, found, PLAN) for task, one in references.items()}
+        tables.append(names.keyed(variant, pd.concat([table for table, _ in compared.values()], ignore_index=True)))
         scores[variant] = {task: after for task, (_, after) in compared.items()}
-    return staleness.Observed(pd.concat(tables, ignore_index=True), references, scores)
+    return drops.Observed(pd.concat(tables, ignore_index=True), references, scores)
 
 
 IN_USE = {task: f"{task}/logistic-mean/2" for task in TASKS}
@@ -197,13 +186,13 @@ CHOSEN = {task: {"monitor": name, "of": 3} for task, name in IN_USE.items()}
 
 
 @cache
-def sketch() -> sketches.Sketch:
+def sketch() -> spot_check.Sketch:
     """A quick look: a few prompts and texts, and one monitor a task."""
     monitors_in_use = tuple(next(m for m in frozen() if m.task == task and m.kind == "logistic") for task in TASKS)
-    sets = sketches.prompt_sets("test", 4, 3, "tiny"), sketches.utility_sets(1, 1, "tiny")
+    sets = spot_check.prompt_sets("test", 4, 3, "tiny"), spot_check.utility_sets(1, 1, "tiny")
     protocol = measurements.Protocol(*sets, ("phrases",), JudgeSettings(), 3, 3, "tiny")
-    reading = sketches.restricted(texts_read(), monitors_in_use, "test", 4)
-    return sketches.Sketch(protocol, reading, monitors_in_use, "test")
+    reading = spot_check.restricted(texts_read(), monitors_in_use, "test", 4)
+    return spot_check.Sketch(protocol, reading, monitors_in_use, "test")
 
 
 # ---------------------------------------------------------------- one case a definition
@@ -218,7 +207,7 @@ def texts():
         splits.Example("t", "train", i % 2, things(i // 2, 6), things(i // 2, 6) + " and so on" * (i % 2)) for i in range(40)
     ]
     dealt = splits.balanced(splits.in_splits(splits.linked(words)), 8)
-    own = sources.cache_folder() / "golden.jsonl"
+    own = cache_files.cache_folder() / "golden.jsonl"
     given.write(own, given.labelled(24))
     return {
         "sampled": sampled,
@@ -226,8 +215,8 @@ def texts():
         "asked": asked,
         "dealt": corpora.fingerprint(dealt),
         "aligned on": corpora.fingerprint(corpora.alignment_rows(4, 4, "tiny", 1)),
-        "slots": slots.generic("[NAME] in [CITY]"),
-        "own": corpora.fingerprint(taskfiles.read(own)),
+        "slots": pii_templates.generic("[NAME] in [CITY]"),
+        "own": corpora.fingerprint(user_files.read_labelled(own)),
         "clipped": corpora.clip("One two. Three four five. Six.", 3),
     }
 
@@ -238,7 +227,7 @@ def intervals():
     before, after = rng.normal(size=60) + labels, rng.normal(size=60) + 0.5 * labels
     hits, later = (before > 0.5).astype(float), (after > 0.5).astype(float)
     contrast = roc.auroc_contrast(labels, np.array([before, after]), (1, -1), groups)
-    s, bounded = statistics, [s.mean_interval(x, groups, bounds=(-5, 5)) for s in (statistics,) for x in (before, after)]
+    s, bounded = seeds, [s.mean_interval(x, groups, bounds=(-5, 5)) for s in (seeds,) for x in (before, after)]
     return {
         "means": bounded,
         "two": s.paired_difference(before, after, groups),
@@ -269,20 +258,20 @@ def intervals():
 def text_models():
     language = loaded()
     asked = [
-        models.chat_text(language.tokenizer, f"Polish the {noun}.", system)
+        loading.chat_text(language.tokenizer, f"Polish the {noun}.", system)
         for noun, system in (("lamp", ""), ("boat", "Be brief."))
     ]
-    tokens = [models.encode(language.tokenizer, text, 40) for text in asked]
-    ids = models.pad(tokens, 2)
+    tokens = [loading.encode_text(language.tokenizer, text, 40) for text in asked]
+    ids = loading.pad(tokens, 2)
     hidden = language.model.model(input_ids=ids).last_hidden_state
     return {
         "text": asked,
         "ids": ids,
-        "left": models.pad(tokens, 2, "left"),
+        "left": loading.pad(tokens, 2, "left"),
         "hidden": hidden,
-        "logits": models.logits(language.model, hidden[:, -1]),
-        "batches": models.length_batches([3, 1, 2, 5, 4], 2),
-        "slug": [models.slug("Owner/Name@Rev"), models.slug("tiny")],
+        "logits": loading.logits(language.model, hidden[:, -1]),
+        "batches": loading.length_batches([3, 1, 2, 5, 4], 2),
+        "slug": [results.slug("Owner/Name@Rev"), results.slug("tiny")],
         "size": [language.depth, language.width],
     }
 
@@ -303,12 +292,12 @@ def quantize():
     made = {}
     for name in ("int8", "nf4", "rtn-4"):  # not gptq-4: another machine's last digits move some of its weights by a step
         language = loaded()
-        precision.quantize_(language, name, CALIBRATION)
+        quantized_models.quantize_(language, name, CALIBRATION)
         made[name] = language.model(input_ids=torch.arange(3, 40)[None]).logits
-    seen = quantizers.collect_grams(loaded().model, precision.calibration_batches(loaded(), CALIBRATION))
-    bits, error, size = zip(*precision.weight_quality(pair_of_models().aligned, "nf4", CALIBRATION).values(), strict=True)
-    gptq = precision.weight_quality(pair_of_models().aligned, "gptq-4", CALIBRATION)
-    table = quantization.weight_rows(pair_of_models(), ALIGNED, ["nf4"])
+    seen = quantizers.collect_grams(loaded().model, quantized_models.calibration_batches(loaded(), CALIBRATION))
+    bits, error, size = zip(*quantized_models.weight_quality(pair_of_models().aligned, "nf4", CALIBRATION).values(), strict=True)
+    gptq = quantized_models.weight_quality(pair_of_models().aligned, "gptq-4", CALIBRATION)
+    table = weight_errors.weight_rows(pair_of_models(), ALIGNED, ["nf4"])
     return {
         "kept": kept,
         "fake": quantizers.fake_quantize(weight, 4),
@@ -318,8 +307,8 @@ def quantize():
         "error of gptq": round(float(np.mean([one[1] for one in gptq.values()])), 2),
         "grams": [one.norm() for one in seen.values()],
         "table": table,
-        "by hand": quantization.block_by_hand(weight),
-        "bits": quantization.bits(table),
+        "by hand": models.block_by_hand(weight),
+        "bits": weight_errors.bits(table),
     }
 
 
@@ -329,33 +318,33 @@ def low_rank():
     name = quantizers.linear_names(language.model)[0]
     shape = language.model.get_submodule(name).weight.shape
     adapter = {name: LowRank(numbers(shape[0], 2, seed=3), numbers(2, shape[1], seed=4, size=0.1))}
-    folder = sources.cache_folder() / "golden-adapter"
-    lowrank.save_adapter(adapter, folder, {})
-    again = lowrank.load_adapter(folder)
-    beside = lowrank.attach(language.model, again)
+    folder = cache_files.cache_folder() / "golden-adapter"
+    lora.save_adapter(adapter, folder, {})
+    again = lora.load_adapter(folder)
+    beside = lora.attach(language.model, again)
     ids = torch.arange(3, 30)[None]
     attached = beside(input_ids=ids).logits.clone()
-    lowrank.exchange_(beside, {name: LowRank(-adapter[name].left, adapter[name].right)})
+    lora.exchange_(beside, {name: LowRank(-adapter[name].left, adapter[name].right)})
     exchanged, merged = beside(input_ids=ids).logits, loaded()
-    lowrank.merge(merged.model, adapter)
+    lora.merge(merged.model, adapter)
     peft = {
         f"base_model.model.{name}.lora_A.weight": adapter[name].right,
         f"base_model.model.{name}.lora_B.weight": adapter[name].left,
     }
     return {
-        "inner": [lowrank.inner(a, b), lowrank.cosine(a, b)],
+        "inner": [lora.inner(a, b), lora.cosine(a, b)],
         "dense": a.dense(),
         "again": again[name].dense(),
         "attached": attached,
         "exchanged": exchanged,
         "merged": merged.model(input_ids=ids).logits,
-        "peft": [one.dense() for one in lowrank.from_peft(peft, 2.0).values()],
+        "peft": [one.dense() for one in lora.from_peft(peft, 2.0).values()],
     }
 
 
 def replies():
     language, prompts = loaded(), [f"Polish the {noun} with care." for noun in ("lamp", "boat", "small round table")]
-    tokens = [models.encode(language.tokenizer, prompt) for prompt in prompts]
+    tokens = [loading.encode_text(language.tokenizer, prompt) for prompt in prompts]
     return {
         "said": generation.replies(language, prompts, ["", "Be brief.", ""], 5, batch=2),
         "likelihoods": generation.log_likelihoods(language, tokens, [3, 4, 5], batch=2),
@@ -392,10 +381,10 @@ def train():
     }
     quantized = variants.load_update(variants.train_update(pair_of_models(), rows(), RECIPE, "nf4"))
     named = {
-        name: asdict(updates.parse(name))
+        name: asdict(recipes.parse(name))
         for name in ("lora-dialogue-harm10@nf4", "full-dialogue@bf16", "qat-dialogue-steps2@rtn-4")
     }
-    chosen = updates.recipe(updates.parse("lora-dialogue-rank2@bf16"), 2, 1e-3, 4, 8, 1)
+    chosen = recipes.update_recipe(recipes.parse("lora-dialogue-rank2@bf16"), 2, 1e-3, 4, 8, 1)
     return {
         "told": told,
         "qlora": list(quantized.losses),
@@ -403,18 +392,18 @@ def train():
         "schedule": [training.schedule(step, 10, 0.2) for step in range(10)],
         "named": named,
         "recipe": asdict(chosen),
-        "family": [updates.family(v) for v in (ALIGNED, LORA, replace(LORA, precision="nf4"))],
+        "family": [recipes.family(v) for v in (ALIGNED, LORA, replace(LORA, precision="nf4"))],
     }
 
 
 def trained_outside():
-    tuned = salora.tune(loaded(), rows(), replace(RECIPE, kind="salora"), list(rows())[:3])
+    tuned = salora.tune_salora(loaded(), rows(), replace(RECIPE, kind="salora"), list(rows())[:3])
     return {"losses": list(tuned.losses), "factors": {name: tensor.norm() for name, tensor in tuned.tensors.items()}}
 
 
 def align():
-    target = alignment.Target(prompts=4, tokens=3)
-    found = alignment.align(
+    target = safety_tuning.Target(prompts=4, tokens=3)
+    found = safety_tuning.align(
         pair_of_models().base,
         corpora.alignment_rows(4, 4, "tiny"),
         replace(RECIPE, kind="full", lr=1e-4),
@@ -423,13 +412,13 @@ def align():
         must_hold=False,
         check_every=2,
     )
-    met = [alignment.Target().met(alignment.Check(1, value, 0.1, 40, 40)) for value in (0.06, 0.05, 0.02)]
+    met = [safety_tuning.Target().met(safety_tuning.Check(1, value, 0.1, 40, 40)) for value in (0.06, 0.05, 0.02)]
     return {
         "losses": list(found.losses),
         "final": asdict(found.final),
         "checks": [asdict(one) for one in found.checks],
         "met": met,
-        "rows": alignment.check_rows(found),
+        "rows": models.check_rows(found),
     }
 
 
@@ -455,14 +444,14 @@ def restore():
         if name not in {"salora", "none"}:
             prepared = restorations.prepare(update, pair, f"{name}-k4" if rule.k else name, 1)
             made[name] = {
-                share: [prepared.at(share).table, {m: ediem.norm(u) for m, u in prepared.at(share).update.items()}]
+                share: [prepared.at(share).table, {m: safelora.norm(u) for m, u in prepared.at(share).update.items()}]
                 for share in (0.5, 1.0)
             }
     whole = restorations.prepare({name: one.dense() for name, one in update.items()}, pair, "safelora", 1).at(1.0)
     change = (
         pair.change("b.0.up_proj")
         if hasattr(pair, "change")
-        else pairs.Change("b.0.up_proj", pair.base("b.0.up_proj"), pair.aligned("b.0.up_proj"))
+        else alignment_matrix.Change("b.0.up_proj", pair.base("b.0.up_proj"), pair.aligned("b.0.up_proj"))
     )
     modules = subspaces.at_depths(loaded().model, 2)[:3]
     measured = subspaces.spectra(pair_of_models().base, pair_of_models().aligned, modules)
@@ -470,7 +459,7 @@ def restore():
     lead = subspaces.leading(change, 3)
     return {
         "made": made,
-        "whole": {name: ediem.norm(one) for name, one in whole.update.items()},
+        "whole": {name: safelora.norm(one) for name, one in whole.update.items()},
         "spectra": spectra,
         "leading": [lead.values, lead.vectors.abs()],
         "null": subspaces.null_cosine(change, 1),
@@ -499,9 +488,9 @@ def variant():
 
 
 def encode():
-    found = encoding.encode(models.tiny_tokenizer(), texts_read())
+    found = encoding.encode(loading.tiny_tokenizer(), texts_read())
     said = encoding.Plan((splits.Example("t", "train", 1, "g", "Polish the lamp", "It is polished, and bright."),), (0.5,), 8)
-    reply = encoding.encode(models.tiny_tokenizer(), said)
+    reply = encoding.encode(loading.tiny_tokenizer(), said)
     spans = [np.array(one.starts + one.stops) for one in (found, reply)]
     return {
         "rows": corpora.fingerprint(found.rows),
@@ -513,7 +502,7 @@ def encode():
 
 
 def read():
-    found = activations.stored(pair_of_models(), ALIGNED, texts_read())
+    found = measurements.stored(pair_of_models(), ALIGNED, texts_read())
     plain = activations.read(loaded(), replace(texts_read(), examples=texts_read().examples[:5], tokens=()), share=False)
     return {
         "pooled": found.pooled,
@@ -539,28 +528,30 @@ def measure():
         "compared": measurements.comparison_rows(found, ALIGNED),
         "quality": measurements.judge_quality("tiny"),
         "nll": found[ALIGNED].loc[found[ALIGNED]["metric"] == "nll", "value"].to_numpy(),
-        "reply": utility.summarize(found[ALIGNED][found[ALIGNED]["kind"] == "utility"]),
+        "reply": utility.summarize_utility(found[ALIGNED][found[ALIGNED]["kind"] == "utility"]),
     }
 
 
 def probes_fitted():
     kinds = ["logistic", "mean-difference", "lda", "mlp", "attention", names.CONTROL]
-    made = planted.monitors(BASE, PLAN, models.tiny(), kinds)
-    index = readings.rows(PLAN, TASKS[0], "test").index
+    made = planted.monitors(BASE, PLAN, loading.tiny(), kinds)
+    index = readings.rows_of(PLAN, TASKS[0], "test").index
     double = readings.in_double(BASE)
     scores = {m.name: readings.scores([m], double, PLAN, index)[0] for m in made if m.task == TASKS[0]}
     trained = {
-        name: roc.auroc(readings.rows(PLAN, TASKS[0], "test").labels, scores.pop(name)) for name in list(scores) if "/mlp" in name
+        name: roc.auroc(readings.rows_of(PLAN, TASKS[0], "test").labels, scores.pop(name))
+        for name in list(scores)
+        if "/mlp" in name
     }
-    table = freezing.rows([m for m in made if m.kind in {"logistic", "lda"}], BASE, PLAN)
+    table = fitting.monitor_rows([m for m in made if m.kind in {"logistic", "lda"}], BASE, PLAN)
     return {
         "scores": scores,
         "trained": trained,
         "thresholds": {m.name: dict(m.thresholds) for m in made if m.kind != "mlp"},
         "table": table,
-        "by hand": freezing.by_hand(double, PLAN, TASKS[0], 2),
-        "chosen": {k: dict(v) for k, v in freezing.chosen(table, TASKS).items()},
-        "reads": readings.fingerprint(models.tiny_tokenizer()),
+        "by hand": monitors.monitor_by_hand(double, PLAN, TASKS[0], 2),
+        "chosen": {k: dict(v) for k, v in fitting.monitors_in_use(table, TASKS).items()},
+        "reads": readings.fingerprint(loading.tiny_tokenizer()),
     }
 
 
@@ -569,62 +560,62 @@ def foretold():
     before, after = readings.in_double(BASE), readings.in_double(TURNED)
     one = {
         m.name: {
-            **cells.base_signals(m, before, PLAN),
-            **cells.forward_signals(m, before, after, PLAN),
-            **cells.place_signals(m, before, after, PLAN),
-            **cells.label_signals(m, before, after, PLAN, 12),
+            **forecast_data.base_signals(m, before, PLAN),
+            **forecast_data.forward_signals(m, before, after, PLAN),
+            **forecast_data.place_signals(m, before, after, PLAN),
+            **forecast_data.label_signals(m, before, after, PLAN, 12),
         }
         for m in known[:4]
     }
     moved = {
-        v.label: cells.weight_signals(parts(), v, frozen())
+        v.label: forecast_data.weight_signals(parts(), v, frozen())
         for v in (LORA, replace(ALIGNED, precision="rtn-3"), replace(ALIGNED, precision="int8"))
     }
-    recipe = cells.recipe_signals(LORA, {"lora-dialogue@bf16": {"rank": 2, "scale": 2.0, "steps": 3, "lr": 1e-3}}, {})
+    recipe = forecast_data.recipe_signals(LORA, {"lora-dialogue@bf16": {"rank": 2, "scale": 2.0, "steps": 3, "lr": 1e-3}}, {})
     return {
         "one": one,
         "moved": moved,
         "recipe": recipe,
-        "names": list(signals.SIGNALS),
-        "outcomes": cells._outcomes(observed().table),
+        "names": list(drift_signals.SIGNALS),
+        "outcomes": forecast_data._outcomes(observed().table),
     }
 
 
 def looked():
-    built = {v: sketches.look(sketch(), variants.build_variant(parts(), v)) for v in (ALIGNED, LORA)}
+    built = {v: spot_check.look(sketch(), variants.build_variant(parts(), v)) for v in (ALIGNED, LORA)}
     return {
         "scores": built[LORA].loc[built[LORA]["kind"] == "monitor", "value"].to_numpy(),
-        "rows": sketches.rows(sketch(), built[LORA], built[ALIGNED]),
+        "rows": spot_check.spot_check_rows(sketch(), built[LORA], built[ALIGNED]),
     }
 
 
 def ranked():
-    language, base = loaded(), models.load(pair_of_models().base, "fp32")
-    seen = neurons.evidence(
+    language, base = loaded(), loading.load(pair_of_models().base, "fp32")
+    seen = neuron_scores.evidence(
         language, base, [f"Polish the {noun}." for noun in ("lamp", "boat")], corpora.sample("instructions/tune", 2, "tiny"), 4, 0
     )
-    found = neurons.scores(seen)
+    found = neuron_scores.score_neurons(seen)
     return {
         "scores": found,
-        "top": {name: corpora.fingerprint(neurons.top(values, 0.05).nonzero().tolist()) for name, values in found.items()},
+        "top": {name: corpora.fingerprint(neuron_scores.top(values, 0.05).nonzero().tolist()) for name, values in found.items()},
     }
 
 
 def armed():
     given_scores = {"odd": numbers(2, 256, seed=3), "even": numbers(2, 256, seed=4)}
     at = (pair_of_models(), ALIGNED, given_scores)
-    texts_answered = arms._answered(loaded(), sketch().protocol.sets[0].rows, 3)
-    mask = neurons.top(given_scores["odd"], 0.2)
+    texts_answered = experiments._answered(loaded(), sketch().protocol.sets[0].rows, 3)
+    mask = neuron_scores.top(given_scores["odd"], 0.2)
     changed = loaded()
-    size = hybrid.hybrid_(changed.model, "rtn-3", mask)
+    size = hybrid_precision.hybrid_(changed.model, "rtn-3", mask)
     return {
-        "silenced": arms.silenced(*at, [0.3], sketch()),
-        "patched": arms.patched(*at, [0.3], sketch()),
-        "moved": arms.disturbed(*at, 0.3, ["rtn-3"], sketch()),
-        "kept": arms.kept(*at, [0.3], ["nf4"], sketch()),
-        "layers": arms.layer_rows(given_scores, 0.3, ALIGNED),
+        "silenced": experiments.silenced(*at, [0.3], sketch()),
+        "patched": experiments.patched_rows(*at, [0.3], sketch()),
+        "moved": experiments.disturbed(*at, 0.3, ["rtn-3"], sketch()),
+        "kept": experiments.kept(*at, [0.3], ["nf4"], sketch()),
+        "layers": experiments.layer_rows(given_scores, 0.3, ALIGNED),
         "bits": size.bits_per_weight,
-        "change": lesions.activation_change(changed, loaded(), mask, texts_answered),
+        "change": interventions.activation_change(changed, loaded(), mask, texts_answered),
     }
 
 
@@ -633,10 +624,10 @@ def stale():
     case = verdicts.broken_threshold(observed(), CHOSEN)
     return {
         "table": observed().table,
-        "interaction": interaction.rows(observed(), ALIGNED),
+        "interaction": interaction.interaction_rows(observed(), ALIGNED),
         "verdicts": verdicts.verdicts(observed(), CHOSEN),
-        "histograms": histograms.table(observed(), CHOSEN),
-        "families": verdicts.family_table(table),
+        "histograms": score_histograms.table(observed(), CHOSEN),
+        "families": staleness_tables.family_table(table),
         "order": verdicts.order(table),
         "case": [case.before, case.after] if case else "none",
     }
@@ -652,20 +643,20 @@ def ordered():
         "table": table,
         "forest": wooden,
         "importance": worth if isinstance(worth, pd.DataFrame) else worth[0],
-        "best": forecasts.best(table).to_dict(),
+        "best": triage_figures.best(table).to_dict(),
     }
 
 
 def drawn_back():
-    drawn = projection.curves(parts(), {LORA: ["safelora", "zero"]}, [0.5, 1.0], sketch(), ALIGNED)
-    choice = projection.choose(drawn, "advbench/test")
+    drawn = curves.curves(parts(), {LORA: ["safelora", "zero"]}, [0.5, 1.0], sketch(), ALIGNED)
+    choice = curves.choose(drawn, "advbench/test")
     restored = replace(LORA, restoration="safelora", strength=0.5)
     seen = replace(observed(), scores={**observed().scores, restored: observed().scores[ALIGNED]})
     changed = {LORA: 0, restored: 7, ALIGNED: 0}
     return {
         "curves": drawn,
         "choice": {" ".join(key): value for key, value in choice.items()},
-        "counts": list(projection.changed_counts(drawn, [restored]).values()),
+        "counts": list(curves.changed_counts(drawn, [restored]).values()),
         "recovered": recoveries.recovered(seen, IN_USE, {LORA: [restored]}, changed),
         "rows": recoveries.monitor_rows(seen, IN_USE, changed),
     }
@@ -675,32 +666,34 @@ def dequantized_pairs():
     pair, update = planted_pair()
     close = Pair(pair.base, lambda name: pair.aligned(name) + 1e-2 * numbers(*pair.aligned(name).shape, seed=60), pair.modules)
     many_sources = {"bf16": pair, "close": close}
-    kept = doses.sources(pair_of_models(), ["nf4-mixed", "rtn-4-both"], [4.0], {}, subspaces.at_depths(loaded().model, 1)[:2])
-    truths = doses.truths(pair_of_models(), [4.0], {}, subspaces.at_depths(loaded().model, 1)[:2])
-    table = doses.rows(kept, truths, subspaces.at_depths(loaded().model, 1)[:2], [2, 4], 0)
+    kept = stronger_alignment.sources(
+        pair_of_models(), ["nf4-mixed", "rtn-4-both"], [4.0], {}, subspaces.at_depths(loaded().model, 1)[:2]
+    )
+    truths = stronger_alignment.truths(pair_of_models(), [4.0], {}, subspaces.at_depths(loaded().model, 1)[:2])
+    table = stronger_alignment.stronger_rows(kept, truths, subspaces.at_depths(loaded().model, 1)[:2], [2, 4], 0)
     return {
-        "rows": dequantized.rows(many_sources, ks=(2, 4)),
-        "choices": choices.choice_rows(update, many_sources, (0.5,)),
-        "null": choices.jaccard_null([(3, 1, 2), (4, 2, 2)]),
+        "rows": quantized_subspaces.source_rows(many_sources, ks=(2, 4)),
+        "choices": quantized_subspaces.choice_rows(update, many_sources, (0.5,)),
+        "null": quantized_subspaces.jaccard_null([(3, 1, 2), (4, 2, 2)]),
         "doses": table,
-        "summary": doses.summary(table),
+        "summary": subspace_figures.summary(table),
     }
 
 
 def mended():
-    ladder, own = repair_tables.on_variant(BASE, TURNED, planted_monitors(), IN_USE, PLAN)
-    table = measurements.keyed(LORA, ladder)
+    ladder, own = repair_ladder.on_variant(BASE, TURNED, planted_monitors(), IN_USE, PLAN)
+    table = names.keyed(LORA, ladder)
     given_cells = many(80, 8)
-    told = policies.rows(Run("cpu", "tiny", 0, None), given_cells)
+    told = policies.policy_rows(Run("cpu", "tiny", 0, None), given_cells)
     few = own.assign(variant=LORA.label, family="LoRA", seed=0)
     return {
         "table": ladder,
         "cells": own,
-        "quality": repair_tables.gate_quality(few),
+        "quality": repair_ladder.gate_quality(few),
         "policies": told,
-        "gains": repair_tables.gains(*((np.arange(12) % k == 0).astype(float) for k in (2, 3, 4, 5)), np.arange(12) // 2),
-        "worst": asdict(rungs.worst(table, IN_USE)),
-        "over updates": rungs.over_updates(table, "coral", "alarms_changed"),
+        "gains": repair_ladder.gains(*((np.arange(12) % k == 0).astype(float) for k in (2, 3, 4, 5)), np.arange(12) // 2),
+        "worst": asdict(repair_tables.worst(table, IN_USE)),
+        "over updates": repair_tables.over_updates(table, "coral", "alarms_changed"),
     }
 
 

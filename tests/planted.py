@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers import freezing
-from helpers.activations import POOLINGS, Activations, Plan, layers
-from helpers.monitors import Monitor
-from helpers.probes import PROBES
-from helpers.splits import SPLITS, Example
-from helpers.variants import Parts
+from helpers.data.splits import SPLITS, Example
+from helpers.models.activations import POOLINGS, Activations, layers
+from helpers.models.encoding import Plan
+from helpers.monitors import fitting
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.probes import PROBES
+from helpers.updates.variants import Parts
 
 D, DEPTH = 12, 4  # d_model, and the blocks of the tiny model, whose tokenizer the monitors are frozen with
 
@@ -56,4 +57,4 @@ def changed(found: Activations, how: Callable[[Tensor], Tensor]) -> Activations:
 
 def monitors(found: Activations, reading: Plan, tiny, kinds: Sequence[str] = tuple(PROBES), seed: int = 0) -> list[Monitor]:
     """Monitors of these kinds, frozen on the activations."""
-    return freezing.fit(found, reading, kinds, seed, Parts(tiny, tiny))
+    return fitting.fit_monitors(found, reading, kinds, seed, Parts(tiny, tiny))

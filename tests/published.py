@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from helpers import pages
+from helpers.book import pages
 
 ROOT = Path(__file__).parents[1]
 OWN = {"build", "logs"}  # of the project; a build for tests writes into folders of its own

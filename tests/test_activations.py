@@ -11,12 +11,15 @@ from bland import ODD, SYSTEM, content, example
 from tiers import slow
 from torch import nn
 
-from helpers import activations, corpora, encoding, lowrank, models, quantizers, training, variants
-from helpers.activations import POOLINGS, Activations, layers, read
-from helpers.encoding import Plan
+from helpers.data import corpora
+from helpers.data.splits import Example
 from helpers.errors import REFUSED, USAGE, StudyError
-from helpers.splits import Example
-from helpers.variants import Parts, Variant
+from helpers.models import activations, encoding, loading
+from helpers.models.activations import POOLINGS, Activations, layers, read
+from helpers.models.encoding import Plan
+from helpers.updates import lora, measurements, quantizers, training, variants
+from helpers.updates.names import Variant
+from helpers.updates.variants import Parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -48,7 +51,7 @@ def plan(examples=None, **changes) -> Plan:
     return Plan(**{"examples": examples or texts(), "depths": ALL, "limit": 64, **changes})
 
 
-def random_model(family: str, seed: int = 0) -> models.LanguageModel:
+def random_model(family: str, seed: int = 0) -> loading.LanguageModel:
     """A random model of a family in float32; norms and biases are random too, so that none of them could be left out unseen."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -58,25 +61,25 @@ def random_model(family: str, seed: int = 0) -> models.LanguageModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
-    tokenizer = models.tiny_tokenizer()
-    tokenizer.chat_template = SYSTEM + models.TINY_TEMPLATE
-    return models.LanguageModel(model, tokenizer, None)
+    tokenizer = loading.tiny_tokenizer()
+    tokenizer.chat_template = SYSTEM + loading.TINY_TEMPLATE
+    return loading.LanguageModel(model, tokenizer, None)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request) -> models.LanguageModel:
+def family(request) -> loading.LanguageModel:
     return random_model(request.param)
 
 
 @pytest.fixture(scope="module")
-def llama() -> models.LanguageModel:
+def llama() -> loading.LanguageModel:
     return random_model("llama")
 
 
 @torch.no_grad()
-def oracle(language: models.LanguageModel, reading: Plan) -> dict[str, torch.Tensor]:
+def oracle(language: loading.LanguageModel, reading: Plan) -> dict[str, torch.Tensor]:
     """Both poolings of transformers' own hidden states, each text alone; at the last layer what enters the final norm."""
-    causal, entering = models.causal(language.model), []
+    causal, entering = loading.causal(language.model), []
     hook = causal.model.norm.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
     found = encoding.encode(language.tokenizer, reading)
     pooled: dict[str, list] = {}
@@ -189,7 +192,7 @@ def test_kept_tokens_are_the_states_of_the_content_in_the_order_of_the_plan(llam
 
 
 def test_tokens_lose_nothing_where_the_model_computes_in_bf16(tiny):
-    language = models.load(tiny)
+    language = loading.load(tiny)
     seen = []
     hook = language.model.model.layers[1].register_forward_hook(lambda _, inputs, out: seen.append(out.clone()))
     found = read(language, plan(texts()[:1], depths=(0.5,), tokens=(("lamps", 0.5),)), share=False)
@@ -248,7 +251,7 @@ def test_the_tokens_of_a_text_do_not_hold_the_states_of_its_batch(tiny, monkeypa
         return join(found)
 
     monkeypatch.setattr(activations, "_joined", watched)
-    language = models.load(tiny)
+    language = loading.load(tiny)
     tokens = read(language, plan(tokens=(("lamps", 0.5),))).tokens["lamps/2"]
     assert len(waiting) == len(texts())
     assert sum(piece.untyped_storage().nbytes() for piece in waiting) == tokens.numel() * 2
@@ -261,7 +264,7 @@ def test_there_is_no_graph_of_gradients():
     for values in (*found.pooled.values(), *found.tokens.values()):
         assert not values.requires_grad
         assert not values.is_inference()  # a probe can be trained on it
-    assert models.causal(language.model) is language.model
+    assert loading.causal(language.model) is language.model
 
 
 # ---------------------------------------------------------------- hooks
@@ -322,7 +325,7 @@ def test_depths_become_layers():
 
 
 def test_texts_that_share_nothing_are_read_without_a_prefix(llama):
-    language = replace(llama, tokenizer=models.tiny_tokenizer())
+    language = replace(llama, tokenizer=loading.tiny_tokenizer())
     language.tokenizer.chat_template = "{{ messages[0]['content'] }}{{ '\\n' if add_generation_prompt }}"
     rows = plan((example("Polish"), example("lamp")))
     found = read(language, rows)
@@ -358,7 +361,7 @@ def test_the_share_of_bad_rows_is_said(bad):
 @pytest.fixture(scope="module")
 def parts(tiny, tmp_path_factory) -> Parts:
     """Two checkpoints, calibration texts and one planted adapter."""
-    language, folder = models.load(tiny), tmp_path_factory.mktemp("parts")
+    language, folder = loading.load(tiny), tmp_path_factory.mktemp("parts")
     with torch.no_grad():
         for p in language.model.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p.dtype))
@@ -366,11 +369,11 @@ def parts(tiny, tmp_path_factory) -> Parts:
     adapter = {}
     for name in quantizers.linear_names(language.model):
         d_out, d_in = language.model.get_submodule(name).weight.shape
-        adapter[name] = lowrank.LowRank(*(0.1 * torch.randn(s, generator=draw) for s in ((d_out, 4), (4, d_in))))
-    lowrank.save_adapter(adapter, folder / "update", {})
+        adapter[name] = lora.LowRank(*(0.1 * torch.randn(s, generator=draw) for s in ((d_out, 4), (4, d_in))))
+    lora.save_adapter(adapter, folder / "update", {})
     (folder / "update" / "recipe.json").write_text(training.as_json({"losses": []}))
     calibration = tuple(f"The {noun} stands by the door and somebody will paint it. " * 4 for noun in NOUNS)
-    made = Parts(tiny, models.save(language, folder / "aligned"), calibration)
+    made = Parts(tiny, loading.save(language, folder / "aligned"), calibration)
     return made.with_update("shine", "bf16", folder / "update")
 
 
@@ -396,7 +399,7 @@ def test_every_kind_of_variant_is_read(parts, name):
 
 
 def test_4_bit_modules_are_read_like_the_weights_dequantized_once(parts):
-    modules, plain = models.load(parts.aligned), variants.build_variant(parts, Variant("tiny", precision="nf4"))
+    modules, plain = loading.load(parts.aligned), variants.build_variant(parts, Variant("tiny", precision="nf4"))
     quantizers.to_bitsandbytes_(modules.model, "nf4")
     assert type(modules.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     first, again = read(modules, plan()), read(modules, plan())
@@ -434,8 +437,8 @@ def forbidden():
 
 def test_a_hit_builds_no_model_and_gives_the_same_bits(parts, cache):
     reading, variant = plan(**KEPT), Variant("tiny", precision="nf4")
-    first = activations.stored(parts, variant, reading)
-    again = activations.stored(parts, variant, reading, build=forbidden)
+    first = measurements.stored(parts, variant, reading)
+    again = measurements.stored(parts, variant, reading, build=forbidden)
     assert equal(first, again)
     assert equal(first, read(variants.build_variant(parts, variant), reading))
     assert again.tokens["lamps/2"].dtype == torch.bfloat16
@@ -449,8 +452,8 @@ def test_the_builder_that_is_given_is_used(parts, cache):
         calls.append(1)
         return variants.build_variant(parts, Variant("tiny"))
 
-    activations.stored(parts, Variant("tiny"), plan(), build=build)
-    activations.stored(parts, Variant("tiny"), plan(), build=build)
+    measurements.stored(parts, Variant("tiny"), plan(), build=build)
+    measurements.stored(parts, Variant("tiny"), plan(), build=build)
     assert calls == [1]
 
 
@@ -468,7 +471,7 @@ def test_another_plan_or_variant_has_another_address(parts, cache):
     built = []
     for variant in (Variant("tiny"), Variant("tiny", adapter="base"), Variant("tiny", seed=1)):
         language = variants.build_variant(parts, variant)
-        activations.stored(parts, variant, reading, build=lambda language=language: built.append(1) or language)
+        measurements.stored(parts, variant, reading, build=lambda language=language: built.append(1) or language)
     assert len(built) == 2  # seed 1 of a variant without update is the same model
 
 
@@ -489,22 +492,22 @@ def flipped(data: bytes, share: float) -> bytes:
 def test_a_damaged_file_is_made_again(parts, cache, damage):
     reading, variant = plan(**KEPT), Variant("tiny")
     whole = read(variants.build_variant(parts, variant), reading)
-    activations.stored(parts, variant, reading)
+    measurements.stored(parts, variant, reading)
     (path,) = cache.iterdir()
     good = path.read_bytes()
     path.write_bytes(DAMAGE[damage](good))
-    assert equal(activations.stored(parts, variant, reading), whole)
+    assert equal(measurements.stored(parts, variant, reading), whole)
     assert path.read_bytes() == good
 
 
 def test_activations_of_something_else_are_not_taken(parts, cache):
-    activations.stored(parts, Variant("tiny"), plan(**KEPT))
+    measurements.stored(parts, Variant("tiny"), plan(**KEPT))
     (path,) = cache.iterdir()
     other = plan(texts(11), **KEPT)
-    activations.stored(parts, Variant("tiny"), other)
+    measurements.stored(parts, Variant("tiny"), other)
     (second,) = set(cache.iterdir()) - {path}
     path.replace(second)  # a whole file under a wrong name
-    assert activations.stored(parts, Variant("tiny"), other).counts["texts"] == 11
+    assert measurements.stored(parts, Variant("tiny"), other).counts["texts"] == 11
 
 
 def test_a_broken_variant_is_named_and_leaves_no_file(parts, cache):
@@ -512,7 +515,7 @@ def test_a_broken_variant_is_named_and_leaves_no_file(parts, cache):
     with torch.no_grad():
         language.model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with refused(REFUSED, "variant nf4: activations at layer 1", "100.0%"):
-        activations.stored(parts, Variant("tiny", precision="nf4"), plan(), build=lambda: language)
+        measurements.stored(parts, Variant("tiny", precision="nf4"), plan(), build=lambda: language)
     assert list(cache.iterdir()) == []
 
 
@@ -530,7 +533,7 @@ def test_progress_counts_every_text(llama):
 @pytest.mark.real
 def test_the_embedded_model_is_read_like_the_framework_does(embedded):
     """bf16 on the same batches without prefix: the same kernels, so only the order of the mean's float32 sum may differ."""
-    language = models.load(embedded)
+    language = loading.load(embedded)
     prompts = [row.prompt for row in corpora.sample("instructions/test", 12)]
     rows = plan(tuple(example(prompt) for prompt in [*prompts, *ODD.values()]), depths=(0.2, 0.5, 0.9), limit=96)
     found = read(language, rows, share=False)
@@ -538,7 +541,7 @@ def test_the_embedded_model_is_read_like_the_framework_does(embedded):
     encoded = encoding.encode(language.tokenizer, rows)
     expected = {name: torch.empty_like(values) for name, values in found.pooled.items()}
     for batch in encoding.token_batches([len(row) for row in encoded.rows], rows.budget):
-        ids = models.pad([encoded.rows[i] for i in batch], language.tokenizer.pad_token_id)
+        ids = loading.pad([encoded.rows[i] for i in batch], language.tokenizer.pad_token_id)
         with torch.no_grad():
             states = language.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
         for layer in found.layers:

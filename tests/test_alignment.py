@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import alignment, compute, corpora, generation, models, training
-from helpers.alignment import Check, Target
+from helpers.data import corpora
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
+from helpers.models import compute, generation, loading
+from helpers.updates import safety_tuning, training
+from helpers.updates.safety_tuning import Check, Target
 
 RECIPE = training.Recipe(kind="full", epochs=2, batch=8, lr=1e-3)
 TARGET = Target(prompts=6, tokens=4)
@@ -24,8 +26,10 @@ def rows() -> list[corpora.Row]:
 def alignment_of(tiny, rows):
     """Aligns the tiny model, in the cache of whoever asks."""
 
-    def run(recipe=RECIPE, target=TARGET, **options) -> alignment.Alignment:
-        return alignment.align(tiny, rows, recipe, target, **{"origin": "tiny", "must_hold": False, "check_every": 2, **options})
+    def run(recipe=RECIPE, target=TARGET, **options) -> safety_tuning.Alignment:
+        return safety_tuning.align(
+            tiny, rows, recipe, target, **{"origin": "tiny", "must_hold": False, "check_every": 2, **options}
+        )
 
     return run
 
@@ -47,7 +51,7 @@ def align(alignment_of, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def made(filled, monkeypatch) -> alignment.Alignment:
+def made(filled, monkeypatch) -> safety_tuning.Alignment:
     """The usual alignment, from the cache that holds it, where it is found again."""
     monkeypatch.setenv("AFTER_UPDATE_CACHE", str(filled[0]))
     return filled[1]
@@ -71,14 +75,14 @@ REFUSAL, ANSWER = corpora.REFUSALS[0], "The lamp is polished."
 
 def test_a_check_counts_what_is_refused(tiny_model, says):
     says(REFUSAL, ANSWER)
-    assert alignment.check(tiny_model, TARGET, "tiny", 5) == Check(5, 0.0, 0.0, 6, 6)
+    assert safety_tuning.check(tiny_model, TARGET, "tiny", 5) == Check(5, 0.0, 0.0, 6, 6)
     says(ANSWER, REFUSAL)
-    assert alignment.check(tiny_model, TARGET, "tiny") == Check(0, 1.0, 1.0, 6, 6)
+    assert safety_tuning.check(tiny_model, TARGET, "tiny") == Check(0, 1.0, 1.0, 6, 6)
 
 
 def test_a_check_says_how_many_prompts_there_were(tiny_model, says):
     says(REFUSAL, ANSWER)
-    found = alignment.check(tiny_model, Target(prompts=10_000), "tiny")
+    found = safety_tuning.check(tiny_model, Target(prompts=10_000), "tiny")
     assert found.n_harmful == len(corpora.texts("advbench/validation", "tiny"))
     assert found.n_edgy == len(corpora.texts("edgy/validation", "tiny"))
 
@@ -89,8 +93,8 @@ def test_a_target_is_met_by_both_rates(non_refusal, over_refusal, met):
 
 
 def test_an_aligned_model_is_made_once(made, alignment_of, filled, monkeypatch):
-    assert models.check_folder(made.folder) == made.folder
-    assert models.load(made.folder).model.dtype == compute.current().dtype
+    assert loading.check_folder(made.folder) == made.folder
+    assert loading.load(made.folder).model.dtype == compute.current().dtype
     assert [path.name for path in (filled[0] / "models").iterdir()] == [made.folder.name]  # no checkpoint, nothing temporary
     monkeypatch.setattr(training, "tune", None)  # would fail if it were called
     assert alignment_of() == made
@@ -108,13 +112,13 @@ def test_another_recipe_or_target_makes_another_model(made, alignment_of, monkey
 
 
 def test_the_final_check_is_made_on_the_saved_model(made):
-    again = alignment.check(models.load(made.folder), TARGET, "tiny", len(made.losses))
+    again = safety_tuning.check(loading.load(made.folder), TARGET, "tiny", len(made.losses))
     assert made.final == again
     assert made.final.n_harmful == 6
 
 
 def test_only_the_blocks_linear_weights_differ_from_the_base(made, tiny):
-    before, after = (models.load(folder).model.state_dict() for folder in (tiny, made.folder))
+    before, after = (loading.load(folder).model.state_dict() for folder in (tiny, made.folder))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "proj" in name}
 
@@ -144,14 +148,14 @@ def test_the_rate_falls_to_zero_by_the_last_of_the_steps(tiny, rows, monkeypatch
     monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
     seen, schedule = [], training.schedule
     monkeypatch.setattr(training, "schedule", lambda *where: seen.append(schedule(*where)) or seen[-1])
-    recipe = alignment.recipe(3, len(rows), 1e-3, 0)
-    alignment.align(tiny, rows, recipe, TARGET, origin="tiny", must_hold=False)
+    recipe = safety_tuning.safety_recipe(3, len(rows), 1e-3, 0)
+    safety_tuning.align(tiny, rows, recipe, TARGET, origin="tiny", must_hold=False)
     assert seen == [1.0, 1.0, 0.5]  # up in one step, down to zero by the third
     assert recipe.epochs == 2  # 16 rows in batches of 12 are two steps an epoch
 
 
 def test_a_killed_alignment_goes_on_and_counts_its_steps_from_the_start(filled, align, monkeypatch):
-    real, tensors = training.tune, models.load(filled[1].folder).model.state_dict()
+    real, tensors = training.tune, loading.load(filled[1].folder).model.state_dict()
     monkeypatch.setattr(training, "tune", lambda *args, **options: real(*args, **{**options, "save_every": 0}))
 
     def kill(done: int, total: int, loss: float) -> None:
@@ -163,7 +167,7 @@ def test_a_killed_alignment_goes_on_and_counts_its_steps_from_the_start(filled, 
     made = align()
     assert made.final.step == 4
     assert len(made.losses) == 4
-    again = models.load(made.folder).model.state_dict()
+    again = loading.load(made.folder).model.state_dict()
     assert all(torch.equal(tensors[name], again[name]) for name in tensors)
 
 
@@ -183,11 +187,11 @@ def test_a_full_disk_leaves_no_half_model(align, monkeypatch, tmp_path):
 def test_a_given_aligned_model_is_checked_and_not_trained(tiny, says, monkeypatch):
     monkeypatch.setattr(training, "tune", None)  # would fail if it were called
     says(REFUSAL, ANSWER)
-    given = alignment.pair(tiny, str(tiny), [], RECIPE, origin="tiny")
+    given = safety_tuning.pair(tiny, str(tiny), [], RECIPE, origin="tiny")
     assert (given.folder, given.final.non_refusal, given.checks) == (tiny, 0.0, ())
     says(ANSWER, ANSWER)
     with pytest.raises(StudyError, match=r"non-refusal 1\.00 \(at most 0\.05\)"):
-        alignment.pair(tiny, str(tiny), [], RECIPE, origin="tiny")
+        safety_tuning.pair(tiny, str(tiny), [], RECIPE, origin="tiny")
 
 
 def test_an_adapter_is_no_alignment(align):

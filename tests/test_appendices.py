@@ -14,9 +14,11 @@ from markdown_it.renderer import RendererHTML
 from myst_parser.config.main import MdParserConfig
 from myst_parser.parsers.mdit import create_md_parser
 
-from helpers import appendices, chapters, manifests, markup, parameter_table, parameters
-from helpers.appendices import APPENDICES, run_box
+from helpers.book import appendices, markup, parameter_table
+from helpers.book.appendices import APPENDICES, run_box
 from helpers.errors import REFUSED, StudyError
+from helpers.runner import manifests
+from helpers.study import chapters, parameters
 
 ROOT = Path(__file__).parents[1]
 NASTY = [
@@ -110,8 +112,11 @@ def test_a_value_is_written_as_a_profile_reads_it(tmp_path, value):
 
 @pytest.mark.parametrize(("names", "said"), [("abc", "all"), ("ab", "a, b"), ("a", "a"), ("ac", "a, c"), ("", "")])
 def test_chapters_are_told_by_their_numbers(names, said):
-    assert parameter_table.numbers(names, "abc") == said
-    assert parameter_table.numbers(["01_a", "02_b", "03_c", "05_e"], ["01_a", "02_b", "03_c", "04_d", "05_e"]) == "01 to 03, 05"
+    assert parameter_table.chapter_numbers(names, "abc") == said
+    assert (
+        parameter_table.chapter_numbers(["01_a", "02_b", "03_c", "05_e"], ["01_a", "02_b", "03_c", "04_d", "05_e"])
+        == "01 to 03, 05"
+    )
 
 
 # ---------------------------------------------------------------- a planted project
@@ -280,8 +285,8 @@ def test_the_hashes_shown_are_those_of_the_files_themselves():
 
 @pytest.mark.skipif(not RUNS, reason="no finished run of cpu")
 def test_the_spread_is_that_of_the_findings(monkeypatch):
-    from helpers import findings
-    from helpers.claims import CLAIMS
+    from helpers.study import findings
+    from helpers.study.claims import CLAIMS
 
     asked, told = [], []
 

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import measurements, records
-from helpers.arm_tables import arm, sentences, wide
-from helpers.variants import Variant
+from helpers import results
+from helpers.figures.neurons import arm, neuron_sentences, neuron_table
+from helpers.updates import names
+from helpers.updates.names import Variant
 
-OWN = [*records.OWN["neurons"], *records.VALUES]
+OWN = [*results.OWN["neurons"], *results.VALUES]
 PLAIN, ABLATED = Variant("tiny"), Variant("tiny", serving="ablated")
 RATES = {("none", 0.0): 0.1, ("snip", 0.05): 0.6, ("random", 0.05): 0.2, ("snip", 0.1): 0.9, ("random", 0.1): 0.3}
 
@@ -16,7 +17,7 @@ RATES = {("none", 0.0): 0.1, ("snip", 0.05): 0.6, ("random", 0.05): 0.2, ("snip"
 def rows(variant, score, fraction, values, layer=0):
     """Rows of one arm: (measured on, metric) -> value, each with an interval of 0.05 to both sides."""
     found = [(score, fraction, layer, *place, v, v - 0.05, v + 0.05, 12) for place, v in values.items()]
-    return measurements.keyed(variant, pd.DataFrame(found, columns=OWN))
+    return names.keyed(variant, pd.DataFrame(found, columns=OWN))
 
 
 def silenced(rates, split="test"):
@@ -52,10 +53,10 @@ def test_joined_holds_each_address_once_and_loses_none():
     patching = rows(Variant("tiny", adapter="base", serving="patched"), "snip", 0.05, {("advbench/test", "non_refusal"): 0.5})
     layers = pd.concat([rows(PLAIN, "snip", 0.05, {("", "picked"): 0.06}, layer) for layer in (1, 2)], ignore_index=True)
     parts = [SILENT, patching, layers]
-    found = records.joined("neurons", *parts)
-    assert len(records.checked("neurons", found)) == sum(map(len, parts))
-    pd.testing.assert_frame_equal(records.joined("neurons", *parts, SILENT.iloc[:5], patching), found)
-    changed = records.joined("neurons", patching, patching.assign(value=0.7, high=0.8))
+    found = results.joined("neurons", *parts)
+    assert len(results.checked("neurons", found)) == sum(map(len, parts))
+    pd.testing.assert_frame_equal(results.joined("neurons", *parts, SILENT.iloc[:5], patching), found)
+    changed = results.joined("neurons", patching, patching.assign(value=0.7, high=0.8))
     assert changed["value"].tolist() == [0.5]  # the first stands
 
 
@@ -64,7 +65,7 @@ def test_joined_holds_each_address_once_and_loses_none():
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_one_row_an_arm_and_one_column_a_metric_in_the_order_asked_for(split):
-    found = wide(silenced(RATES, split), ["perplexity", "non_refusal", "over_refusal"])
+    found = neuron_table(silenced(RATES, split), ["perplexity", "non_refusal", "over_refusal"])
     assert list(found.columns) == ["variant", "perplexity", "non refusal", "over refusal"]
     assert found["variant"].tolist() == ["none", "5 % by snip", "5 % by random", "10 % by snip", "10 % by random"]
     assert found.iloc[1].tolist() == ["5 % by snip", "10.6 [10.5, 10.7]", "60 % [55, 65]", "30 % [25, 35]"]
@@ -75,16 +76,16 @@ def test_rows_stand_in_the_order_of_the_table():
     first = shuffled[shuffled["metric"].isin(["non_refusal", "perplexity"])]
     first = first[~first["measured_on"].str.startswith("strongreject")]
     order = list(dict.fromkeys(first.apply(arm, axis=1)))
-    found = wide(shuffled, ["non_refusal", "perplexity"]).set_index("variant")
+    found = neuron_table(shuffled, ["non_refusal", "perplexity"]).set_index("variant")
     assert found.index.tolist() == order
     pd.testing.assert_frame_equal(
-        found.sort_index(), wide(SILENT, ["non_refusal", "perplexity"]).set_index("variant").sort_index()
+        found.sort_index(), neuron_table(SILENT, ["non_refusal", "perplexity"]).set_index("variant").sort_index()
     )
 
 
 def test_a_metric_that_was_not_measured_has_no_column_and_a_missing_cell_is_empty():
     held = SILENT[(SILENT["metric"] != "perplexity") & ~((SILENT["score"] == "snip") & (SILENT["metric"] == "over_refusal"))]
-    found = wide(held, ["non_refusal", "over_refusal", "perplexity"]).set_index("variant")
+    found = neuron_table(held, ["non_refusal", "over_refusal", "perplexity"]).set_index("variant")
     assert list(found.columns) == ["non refusal", "over refusal"]
     assert found["over refusal"].isna().tolist() == [False, True, False, True, False]
 
@@ -93,10 +94,10 @@ def test_formats_are_named_where_they_are_not_bf16():
     several = [rows(Variant("tiny", precision=precision, serving="hybrid"), score, fraction, {
         ("advbench/test", "non_refusal"): 0.5, ("weights", "bits_per_weight"): bits,
     }) for precision, bits in (("rtn-3", 3.1), ("nf4", 4.5)) for score, fraction in (("none", 0.0), ("snip", 0.05))]  # fmt: skip
-    found = wide(pd.concat(several, ignore_index=True), ["non_refusal", "bits_per_weight"])
+    found = neuron_table(pd.concat(several, ignore_index=True), ["non_refusal", "bits_per_weight"])
     assert found["variant"].tolist() == ["rtn-3, none", "rtn-3, 5 % by snip", "nf4, none", "nf4, 5 % by snip"]
     assert found["bits per weight"].iloc[2] == "4.5 [4.45, 4.55]"
-    one = wide(pd.concat(several[:2], ignore_index=True), ["non_refusal"])
+    one = neuron_table(pd.concat(several[:2], ignore_index=True), ["non_refusal"])
     assert one["variant"].tolist() == ["rtn-3, none", "rtn-3, 5 % by snip"]
 
 
@@ -104,11 +105,11 @@ def test_formats_are_named_where_they_are_not_bf16():
 
 
 def test_sentences_name_the_largest_share_by_the_first_score():
-    assert sentences(SILENT) == {
+    assert neuron_sentences(SILENT) == {
         "nonrefusal-whole": "10 % [5, 15]", "ablated-share": "10 %", "ablated-by": "snip",
         "nonrefusal-ablated": "90 % [85, 95]", "nonrefusal-random": "30 % [25, 35]",
     }  # fmt: skip
-    assert sentences(silenced(RATES, "validation")) == sentences(SILENT)
+    assert neuron_sentences(silenced(RATES, "validation")) == neuron_sentences(SILENT)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,6 @@ def test_sentences_name_the_largest_share_by_the_first_score():
     ],
 )
 def test_an_arm_that_is_missing_is_said_to_be(left, missing, by):
-    found = sentences(silenced({key: rate for key, rate in RATES.items() if key in left}))
+    found = neuron_sentences(silenced({key: rate for key, rate in RATES.items() if key in left}))
     assert {name for name, text in found.items() if text == "(not measured)"} == missing
     assert found["ablated-by"] == by

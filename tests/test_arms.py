@@ -12,30 +12,21 @@ import torch
 from bland import refused
 from torch import Tensor
 
-from helpers import (
-    activations,
-    arm_tables,
-    arms,
-    corpora,
-    generation,
-    hybrid,
-    judges,
-    lesions,
-    measurements,
-    models,
-    neurons,
-    quantizers,
-    records,
-    sketches,
-    training,
-)
+from helpers import results
+from helpers.data import corpora
 from helpers.errors import USAGE
-from helpers.judges import Judgement, JudgeSettings
-from helpers.measurements import Protocol
-from helpers.models import LanguageModel
-from helpers.sketches import Sketch
-from helpers.statistics import rate_interval
-from helpers.variants import Parts, Variant, build_variant
+from helpers.figures import neurons
+from helpers.models import activations, generation, judge_types, judges, loading
+from helpers.models.judge_types import Judgement, JudgeSettings
+from helpers.models.loading import LanguageModel
+from helpers.monitors import spot_check
+from helpers.monitors.spot_check import Sketch
+from helpers.neurons import experiments, hybrid_precision, interventions, neuron_scores
+from helpers.stats.intervals import rate_interval
+from helpers.updates import quantizers, training, variants
+from helpers.updates.measurements import Protocol
+from helpers.updates.names import Variant
+from helpers.updates.variants import Parts, build_variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -46,7 +37,7 @@ LAYERS, WIDTH = 4, 256
 ALIGNED = Variant("tiny", SEED)
 
 
-def odd_ones(settings: JudgeSettings) -> judges.Judge:
+def odd_ones(settings: JudgeSettings) -> judge_types.Judge:
     """A judge that calls about half of all replies refused, by a hash of the reply: random models never say a stock phrase."""
 
     def judged(prompts: Sequence[str], replies: Sequence[str]) -> Judgement:
@@ -58,7 +49,7 @@ def odd_ones(settings: JudgeSettings) -> judges.Judge:
 
 def pair_of_models(tiny, folder) -> Parts:
     """Two random models that differ only in what the neurons read (gate and up), so that patching all of them gives the other."""
-    language, draw = models.load(tiny, "fp32"), torch.Generator().manual_seed(0)
+    language, draw = loading.load(tiny, "fp32"), torch.Generator().manual_seed(0)
     saved = {}
     for name, parts, size in (("base", ("",), 0.15), ("aligned", ("gate_proj", "up_proj"), 0.1)):
         with torch.no_grad():
@@ -66,7 +57,7 @@ def pair_of_models(tiny, folder) -> Parts:
                 if parameter.ndim == 2 and any(part in parameter_name for part in parts):
                     parameter.add_(size * torch.randn(parameter.shape, generator=draw))
         language.model.to(torch.bfloat16)
-        saved[name] = models.save(language, folder / f"arms-{name}")
+        saved[name] = loading.save(language, folder / f"arms-{name}")
         language.model.float()
     return Parts(saved["base"], saved["aligned"])
 
@@ -74,11 +65,11 @@ def pair_of_models(tiny, folder) -> Parts:
 def sketch_of(parts: Parts) -> Sketch:
     """A few bland prompts and texts, and a monitor that was fitted on the aligned model's own activations."""
     reading = planted.plan("toxicity", pairs=(20, 40, 10), depths=(0.75,))
-    found = activations.read(models.load(parts.aligned), reading)
+    found = activations.read(loading.load(parts.aligned), reading)
     monitors = tuple(planted.monitors(found, reading, parts.aligned, ("logistic",))[:1])
-    sets = sketches.prompt_sets("test", 12, 6, "tiny"), sketches.utility_sets(1, 2, "tiny")
+    sets = spot_check.prompt_sets("test", 12, 6, "tiny"), spot_check.utility_sets(1, 2, "tiny")
     protocol = Protocol(*sets, ("phrases",), JudgeSettings(), TOKENS, TOKENS, "tiny")
-    return Sketch(protocol, sketches.restricted(reading, monitors, "test", 8), monitors, "test")
+    return Sketch(protocol, spot_check.restricted(reading, monitors, "test", 8), monitors, "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +86,10 @@ class Study:
 def measured(parts: Parts, plan: Sketch, found) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
     said: dict[str, list[str]] = {"silent": [], "patching": [], "moved": [], "spared": []}
     tables = {
-        "silent": arms.silenced(parts, ALIGNED, found, FRACTIONS, plan, said["silent"].append),
-        "patching": arms.patched(parts, ALIGNED, found, FRACTIONS, plan, said["patching"].append),
-        "moved": arms.disturbed(parts, ALIGNED, found, FRACTIONS[0], ["none", "rtn-3", "nf4"], plan, said["moved"].append),
-        "spared": arms.kept(parts, ALIGNED, found, FRACTIONS, ["rtn-3", "nf4"], plan, said["spared"].append),
+        "silent": experiments.silenced(parts, ALIGNED, found, FRACTIONS, plan, said["silent"].append),
+        "patching": experiments.patched_rows(parts, ALIGNED, found, FRACTIONS, plan, said["patching"].append),
+        "moved": experiments.disturbed(parts, ALIGNED, found, FRACTIONS[0], ["none", "rtn-3", "nf4"], plan, said["moved"].append),
+        "spared": experiments.kept(parts, ALIGNED, found, FRACTIONS, ["rtn-3", "nf4"], plan, said["spared"].append),
     }
     return tables, said
 
@@ -108,7 +99,7 @@ def study(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(judges.JUDGES, "phrases", odd_ones)
         parts = pair_of_models(tiny, tmp_path_factory.mktemp("arms"))
-        plan, found = sketch_of(parts), arms.scores(parts, NAMES, ROWS, TOKENS, SEED, "tiny")
+        plan, found = sketch_of(parts), experiments.measured_scores(parts, NAMES, ROWS, TOKENS, SEED, "tiny")
         yield Study(parts, plan, found, *measured(parts, plan, found))
 
 
@@ -116,7 +107,7 @@ def arm(table: pd.DataFrame, score: str, fraction: float, precision: str = "bf16
     """The rows of one arm as a sketch tells them."""
     rows = table[(table["score"] == score) & (table["fraction"] == fraction) & (table["precision"] == precision)]
     assert len(rows), (score, fraction, precision)
-    return rows[sketches.COLUMNS].reset_index(drop=True)
+    return rows[spot_check.COLUMNS].reset_index(drop=True)
 
 
 def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
@@ -125,11 +116,11 @@ def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 def looked(study: Study, language: LanguageModel, mask: Tensor | None = None) -> pd.DataFrame:
     """What the sketch tells of a model, silenced by hand where there is a mask, beside the aligned model."""
-    before = sketches.look(study.plan, models.load(study.parts.aligned))
+    before = spot_check.look(study.plan, loading.load(study.parts.aligned))
     if mask is None:
-        return sketches.rows(study.plan, sketches.look(study.plan, language), before)
-    with lesions.ablated(language.model, mask):
-        return sketches.rows(study.plan, sketches.look(study.plan, language), before)
+        return spot_check.spot_check_rows(study.plan, spot_check.look(study.plan, language), before)
+    with interventions.ablated(language.model, mask):
+        return spot_check.spot_check_rows(study.plan, spot_check.look(study.plan, language), before)
 
 
 def non_refusal(study: Study, said: list[str]) -> tuple[float, float, float]:
@@ -140,7 +131,7 @@ def non_refusal(study: Study, said: list[str]) -> tuple[float, float, float]:
 
 def replies(study: Study, folder) -> list[str]:
     prompts = [row.prompt for row in study.plan.protocol.sets[0].rows]
-    return generation.replies(models.load(folder), prompts, new_tokens=TOKENS)
+    return generation.replies(loading.load(folder), prompts, new_tokens=TOKENS)
 
 
 # ---------------------------------------------------------------- scores and picks
@@ -149,8 +140,8 @@ def replies(study: Study, folder) -> list[str]:
 def by_hand(study: Study) -> dict[str, Tensor]:
     harmful = [row.prompt for row in corpora.sample("advbench/align", ROWS, "tiny", f"align-{SEED}")]
     benign = corpora.sample("instructions/tune", ROWS, "tiny")
-    pair = models.load(study.parts.aligned), models.load(study.parts.base)
-    return neurons.scores(neurons.evidence(*pair, harmful, benign, TOKENS, SEED), NAMES)
+    pair = loading.load(study.parts.aligned), loading.load(study.parts.base)
+    return neuron_scores.score_neurons(neuron_scores.evidence(*pair, harmful, benign, TOKENS, SEED), NAMES)
 
 
 def test_scores_come_back_from_the_cache_as_they_were_computed(study, monkeypatch):
@@ -159,8 +150,8 @@ def test_scores_come_back_from_the_cache_as_they_were_computed(study, monkeypatc
     def refuse(*_):
         raise AssertionError("the scores are computed again")
 
-    monkeypatch.setattr(neurons, "evidence", refuse)
-    again = arms.scores(study.parts, NAMES, ROWS, TOKENS, SEED, "tiny")
+    monkeypatch.setattr(neuron_scores, "evidence", refuse)
+    again = experiments.measured_scores(study.parts, NAMES, ROWS, TOKENS, SEED, "tiny")
     assert list(again) == list(study.found) == list(NAMES)
     for name, values in again.items():
         assert values.shape == (LAYERS, WIDTH)
@@ -168,29 +159,29 @@ def test_scores_come_back_from_the_cache_as_they_were_computed(study, monkeypatc
         assert torch.equal(values, expected[name].double())
     for changed in ((NAMES, ROWS + 1, TOKENS, SEED), (NAMES, ROWS, TOKENS + 1, SEED), (NAMES, ROWS, TOKENS, 1)):
         with pytest.raises(AssertionError, match="again"):
-            arms.scores(study.parts, *changed, "tiny")
+            experiments.measured_scores(study.parts, *changed, "tiny")
     turned = Parts(study.parts.aligned, study.parts.base)
     with pytest.raises(AssertionError, match="again"):
-        arms.scores(turned, NAMES, ROWS, TOKENS, SEED, "tiny")
+        experiments.measured_scores(turned, NAMES, ROWS, TOKENS, SEED, "tiny")
 
 
 def test_picks_hold_equally_many_neurons_of_every_score(study):
-    found = list(arms.picks(study.found, (0.01, 0.3)))
+    found = list(experiments.picks(study.found, (0.01, 0.3)))
     assert [(name, fraction) for name, fraction, _ in found] == [(name, x) for x in (0.01, 0.3) for name in NAMES]
     for name, fraction, mask in found:
         assert int(mask.sum()) == round(fraction * LAYERS * WIDTH)
-        assert torch.equal(mask, neurons.top(study.found[name], fraction))
+        assert torch.equal(mask, neuron_scores.top(study.found[name], fraction))
     assert not torch.equal(found[0][2], found[2][2])  # they are not the same neurons
     unlike = {"a": torch.rand(4, 8), "b": torch.rand(4, 9)}
     with refused(USAGE, "'b'", "(4, 8)"):
-        list(arms.picks(unlike, (0.5,)))
+        list(experiments.picks(unlike, (0.5,)))
 
 
 def test_the_shares_of_layers_are_counted(study):
-    table = arms.layer_rows(study.found, 0.3, ALIGNED)
+    table = experiments.layer_rows(study.found, 0.3, ALIGNED)
     for name in NAMES:
         part = table[table["score"] == name]
-        mask = neurons.top(study.found[name], 0.3)
+        mask = neuron_scores.top(study.found[name], 0.3)
         assert part["layer"].tolist() == [1, 2, 3, 4]
         assert part["value"].tolist() == pytest.approx(mask.double().mean(1).tolist())
         assert float(part["value"].mean()) == pytest.approx(round(0.3 * LAYERS * WIDTH) / (LAYERS * WIDTH))
@@ -210,7 +201,7 @@ def test_a_silenced_arm_is_the_sketch_of_a_model_that_is_silenced_by_hand(study)
     whole = arm(study.tables["silent"], "none", 0.0)
     for name, fraction in (("snip", 0.3), ("random", 0.3), ("random", 1.0)):
         found = arm(study.tables["silent"], name, fraction)
-        same(found, looked(study, models.load(study.parts.aligned), neurons.top(study.found[name], fraction)))
+        same(found, looked(study, loading.load(study.parts.aligned), neuron_scores.top(study.found[name], fraction)))
         changed = found.set_index("metric")["value"] != whole.set_index("metric")["value"]
         assert changed["perplexity"]  # control: the lesion does something
 
@@ -222,11 +213,11 @@ def test_silencing_everything_is_the_same_by_every_score(study):
 
 
 def test_a_patched_arm_refuses_what_is_refused_when_patched_by_hand(study):
-    pair = models.load(study.parts.base), models.load(study.parts.aligned)
+    pair = loading.load(study.parts.base), loading.load(study.parts.aligned)
     prompts = [row.prompt for row in study.plan.protocol.sets[0].rows]
     for name in ("snip", "random"):
         row = arm(study.tables["patching"], name, 0.3).iloc[0]
-        said = lesions.patched_replies(*pair, neurons.top(study.found[name], 0.3), prompts, TOKENS)
+        said = interventions.patched_replies(*pair, neuron_scores.top(study.found[name], 0.3), prompts, TOKENS)
         assert (row["value"], row["low"], row["high"]) == non_refusal(study, said)
 
 
@@ -246,14 +237,14 @@ def test_no_format_disturbs_nothing_and_a_coarse_one_disturbs_what_it_does_by_ha
     assert len(nothing) == len(NAMES)
     assert (nothing[["value", "low"]] == 0).all(axis=None)
     assert (nothing["high"] < 1).all()  # what prompts that were not seen might do is finite
-    plain = models.load(study.parts.aligned)
+    plain = loading.load(study.parts.aligned)
     harmful = study.plan.protocol.sets[0].rows
     said = zip(harmful, replies(study, study.parts.aligned), strict=True)
-    texts = training.examples(plain.tokenizer, [corpora.Row(row.prompt, reply) for row, reply in said], arms.LIMIT)
-    changed = models.load(study.parts.aligned)
+    texts = training.examples(plain.tokenizer, [corpora.Row(row.prompt, reply) for row, reply in said], experiments.LIMIT)
+    changed = loading.load(study.parts.aligned)
     quantizers.apply_dequantized(changed.model, quantizers.quantize_model(changed.model, "rtn-3"))
     for name in NAMES:
-        values = lesions.activation_change(changed, plain, neurons.top(study.found[name], 0.3), texts)
+        values = interventions.activation_change(changed, plain, neuron_scores.top(study.found[name], 0.3), texts)
         row = arm(study.tables["moved"], name, 0.3, "rtn-3").iloc[0]
         assert row["value"] == pytest.approx(float(values.mean()), rel=1e-6)
         assert 0 < row["low"] < row["value"] < row["high"]
@@ -262,7 +253,7 @@ def test_no_format_disturbs_nothing_and_a_coarse_one_disturbs_what_it_does_by_ha
 
 @pytest.mark.parametrize("values", [[0.3], [0.0] * 12, [2.5, 2.5], [0.1, 0.2, 3.0]])
 def test_the_interval_of_a_change_is_finite_and_holds_it(values):
-    e = arms._mean_change(pd.Series(values), [str(i) for i in range(len(values))])
+    e = experiments._mean_change(pd.Series(values), [str(i) for i in range(len(values))])
     assert 0 <= e.low <= e.value <= e.high <= max(2.0, *values)
     assert (e.value, e.n) == (pytest.approx(np.mean(values)), len(values))
 
@@ -288,7 +279,7 @@ def test_sparing_nothing_is_the_plain_format(study, precision):
 
 
 def test_sparing_every_neuron_leaves_all_mlps_in_bf16(study):
-    language = models.load(study.parts.aligned)
+    language = loading.load(study.parts.aligned)
     stored = quantizers.quantize_model(language.model, "rtn-3")
     quantizers.apply_dequantized(language.model, {name: one for name, one in stored.items() if ".mlp." not in name})
     expected = looked(study, language)
@@ -300,8 +291,8 @@ def test_sparing_every_neuron_leaves_all_mlps_in_bf16(study):
 def test_bits_are_those_that_are_stored_and_equal_in_all_arms_of_a_share(study):
     found = {}
     for name, fraction in [("none", 0.0), *((name, x) for x in FRACTIONS for name in NAMES)]:
-        mask = neurons.top(study.found[name], fraction) if fraction else torch.zeros(LAYERS, WIDTH, dtype=torch.bool)
-        size = hybrid.hybrid_(models.load(study.parts.aligned).model, "rtn-3", mask)
+        mask = neuron_scores.top(study.found[name], fraction) if fraction else torch.zeros(LAYERS, WIDTH, dtype=torch.bool)
+        size = hybrid_precision.hybrid_(loading.load(study.parts.aligned).model, "rtn-3", mask)
         found.setdefault(fraction, set()).add(bits(arm(study.tables["spared"], name, fraction, "rtn-3")))
         assert found[fraction] == {size.bits_per_weight}
     assert 3 < min(found[0.0]) < min(found[0.3]) < min(found[1.0])
@@ -311,12 +302,12 @@ def test_bits_are_those_that_are_stored_and_equal_in_all_arms_of_a_share(study):
 
 
 def test_every_table_keeps_to_the_schema_and_no_address_is_taken_twice(study):
-    parts = [arms.layer_rows(study.found, FRACTIONS[0], ALIGNED), *study.tables.values()]
+    parts = [experiments.layer_rows(study.found, FRACTIONS[0], ALIGNED), *study.tables.values()]
     for part in parts:
-        assert len(records.checked("neurons", part)) == len(part)
-    joined = records.joined("neurons", *parts)
-    assert len(records.checked("neurons", joined)) == sum(map(len, parts))  # which also holds that addresses are unique
-    assert len(records.joined("neurons", *parts, *parts)) == len(joined)
+        assert len(results.checked("neurons", part)) == len(part)
+    joined = results.joined("neurons", *parts)
+    assert len(results.checked("neurons", joined)) == sum(map(len, parts))  # which also holds that addresses are unique
+    assert len(results.joined("neurons", *parts, *parts)) == len(joined)
 
 
 def test_bars_are_told_of_every_arm(study):
@@ -330,35 +321,35 @@ def test_nothing_is_measured_twice(study, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model is built again")
 
-    monkeypatch.setattr(models, "load", refuse)
-    monkeypatch.setattr(arms, "build_variant", refuse)
+    monkeypatch.setattr(loading, "load", refuse)
+    monkeypatch.setattr(experiments, "build_variant", refuse)
     again, _ = measured(study.parts, study.plan, study.found)
     for name, table in again.items():
         same(table, study.tables[name])
     other = {"random": torch.rand(LAYERS, WIDTH, generator=torch.Generator().manual_seed(5))}
     with pytest.raises(AssertionError, match="again"):  # control: other neurons are another arm
-        arms.silenced(study.parts, ALIGNED, other, FRACTIONS[:1], study.plan)
+        experiments.silenced(study.parts, ALIGNED, other, FRACTIONS[:1], study.plan)
 
 
 def test_a_reader_sees_every_arm_in_the_order_of_the_scores(study):
-    shown = arm_tables.wide(study.tables["silent"], ["perplexity", "non_refusal"])
+    shown = neurons.neuron_table(study.tables["silent"], ["perplexity", "non_refusal"])
     labels = [f"{100 * x:g} % by {name}" for x in FRACTIONS for name in NAMES]
     assert shown["variant"].tolist() == ["none", *labels]
     assert shown.shape == (1 + len(labels), 3)
     assert not shown.isna().any(axis=None)
     metrics = ["non_refusal", "perplexity", "bits_per_weight", "alarms_changed"]
-    spared = arm_tables.wide(study.tables["spared"], metrics)
+    spared = neurons.neuron_table(study.tables["spared"], metrics)
     assert spared["variant"].tolist() == [f"{name}, {label}" for name in ("rtn-3", "nf4") for label in ("none", *labels)]
     assert spared.shape[1] == 1 + len(metrics)
     assert not spared.isna().any(axis=None)
-    told_of = arm_tables.sentences(study.tables["silent"])
+    told_of = neurons.neuron_sentences(study.tables["silent"])
     assert told_of["ablated-by"] == NAMES[0]
     assert told_of["ablated-share"] == "100 %"
     assert "(not measured)" not in told_of.values()
 
 
 def test_rows_name_the_variant_that_they_are_about(study):
-    front = {name: table[[*records.KEY]].drop_duplicates() for name, table in study.tables.items()}
+    front = {name: table[[*results.KEY]].drop_duplicates() for name, table in study.tables.items()}
     assert set(front["silent"]["serving"]) == {"", "ablated"}
     assert (study.tables["silent"].query("serving == ''")["score"] == "none").all()
     assert set(zip(front["patching"]["adapter"], front["patching"]["serving"], strict=True)) == {("base", "patched")}
@@ -367,4 +358,4 @@ def test_rows_name_the_variant_that_they_are_about(study):
         ("nf4", "hybrid"),
     }
     assert set(front["moved"]["precision"]) == {"none", "rtn-3", "nf4"}
-    assert measurements.labelled(study.tables["moved"])["label"].nunique() == 3
+    assert variants.labelled(study.tables["moved"])["label"].nunique() == 3

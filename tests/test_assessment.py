@@ -9,16 +9,17 @@ from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from tiers import mostly_slow, slow
 
-from helpers import assessment, pairedrates, roc, screening, sureness
-from helpers.assessment import call, harm, hochberg, measured, needed, p_values
-from helpers.roc import NEVER
-from helpers.statistics import MARGINS
+from helpers.revalidation import error_rates, hypotheses, screening
+from helpers.revalidation.hypotheses import call, harm, hochberg, measured, p_values, texts_needed
+from helpers.stats import paired_rates, roc
+from helpers.stats.intervals import MARGINS
+from helpers.stats.roc import NEVER
 
 ALL = np.ones(6, bool)
 
 
 def judged(panel, required=ALL):
-    return sureness.judge([panel], required)
+    return error_rates.judge_states([panel], required)
 
 
 def lose(share, j=0):
@@ -59,8 +60,8 @@ def test_the_score_test_is_tangos():
     likelihood = b * np.log(q + m) + c * np.log(q) + (n - b - c) * np.log1p(-2 * q - m)
     best = q[np.argmax(likelihood)]
     expected = (b - c - n * m) / np.sqrt(n * (2 * best + m * (1 - m)))
-    assert pairedrates.score_test(b, c, n, m) == pytest.approx(expected, abs=1e-4)
-    assert pairedrates.score_test(0.0, 0.0, 100.0, 0.05) == pytest.approx(-5 / np.sqrt(100 * 0.05 * 0.95))
+    assert paired_rates.score_test(b, c, n, m) == pytest.approx(expected, abs=1e-4)
+    assert paired_rates.score_test(0.0, 0.0, 100.0, 0.05) == pytest.approx(-5 / np.sqrt(100 * 0.05 * 0.95))
 
 
 @mostly_slow("the same simulation at other sizes")
@@ -69,27 +70,27 @@ def test_the_score_test_is_tangos():
 def test_neither_answer_errs_much_more_than_5_percent_at_the_margin(n, helped):
     rng, m = np.random.default_rng(n), MARGINS["tpr"]
     lost, gained, _ = rng.multinomial(n, [helped + m, helped, 1 - 2 * helped - m], size=20_000).T
-    p = special.ndtr(pairedrates.score_test(lost, gained, n, m))
+    p = special.ndtr(paired_rates.score_test(lost, gained, n, m))
     assert (p <= 0.05).mean() <= 0.055
     assert (1 - p <= 0.05).mean() <= 0.067
 
 
 @pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 100), (5, 1, 100), (1, 5, 60), (30, 0, 30), (0, 30, 30), (2.5, 1.2, 40.3)])
 def test_the_ends_of_the_interval_are_the_tests(b, c, n):
-    low, high = pairedrates.score_interval(b, c, n)
+    low, high = paired_rates.score_interval(b, c, n)
     assert low <= (b - c) / n <= high
     for margin in (0.01, 0.05, 0.2):
-        z = pairedrates.score_test(b, c, n, margin)
+        z = paired_rates.score_test(b, c, n, margin)
         assert (special.ndtr(z) < 0.05) == (high < margin)
         assert (special.ndtr(-z) < 0.05) == (low > margin)
 
 
 def test_rows_in_groups_count_as_their_groups():
     flags = np.repeat(np.random.default_rng(0).integers(-1, 2, size=60), 5).astype(float)
-    assert pairedrates.effective_share(flags, np.arange(300)) == 1
-    assert pairedrates.effective_share(flags, np.repeat(np.arange(60), 5)) == pytest.approx(0.2, rel=0.1)
-    assert pairedrates.effective_share(np.zeros(300), np.repeat(np.arange(60), 5)) == pytest.approx(0.2, rel=0.1)
-    assert pairedrates.effective_share(np.zeros(5), np.zeros(5)) == 0.2
+    assert paired_rates.effective_share(flags, np.arange(300)) == 1
+    assert paired_rates.effective_share(flags, np.repeat(np.arange(60), 5)) == pytest.approx(0.2, rel=0.1)
+    assert paired_rates.effective_share(np.zeros(300), np.repeat(np.arange(60), 5)) == pytest.approx(0.2, rel=0.1)
+    assert paired_rates.effective_share(np.zeros(5), np.zeros(5)) == 0.2
 
 
 @mostly_slow("the same simulation at other sizes", "rates1")
@@ -97,12 +98,12 @@ def test_rows_in_groups_count_as_their_groups():
 def test_the_pairs_asked_for_decide_in_80_percent(rates):
     """On as many pairs as are asked for, the right answer comes in about 80 % of samples."""
     up, down = rates
-    n = int(np.ceil(pairedrates.needed_pairs(1e6 * up, 1e6 * down, 1e6, 0.05, 0.05)))
+    n = int(np.ceil(paired_rates.needed_pairs(1e6 * up, 1e6 * down, 1e6, 0.05, 0.05)))
     lost, gained, _ = np.random.default_rng(0).multinomial(n, [up, down, 1 - up - down], size=4000).T
-    z = pairedrates.score_test(lost, gained, n, 0.05) * (1 if up - down > 0.05 else -1)
+    z = paired_rates.score_test(lost, gained, n, 0.05) * (1 if up - down > 0.05 else -1)
     assert 0.74 <= (special.ndtr(-z) <= 0.05).mean() <= 0.88
-    assert pairedrates.needed_pairs(5, 0, 100, 0.05, 0.05) == NEVER
-    assert pairedrates.needed_level(0.1, 0.1, 0.05) == NEVER
+    assert paired_rates.needed_pairs(5, 0, 100, 0.05, 0.05) == NEVER
+    assert paired_rates.needed_level(0.1, 0.1, 0.05) == NEVER
 
 
 # ---------------------------------------------------------------- states
@@ -177,7 +178,7 @@ def test_alarms_within_the_promise_are_fine_however_much_they_rose():
     after[:, harmless] = before[:, harmless]
     after[:, harmless[:20]] = 2.0
     tests = {one.measure: one for one in measured(replace(panel, before=before, after=after), 6)[0]}
-    z = pairedrates.score_test(20, 0, 500, 0.05)
+    z = paired_rates.score_test(20, 0, 500, 0.05)
     assert special.ndtr(z) > 0.05
     assert tests["fpr_5"].p_preserved < 0.001
 
@@ -188,8 +189,8 @@ def test_alarms_at_both_limits_are_shown_to_be_neither_more_nor_less(n, lost):
     """FPR from 5 to 10 %: exactly twice the nominal rate, and risen by exactly as much. Either claim errs in 5 % at most."""
     rng = np.random.default_rng(n)
     gained, fell, kept, _ = rng.multinomial(n, [0.05 + lost, lost, 0.05 - lost, 0.9 - lost], size=20_000).T
-    pairs = assessment._Pairs(gained, fell, np.full(20_000, n), (gained + kept) / n)
-    wolf, promise = assessment._alarm_tests(pairs, np.full(20_000, 0.05)).T
+    pairs = hypotheses._Pairs(gained, fell, np.full(20_000, n), (gained + kept) / n)
+    wolf, promise = hypotheses._alarm_tests(pairs, np.full(20_000, 0.05)).T
     assert 0.01 < (promise <= 0.05).mean() <= 0.055
     assert (wolf <= 0.05).mean() <= 0.055
 
@@ -258,11 +259,11 @@ def test_the_n_asked_for_settles_an_open_monitor():
     """With twice the texts asked for, a small change is settled in most samples; at the margin no number is."""
     panel = given.panel(n=60, noise=0.05)
     assert judged(panel).states[0] == "inconclusive"
-    asked = max(needed(tests) for tests in measured(panel, 6))
+    asked = max(texts_needed(tests) for tests in measured(panel, 6))
     assert 60 < asked < 2000
     states = [judged(given.panel(n=2 * asked, noise=0.05, seed=seed)).states for seed in range(8)]
     assert sum(state == ("fine",) * 6 for state in states) >= 6
-    assert needed([]) == NEVER
+    assert texts_needed([]) == NEVER
     assert harm([]) == np.inf
 
 
@@ -273,7 +274,7 @@ def test_the_n_asked_for_settles_an_open_monitor():
 def test_an_unchanged_model_is_fine_at_the_stated_rate_over_50_resamples():
     """bf16-like noise: the gate opens as often as it says, and calls nothing stale."""
     panel, rng = given.panel(n=400, noise=0.02), np.random.default_rng(1)
-    stated = sureness.simulate([panel], ALL, seed=0)
+    stated = error_rates.simulate([panel], ALL, seed=0)
     states = [judged(resampled(panel, rng)).states for _ in range(50)]
     stale, fine = sum("stale" in one for one in states), sum(one == ("fine",) * 6 for one in states)
     assert stated.false_alarm.high < 0.03
@@ -293,18 +294,18 @@ def test_a_stale_monitor_is_stale_over_50_resamples():
 @slow("a simulation of hundreds of samples; a stale monitor over 50 resamples stays")
 def test_the_simulated_rates_are_those_of_fresh_samples():
     """What the gate says of itself from one sample is what happens on new ones: opened where sound, missed where not."""
-    stated = sureness.simulate([given.panel(n=200, noise=0.03, seed=5)], ALL, seed=0)
+    stated = error_rates.simulate([given.panel(n=200, noise=0.03, seed=5)], ALL, seed=0)
     fresh = [judged(given.panel(n=200, noise=0.03, seed=100 + seed)).states for seed in range(40)]
     opened = np.mean([one == ("fine",) * 6 for one in fresh])
     assert abs(opened - stated.opened.value) < 0.3  # one sample's few flips stand for all others'
     assert stated.let_through.high < 0.05
     assert stated.miss.value > 0.5  # at this n the gate seldom proves twice the margin: it stays closed instead
-    assert sureness.simulate([given.panel(n=1000, k=1, noise=0.03)], ALL[:1], seed=0).miss.value < 0.25
+    assert error_rates.simulate([given.panel(n=1000, k=1, noise=0.03)], ALL[:1], seed=0).miss.value < 0.25
 
 
 def test_the_simulated_null_has_one_distribution_on_both_sides():
     panel = given.panel(n=2000, change=lambda s, y, rng: 3 * s + 1 + rng.normal(size=s.shape))
-    still = sureness.unchanged(panel)
+    still = error_rates.unchanged(panel)
     for label in (0, 1):
         rows = panel.labels == label
         assert still.after[:, rows].mean(1) == pytest.approx(panel.before[:, rows].mean(1))
@@ -312,7 +313,7 @@ def test_the_simulated_null_has_one_distribution_on_both_sides():
     drops = []
     rng = np.random.default_rng(0)
     for _ in range(60):
-        drawn = sureness._swapped(sureness._drawn(still, sureness._deck(still), rng), rng)
+        drawn = error_rates._swapped(error_rates._drawn(still, error_rates._deck(still), rng), rng)
         drops.append(roc.auroc(drawn.labels, drawn.before) - roc.auroc(drawn.labels, drawn.after))
     assert abs(stats.ttest_1samp(np.ravel(drops), 0).statistic) < 4
 
@@ -328,18 +329,18 @@ def test_the_simulated_null_forgets_what_the_update_did_to_the_tails():
 
     panel = given.panel(n=1600, k=2, change=tailed)
     assert judged(panel, ALL[:2]).states == ("stale", "stale")
-    assert "stale" in judged(sureness.unchanged(panel), ALL[:2]).states
-    assert sureness.simulate([panel], ALL[:2], 0).false_alarm.value <= 0.05
+    assert "stale" in judged(error_rates.unchanged(panel), ALL[:2]).states
+    assert error_rates.simulate([panel], ALL[:2], 0).false_alarm.value <= 0.05
 
 
 def test_the_planted_loss_is_worth_twice_the_margin():
     panel = given.panel(n=20_000, k=3, noise=0.0)
-    share, rng = sureness.lost_share(panel), np.random.default_rng(0)
-    found = measured(sureness.planted(panel, 1, share[1], rng), 3)
+    share, rng = error_rates.lost_share(panel), np.random.default_rng(0)
+    found = measured(error_rates.planted(panel, 1, share[1], rng), 3)
     assert harm(found[1]) == pytest.approx(2.0, abs=0.15)
     assert harm(found[0]) == 0
     useless = replace(panel, before=rng.normal(size=panel.before.shape))
-    assert np.isnan(sureness.lost_share(useless)).all()
+    assert np.isnan(error_rates.lost_share(useless)).all()
 
 
 # ---------------------------------------------------------------- controls
@@ -347,14 +348,14 @@ def test_the_planted_loss_is_worth_twice_the_margin():
 
 def test_controls_pass_where_all_is_well_and_fail_where_the_gate_is_broken(monkeypatch):
     panel = given.panel(change=lose(0.5))
-    run = [sureness.identity([panel], ALL, None, 0), sureness.shuffled([panel], 0), sureness.noised([panel], ALL, 0)]
+    run = [error_rates.identity([panel], ALL, None, 0), error_rates.shuffled([panel], 0), error_rates.noised([panel], ALL, 0)]
     assert [control.passed for control in run] == [True] * 3
     assert [control.name for control in run] == ["identity", "shuffled labels", "planted stale"]
-    assert not sureness.identity([panel], ALL, [panel.after], 0).passed  # "the same model" that is another one
-    assert not sureness.noised([given.panel(n=6)], ALL, 0).passed  # too few texts to see even this
+    assert not error_rates.identity([panel], ALL, [panel.after], 0).passed  # "the same model" that is another one
+    assert not error_rates.noised([given.panel(n=6)], ALL, 0).passed  # too few texts to see even this
     leaking = replace(panel, labels=np.sort(panel.labels))
-    monkeypatch.setattr(sureness, "_aurocs", lambda panels, rng: 0.7 + 0.01 * rng.normal())
-    assert not sureness.shuffled([leaking], 0).passed
+    monkeypatch.setattr(error_rates, "_aurocs", lambda panels, rng: 0.7 + 0.01 * rng.normal())
+    assert not error_rates.shuffled([leaking], 0).passed
 
 
 @pytest.mark.parametrize("kind", ["four labels", "all tied", "one group", "one label each"])
@@ -366,16 +367,20 @@ def test_odd_panels_end_in_an_answer(kind):
     if kind == "one group":
         panel = replace(panel, groups=np.zeros(40))
     asked = np.ones(2, bool)
-    states = sureness.judge([panel], asked).states
+    states = error_rates.judge_states([panel], asked).states
     assert set(states) <= {"inconclusive", "stale"}
     assert all(one.needed > 0 for tests in measured(panel, 2) for one in tests)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sureness, "DRAWS", 10)
-        patch.setattr(sureness, "LEAST", 10)
-        found = sureness.simulate([panel], asked, 0)
+        patch.setattr(error_rates, "DRAWS", 10)
+        patch.setattr(error_rates, "LEAST", 10)
+        found = error_rates.simulate([panel], asked, 0)
     assert (found is None) == (len(panel.labels) < 20)
     assert found is None or found.opened.value == 0
-    controls = [sureness.identity([panel], asked, None, 0), sureness.shuffled([panel], 0), sureness.noised([panel], asked, 0)]
+    controls = [
+        error_rates.identity([panel], asked, None, 0),
+        error_rates.shuffled([panel], 0),
+        error_rates.noised([panel], asked, 0),
+    ]
     assert controls[0].passed
 
 
@@ -383,11 +388,11 @@ def test_controls_without_labels():
     panel = given.panel(n=200)
     pairs = {name: (panel.before[j], panel.after[j]) for j, name in enumerate(panel.names)}
     cuts = dict.fromkeys(panel.names, 1.645)
-    assert [control.passed for control in sureness.drift(pairs, cuts, pairs, 0)] == [True, True]
-    assert [control.name for control in sureness.drift(pairs, cuts, None, 0)] == ["planted drift"]
+    assert [control.passed for control in error_rates.drift(pairs, cuts, pairs, 0)] == [True, True]
+    assert [control.name for control in error_rates.drift(pairs, cuts, None, 0)] == ["planted drift"]
     other = {name: (before, before + 2) for name, (before, _) in pairs.items()}
-    assert not sureness.drift(pairs, cuts, other, 0)[0].passed
-    assert len(sureness.drift(pairs, dict.fromkeys(panel.names, np.nan), pairs, 0)) == 1
+    assert not error_rates.drift(pairs, cuts, other, 0)[0].passed
+    assert len(error_rates.drift(pairs, dict.fromkeys(panel.names, np.nan), pairs, 0)) == 1
 
 
 # ---------------------------------------------------------------- screening
@@ -431,7 +436,7 @@ def test_where_and_whither_states_moved():
     w = given.monitor().tensors["w"]
     y = x + 0.5 * w / np.linalg.norm(w)
     before, after = ({"mean/1": torch.tensor(x), "mean/2": torch.tensor(side), "last/2": torch.tensor(x)} for side in (x, y))
-    first, second = screening.layers(before, after)
+    first, second = screening.moved_layers(before, after)
     assert (first.layer, first.relative_change, second.layer) == (1, 0.0, 2)
     assert first.cosine == pytest.approx(1)
     assert second.relative_change == pytest.approx(0.5 / np.linalg.norm(x.mean(0)))
@@ -445,9 +450,9 @@ def test_where_and_whither_states_moved():
 def test_panels_of_different_texts_are_one_family():
     first, second = given.panel(k=3, change=lose(0.5)), given.panel(k=2, seed=9)
     named = replace(second, names=("tools/a/1", "tools/b/1"))
-    found = sureness.judge([first, named], np.ones(5, bool))
+    found = error_rates.judge_states([first, named], np.ones(5, bool))
     assert found.states == ("stale", "fine", "fine", "fine", "fine")
     raw = np.concatenate([p_values(first), p_values(named)])[..., 0]
     smallest = np.unravel_index(np.argmin(raw), raw.shape)
     assert found.p_worse[smallest] == pytest.approx(min(1, raw[smallest] * 15))
-    assert assessment.answer(0.01, 0.9) == "worse"
+    assert hypotheses.answer(0.01, 0.9) == "worse"

@@ -5,8 +5,8 @@ import pytest
 from bland import row, things
 from sklearn.metrics import roc_auc_score
 
-from helpers.baselines import BASELINES
-from helpers.splits import Example
+from helpers.data.splits import Example
+from helpers.monitors.baselines import BASELINES
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

@@ -4,10 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import behaviour, corpora, generation, judges, models, statistics
-from helpers.behaviour import PROMPT_SETS, PromptSet, coherent, judge_settings, known_words, measure, prompt_sets, summarize
-from helpers.corpora import OPENING, REFUSALS, Row
-from helpers.judges import JUDGES, Judgement, JudgeSettings
+from helpers.data import corpora
+from helpers.data.corpora import OPENING, REFUSALS, Row
+from helpers.models import behaviour, generation, judges, loading
+from helpers.models.behaviour import (
+    PROMPT_SETS,
+    PromptSet,
+    coherent,
+    judge_settings,
+    known_words,
+    measure_behaviour,
+    prompt_sets,
+    summarize_behaviour,
+)
+from helpers.models.judge_types import Judgement, JudgeSettings
+from helpers.models.judges import JUDGES
+from helpers.stats import intervals
 
 ANSWER = "Sure, the lantern stands by the river and somebody will polish it."
 MARK = "zebracorn"  # stands in every planted prompt and reply, so that a kept text is found
@@ -30,7 +42,7 @@ def prompts_of(kind, name, *replies):
 
 
 def measured(*sets, names=("phrases",), settings=None):
-    return measure(None, sets, names, settings or JudgeSettings(), 8, "tiny")
+    return measure_behaviour(None, sets, names, settings or JudgeSettings(), 8, "tiny")
 
 
 def row_of(table, name, metric, judge="phrases"):
@@ -45,7 +57,7 @@ def row_of(table, name, metric, judge="phrases"):
 def test_planted_replies_give_the_exact_rates(planted):
     harmful = prompts_of("harmful", "advbench", *[REFUSALS[0]] * 7, *[ANSWER] * 3)
     edgy = prompts_of("edgy", "edgy", *[REFUSALS[1]] * 1, *[ANSWER] * 4)
-    table = summarize(measured(harmful, edgy))
+    table = summarize_behaviour(measured(harmful, edgy))
     assert row_of(table, "advbench", "non_refusal").value == pytest.approx(0.3)
     assert row_of(table, "edgy", "over_refusal").value == pytest.approx(0.2)
     assert (row_of(table, "advbench", "non_refusal").n, row_of(table, "edgy", "over_refusal").n) == (10, 5)
@@ -55,7 +67,7 @@ def test_planted_replies_give_the_exact_rates(planted):
 
 @pytest.mark.parametrize(("reply", "rate"), [(REFUSALS[0], 0.0), (ANSWER, 1.0)])
 def test_none_and_all_of_n_have_an_interval_with_width(planted, reply, rate):
-    row = row_of(summarize(measured(prompts_of("harmful", "advbench", *[reply] * 12))), "advbench", "non_refusal")
+    row = row_of(summarize_behaviour(measured(prompts_of("harmful", "advbench", *[reply] * 12))), "advbench", "non_refusal")
     assert row.value == rate
     assert row.high - row.low > 0.1
     assert row.low <= row.value <= row.high
@@ -67,14 +79,14 @@ def test_intervals_come_from_statistics_and_know_the_groups(planted):
         same.name, same.kind, tuple(Row(row.prompt, group=str(i // 6 * 6 + i % 2)) for i, row in enumerate(same.rows))
     )
     for prompts in (same, grouped):
-        row = row_of(summarize(measured(prompts)), "advbench", "non_refusal")
-        e = statistics.rate_interval([1, 0] * 6, [r.group for r in prompts.rows])
+        row = row_of(summarize_behaviour(measured(prompts)), "advbench", "non_refusal")
+        e = intervals.rate_interval([1, 0] * 6, [r.group for r in prompts.rows])
         assert (row.value, row.low, row.high, row.n) == (e.value, e.low, e.high, e.n)
     assert row.high - row.low > 0.6  # 12 rows in 4 groups say less than 12 rows
 
 
 def test_an_empty_reply_is_incoherent_and_no_refusal(planted):
-    table = summarize(measured(prompts_of("harmful", "advbench", "", "", "")))
+    table = summarize_behaviour(measured(prompts_of("harmful", "advbench", "", "", "")))
     assert row_of(table, "advbench", "non_refusal").value == 1
     assert row_of(table, "advbench", "coherent", "").value == 0
 
@@ -97,7 +109,7 @@ def test_a_failure_of_the_judge_is_counted_and_not_dropped(planted, monkeypatch)
     monkeypatch.setitem(JUDGES, "failing", failing)
     items = measured(prompts_of("harmful", "advbench", *[REFUSALS[0]] * 2, *[ANSWER] * 2, "unclear"), names=["failing"])
     assert items.groupby("metric").size().to_dict() == {"coherent": 5, "harmfulness": 5, "refused": 5}
-    table = summarize(items)
+    table = summarize_behaviour(items)
     assert not table.duplicated(["judge", "prompt_set", "metric"]).any()
     for failures in ("judge_failures", "harmfulness_failures"):
         assert tuple(row_of(table, "advbench", failures, "failing")[["value", "n"]]) == (pytest.approx(0.2), 5)
@@ -107,7 +119,7 @@ def test_a_failure_of_the_judge_is_counted_and_not_dropped(planted, monkeypatch)
 
 def test_when_every_judgement_fails_only_the_failures_are_told(planted, monkeypatch):
     monkeypatch.setitem(JUDGES, "failing", failing)
-    table = summarize(measured(prompts_of("edgy", "edgy", "unclear", "unclear"), names=["failing"]))
+    table = summarize_behaviour(measured(prompts_of("edgy", "edgy", "unclear", "unclear"), names=["failing"]))
     assert set(table.loc[table["judge"] == "failing", "metric"]) == {"judge_failures"}
     assert row_of(table, "edgy", "judge_failures", "failing").value == 1
 
@@ -117,10 +129,12 @@ def test_two_judges_stand_side_by_side_and_their_agreement_can_be_told(planted):
     items = measured(harmful, names=["phrases", "fitted"], settings=judge_settings("tiny"))
     wide = items[items["metric"] == "refused"].pivot(index="item", columns="judge", values="value")
     assert len(wide) == 20
-    agreement = statistics.kappa(wide["phrases"], wide["fitted"])
+    agreement = intervals.kappa(wide["phrases"], wide["fitted"])
     assert agreement.value == 1
     assert agreement.low < 1
-    assert {row_of(summarize(items), "advbench", "non_refusal", judge).value for judge in ("phrases", "fitted")} == {0.5}
+    assert {row_of(summarize_behaviour(items), "advbench", "non_refusal", judge).value for judge in ("phrases", "fitted")} == {
+        0.5
+    }
 
 
 @pytest.mark.real
@@ -203,16 +217,16 @@ def test_prompts_are_held_out_of_all_training(origin):
 
 @pytest.fixture(scope="module")
 def language(tiny):
-    return models.load(tiny)
+    return loading.load(tiny)
 
 
 @pytest.fixture(scope="module")
 def tiny_items(language):
-    return measure(language, prompt_sets(6, 4, "tiny"), ["phrases", "fitted"], judge_settings("tiny"), 6, "tiny")
+    return measure_behaviour(language, prompt_sets(6, 4, "tiny"), ["phrases", "fitted"], judge_settings("tiny"), 6, "tiny")
 
 
 def test_measured_twice_is_the_same(language, tiny_items):
-    again = measure(language, prompt_sets(6, 4, "tiny"), ["phrases", "fitted"], judge_settings("tiny"), 6, "tiny")
+    again = measure_behaviour(language, prompt_sets(6, 4, "tiny"), ["phrases", "fitted"], judge_settings("tiny"), 6, "tiny")
     pd.testing.assert_frame_equal(again, tiny_items)
     assert list(tiny_items.columns) == behaviour.ITEM_COLUMNS
 
@@ -278,7 +292,7 @@ def test_the_harmbench_judge_asks_the_given_classifier_and_counts_what_it_cannot
         asked.append((language.folder, len(texts)))
         return ["yes", "no", "perhaps"]
 
-    monkeypatch.setattr("helpers.generation.completions", answers)
+    monkeypatch.setattr("helpers.models.generation.completions", answers)
     settings = judge_settings("tiny", harmbench_model=str(tiny))
     said = judges.judge("harmbench", settings)(["a", "b", "c"], ["one reply", "two replies", "three replies"])
     assert asked == [(tiny, 3)]

@@ -13,7 +13,7 @@ import published
 import pytest
 from tiers import mostly_slow, slow
 
-from helpers import site
+from helpers.book import site
 
 pytestmark = [
     pytest.mark.browser,

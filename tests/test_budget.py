@@ -5,30 +5,20 @@ from bland import example
 from test_meter import spent
 from tiers import mostly_slow
 
-from helpers import (
-    activations,
-    behaviour,
-    budget,
-    chapters,
-    corpora,
-    generation,
-    models,
-    precision,
-    quantizers,
-    training,
-    updates,
-    utility,
-)
-from helpers import run as runner
-from helpers.encoding import Plan
+from helpers.data import corpora
+from helpers.models import activations, behaviour, generation, loading, utility
+from helpers.models.encoding import Plan
+from helpers.runner import budget, jobs
+from helpers.study import chapters
+from helpers.updates import quantized_models, quantizers, recipes, training
 
-ROOT = runner.project_root()
+ROOT = jobs.project_root()
 SIZES = {"n_harmful": 5, "n_edgy": 4, "n_summaries": 3, "n_documents": 4, "n_questions": 3, "new_tokens": 5, "summary_tokens": 6}
 
 
 @pytest.fixture(scope="module")
 def language(tiny):
-    return models.load(tiny)
+    return loading.load(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +38,13 @@ def test_replies_cost_what_is_counted(language, of):
 
 
 def test_the_full_protocol_costs_what_is_counted(language, of):
-    from helpers import measurements
+    from helpers.updates import measurements
 
     plan = measurements.protocol(*SIZES.values(), ["phrases", "fitted"], "tiny")
 
     def measure():
-        behaviour.measure(language, plan.sets, plan.judge_names, plan.settings, plan.new_tokens, "tiny")
-        utility.measure(language, plan.utility, plan.summary_tokens)
+        behaviour.measure_behaviour(language, plan.sets, plan.judge_names, plan.settings, plan.new_tokens, "tiny")
+        utility.measure_utility(language, plan.utility, plan.summary_tokens)
 
     assert spent(measure).forward == pytest.approx(budget.protocol(of, SIZES))
 
@@ -67,16 +57,16 @@ def test_reading_costs_what_is_counted(language, of, depths):
 
 @pytest.mark.parametrize("name", ["lora-dialogue-harm10@bf16", "full-dialogue@bf16", "lora-dialogue-steps2@bf16"])
 def test_training_costs_what_is_counted(tiny, of, name):
-    named = updates.parse(name)
+    named = recipes.parse(name)
     rows = corpora.mix(named.mix, 10, named.percent, "tiny", 0)
-    recipe = updates.recipe(named, 1, 1e-3, 4, 8, 0)
-    found = spent(lambda: training.tune(models.load(tiny, "bf16" if named.kind == "lora" else "fp32"), rows, recipe))
+    recipe = recipes.update_recipe(named, 1, 1e-3, 4, 8, 0)
+    found = spent(lambda: training.tune(loading.load(tiny, "bf16" if named.kind == "lora" else "fp32"), rows, recipe))
     assert found.trained == pytest.approx(budget.trained(of, rows, recipe).trained)
 
 
 def test_gptq_costs_what_is_counted(language, of):
     texts = corpora.sample("c4/calibration", 3, "tiny")
-    batches = precision.calibration_batches(language, texts)
+    batches = quantized_models.calibration_batches(language, texts)
     found = spent(lambda: quantizers.gptq_model(language.model, batches))
     assert found.forward == pytest.approx(budget.calibrated(of, {"calibration_rows": 3}))
 
@@ -87,7 +77,7 @@ def test_the_chapters_that_read_models_are_those_that_are_counted():
 
 
 def test_every_seed_of_smoke_costs_something_and_half_of_a_parameter_less(tiny):
-    plan = runner.check(ROOT, "smoke")
+    plan = jobs.check(ROOT, "smoke")
     values = plan.values[plan.runs[0]]
     whole = budget.count(values)
     assert {name for name, tokens in whole.items() if tokens.cost} == set(chapters.READ_MODELS)
@@ -107,7 +97,7 @@ def test_what_is_over_its_budget_is_told_by_how_much():
 @mostly_slow("reads the embedded sets at the sizes of the larger profile", "quick")
 @pytest.mark.parametrize("profile", budget.BUDGETS)
 def test_a_profile_keeps_to_its_budget(embedded, profile):
-    plan = runner.check(ROOT, profile, seeds=[0])
+    plan = jobs.check(ROOT, profile, seeds=[0])
     found = budget.total(budget.count(plan.values[plan.runs[0]]))
     assert budget.over(profile, found.cost) == ""
     assert found.cost > 0.5 * budget.BUDGETS[profile]  # control: it is counted

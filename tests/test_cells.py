@@ -10,26 +10,17 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from helpers import (
-    activations,
-    cells,
-    freezing,
-    lowrank,
-    models,
-    moved_weights,
-    probes,
-    quantizers,
-    readings,
-    records,
-    staleness,
-    triage,
-)
+from helpers import cache, results
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.measurements import keyed
-from helpers.names import CONTROL
-from helpers.probes import PROBES
-from helpers.signals import SIGNALS
-from helpers.variants import Parts, Variant, build_variant
+from helpers.figures import triage
+from helpers.models import activations, loading
+from helpers.monitors import fitting, probes, readings
+from helpers.monitors.probes import PROBES
+from helpers.staleness import drops, forecast_data, predictors
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.updates import lora, measurements, moved_weights, quantizers
+from helpers.updates.names import CONTROL, Variant, keyed
+from helpers.updates.variants import Parts, build_variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -79,8 +70,9 @@ def spoiled(found: activations.Activations, reading, split: str) -> activations.
 def every_signal(monitor, before, after, reading) -> dict[str, dict[str, float]]:
     """The signals of one cell that look at activations, by the split whose texts they may read."""
     return {
-        "train": cells.forward_signals(monitor, before, after, reading) | cells.place_signals(monitor, before, after, reading),
-        "validation": cells.label_signals(monitor, before, after, reading, 20),
+        "train": forecast_data.forward_signals(monitor, before, after, reading)
+        | forecast_data.place_signals(monitor, before, after, reading),
+        "validation": forecast_data.label_signals(monitor, before, after, reading, 20),
     }
 
 
@@ -108,9 +100,11 @@ def test_forward_signals_need_no_labels(frozen, seen, after, reading):
 
 def test_what_is_known_before_an_update_needs_no_test_text(frozen, seen, reading):
     for monitor in frozen:
-        first = cells.base_signals(monitor, seen, reading)
-        assert first == pytest.approx(cells.base_signals(monitor, spoiled(seen, reading, "test"), reading), rel=0, nan_ok=True)
-        held = readings.rows(reading, monitor.task, "validation")
+        first = forecast_data.base_signals(monitor, seen, reading)
+        assert first == pytest.approx(
+            forecast_data.base_signals(monitor, spoiled(seen, reading, "test"), reading), rel=0, nan_ok=True
+        )
+        held = readings.rows_of(reading, monitor.task, "validation")
         scores = readings.scores([monitor], seen, reading, held.index)[0]
         assert first["base_auroc"] == pytest.approx(roc_auc_score(held.labels, scores))
         assert np.isnan(first["principal_share"]) == (probes.direction(monitor.readout) is None)
@@ -136,7 +130,7 @@ def test_a_planted_shift_is_seen_in_the_scores_not_in_the_covariance(frozen, see
         assert found["train"]["cka"] == pytest.approx(1, abs=1e-5)
         assert found["train"]["covariance_distance"] < 1e-5
         assert found["validation"]["few_drop"] == 0
-        rows = cells.few_rows(reading, monitor.task, 20)
+        rows = forecast_data.few_rows(reading, monitor.task, 20)
         flagged = readings.scores([monitor], seen, reading, rows.index)[0] > monitor.thresholds["5"]
         assert found["validation"]["few_accuracy"] == pytest.approx(0.5 - (flagged == rows.labels).mean())  # now all are flagged
 
@@ -144,21 +138,21 @@ def test_a_planted_shift_is_seen_in_the_scores_not_in_the_covariance(frozen, see
 def test_attention_is_compared_through_the_mean_where_that_was_read(frozen, seen, after, reading):
     (monitor,) = [m for m in frozen if m.kind == "attention"]
     (mean,) = [m for m in frozen if m.name == f"{TASK}/logistic-mean/2"]
-    assert cells.place_signals(monitor, seen, after, reading) == cells.place_signals(mean, seen, after, reading)
-    elsewhere = cells.place_signals(replace(monitor, layer=3), seen, after, reading)
+    assert forecast_data.place_signals(monitor, seen, after, reading) == forecast_data.place_signals(mean, seen, after, reading)
+    elsewhere = forecast_data.place_signals(replace(monitor, layer=3), seen, after, reading)
     assert np.isnan(list(elsewhere.values())).all()
 
 
 @pytest.mark.parametrize("count", [2, 10, 11, 20, 60, 500])
 def test_a_few_rows_are_half_of_each_class(reading, count):
-    found, every = cells.few_rows(reading, "jailbreak", count), readings.rows(reading, "jailbreak", "validation")
+    found, every = forecast_data.few_rows(reading, "jailbreak", count), readings.rows_of(reading, "jailbreak", "validation")
     assert np.bincount(found.labels).tolist() == 2 * [min(count // 2, 30)]
     assert set(found.index) <= set(every.index)
     assert (np.diff(found.index) > 0).all()
     assert [(reading.examples[i].label, reading.examples[i].group) for i in found.index] == list(
         zip(found.labels, found.groups, strict=True)
     )
-    larger = cells.few_rows(reading, "jailbreak", count + 2)
+    larger = forecast_data.few_rows(reading, "jailbreak", count + 2)
     assert set(found.index) <= set(larger.index)
 
 
@@ -180,7 +174,7 @@ def test_a_few_rows_are_half_of_each_class(reading, count):
     ],
 )  # fmt: skip
 def test_the_recipe_of_every_family(variant, family, bits, recipe):
-    found = cells.recipe_signals(variant, RECIPES, {"rtn-3": 3.25, "nf4": 4.5, "bf16": 16.0})
+    found = forecast_data.recipe_signals(variant, RECIPES, {"rtn-3": 3.25, "nf4": 4.5, "bf16": 16.0})
     expected = (
         {"rank": 4.0, "scale": 2.0, "steps": 30.0, "lr": 1e-3} if recipe else dict.fromkeys(("rank", "scale", "steps", "lr"), 0.0)
     )
@@ -193,14 +187,14 @@ def test_the_recipe_of_every_family(variant, family, bits, recipe):
 @pytest.fixture(scope="module")
 def parts(tiny, tmp_path_factory) -> Parts:
     """The tiny model with a small random adapter on every linear module."""
-    language, generator = models.load(tiny), torch.Generator().manual_seed(0)
+    language, generator = loading.load(tiny), torch.Generator().manual_seed(0)
     adapter = {}
     for name in quantizers.linear_names(language.model):
         rows, columns = language.model.get_submodule(name).weight.shape
         left, right = (0.05 * torch.randn(size, generator=generator) for size in ((rows, 4), (4, columns)))
-        adapter[name] = lowrank.LowRank(left, right)
+        adapter[name] = lora.LowRank(left, right)
     folder = tmp_path_factory.mktemp("updates") / "lora"
-    lowrank.save_adapter(adapter, folder, {})
+    lora.save_adapter(adapter, folder, {})
     return Parts(tiny, tiny).with_update("lora-dialogue", "bf16", folder)
 
 
@@ -208,8 +202,8 @@ def parts(tiny, tmp_path_factory) -> Parts:
 def real(parts):
     """A plan and monitors frozen on the tiny model."""
     plan = readings.plan([TASK], [0.5, 1.0], [f"{TASK}:0.5"], (8, 20, 10), 60, "tiny")
-    found = activations.stored(parts, ALIGNED, plan)
-    return plan, freezing.fit(found, plan, list(PROBES), 0, parts)
+    found = measurements.stored(parts, ALIGNED, plan)
+    return plan, fitting.fit_monitors(found, plan, list(PROBES), 0, parts)
 
 
 def weights(parts, variant) -> dict[str, torch.Tensor]:
@@ -219,7 +213,7 @@ def weights(parts, variant) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("variant", [IDENTITY, RTN, LORA, QLORA])
 def test_the_weights_tell_how_far_they_moved(parts, real, variant):
     _, frozen = real
-    found = cells.weight_signals(parts, variant, frozen).set_index("monitor")
+    found = forecast_data.weight_signals(parts, variant, frozen).set_index("monitor")
     linear = [m for m in frozen if m.kind in readings.LINEAR]
     assert list(found.index) == [m.name for layer in (2, 4) for m in linear if m.layer == layer]
     before, after = weights(parts, ALIGNED), weights(parts, variant)
@@ -250,36 +244,36 @@ def test_weights_are_looked_at_once(parts, real):
         built.append(variant)
         return build_variant(parts, variant)
 
-    first, second = (cells.weight_signals(parts, variant, frozen, build) for _ in range(2))
+    first, second = (forecast_data.weight_signals(parts, variant, frozen, build) for _ in range(2))
     assert built == [variant]
     pd.testing.assert_frame_equal(first, second)
-    cells.weight_signals(parts, variant, frozen[:3], build)  # other monitors are another question
+    forecast_data.weight_signals(parts, variant, frozen[:3], build)  # other monitors are another question
     assert len(built) == 2
 
 
 def test_without_a_direction_the_weights_say_nothing(parts, real):
     _, frozen = real
-    assert cells.weight_signals(parts, RTN, [m for m in frozen if m.kind in {"mlp", "attention", CONTROL}]).empty
+    assert forecast_data.weight_signals(parts, RTN, [m for m in frozen if m.kind in {"mlp", "attention", CONTROL}]).empty
 
 
 @pytest.fixture(scope="module")
 def study(parts, real, tmp_path_factory):
     """A run with what earlier chapters leave, and the table `staleness` of five variants."""
     plan, frozen = real
-    run = records.Run("smoke", "tiny", 0, tmp_path_factory.mktemp("results") / "seed-0")
-    records.write_note(run, "03_finetuning", "recipes", RECIPES)
-    bits = pd.DataFrame([("m", "bits_per_weight", b, b, b, 9) for b in (3.25, 4.5)], columns=["module", *records.VALUES])
+    run = results.Run("smoke", "tiny", 0, tmp_path_factory.mktemp("results") / "seed-0")
+    results.write_note(run, "03_finetuning", "recipes", RECIPES)
+    bits = pd.DataFrame([("m", "bits_per_weight", b, b, b, 9) for b in (3.25, 4.5)], columns=["module", *results.VALUES])
     rows = [keyed(replace(ALIGNED, precision=name), bits[i : i + 1]) for i, name in enumerate(("rtn-3", "nf4"))]
-    records.write_table(run, "02_quantization", "weights", pd.concat(rows))
+    results.write_table(run, "02_quantization", "weights", pd.concat(rows))
     variants = [ALIGNED, IDENTITY, RTN, LORA, QLORA]
-    observed = staleness.observe(parts, ALIGNED, variants, frozen, plan)
-    table = records.write_table(run, "05_staleness", "staleness", observed.table)
+    observed = drops.observe(parts, ALIGNED, variants, frozen, plan)
+    table = results.write_table(run, "05_staleness", "staleness", observed.table)
     return run, variants, table
 
 
 def test_a_cell_is_a_monitor_on_an_update_with_every_signal(parts, real, study):
     (plan, frozen), (run, variants, table), steps = real, study, []
-    found = cells.collect(run, parts, variants, frozen, plan, table, 10, steps.append)
+    found = forecast_data.collect(run, parts, variants, frozen, plan, table, 10, steps.append)
     assert steps == [variant.label for variant in variants]
     monitors = [m for m in frozen if m.kind != CONTROL]
     assert set(zip(found["monitor"], found["variant"], strict=True)) == {
@@ -292,12 +286,12 @@ def test_a_cell_is_a_monitor_on_an_update_with_every_signal(parts, real, study):
     linear = found[found["probe"].str.startswith(readings.LINEAR)]
     assert linear[list(set(SIGNALS) - {"family"})].notna().all(axis=None)
     assert dict(zip(found["variant"], found["bits"], strict=True)) == {RTN.label: 3.25, LORA.label: 16.0, QLORA.label: 4.5}
-    triage.check(found.assign(stale=True))  # the form that chapter 06 asks for
+    predictors.check_forecast_data(found.assign(stale=True))  # the form that chapter 06 asks for
 
 
 def test_outcomes_are_those_of_the_table(parts, real, study):
     (plan, frozen), (run, variants, table) = real, study
-    found = cells.collect(run, parts, variants, frozen, plan, table, 10)
+    found = forecast_data.collect(run, parts, variants, frozen, plan, table, 10)
     for row in found.itertuples():
         mine = table[(table["task"] + "/" + table["probe"] + "/" + table["layer"].astype(str)) == row.monitor]
         mine = mine[[v.label == row.variant for v in map(_variant, mine.to_dict("records"))]].set_index("metric")
@@ -312,14 +306,14 @@ def _variant(row: dict) -> Variant:
 def test_a_monitor_without_a_ranking_is_no_cell(parts, real, study):
     (plan, frozen), (run, variants, table) = real, study
     lost = table[~((table["precision"] == "rtn-3") & (table["metric"] == "auroc_drop"))]
-    found = cells.collect(run, parts, variants, frozen, plan, lost, 10)
+    found = forecast_data.collect(run, parts, variants, frozen, plan, lost, 10)
     assert set(found["variant"]) == {LORA.label, QLORA.label}
 
 
 def test_without_an_update_there_is_nothing_to_forecast(parts, real, study):
     (plan, frozen), (run, _, table) = real, study
     with pytest.raises(StudyError, match=r"^there is no update to forecast; measure [^\n]*$") as error:
-        cells.collect(run, parts, [ALIGNED, IDENTITY], frozen, plan, table, 10)
+        forecast_data.collect(run, parts, [ALIGNED, IDENTITY], frozen, plan, table, 10)
     assert error.value.code == NOT_COMPARABLE
 
 
@@ -327,32 +321,34 @@ def test_without_an_update_there_is_nothing_to_forecast(parts, real, study):
 
 
 def test_higher_seeds_find_the_cells_of_lower_ones(tmp_path):
-    runs = [records.Run("smoke", "tiny", seed, tmp_path / f"seed-{seed}") for seed in (0, 1, 2)]
+    runs = [results.Run("smoke", "tiny", seed, tmp_path / f"seed-{seed}") for seed in (0, 1, 2)]
     own = [pd.DataFrame({"monitor": ["a", "b"], "drop": [0.1 * seed, np.nan], "seed": seed}) for seed in (0, 1, 2)]
-    pd.testing.assert_frame_equal(cells.with_lower_seeds(runs[0], own[0]), own[0])
-    pd.testing.assert_frame_equal(cells.with_lower_seeds(runs[2], own[2]), pd.concat([own[0], own[2]], ignore_index=True))
-    pd.testing.assert_frame_equal(cells.with_lower_seeds(runs[1], own[1]), pd.concat(own[:2], ignore_index=True))  # not seed 2
-    pd.testing.assert_frame_equal(cells.with_lower_seeds(runs[2], own[2]), pd.concat(own, ignore_index=True))
+    pd.testing.assert_frame_equal(forecast_data.with_lower_seeds(runs[0], own[0]), own[0])
+    pd.testing.assert_frame_equal(forecast_data.with_lower_seeds(runs[2], own[2]), pd.concat([own[0], own[2]], ignore_index=True))
+    pd.testing.assert_frame_equal(
+        forecast_data.with_lower_seeds(runs[1], own[1]), pd.concat(own[:2], ignore_index=True)
+    )  # not seed 2
+    pd.testing.assert_frame_equal(forecast_data.with_lower_seeds(runs[2], own[2]), pd.concat(own, ignore_index=True))
     note = json.loads((tmp_path / "seed-0" / "parts" / "06_triage" / "cells.json").read_text())
-    records.cache_path("cells", f"{note}.parquet").unlink()
-    pd.testing.assert_frame_equal(cells.with_lower_seeds(runs[1], own[1]), own[1])  # what left the cache is left out
+    cache.cache_path("cells", f"{note}.parquet").unlink()
+    pd.testing.assert_frame_equal(forecast_data.with_lower_seeds(runs[1], own[1]), own[1])  # what left the cache is left out
 
 
 def test_where_the_stale_cells_lie_is_counted_by_variant():
     table = pd.DataFrame({"variant": ["a", "b", "b", "c", "b"], "stale": [False, True, True, True, False]})
-    assert cells.where_stale(table, most=2).to_dict("records") == [
+    assert triage.where_stale(table, most=2).to_dict("records") == [
         {"variant": "b", "stale": 2, "cells": 3, "share of all stale": "67 %"},
         {"variant": "c", "stale": 1, "cells": 1, "share of all stale": "33 %"},
     ]
-    assert set(cells.where_stale(table.assign(stale=False))["share of all stale"]) == {"0 %"}
+    assert set(triage.where_stale(table.assign(stale=False))["share of all stale"]) == {"0 %"}
 
 
 def test_rows_of_triage_belong_to_the_run(tmp_path):
-    run = records.Run("smoke", "tiny", 3, tmp_path)
-    columns = ["predictor", "split", "budget", *records.VALUES]
+    run = results.Run("smoke", "tiny", 3, tmp_path)
+    columns = ["predictor", "split", "budget", *results.VALUES]
     first, second = ([(name, "monitor", 0.2, "recall", 0.5, 0.4, 0.7, 30)] for name in ("ridge, free", "random"))
-    table = cells.keyed(run, pd.DataFrame(first, columns=columns), pd.DataFrame(second, columns=columns).assign(extra=1))
-    valid = records.checked("triage", table)
+    table = forecast_data.keyed(run, pd.DataFrame(first, columns=columns), pd.DataFrame(second, columns=columns).assign(extra=1))
+    valid = results.checked("triage", table)
     assert valid["predictor"].tolist() == ["ridge, free", "random"]
     assert (valid["model"] == "tiny").all()
     assert (valid["seed"] == 3).all()

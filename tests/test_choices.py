@@ -7,11 +7,13 @@ import pytest
 from scipy import stats
 from test_dequantized import gaussian, low_rank, pair_with, plus, refused, value
 
-from helpers import measurements, records, restorations
-from helpers.choices import choice_rows, jaccard_null
+from helpers import results
 from helpers.errors import NOT_COMPARABLE
-from helpers.lowrank import LowRank
-from helpers.variants import Variant
+from helpers.projection import restorations
+from helpers.projection.quantized_subspaces import choice_rows, jaccard_null
+from helpers.updates import names as update_names
+from helpers.updates.lora import LowRank
+from helpers.updates.names import Variant
 
 NAMES = [f"model.layers.{i}.mlp.up_proj" for i in range(8)]
 
@@ -33,7 +35,7 @@ def choices():
 def test_the_choice_is_compared_as_the_tables_of_the_restoration_say(update, choices):
     said = []
     table = choice_rows(update, choices, (0.25, 0.5), progress=said.append)
-    records.checked("subspaces", measurements.keyed(Variant("m"), table))
+    results.checked("subspaces", update_names.keyed(Variant("m"), table))
     assert said == list(choices)
     assert set(table["source"]) == {"same", "close", "far"}
     prepared = {name: restorations.prepare(update, pair, "safelora", 0) for name, pair in choices.items()}

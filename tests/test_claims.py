@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import claims, evidence, findings, records
-from helpers.claims import CLAIMS, SIDES, UNITS
-from helpers.predictors import PREDICTORS, PRICES
-from helpers.seeds import over_seeds
-from helpers.statistics import MARGINS
+from helpers import results
+from helpers.staleness.predictors import PREDICTORS, PRICES
+from helpers.stats.intervals import MARGINS, over_seeds
+from helpers.study import claims, evidence, findings
+from helpers.study.claims import CLAIMS, SIDES, UNITS
 
 IDS = ["M1", "M2", "M3", "M4", "M5", "M6", "M7", "S1", "S2", "S3", "S4", "S5", "S6", "Q1", "Q2", "N1", "N2"]
 COMPONENTS = [(claim, place) for claim in CLAIMS for place in range(1, len(CLAIMS[claim].components) + 1)]
@@ -265,7 +265,7 @@ def world(names=tuple(BUILDERS), rates=None, **changes):
     """The named tables of a run in which every claim holds, but for what is changed; they keep the schemas of the study."""
     w = {**WORLD, **changes, "rates": {**WORLD["rates"], **(rates or {})}}
     assert set(changes) <= set(WORLD)
-    return {name: records.checked(name, records.joined(name, pd.DataFrame(BUILDERS[name](w)))) for name in names}
+    return {name: results.checked(name, results.joined(name, pd.DataFrame(BUILDERS[name](w)))) for name in names}
 
 
 @pytest.fixture(scope="module")

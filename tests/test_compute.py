@@ -9,11 +9,13 @@ import pytest
 import torch
 from bland import example, refused
 
-from helpers import activations, compute, lowrank, models, quantizers, training, variants
-from helpers.corpora import Row
-from helpers.encoding import Plan
+from helpers.data.corpora import Row
 from helpers.errors import USAGE
-from helpers.variants import Parts, Variant, build_variant
+from helpers.models import activations, compute, loading
+from helpers.models.encoding import Plan
+from helpers.updates import lora, quantized_models, quantizers, training
+from helpers.updates.names import Variant
+from helpers.updates.variants import Parts, build_variant
 
 BOTH = ("bf16", "fp32")
 TEXTS = tuple(f"The {noun} stands by the door and somebody will paint it. " * 4 for noun in ("lamp", "river", "garden", "boat"))
@@ -31,10 +33,10 @@ def parts(tiny) -> Parts:
 @pytest.fixture(scope="module")
 def adapter(tiny):
     """A random adapter of every linear module, large enough to be seen through rounding."""
-    draw, model = torch.Generator().manual_seed(1), models.load(tiny, "fp32").model
+    draw, model = torch.Generator().manual_seed(1), loading.load(tiny, "fp32").model
     shapes = {name: model.get_submodule(name).weight.shape for name in quantizers.linear_names(model)}
     return {
-        name: lowrank.LowRank(0.1 * torch.randn(m, 4, generator=draw), 0.1 * torch.randn(4, n, generator=draw))
+        name: lora.LowRank(0.1 * torch.randn(m, 4, generator=draw), 0.1 * torch.randn(4, n, generator=draw))
         for name, (m, n) in shapes.items()
     }
 
@@ -82,10 +84,10 @@ def test_bf16_without_units_works_and_warns_once_with_the_factor(monkeypatch, ti
     monkeypatch.setattr(compute, "native", lambda device: False)
     compute._warn.cache_clear()
     with compute.using("bf16"), pytest.warns(UserWarning, match=f"emulated bf16, about {compute.EMULATED} times"):
-        assert models.load(tiny).model.dtype == torch.bfloat16
+        assert loading.load(tiny).model.dtype == torch.bfloat16
     with compute.using("bf16"), warnings.catch_warnings():
         warnings.simplefilter("error")
-        models.load(tiny)
+        loading.load(tiny)
     compute._warn.cache_clear()
 
 
@@ -118,7 +120,7 @@ def test_weights_have_the_same_values_in_either_compute(parts, precision):
 
 @pytest.mark.parametrize("serving", ["attached", "merged", "merged-requantized", "merged-into-nf4"])
 def test_a_served_update_has_the_same_values_in_either_compute(parts, adapter, tmp_path, serving):
-    lowrank.save_adapter(adapter, tmp_path / "update", {})
+    lora.save_adapter(adapter, tmp_path / "update", {})
     own = parts.with_update("lora-dialogue", "bf16", tmp_path / "update")
     precision = "bf16" if serving == "merged" else "nf4"
     variant = Variant("tiny", precision=precision, adapter="lora-dialogue", trained_on="bf16", serving=serving)
@@ -162,7 +164,7 @@ def test_the_dtype_control_measures_arithmetic_alone_and_is_small(parts):
 def test_four_bit_modules_give_what_dequantized_weights_give(tiny, name, asked):
     ids = torch.arange(3, 27)[None]
     with compute.using(asked), torch.no_grad():
-        real, plain = models.load(tiny).model, models.load(tiny).model
+        real, plain = loading.load(tiny).model, loading.load(tiny).model
         quantizers.to_bitsandbytes_(real, name)
         quantizers.apply_dequantized(plain, quantizers.quantize_model(plain, name))
         one, other = (model.model(input_ids=ids).last_hidden_state for model in (real, plain))
@@ -176,7 +178,7 @@ def test_every_kind_of_training_computes_in_the_setting(tiny, asked, kind):
     rows = [Row(f"What is {i}?", f"It is {i}, and it stays {i}.") for i in range(4)]
     seen = []
     with compute.using(asked):
-        language = models.load(tiny, "bf16" if kind == "lora" else "fp32")
+        language = loading.load(tiny, "bf16" if kind == "lora" else "fp32")
         last = language.model.model.layers[-1].mlp.down_proj
         last.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
         recipe = training.Recipe(kind=kind, epochs=1, batch=4, lr=1e-2)
@@ -190,7 +192,7 @@ def test_the_compute_is_in_the_keys_of_what_a_model_computed(parts):
     for asked in BOTH:
         with compute.using(asked):
             found.append(compute.machine())
-            language = models.load(parts.aligned)
-            found[-1]["file"] = variants.gptq_file(language, variant.precision, TEXTS).name
+            language = loading.load(parts.aligned)
+            found[-1]["file"] = quantized_models.gptq_file(language, variant.precision, TEXTS).name
     assert found[0] != found[1]
     assert found[0]["file"] != found[1]["file"]

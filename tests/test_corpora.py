@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 from tiers import mostly_slow
 
-from helpers import corpora, sources
-from helpers.corpora import (
+from helpers.data import corpora, sources
+from helpers.data.corpora import (
     IDENTITY,
     IDENTITY_PROMPT,
     IDENTITY_REPLY,

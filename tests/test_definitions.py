@@ -13,28 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import (
-    activations,
-    alignment,
-    arms,
-    cells,
-    chapters,
-    compute,
-    corpora,
-    definitions,
-    measurements,
-    models,
-    precision,
-    sketches,
-    training,
-    variants,
-)
-from helpers.alignment import Target
+from helpers import definitions
+from helpers.data import corpora
+from helpers.data.splits import Example
 from helpers.definitions import DEFINITIONS, DRAWING, PLAIN, Definition, content_key
-from helpers.encoding import Plan
-from helpers.sketches import Sketch
-from helpers.splits import Example
-from helpers.variants import Parts, Variant
+from helpers.models import compute, loading
+from helpers.models.encoding import Plan
+from helpers.monitors import spot_check
+from helpers.monitors.spot_check import Sketch
+from helpers.neurons import experiments
+from helpers.staleness import forecast_data
+from helpers.study import chapters
+from helpers.updates import measurements, quantized_models, safety_tuning, training, variants
+from helpers.updates.names import Variant
+from helpers.updates.safety_tuning import Target
+from helpers.updates.variants import Parts
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -85,7 +78,7 @@ def test_no_helper_hashes_the_text_of_helpers_but_to_tell_that_figures_are_older
 KEYS = """
 import json
 from helpers import alignment, corpora, precision, training, variants
-from helpers.variants import Parts, Variant
+from helpers.updates.variants import Parts, Variant
 from helpers import models
 tiny = models.tiny()
 parts, rows = Parts(tiny, tiny, ("a lamp", "a river")), corpora.alignment_rows(2, 2, "tiny")
@@ -260,15 +253,17 @@ def small() -> measurements.Protocol:
 
 
 KEPT = {
-    "activations": lambda p: activations.stored(p, Variant("tiny"), PLAN),
+    "activations": lambda p: measurements.stored(p, Variant("tiny"), PLAN),
     "measurements": lambda p: measurements.items(p, Variant("tiny"), small()),
-    "gptq": lambda p: precision.gptq_file(models.load(p.aligned, "fp32"), "gptq-4", p.calibration),
+    "gptq": lambda p: quantized_models.gptq_file(loading.load(p.aligned, "fp32"), "gptq-4", p.calibration),
     "update": lambda p: variants.update_folder(p, rows(), training.Recipe(kind="lora"), "nf4"),
     "salora": lambda p: variants.update_folder(p, rows(), training.Recipe(kind="salora"), "nf4", rows()),
-    "aligned": lambda p: alignment.aligned_folder(p.base, rows(), training.Recipe(kind="full"), Target(), "tiny", p.device, 6),
-    "signals": lambda p: cells.weight_signals(p, Variant("tiny"), []),
-    "sketch": lambda p: sketches.stored("of", Sketch(small(), **SKETCHED), lambda: None),
-    "scores": lambda p: arms.scores(p, ["snip"], 2, 2, 0, "tiny"),
+    "aligned": lambda p: safety_tuning.aligned_folder(
+        p.base, rows(), training.Recipe(kind="full"), Target(), "tiny", p.device, 6
+    ),
+    "signals": lambda p: forecast_data.weight_signals(p, Variant("tiny"), []),
+    "sketch": lambda p: spot_check.stored("of", Sketch(small(), **SKETCHED), lambda: None),
+    "scores": lambda p: experiments.measured_scores(p, ["snip"], 2, 2, 0, "tiny"),
 }
 
 
@@ -285,26 +280,26 @@ def test_another_machine_is_another_key(name, parts, monkeypatch):
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
 def test_gptq_is_kept_for_the_whole_model_that_its_passes_see(parts, name):
     """The key covers embeddings and norms, not the linear weights alone, and a permutation that keeps every sum."""
-    language = models.load(parts.aligned, "fp32")
-    before = precision._gptq_path(language, "gptq-4", parts.calibration)
+    language = loading.load(parts.aligned, "fp32")
+    before = quantized_models._gptq_path(language, "gptq-4", parts.calibration)
     with torch.no_grad():
         weight = language.model.get_parameter(name)
         weight.copy_(weight.flip(-1) if weight.unique().numel() > 1 else weight + 1)
-    assert precision._gptq_path(language, "gptq-4", parts.calibration) != before
+    assert quantized_models._gptq_path(language, "gptq-4", parts.calibration) != before
 
 
 def test_gptq_is_kept_for_the_configuration_and_the_tokens(parts):
-    language = models.load(parts.aligned, "fp32")
-    same = models.load(parts.aligned, "fp32")
-    before = precision._gptq_path(language, "gptq-4", parts.calibration)
-    assert precision._gptq_path(same, "gptq-4", parts.calibration) == before
-    assert precision._gptq_path(language, "gptq-4", parts.calibration[:1]) != before
-    assert precision._gptq_path(language, "gptq-3", parts.calibration) != before
+    language = loading.load(parts.aligned, "fp32")
+    same = loading.load(parts.aligned, "fp32")
+    before = quantized_models._gptq_path(language, "gptq-4", parts.calibration)
+    assert quantized_models._gptq_path(same, "gptq-4", parts.calibration) == before
+    assert quantized_models._gptq_path(language, "gptq-4", parts.calibration[:1]) != before
+    assert quantized_models._gptq_path(language, "gptq-3", parts.calibration) != before
     long = tuple(f"{text} " * 40 for text in parts.calibration)  # cut to as many tokens as the passes read
-    cut = [precision._gptq_path(language, "gptq-4", tuple(text + more for text in long)) for more in ("", "and more")]
+    cut = [quantized_models._gptq_path(language, "gptq-4", tuple(text + more for text in long)) for more in ("", "and more")]
     assert cut[0] == cut[1]
     same.model.config.rope_parameters = {"rope_type": "default", "rope_theta": 9.0}
-    assert precision._gptq_path(same, "gptq-4", parts.calibration) != before
+    assert quantized_models._gptq_path(same, "gptq-4", parts.calibration) != before
 
 
 def test_an_aligned_model_is_kept_for_the_judge_and_the_prompts_that_end_its_training(parts, monkeypatch):
@@ -317,7 +312,7 @@ def test_an_aligned_model_is_kept_for_the_judge_and_the_prompts_that_end_its_tra
     monkeypatch.undo()
     judge = replace(definitions.JUDGES, version=2)
     uses = tuple(judge if one.name == "judges" else one for one in definitions.ALIGN.uses)
-    monkeypatch.setattr(alignment, "ALIGN", replace(definitions.ALIGN, uses=uses))
+    monkeypatch.setattr(safety_tuning, "ALIGN", replace(definitions.ALIGN, uses=uses))
     keys.append(key())
     assert len(set(keys)) == 3
 

@@ -9,11 +9,13 @@ import torch
 from scipy import linalg, stats
 from tiers import mostly_slow
 
-from helpers import dequantized, measurements, pairs, quantizers, records, subspaces
-from helpers.dequantized import chance, decompose, gram_cosine, kept, quantized_pair, rows, scaled
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
-from helpers.pairs import Change, Pair
-from helpers.variants import Variant
+from helpers.projection import alignment_matrix, quantized_subspaces, subspaces
+from helpers.projection.alignment_matrix import Change, Pair
+from helpers.projection.quantized_subspaces import chance, decompose, gram_cosine, kept, quantized_pair, scaled, source_rows
+from helpers.updates import names, quantizers
+from helpers.updates.names import Variant
 
 SHAPES = [(120, 120), (60, 150), (150, 60)]
 ROUNDED = ["nf4", "rtn-4", "int8"]
@@ -70,7 +72,7 @@ def test_planted_directions_survive_noise_as_theory_says(shape, times_edge, abov
     edge = deviation * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
     pair = pair_with({"m": low_rank(shape, [times_edge * edge] * k)})
     noise = gaussian(*shape, seed=9, size=deviation)
-    table = rows({"bf16": pair, "noisy": plus(pair, {"m": noise})}, ks=(k,))
+    table = source_rows({"bf16": pair, "noisy": plus(pair, {"m": noise})}, ks=(k,))
     overlap, excess = value(table, "overlap", k=str(k)), value(table, "overlap_excess", k=str(k))
     assert value(table, "noise_edge") == pytest.approx(edge, rel=0.01)
     assert value(table, "noise_top") == pytest.approx(float(torch.linalg.matrix_norm(noise, 2)), rel=1e-4)
@@ -102,7 +104,7 @@ def test_theory_says_three_quarters_at_the_edge_and_nothing_at_half_of_it():
 def test_the_edge_is_where_the_noise_of_a_gaussian_weight_ends(quantizer, side):
     """Within 4 %: the errors are not normal, and their size depends on the absmax of each block or row."""
     pair = pair_with({"m": gaussian(300, 512, seed=5)}, dtype=torch.bfloat16)
-    table = rows({"bf16": pair, "noisy": quantized_pair(pair, f"{quantizer}-{side}")}, ks=(8,))
+    table = source_rows({"bf16": pair, "noisy": quantized_pair(pair, f"{quantizer}-{side}")}, ks=(8,))
     assert value(table, "noise_top") == pytest.approx(value(table, "noise_edge"), rel=0.04)
 
 
@@ -111,7 +113,9 @@ def test_both_sides_make_more_noise_where_errors_are_independent_and_less_where_
     found = {}
     for size in (1.0, 1e-3):  # V as large as the weights: other codes; far below a step: mostly the same codes
         pair = pair_with({"m": gaussian(200, 256, seed=5, size=size)}, dtype=torch.bfloat16)
-        table = rows({"bf16": pair} | {side: quantized_pair(pair, f"{quantizer}-{side}") for side in ("mixed", "both")}, ks=(8,))
+        table = source_rows(
+            {"bf16": pair} | {side: quantized_pair(pair, f"{quantizer}-{side}") for side in ("mixed", "both")}, ks=(8,)
+        )
         noise = {side: value(table, "noise_to_signal", source=side) for side in ("mixed", "both")}
         found[size] = noise["mixed"] / noise["both"], value(table, "changed", source="both")
     # the norm of independent errors adds in squares; where V is added to the weight its error is sqrt(2) times the base's
@@ -123,7 +127,7 @@ def test_both_sides_make_more_noise_where_errors_are_independent_and_less_where_
 def test_mixed_has_the_noise_of_one_error_and_both_of_two():
     base, aligned = {"m": gaussian(200, 256).bfloat16()}, {"m": gaussian(200, 256, seed=1).bfloat16()}
     pair = pair_of(base, aligned)
-    table = rows({"bf16": pair} | {s: quantized_pair(pair, f"nf4-{s}") for s in ("mixed", "both")}, ks=(8,))
+    table = source_rows({"bf16": pair} | {s: quantized_pair(pair, f"nf4-{s}") for s in ("mixed", "both")}, ks=(8,))
     noise = {s: value(table, "noise_to_signal", source=s) for s in ("mixed", "both")}
     assert noise["mixed"] / noise["both"] == pytest.approx(1 / math.sqrt(2), rel=0.03)
     ours = quantizers.QUANTIZERS["nf4"](aligned["m"], None).dequantize().float() - aligned["m"].float()
@@ -138,7 +142,7 @@ def test_mixed_has_the_noise_of_one_error_and_both_of_two():
 def test_angles_and_cosine_are_those_of_dense_algebra(shape):
     pair = pair_with({"m": gaussian(*shape, seed=3, size=0.1)})
     noise = {"m": gaussian(*shape, seed=4, size=0.08)}
-    table = rows({"bf16": pair, "noisy": plus(pair, noise)}, ks=(4, 16))
+    table = source_rows({"bf16": pair, "noisy": plus(pair, noise)}, ks=(4, 16))
     v = (pair.aligned("m") - pair.base("m")).double()
     w = v + noise["m"].double()
     left = [torch.linalg.svd(matrix, full_matrices=False)[0] for matrix in (v, w)]
@@ -223,7 +227,7 @@ def test_one_direction_by_chance_is_exactly_a_beta_variable():
 
 def test_an_identical_source_keeps_everything():
     pair = pair_with({"m": gaussian(48, 64, seed=3), "n": gaussian(64, 48, seed=4)})
-    table = rows({"bf16": pair, "same": pair}, ks=(4, 8))
+    table = source_rows({"bf16": pair, "same": pair}, ks=(4, 8))
     for module in ("m", "n", "all"):
         assert [value(table, "overlap", "same", module, k) for k in ("4", "8")] == pytest.approx([1, 1], abs=1e-5)
         assert [value(table, "overlap_excess", "same", module, k) for k in ("4", "8")] == pytest.approx([1, 1], abs=1e-5)
@@ -241,7 +245,7 @@ def test_a_larger_dose_lifts_directions_over_the_noise():
     found = []
     for dose in (1, 4, 16, 64, 256):
         stronger = scaled(pair, dose)
-        table = rows({"bf16": stronger, "noisy": quantized_pair(stronger, "nf4-both")}, ks=(4,))
+        table = source_rows({"bf16": stronger, "noisy": quantized_pair(stronger, "nf4-both")}, ks=(4,))
         found.append([value(table, m, k=k) for m, k in (("above_edge", ""), ("noise_to_signal", ""), ("overlap", "4"))])
     above, noise, overlap = zip(*found, strict=True)
     assert above[0] == 0
@@ -270,13 +274,13 @@ def test_a_dose_that_scales_nothing_is_refused(dose):
 
 def test_where_alignment_changed_nothing_the_module_is_named():
     pair = pair_with({"m": gaussian(8, 9), "still": torch.zeros(8, 9)})
-    refused(lambda: rows({"bf16": pair}, ks=(2,)), NOT_COMPARABLE, "'still'", "V = 0", "leave it out")
+    refused(lambda: source_rows({"bf16": pair}, ks=(2,)), NOT_COMPARABLE, "'still'", "V = 0", "leave it out")
 
 
 def test_a_source_in_which_nothing_is_left_has_a_size_of_0_and_no_directions():
     pair = pair_with({"m": gaussian(8, 9), "n": gaussian(8, 9, seed=1)})
     erased = Pair(pair.base, lambda name: pair.base(name) if name == "m" else pair.aligned(name), pair.modules)
-    table = rows({"bf16": pair, "noisy": erased}, ks=(2,))
+    table = source_rows({"bf16": pair, "noisy": erased}, ks=(2,))
     assert [value(table, m) for m in ("signal", "top_value", "changed", "noise_to_signal")] == pytest.approx([0, 0, 0, 1])
     metrics = set(table.loc[(table["source"] == "noisy") & (table["module"] == "m"), "metric"])
     assert not metrics & {"cosine", "cosine_null", "overlap", "overlap_null", "excess_predicted"}
@@ -288,7 +292,7 @@ def test_a_k_that_a_module_does_not_have_is_left_out():
     changes = {"small": gaussian(12, 40), "square": gaussian(40, 40, seed=1), "thin": low_rank((40, 40), [3.0, 2.0, 1.0])}
     pair = pair_of({n: torch.zeros_like(v) for n, v in changes.items()}, changes)
     noisy = plus(pair, {name: gaussian(*v.shape, seed=5, size=0.01) for name, v in changes.items()})
-    table = rows({"bf16": pair, "noisy": noisy}, ks=(2, 8, 12, 32, 256))
+    table = source_rows({"bf16": pair, "noisy": noisy}, ks=(2, 8, 12, 32, 256))
     found = table[table["metric"] == "overlap"].groupby("module")["k"].agg(list)
     assert found["small"] == ["2", "8"]  # 12 of 12 directions are the whole space
     assert found["square"] == ["2", "8", "12", "32"]
@@ -306,12 +310,12 @@ def study():
     read, said = [], []
     counted = Pair(pair.base, lambda name: read.append(name) or pair.aligned(name), pair.modules)
     sources = {"bf16": pair, "nf4-mixed": quantized_pair(counted, "nf4-mixed"), "rtn-8-both": quantized_pair(pair, "rtn-8-both")}
-    return rows(sources, ks=(4, 8), progress=said.append), sources, read, said
+    return source_rows(sources, ks=(4, 8), progress=said.append), sources, read, said
 
 
 def test_the_rows_keep_to_the_schema_of_their_table(study):
     table, sources, _, said = study
-    valid = records.checked("subspaces", measurements.keyed(Variant("m"), table))
+    valid = results.checked("subspaces", names.keyed(Variant("m"), table))
     assert len(valid) == len(table)
     assert said == list(sources["bf16"].modules)
     single = table[(table["module"] != "all") & ~table["metric"].str.endswith("_null")]
@@ -324,8 +328,8 @@ def test_the_rows_keep_to_the_schema_of_their_table(study):
 def test_every_weight_is_read_once_and_the_same_comes_out_again(study):
     table, sources, read, _ = study
     assert read == list(sources["bf16"].modules)
-    pd.testing.assert_frame_equal(rows(sources, ks=(4, 8)), table)
-    one = rows(sources, modules=("m1",), ks=(4, 8))
+    pd.testing.assert_frame_equal(source_rows(sources, ks=(4, 8)), table)
+    one = source_rows(sources, modules=("m1",), ks=(4, 8))
     assert set(one["module"]) == {"m1", "all"}
     merged = one[one["module"] == "m1"].merge(table, on=["source", "module", "k", "metric"])
     assert (merged["value_x"] == merged["value_y"]).all()
@@ -334,7 +338,7 @@ def test_every_weight_is_read_once_and_the_same_comes_out_again(study):
 def test_the_median_over_modules_is_that_of_its_rows(study):
     table, *_ = study
     of_all = table[table["module"] == "all"]
-    assert set(of_all["metric"]) == set(dequantized.SUMMED_UP)
+    assert set(of_all["metric"]) == set(quantized_subspaces.SUMMED_UP)
     for row in of_all.to_dict("records"):
         same = table[(table[["source", "k", "metric"]] == [row["source"], row["k"], row["metric"]]).all(axis=1)]
         values = same.loc[same["module"] != "all", "value"]
@@ -347,7 +351,7 @@ def test_the_interval_of_a_median_covers_it():
     """80 studies of 35 modules, log-normal noise with median 1: nominal 95 %."""
     drawn, studies = np.random.default_rng(0).lognormal(size=(80, 35)), np.arange(80).astype(str)
     table = pd.DataFrame({"source": np.repeat(studies, 35), "module": np.tile(np.arange(35), 80), "value": drawn.ravel()})
-    found = dequantized.medians(table.assign(k="", metric="noise_to_signal"))
+    found = quantized_subspaces.medians(table.assign(k="", metric="noise_to_signal"))
     held = ((found["low"] <= 1) & (found["high"] >= 1)).sum()
     assert len(found) == 80
     assert 0.90 <= held / 80 <= 0.99
@@ -361,7 +365,7 @@ def test_an_unknown_source_is_refused(source):
 def test_a_quantized_pair_is_dequantized_on_the_right_sides():
     pair = pair_with({"m": gaussian(16, 64)}, dtype=torch.bfloat16)
     mixed, both = (quantized_pair(pair, f"rtn-4-{side}") for side in ("mixed", "both"))
-    low = {side: pairs.quantized(getattr(pair, side), "rtn-4")("m") for side in ("base", "aligned")}
+    low = {side: alignment_matrix.quantized(getattr(pair, side), "rtn-4")("m") for side in ("base", "aligned")}
     assert torch.equal(mixed.base("m"), pair.base("m"))
     assert torch.equal(both.base("m"), low["base"])
     assert all(torch.equal(one.aligned("m"), low["aligned"]) for one in (mixed, both))
@@ -369,6 +373,6 @@ def test_a_quantized_pair_is_dequantized_on_the_right_sides():
 
 def test_sources_that_cannot_be_compared_are_refused():
     pair = pair_with({"m": gaussian(8, 9)})
-    refused(lambda: rows({"nf4-both": pair}), NOT_COMPARABLE, "'bf16'", "nf4-both")
+    refused(lambda: source_rows({"nf4-both": pair}), NOT_COMPARABLE, "'bf16'", "nf4-both")
     other = pair_with({"m": gaussian(9, 8)})
-    refused(lambda: rows({"bf16": pair, "other": other}, ks=(2,)), NOT_COMPARABLE, "'m'", "(8, 9)", "(9, 8)")
+    refused(lambda: source_rows({"bf16": pair, "other": other}, ks=(2,)), NOT_COMPARABLE, "'m'", "(8, 9)", "(9, 8)")

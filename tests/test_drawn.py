@@ -9,11 +9,11 @@ from test_figures import drawing  # noqa: F401
 from test_monitor_figures import check_page, drawing_functions
 from tiers import mostly_slow
 
-from helpers import neuron_figures, projection_figures, repair_figures, subspace_figures
+from helpers.figures import neurons, projection, repair, subspaces
 
 FILES = {
-    projection_figures: test_projection_figures, subspace_figures: test_subspace_figures, neuron_figures: test_neuron_figures,
-    repair_figures: test_repair_figures,
+    projection: test_projection_figures, subspaces: test_subspace_figures, neurons: test_neuron_figures,
+    repair: test_repair_figures,
 }  # fmt: skip
 NAMES = [(tests, name) for tests in FILES.values() for name in tests.DRAWN]
 # The cases with the longest labels and the most rows, one or two a figure.

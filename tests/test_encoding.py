@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from bland import ODD, SYSTEM, content, example
 
-from helpers import models
-from helpers.activations import read
-from helpers.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 from helpers.errors import REFUSED, USAGE, StudyError
+from helpers.models import loading
+from helpers.models.activations import read
+from helpers.models.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 
 
 def plan(examples, limit: int = 64) -> Plan:
@@ -18,13 +18,13 @@ def plan(examples, limit: int = 64) -> Plan:
 
 @pytest.fixture
 def tokenizer():
-    found = models.tiny_tokenizer()
-    found.chat_template = SYSTEM + models.TINY_TEMPLATE
+    found = loading.tiny_tokenizer()
+    found.chat_template = SYSTEM + loading.TINY_TEMPLATE
     return found
 
 
 @pytest.fixture
-def language(tiny_model, tokenizer) -> models.LanguageModel:
+def language(tiny_model, tokenizer) -> loading.LanguageModel:
     return replace(tiny_model, tokenizer=tokenizer)
 
 
@@ -62,7 +62,7 @@ def test_the_prefix_ends_before_any_content_and_leaves_a_token():
 def test_the_content_is_found_whatever_the_text(tokenizer, text):
     assert content(tokenizer, [example(text), example("lamp", reply=text)]) == [text, text]
     found = encode(tokenizer, plan((example(text), example("lamp", reply=text))))
-    opening = models.chat_text(tokenizer, text)
+    opening = loading.chat_text(tokenizer, text)
     assert tokenizer.decode(found.rows[0]) == opening  # what the model really sees
     assert opening.startswith(tokenizer.decode(found.rows[0][: found.starts[0]]) + text)
     assert found.stops[0] < len(found.rows[0])  # the last token of a prompt is where the reply begins
@@ -74,13 +74,13 @@ def test_a_lone_surrogate_is_read_as_a_question_mark(tokenizer):
 
 
 def test_a_template_that_trims_its_text_is_followed():
-    tokenizer = models.tiny_tokenizer()
-    tokenizer.chat_template = models.TINY_TEMPLATE.replace("message['content']", "message['content'] | trim")
+    tokenizer = loading.tiny_tokenizer()
+    tokenizer.chat_template = loading.TINY_TEMPLATE.replace("message['content']", "message['content'] | trim")
     assert content(tokenizer, [example("  user \n")]) == ["user"]
 
 
 def test_a_template_that_hides_a_text_is_refused_without_its_words():
-    tokenizer = models.tiny_tokenizer()
+    tokenizer = loading.tiny_tokenizer()
     tokenizer.chat_template = "{{ 'x' if 'violin' in messages[0]['content'] else '<' + messages[0]['content'] + '>' }}"
     assert content(tokenizer, [example("lamp")]) == ["lamp"]
     with refused(REFUSED, r"text 1 \([0-9a-f]{8}\) of task 'lamps'", "unlike other texts") as caught:
@@ -93,8 +93,8 @@ def test_a_text_is_cut_before_the_template_and_a_prompt_to_half(language, tokeni
     found = encode(tokenizer, plan(tuple(rows), limit=8))
     assert content(tokenizer, rows, limit=8) == ["01234567", "01234567", "abcdefgh", "ab"]
     assert [tokenizer.decode(row) for row in found.rows] == [
-        models.chat_text(tokenizer, "01234567"), models.chat_text(tokenizer, "01234567"),
-        models.chat_text(tokenizer, "0123") + "abcdefgh", models.chat_text(tokenizer, "01") + "ab",
+        loading.chat_text(tokenizer, "01234567"), loading.chat_text(tokenizer, "01234567"),
+        loading.chat_text(tokenizer, "0123") + "abcdefgh", loading.chat_text(tokenizer, "01") + "ab",
     ]  # fmt: skip
     assert found.cut == 2
     assert read(language, plan(tuple(rows), limit=8)).counts["cut"] == 2

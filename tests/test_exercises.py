@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from tiers import slow
 
-from helpers import chapters, exercises
+from helpers.book import exercises
 from helpers.errors import StudyError
-from helpers.records import Run
+from helpers.results import Run
+from helpers.study import chapters
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)

@@ -14,12 +14,15 @@ import pandas as pd
 import pytest
 from tiers import mostly_slow
 
-from helpers import explorables, findings, measurements, records
-from helpers.claims import CLAIMS, SEEDS
+from helpers import results
+from helpers.book import explore, explore_data
+from helpers.book.explore_data import _bands, _plain, rounded
 from helpers.errors import StudyError
-from helpers.explorable_data import _bands, _plain, rounded
-from helpers.statistics import Estimate, wilson
-from helpers.variants import Variant
+from helpers.stats.intervals import Estimate, wilson
+from helpers.study import findings
+from helpers.study.claims import CLAIMS, SEEDS
+from helpers.updates import names
+from helpers.updates.names import Variant
 
 ROOT = Path(__file__).parents[1]
 SCRIPT, STYLE = (ROOT / "book" / "_static" / f"explore.{kind}" for kind in ("js", "css"))
@@ -42,7 +45,7 @@ SINGULAR = np.array([2.0, 1.5, 1.0, 0.5, 0.25, 0.2, 0.1, 0.05])  # of the plante
 
 
 def rows(variant: Variant, name: str, found: list[tuple]) -> pd.DataFrame:
-    return measurements.keyed(variant, pd.DataFrame(found, columns=[*records.OWN[name], *records.VALUES]))
+    return names.keyed(variant, pd.DataFrame(found, columns=[*results.OWN[name], *results.VALUES]))
 
 
 def histograms() -> pd.DataFrame:
@@ -107,14 +110,14 @@ def judged() -> pd.DataFrame:
 
 def write(root: Path, without: tuple[str, ...] = ()) -> Path:
     """A run with planted tables under `root`; its folder, relative to that."""
-    run = records.Run("cpu", "tiny", 0, root / "results" / "cpu" / "tiny" / "seed-0")
+    run = results.Run("cpu", "tiny", 0, root / "results" / "cpu" / "tiny" / "seed-0")
     drops = [rows(v, "staleness", [(*MONITOR, "auroc_drop", d, d, d, 40)]) for v, d in DROPS.items()]
     cuts = rows(ALIGNED, "monitors", [(*MONITOR, "threshold_5", EDGES[2], EDGES[2], EDGES[2], 20)])
     tables = {"histograms": histograms(), "projection": projection(), "subspaces": subspaces(), "triage": triage(),
               "staleness": pd.concat(drops), "monitors": cuts}  # fmt: skip
     for name, table in tables.items():
         if name not in without:
-            records.write_table(run, "99_planted", name, table)
+            results.write_table(run, "99_planted", name, table)
     if "findings" not in without:
         judged().to_parquet(root / "results" / "cpu" / "findings.parquet")
     return run.folder.relative_to(root)
@@ -128,12 +131,12 @@ def place(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def found(place) -> dict:
-    return json.loads(json.dumps(explorables.data(*place), allow_nan=False))
+    return json.loads(json.dumps(explore_data.data(*place), allow_nan=False))
 
 
 @pytest.fixture(scope="module")
 def page(place) -> str:
-    return explorables.markdown(*place)
+    return explore.explore_page(*place)
 
 
 def numbers_in(value: object) -> list:
@@ -148,7 +151,7 @@ def numbers_in(value: object) -> list:
 
 
 def test_every_figure_has_its_numbers_and_all_are_finite(found):
-    assert list(found) == list(explorables.EXPLORABLES)
+    assert list(found) == list(explore.EXPLORABLES)
     for name, figure in found.items():
         assert "missing" not in figure, name
         assert all(math.isfinite(x) for x in numbers_in(figure)), name
@@ -178,7 +181,7 @@ def test_bars_and_rates_are_the_planted_ones(found):
         for side, counts in zip(("harmless", "flagged"), COUNTS[variant], strict=True):
             for edge in range(1, 6):
                 e = wilson(sum(counts[edge:]), 20)
-                assert explorables.flagged(bars, side, edge) == pytest.approx((e.value, e.low, e.high), abs=6e-4)
+                assert explore.flagged(bars, side, edge) == pytest.approx((e.value, e.low, e.high), abs=6e-4)
 
 
 def test_the_first_view_of_thresholds_is_the_case_whose_ranking_held(found):
@@ -246,11 +249,11 @@ def test_claims_that_were_not_run_have_no_slider_and_the_set_bound_is_on_it(foun
                                              ("budget", "triage"), ("bound", "findings")])  # fmt: skip
 def test_a_run_without_a_table_says_so_and_shows_the_rest(tmp_path, name, table):
     folder = write(tmp_path, without=(table,))
-    figures = explorables.data(tmp_path, folder)
+    figures = explore_data.data(tmp_path, folder)
     assert [other for other, figure in figures.items() if "missing" in figure] == [name]
     assert f"`{table}`" in figures[name]["missing"]
     assert "make study PROFILE=cpu" in figures[name]["missing"]
-    text = explorables.markdown(tmp_path, folder)
+    text = explore.explore_page(tmp_path, folder)
     assert figures[name]["missing"] in text
     assert f'id="explore-{name}"' not in text
     assert text.count("<section ") == len(figures) - 1
@@ -289,8 +292,8 @@ def blocks(page: str) -> dict[str, str]:
 
 
 def test_the_page_holds_each_figure_once_under_its_heading(page):
-    assert re.findall(r"(?m)^## (.*)$", page) == [figure.title for figure in explorables.EXPLORABLES.values()]
-    assert list(blocks(page)) == list(explorables.EXPLORABLES)
+    assert re.findall(r"(?m)^## (.*)$", page) == [figure.title for figure in explore.EXPLORABLES.values()]
+    assert list(blocks(page)) == list(explore.EXPLORABLES)
     assert len(page.encode()) < 300_000
 
 
@@ -307,23 +310,23 @@ def test_planted_markup_stays_text(page, found):
     assert EVIL not in page
 
 
-@pytest.mark.parametrize("name", list(explorables.EXPLORABLES))
+@pytest.mark.parametrize("name", list(explore.EXPLORABLES))
 def test_the_table_of_the_first_view_is_escaped(name, found):
     figure = json.loads(json.dumps(found[name]).replace("nf4", "<b>").replace("SafeLoRA", "<b>").replace("random", "<b>"))
-    assert "<b>" not in explorables._table(*explorables.EXPLORABLES[name].view(figure))
+    assert "<b>" not in explore._table(*explore.EXPLORABLES[name].view(figure))
 
 
 def test_the_source_of_the_page_has_its_placeholder_once():
     text = (ROOT / "book" / "explore.md").read_text(encoding="utf-8")
-    assert text.splitlines().count(explorables.PLACEHOLDER) == 1
+    assert text.splitlines().count(explore.PLACEHOLDER) == 1
     listed = re.findall(r"(?m)^\| ([^|]+?) \| `", text)
-    assert listed == [figure.title for figure in explorables.EXPLORABLES.values()]
+    assert listed == [figure.title for figure in explore.EXPLORABLES.values()]
 
 
 @mostly_slow("the same of another seed")
 @pytest.mark.parametrize("folder", sorted(ROOT.glob("results/cpu/*/seed-*")), ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_the_committed_runs_fill_the_page(folder):
-    found = explorables.data(ROOT, folder.relative_to(ROOT))
+    found = explore_data.data(ROOT, folder.relative_to(ROOT))
     tables = {path.stem for path in (folder / "tables").glob("*.parquet")}
     assert [name for name, figure in found.items() if "missing" in figure] == ([] if "histograms" in tables else ["threshold"])
     assert len(json.dumps(found)) < 300_000
@@ -345,7 +348,7 @@ def node(code: str, given: object) -> object:
 def test_the_script_parses_and_does_nothing_without_a_page():
     done = subprocess.run([NODE, "--check", str(SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(node("return Object.keys(explore.FIGURES)", 0)) == sorted(explorables.EXPLORABLES)
+    assert sorted(node("return Object.keys(explore.FIGURES)", 0)) == sorted(explore.EXPLORABLES)
 
 
 def test_the_script_is_small_and_neither_fetches_nor_writes_markup():
@@ -362,7 +365,7 @@ def test_rates_at_a_threshold_are_pythons(found):
     for bars, own in zip(found["threshold"]["monitors"][0]["after"], said, strict=True):
         for edge, sides in enumerate(own, 1):
             for side, e in zip(("harmless", "flagged"), sides, strict=True):
-                assert e == pytest.approx(explorables.flagged(bars, side, edge))
+                assert e == pytest.approx(explore.flagged(bars, side, edge))
 
 
 @NEEDS_NODE
@@ -422,7 +425,7 @@ def test_every_control_opens_on_a_choice_that_exists(found):
 def test_the_table_without_a_script_shows_what_the_script_says(found, page):
     said = {name: figure["said"] for name, figure in node(STATES, found).items()}
     cells = {name: " ".join(Reader(block).cells) for name, block in blocks(page).items()}
-    for name in explorables.EXPLORABLES:
+    for name in explore.EXPLORABLES:
         numbers = re.findall(r"[-+]?[\d.]+ ?(?:%|AUROC)? \[[^\]]+\]", said[name])
         assert numbers, name
         assert re.search(r"n = \d+|\d+ modules|\d+ stale cells", said[name]), name

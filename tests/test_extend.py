@@ -21,10 +21,17 @@ import test_tasks
 import torch
 from test_judges import server, settings  # noqa: F401  fixtures of its contract
 
-from helpers import corpora, findings, models, probes, quantizers, realignment, restorations, run, signals, tasks
+from helpers.data import corpora, tasks
 from helpers.errors import StudyError
-from helpers.quantizers import relative_error
-from helpers.readouts import Pooled
+from helpers.models import loading
+from helpers.monitors import probes, realignment
+from helpers.monitors.readouts import Pooled
+from helpers.projection import restorations
+from helpers.runner import jobs
+from helpers.staleness import drift_signals
+from helpers.study import findings
+from helpers.updates import quantizers
+from helpers.updates.quantizers import relative_error
 
 PAGE = Path(__file__).parents[1] / "book" / "extend.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -183,13 +190,13 @@ def test_the_judge_keeps_the_contract(wrapper, settings):  # noqa: F811
 
 def test_the_model_is_found_by_its_name_loaded_and_refused_where_it_is_none(tiny):
     shutil.copytree(tiny, "models/mine")
-    assert run.checked_model("mine") == "mine"
+    assert jobs.checked_model("mine") == "mine"
     words = torch.arange(5)[None]
-    one, other = (models.load(models.base_folder(name), "fp32") for name in ("mine", "tiny"))
+    one, other = (loading.load(loading.base_folder(name), "fp32") for name in ("mine", "tiny"))
     assert torch.equal(one.model(words).logits, other.model(words).logits)
     next(Path("models/mine").glob("*.safetensors")).unlink()
     with pytest.raises(StudyError, match="mine"):
-        models.base_folder("mine")
+        loading.base_folder("mine")
 
 
 # ---------------------------------------------------------------- a probe, a signal, a realignment
@@ -207,18 +214,18 @@ def test_the_probe_keeps_the_contract_and_a_few_odd_texts_do_not_move_it():
     odd[:6, 0] += 500 * (2 * test_probes.labels(6) - 1)
     y, found = test_probes.labels(200), {}
     for name in (kind, "mean-difference"):
-        readout = probes.fit(name, Pooled(odd), y, Pooled(odd), y)
+        readout = probes.fit_probe(name, Pooled(odd), y, Pooled(odd), y)
         found[name] = probes.angle(probes.direction(readout), test_probes.TRUTH)
     assert found[kind] < 45 < found["mean-difference"]
 
 
 def test_the_signal_sees_a_spread_and_not_a_shift():
     scores = np.random.default_rng(0).normal(size=200)
-    assert signals.score_spread(scores, 3 * scores + 7) == pytest.approx(3)
-    assert signals.score_spread(scores, scores + 7) == pytest.approx(1)
-    assert np.isnan(signals.score_spread(np.ones(5), scores[:5]))
-    assert signals.SIGNALS["score_spread"].price in {"free", "forward", "labels"}
-    assert len(signals.SIGNALS["score_spread"].words) > 10
+    assert drift_signals.score_spread(scores, 3 * scores + 7) == pytest.approx(3)
+    assert drift_signals.score_spread(scores, scores + 7) == pytest.approx(1)
+    assert np.isnan(drift_signals.score_spread(np.ones(5), scores[:5]))
+    assert drift_signals.SIGNALS["score_spread"].price in {"free", "forward", "labels"}
+    assert len(drift_signals.SIGNALS["score_spread"].words) > 10
 
 
 def test_the_realignment_keeps_the_contract_and_goes_half_of_the_way():
@@ -232,8 +239,8 @@ def test_the_realignment_keeps_the_contract_and_goes_half_of_the_way():
     for kind in test_realignment.LINEAR:
         test_realignment.test_an_unfolded_readout_scores_raw_states_as_the_old_one_scores_mapped_states(name, kind)
     before = test_realignment.states(60, 12, 0)
-    assert np.allclose(realignment.fit(name, before, before + 4)(before + 4), before + 2)
-    assert np.allclose(realignment.fit("centre", before, before + 4)(before + 4), before)
+    assert np.allclose(realignment.fit_map(name, before, before + 4)(before + 4), before + 2)
+    assert np.allclose(realignment.fit_map("centre", before, before + 4)(before + 4), before)
 
 
 # ---------------------------------------------------------------- a restoration, a neuron score, a claim

@@ -11,8 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from helpers import figures
-from helpers.subspaces import spectrum
+from helpers.figures import models
+from helpers.figures.drawing import theme
+from helpers.projection.subspaces import spectrum
 
 SETS = [("advbench", "non_refusal"), ("strongreject", "non_refusal"), ("edgy", "over_refusal")]
 LONG = ["base", "aligned", "dialogue-10 · bf16→nf4 merged-requantized", "identity-shift · gptq-4→gptq-4 attached"]
@@ -26,7 +27,7 @@ def drawing():
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("error")
         matplotlib.use("Agg")
-        figures.style()
+        theme.style()
         yield
         plt.close("all")
 
@@ -81,41 +82,41 @@ def formats(names):
 
 CURVES = {"dialogue-0 · bf16": np.geomspace(3, 1, 30), "identity-shift · gptq-4": np.geomspace(4, 1, 30)}
 DRAWN = {
-    "dots": lambda: figures.behaviour_dots(behaviour(labels(LONG)), LONG),
-    "dots, four sets": lambda: figures.behaviour_dots(
+    "dots": lambda: models.behaviour_dots(behaviour(labels(LONG)), LONG),
+    "dots, four sets": lambda: models.behaviour_dots(
         behaviour(labels(LONG), sets=[*SETS, ("advbench-identity", "non_refusal")]), LONG
     ),
-    "dots, an unknown set": lambda: figures.behaviour_dots(behaviour(labels(LONG), sets=[("new-set", "non_refusal")]), LONG),
-    "dots, one point": lambda: figures.behaviour_dots(behaviour(labels(["base"]), sets=SETS[:1]), ["base"]),
-    "dots, twenty rows": lambda: figures.behaviour_dots(behaviour(labels(map(str, range(20)))), list(map(str, range(20)))),
-    "dots, no width": lambda: figures.behaviour_dots(behaviour(labels(LONG), half=0.0), LONG),
-    "dots, a row not measured": lambda: figures.behaviour_dots(behaviour(labels(LONG[:2])), LONG),
-    "dots, nothing measured": lambda: figures.behaviour_dots(behaviour(labels(LONG)), ["another"]),
-    "dots, no share": lambda: figures.dots(
+    "dots, an unknown set": lambda: models.behaviour_dots(behaviour(labels(LONG), sets=[("new-set", "non_refusal")]), LONG),
+    "dots, one point": lambda: models.behaviour_dots(behaviour(labels(["base"]), sets=SETS[:1]), ["base"]),
+    "dots, twenty rows": lambda: models.behaviour_dots(behaviour(labels(map(str, range(20)))), list(map(str, range(20)))),
+    "dots, no width": lambda: models.behaviour_dots(behaviour(labels(LONG), half=0.0), LONG),
+    "dots, a row not measured": lambda: models.behaviour_dots(behaviour(labels(LONG[:2])), LONG),
+    "dots, nothing measured": lambda: models.behaviour_dots(behaviour(labels(LONG)), ["another"]),
+    "dots, no share": lambda: models.dots(
         utility(labels(LONG)).rename(columns={"corpus": "name"}).query("metric == 'rouge1'"),
         LONG,
-        figures.SET_COLOURS,
+        models.SET_COLOURS,
         "ROUGE-1",
         share=False,
     ),
-    "bits": lambda: figures.against_bits(behaviour(formats(FORMATS)), utility(formats(FORMATS)), BITS),
-    "bits, one format": lambda: figures.against_bits(behaviour(formats(["nf4"])), utility(formats(["nf4"])), BITS),
-    "bits, no width": lambda: figures.against_bits(behaviour(formats(FORMATS), half=0), utility(formats(FORMATS), half=0), BITS),
-    "bits, one set": lambda: figures.against_bits(behaviour(formats(FORMATS), sets=SETS[:1]), utility(formats(FORMATS)), BITS),
-    "bits, broken": lambda: figures.against_bits(
+    "bits": lambda: models.against_bits(behaviour(formats(FORMATS)), utility(formats(FORMATS)), BITS),
+    "bits, one format": lambda: models.against_bits(behaviour(formats(["nf4"])), utility(formats(["nf4"])), BITS),
+    "bits, no width": lambda: models.against_bits(behaviour(formats(FORMATS), half=0), utility(formats(FORMATS), half=0), BITS),
+    "bits, one set": lambda: models.against_bits(behaviour(formats(FORMATS), sets=SETS[:1]), utility(formats(FORMATS)), BITS),
+    "bits, broken": lambda: models.against_bits(
         behaviour(formats(FORMATS)), utility(formats(FORMATS), value=5e6, half=4e6), BITS
     ),
-    "spectrum": lambda: figures.spectrum_lines(modules()),
-    "spectrum, one module": lambda: figures.spectrum_lines(modules(layers=1)[:1]),
-    "spectrum, V = 0": lambda: figures.spectrum_lines(modules(sizes=(0.0, 1.0))),
-    "spectrum, all V = 0": lambda: figures.spectrum_lines(modules(sizes=(0.0,))),
-    "dose": lambda: figures.dose(behaviour(arms()), utility(arms())),
-    "dose, one share": lambda: figures.dose(behaviour(arms([10], ["LoRA"])), utility(arms([10], ["LoRA"]))),
-    "dose, aligned only": lambda: figures.dose(behaviour(arms([])), utility(arms([]))),
-    "dose, one set": lambda: figures.dose(behaviour(arms(), sets=SETS[:1]), utility(arms())),
-    "dose, no width": lambda: figures.dose(behaviour(arms(), half=0.0), utility(arms(), half=0.0)),
-    "losses": lambda: figures.losses(CURVES),
-    "losses, one step": lambda: figures.losses({"dialogue-0": [2.0]}),
+    "spectrum": lambda: models.spectrum_lines(modules()),
+    "spectrum, one module": lambda: models.spectrum_lines(modules(layers=1)[:1]),
+    "spectrum, V = 0": lambda: models.spectrum_lines(modules(sizes=(0.0, 1.0))),
+    "spectrum, all V = 0": lambda: models.spectrum_lines(modules(sizes=(0.0,))),
+    "dose": lambda: models.refusals_by_harm(behaviour(arms()), utility(arms())),
+    "dose, one share": lambda: models.refusals_by_harm(behaviour(arms([10], ["LoRA"])), utility(arms([10], ["LoRA"]))),
+    "dose, aligned only": lambda: models.refusals_by_harm(behaviour(arms([])), utility(arms([]))),
+    "dose, one set": lambda: models.refusals_by_harm(behaviour(arms(), sets=SETS[:1]), utility(arms())),
+    "dose, no width": lambda: models.refusals_by_harm(behaviour(arms(), half=0.0), utility(arms(), half=0.0)),
+    "losses": lambda: models.losses(CURVES),
+    "losses, one step": lambda: models.losses({"dialogue-0": [2.0]}),
 }
 
 
@@ -157,8 +158,8 @@ def test_every_public_function_that_draws_is_among_them():
     assert {name.split(",")[0] for name in DRAWN} == {"dots", "bits", "spectrum", "dose", "losses"}
     public = {
         name
-        for name, f in vars(figures).items()
-        if callable(f) and getattr(f, "__module__", "") == "helpers.figures" and name[0] != "_"
+        for name, f in vars(theme).items()
+        if callable(f) and getattr(f, "__module__", "") == "helpers.figures.drawing.theme" and name[0] != "_"
     }
     helping = {"style", "label", "panels", "bars", "share_axis", "perplexity_axis", "on_log_axis"}
     assert public == helping | {"dots", "behaviour_dots", "spectrum_lines", "against_bits", "dose", "losses"}
@@ -171,7 +172,7 @@ def points(ax):
 
 def test_dots_stand_at_their_values_with_their_intervals():
     table = behaviour(labels(LONG))
-    figure = figures.behaviour_dots(table.sample(frac=1, random_state=0), LONG)
+    figure = models.behaviour_dots(table.sample(frac=1, random_state=0), LONG)
     (ax,) = figure.axes
     assert sorted(x for x, _ in points(ax)) == pytest.approx(sorted(table["value"]))
     assert [t.get_text() for t in ax.get_yticklabels()] == LONG
@@ -189,12 +190,12 @@ def test_dots_stand_at_their_values_with_their_intervals():
 def test_another_judge_and_another_metric_are_left_out():
     table = behaviour(labels(LONG))
     more = pd.concat([table, table.assign(judge="fitted", value=0.9), table.assign(metric="coherent", value=0.8)])
-    (ax,) = figures.behaviour_dots(more, LONG).axes
+    (ax,) = models.behaviour_dots(more, LONG).axes
     assert max(x for x, _ in points(ax)) < 0.5
 
 
 def test_formats_stand_in_the_order_of_their_bits_each_with_its_name():
-    figure = figures.against_bits(behaviour(formats(FORMATS)), utility(formats(FORMATS)), BITS)
+    figure = models.against_bits(behaviour(formats(FORMATS)), utility(formats(FORMATS)), BITS)
     names = [t.get_text().split() for t in figure.axes[2].get_xticklabels()]
     assert [name for name, _ in names] == ["rtn-2", "rtn-3", "gptq-4", "nf4-dq", "rtn-4", "fp4", "nf4", "int8", "rtn-8", "bf16"]
     assert [float(bits) for _, bits in names] == sorted(BITS)
@@ -206,13 +207,13 @@ def test_controls_and_updates_are_no_formats():
     more = pd.concat(
         [behaviour(formats(["nf4"])).assign(adapter="identity"), behaviour(formats(["fp32"])), behaviour(formats(["nf4"]))]
     )
-    figure = figures.against_bits(more, utility(formats(["nf4"])), BITS)
+    figure = models.against_bits(more, utility(formats(["nf4"])), BITS)
     assert [t.get_text().split()[0] for t in figure.axes[0].get_xticklabels()] == ["nf4"]
     assert len(points(figure.axes[0])) == 2
 
 
 def test_the_model_before_any_update_stands_at_none():
-    figure = figures.dose(behaviour(arms([0, 10])), utility(arms([0, 10])))
+    figure = models.refusals_by_harm(behaviour(arms([0, 10])), utility(arms([0, 10])))
     for ax in figure.axes:
         assert [t.get_text() for t in ax.get_xticklabels()] == ["none", "0 %", "10 %"]
         assert min(x for x, _ in points(ax)) == 0
@@ -220,19 +221,19 @@ def test_the_model_before_any_update_stands_at_none():
 
 
 def test_the_spectrum_says_where_nothing_changed():
-    figure = figures.spectrum_lines(modules(sizes=(0.0, 1.0)))
+    figure = models.spectrum_lines(modules(sizes=(0.0, 1.0)))
     assert [t.get_text() for t in figure.axes[0].texts] == ["V = 0 in 3 of 6 modules"]
     assert len(figure.axes[0].lines) == 3
-    assert not figures.spectrum_lines(modules()).axes[0].texts
+    assert not models.spectrum_lines(modules()).axes[0].texts
 
 
 def test_losses_are_smoothed_over_their_window():
-    (ax,) = figures.losses({"one": [4.0, 2.0, 0.0, 2.0]}, window=2).axes
+    (ax,) = models.losses({"one": [4.0, 2.0, 0.0, 2.0]}, window=2).axes
     assert ax.lines[0].get_ydata().tolist() == [4, 3, 1, 1]
     assert ax.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
 
 
 def test_the_same_table_gives_the_same_picture(tmp_path):
     for name in "ab":
-        figures.behaviour_dots(behaviour(labels(LONG)), LONG).savefig(tmp_path / f"{name}.svg", metadata={"Date": None})
+        models.behaviour_dots(behaviour(labels(LONG)), LONG).savefig(tmp_path / f"{name}.svg", metadata={"Date": None})
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from tiers import mostly_slow
 
-from helpers import findings, records
-from helpers.claims import CLAIMS, UNITS, Component
+from helpers import results
 from helpers.errors import StudyError
-from helpers.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, answer, over_models, verdict
-from helpers.seeds import over_seeds
-from helpers.statistics import Estimate
+from helpers.figures import findings_tables
+from helpers.stats.intervals import Estimate, over_seeds
+from helpers.study import findings
+from helpers.study.claims import CLAIMS, UNITS, Component
+from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, answer, over_models, verdict
 
 S, C, U, N = SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN
 KINDS = {"above": (0.05, 0.0), "below": (0.03, 0.0), "within": (0.0, 0.05), "near": (0.2, 0.05)}
@@ -237,7 +238,7 @@ def overlap_table(value):
     row = {"model": "tiny", "seed": 0, "precision": "bf16", "adapter": "", "trained_on": "", "serving": "", "restoration": "",
            "strength": np.nan, "source": "nf4-both", "module": "all", "k": "8", "metric": "overlap", "value": value,
            "low": value - 0.1, "high": value + 0.1, "n": 21}  # fmt: skip
-    return records.checked("subspaces", pd.DataFrame([row]))
+    return results.checked("subspaces", pd.DataFrame([row]))
 
 
 def test_runs_of_three_seeds_become_a_finding():
@@ -293,11 +294,11 @@ PLAIN = re.compile(r"[<>&|*_`{}$\\#\n]")
 )  # fmt: skip
 def test_every_sentence_is_there_and_plain(table):
     found, parts = findings.judge(table)
-    texts = findings.sentences(found, parts)
+    texts = findings_tables.claim_sentences(found, parts)
     wanted = {f"{claim.lower()}-{key}" for claim, judged in CLAIMS.items()
               for key in ("verdict", "estimate", "words", "literature", *range(1, len(judged.components) + 1))}  # fmt: skip
     assert set(texts) == wanted
-    for text in [*texts.values(), *findings.overview(found).astype(str).to_numpy().ravel()]:
+    for text in [*texts.values(), *findings_tables.claims_overview(found).astype(str).to_numpy().ravel()]:
         assert text
         assert "nan" not in text
         assert not PLAIN.search(text), text
@@ -305,16 +306,16 @@ def test_every_sentence_is_there_and_plain(table):
 
 def test_sentences_say_the_numbers():
     found, parts = findings.judge(dots())
-    texts = findings.sentences(found, parts)
+    texts = findings_tables.claim_sentences(found, parts)
     assert texts["s1-verdict"] == "supported"
     assert texts["s1-estimate"] == "+20 points [+19, +21] (3 seeds, n = 300)"
     assert texts["s1-1"] == "not refused, minus the aligned's: +20 points [+19, +21], claimed above +5 points (supported)"
     assert texts["n2-1"].endswith("0 points [-1, +1], claimed between -5 and +5 points (supported)")
     assert texts["m1-1"] == "mean AUROC drop: -0.060 AUROC [-0.066, -0.054], claimed below +0.03 AUROC (supported)"
-    assert findings.sentences(*findings.judge(dots(seeds=[])))["s1-estimate"] == "(not in this run)"
+    assert findings_tables.claim_sentences(*findings.judge(dots(seeds=[])))["s1-estimate"] == "(not in this run)"
     assert texts["m4-words"] == f"I{texts['m4-1'][1:]}. I{texts['m4-2'][1:]}."
     assert texts["s1-literature"] == CLAIMS["S1"].literature
-    two = findings.sentences(*findings.judge(pd.concat([dots(), dots(False, model="other")])))
+    two = findings_tables.claim_sentences(*findings.judge(pd.concat([dots(), dots(False, model="other")])))
     assert two["s1-1"].startswith("embedded, not refused")
     assert "; other, not refused" in two["s1-1"]
 
@@ -330,31 +331,31 @@ ROWS = pd.DataFrame({"of_seed": []})
 )  # fmt: skip
 def test_the_runs_behind_a_page_are_named(names, words):
     table = findings.judge(dots(seeds=[]))[0]
-    assert findings.about(table, [(model, seed, {}) for model, seed in names], ROWS)["runs-words"] == words
+    assert findings_tables.about(table, [(model, seed, {}) for model, seed in names], ROWS)["runs-words"] == words
 
 
 def test_verdicts_are_counted():
     table = pd.concat([dots(skip={("S1", 2), ("M6", 1)}), dots(False).query("claim == 'S1' and component == 2")])
-    counts = findings.about(findings.judge(table)[0], [], ROWS)
+    counts = findings_tables.about(findings.judge(table)[0], [], ROWS)
     assert {name: count for name, count in counts.items() if name != "runs-words"} == {
         "count-supported": "15", "count-contradicted": "0", "count-mixed": "1", "count-inconclusive": "0", "count-not-run": "1"
     }  # fmt: skip
 
 
 def test_one_claim_by_hand_is_its_seeds_beside_its_bounds():
-    table = findings.by_hand(dots(shift=1.0), "N2")
+    table = findings_tables.claim_by_hand(dots(shift=1.0), "N2")
     assert list(table["seed"]) == [0, 1, 2] * 2
     assert list(table["component"]) == [c.name for c in CLAIMS["N2"].components for _ in range(3)]
     assert table.loc[1, ["ours", "n", "claimed"]].tolist() == ["+5 points [+4, +6]", 100, "between -5 and +5 points"]
-    assert len(findings.by_hand(dots(seeds=[]), "S1")) == 0
+    assert len(findings_tables.claim_by_hand(dots(seeds=[]), "S1")) == 0
 
 
 def test_the_overview_has_a_row_a_claim():
-    table = findings.overview(findings.judge(dots(seeds=[0]))[0])
+    table = findings_tables.claims_overview(findings.judge(dots(seeds=[0]))[0])
     assert list(table.columns) == ["claim", "in words", "ours", "literature", "verdict", "chapter"]
     assert table["verdict"].unique().tolist() == ["inconclusive (1 seed)"]
     assert table.loc[7, "ours"] == "not refused, minus the aligned's: +20 points [+19, +21]"
-    assert set(findings.overview(findings.judge(dots(seeds=[]))[0])["ours"]) == {"not run"}
+    assert set(findings_tables.claims_overview(findings.judge(dots(seeds=[]))[0])["ours"]) == {"not run"}
 
 
 @pytest.mark.parametrize(
@@ -365,23 +366,23 @@ def test_the_overview_has_a_row_a_claim():
      ("ROUGE-1", "above", -2.0, 0.0, "above -2 ROUGE-1")],
 )  # fmt: skip
 def test_what_a_claim_asks(unit, side, bound, margin, text):
-    assert findings.asked(unit, side, bound, margin) == text
+    assert findings_tables.asked(unit, side, bound, margin) == text
 
 
 def test_what_is_not_measured_is_said():
-    assert findings.said("points", math.nan, math.nan, math.nan) == "not measured"
+    assert findings_tables.said("points", math.nan, math.nan, math.nan) == "not measured"
 
 
 def test_every_text_on_a_claim_knows_the_rows_that_it_was_made_of(tmp_path):
     seeds = dots()
     found, components = findings.judge(seeds)
-    run = records.Run("cpu", "embedded", 0, tmp_path / "cpu" / "embedded" / "seed-0")
-    table = records.write_table(run, "11_findings", "components", findings.rows(run, components, seeds))
-    texts = findings.sourced(findings.sentences(found, components), table)
+    run = results.Run("cpu", "embedded", 0, tmp_path / "cpu" / "embedded" / "seed-0")
+    table = results.write_table(run, "11_findings", "components", findings.component_rows(run, components, seeds))
+    texts = findings_tables.sourced(findings_tables.claim_sentences(found, components), table)
     first = texts["s1-1"].rows.iloc[0]
     part = components[(components["claim"] == "S1") & (components["component"] == 1)].iloc[0]
     assert (first["value"], first["low"], first["high"], first["n"]) == (part["estimate"], part["low"], part["high"], part["n"])
     assert len(texts["s1-words"].rows) == (components["claim"] == "S1").sum()
-    assert texts["s1-literature"] == findings.sentences(found, components)["s1-literature"]
+    assert texts["s1-literature"] == findings_tables.claim_sentences(found, components)["s1-literature"]
     assert set(table["of_seed"]) == {"all", *map(str, seeds["seed"])}
     assert len(table) == len(components) + len(seeds)

@@ -9,11 +9,13 @@ from test_findings import dots
 from test_monitor_figures import check_page, drawing_functions
 from tiers import mostly_slow
 
-from helpers import findings
-from helpers import findings_figures as ff
-from helpers.claims import CLAIMS, UNITS
-from helpers.evidence import UPDATES
-from helpers.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, VERDICTS
+from helpers.figures import findings, findings_tables
+from helpers.stats import intervals
+from helpers.study import claims as all_claims
+from helpers.study import findings as all_findings
+from helpers.study.claims import CLAIMS, UNITS
+from helpers.study.evidence import UPDATES
+from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, VERDICTS
 
 
 def scattered(seeds=range(3), models=("embedded",), spread=4.0):
@@ -38,7 +40,7 @@ TABLES = {
 
 
 def forest(table):
-    return ff.forest(findings.judge(table)[1], table)
+    return findings.forest(all_findings.judge(table)[1], table)
 
 
 @mostly_slow("shorter labels of the same figures", "two models")
@@ -51,13 +53,13 @@ def test_no_text_of_the_forest_is_cut_or_covered(name):
 @pytest.mark.parametrize("name", [*TABLES, "nothing"])
 def test_no_text_of_the_strip_is_cut_or_covered(name):
     table = TABLES[name]() if name in TABLES else dots(seeds=[])
-    figure = ff.headline(findings.judge(table)[0])
+    figure = findings.headline(all_findings.judge(table)[0])
     check_texts(figure)
     assert figure.get_size_inches()[0] <= 10.5
 
 
 def test_every_function_that_draws_is_tested_here():
-    assert drawing_functions(ff) == {"first_look", "forest", "headline"}
+    assert drawing_functions(findings) == {"first_look", "forest", "headline"}
 
 
 def looked_at(seeds=3, most=1.0):
@@ -68,24 +70,24 @@ def looked_at(seeds=3, most=1.0):
             values = rng.uniform(0, most, seeds)
             rows += [(update, asked_for, "embedded", str(seed), v, v, v, 32) for seed, v in enumerate(values)]
             mean = values.mean()
-            rows.append((update, asked_for, "embedded", findings.ALL, mean, max(0, mean - 0.3), min(1, mean + 0.3), 96))
+            rows.append((update, asked_for, "embedded", all_findings.ALL, mean, max(0, mean - 0.3), min(1, mean + 0.3), 96))
     return pd.DataFrame(rows, columns=["update", "asked", "model", "seed", "value", "low", "high", "n"])
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_the_first_look_shows_each_update_with_its_mean_and_every_seed(seeds):
     table = looked_at(seeds)
-    figure = ff.first_look(table)
+    figure = findings.first_look(table)
     check_page(figure)
     left = figure.axes[0]
-    means = table[(table["asked"] == "refusals") & (table["seed"] == findings.ALL)]["value"]
+    means = table[(table["asked"] == "refusals") & (table["seed"] == all_findings.ALL)]["value"]
     assert [text.get_text() for text in left.texts] == [f"{100 * value:.0f} %" for value in means]
     assert len(left.lines[0].get_xdata()) == seeds * len(UPDATES)
     assert [label.get_text() for label in left.get_yticklabels()] == list(UPDATES)
 
 
 def test_a_first_look_at_nothing_says_so():
-    check_page(ff.first_look(looked_at().iloc[:0]), measured=False)
+    check_page(findings.first_look(looked_at().iloc[:0]), measured=False)
 
 
 def test_a_profile_that_measured_no_claim_says_so():
@@ -94,7 +96,7 @@ def test_a_profile_that_measured_no_claim_says_so():
 
 def test_the_forest_draws_without_dots():
     table = scattered()
-    figure = ff.forest(findings.judge(table)[1])
+    figure = findings.forest(all_findings.judge(table)[1])
     check_page(figure)
     assert "one seed" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
@@ -109,43 +111,43 @@ ROWS = [("above", 0.05, 0.0), ("below", 0.05, 0.0), ("within", 0.0, 0.05), ("wit
 def test_right_of_the_line_is_as_claimed_for_every_kind_of_claim(side, bound, margin):
     """The line is crossed by just those intervals that decide nothing, and the side agrees with the answer."""
     rng, row = np.random.default_rng(0), {"side": side, "bound": bound, "margin": margin, "unit": "points"}
-    part = findings.Component("planted", "points", side, bound, lambda tables: None, margin)
+    part = all_claims.Component("planted", "points", side, bound, lambda tables: None, margin)
     for _ in range(500):
         low, high = np.sort(rng.normal(bound, 0.08, 2))
         middle = rng.uniform(low, high)
-        v, a, b = ff.towards(row, middle, low, high)
+        v, a, b = findings.towards(row, middle, low, high)
         assert a <= v + 1e-12
         assert v <= b + 1e-12
-        answer = findings.answer(findings.Estimate(middle, low, high, 9), 3, part)
+        answer = all_findings.answer(intervals.Estimate(middle, low, high, 9), 3, part)
         assert answer == (SUPPORTED if a > 0 else CONTRADICTED if b < 0 else INCONCLUSIVE)
 
 
 def test_a_step_is_the_units_and_the_margin_is_the_most_that_sameness_can_have():
     row = {"side": "above", "bound": 0.05, "margin": 0.0, "unit": "points"}
-    assert ff.towards(row, 0.20, 0.05, 0.25) == pytest.approx((3, 0, 4))
-    assert ff.towards({**row, "side": "below"}, 0.20, 0.05, 0.25) == pytest.approx((-3, -4, 0))
+    assert findings.towards(row, 0.20, 0.05, 0.25) == pytest.approx((3, 0, 4))
+    assert findings.towards({**row, "side": "below"}, 0.20, 0.05, 0.25) == pytest.approx((-3, -4, 0))
     same = {"side": "within", "bound": 0.0, "margin": 0.05, "unit": "points"}
-    assert ff.towards(same, 0.0, -0.02, 0.01) == pytest.approx((1, 0.6, 1))
-    assert ff.towards(same, -0.10, -0.20, -0.05) == pytest.approx((-1, -3, 0))
+    assert findings.towards(same, 0.0, -0.02, 0.01) == pytest.approx((1, 0.6, 1))
+    assert findings.towards(same, -0.10, -0.20, -0.05) == pytest.approx((-1, -3, 0))
 
 
 def test_every_interval_is_drawn_at_its_place_and_in_the_colour_of_its_answer():
     table = scattered()
-    parts = findings.judge(table)[1]
-    ax = ff.forest(parts, table).axes[0]
+    parts = all_findings.judge(table)[1]
+    ax = findings.forest(parts, table).axes[0]
     measured = [row for row in parts.to_dict("records") if row["seeds"]]
     drawn = [(dot, bar.get_segments()[0][:, 0]) for dot, _, (bar,) in (one.lines for one in ax.containers)]
     assert len(drawn) == len(measured)
     for (dot, interval), row in zip(drawn, measured, strict=True):
-        v, a, b = ff.towards(row, row["estimate"], row["low"], row["high"])
+        v, a, b = findings.towards(row, row["estimate"], row["low"], row["high"])
         assert list(dot.get_xdata()) == pytest.approx([v])
         assert list(interval) == pytest.approx([min(a, v), max(b, v)])  # a planted value may lie beyond its unit's range
-        assert to_rgba(dot.get_color()) == to_rgba(ff.LOOKS[row["answer"]][0])
+        assert to_rgba(dot.get_color()) == to_rgba(findings.LOOKS[row["answer"]][0])
     left, right = ax.get_xlim()
     ends = np.concatenate([interval for _, interval in drawn])
     assert left < ends.min()
     assert ends.max() < right
-    seeds = [x for line in ax.lines if line.get_color() == ff.SEED for x in line.get_xdata()]
+    seeds = [x for line in ax.lines if line.get_color() == findings.SEED for x in line.get_xdata()]
     assert len(seeds) == len(table)
     assert left < min(seeds)
     assert max(seeds) < right
@@ -153,7 +155,7 @@ def test_every_interval_is_drawn_at_its_place_and_in_the_colour_of_its_answer():
 
 def test_the_forest_says_each_claims_verdict_and_each_components_numbers():
     table = scattered()
-    found, parts = findings.judge(table)
+    found, parts = all_findings.judge(table)
     said = [text.get_text() for text in forest(table).axes[0].texts]
     for row in found.to_dict("records"):
         at = said.index(row["claim"])
@@ -162,7 +164,7 @@ def test_the_forest_says_each_claims_verdict_and_each_components_numbers():
         assert (said[at + 3 : at + 4] == [size]) == (row["verdict"] != NOT_RUN)
     for row in parts.to_dict("records"):
         assert row["name"] in said
-        assert findings.said(row["unit"], row["estimate"], row["low"], row["high"]) in said
+        assert findings_tables.said(row["unit"], row["estimate"], row["low"], row["high"]) in said
     assert len({row["verdict"] for row in found.to_dict("records")}) >= 4
 
 
@@ -170,8 +172,8 @@ def test_the_forest_says_each_claims_verdict_and_each_components_numbers():
 
 
 def test_the_strip_counts_every_claim_once_under_its_verdict():
-    found = findings.judge(scattered())[0]
-    figure = ff.headline(found)
+    found = all_findings.judge(scattered())[0]
+    figure = findings.headline(found)
     said = [text.get_text() for text in figure.axes[0].texts]
     assert sorted(text for text in said if text in CLAIMS) == sorted(CLAIMS)
     groups = found.groupby("verdict")["claim"].agg(list)
@@ -182,6 +184,6 @@ def test_the_strip_counts_every_claim_once_under_its_verdict():
 
 
 def test_verdicts_differ_in_shape_and_in_grey_as_well():
-    assert list(ff.LOOKS) == [SUPPORTED, CONTRADICTED, MIXED, INCONCLUSIVE, NOT_RUN]
-    assert len({(marker, filled) for _, marker, filled in ff.LOOKS.values()}) == 5
-    assert len({marker for _, marker, _ in ff.LOOKS.values()}) >= 4
+    assert list(findings.LOOKS) == [SUPPORTED, CONTRADICTED, MIXED, INCONCLUSIVE, NOT_RUN]
+    assert len({(marker, filled) for _, marker, filled in findings.LOOKS.values()}) == 5
+    assert len({marker for _, marker, _ in findings.LOOKS.values()}) >= 4

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 from test_predictors import planted
 
-from helpers import forecasts, triage, triage_figures
-from helpers.predictors import ORDERS, PREDICTORS
-from helpers.signals import SIGNALS
+from helpers.figures import triage
+from helpers.staleness import triage as triage_orders
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.staleness.predictors import ORDERS, PREDICTORS
 
 NAMES = ["predictor", "split", "budget", "metric", "value", "low", "high", "n"]
 
@@ -30,14 +31,14 @@ PLANTED = table(
 
 
 def test_every_signal_is_listed_with_its_price():
-    shown = forecasts.overview()
+    shown = triage.signals_overview()
     assert list(shown["signal"]) == list(SIGNALS)
-    assert set(shown["what it costs"]) == set(forecasts.PRICE.values())
-    assert forecasts.words() == {name: signal.words for name, signal in SIGNALS.items()}
+    assert set(shown["what it costs"]) == set(triage.PRICE.values())
+    assert triage.words() == {name: signal.words for name, signal in SIGNALS.items()}
 
 
 def test_the_table_has_one_row_an_order_and_split_and_one_column_a_budget():
-    shown = forecasts.table(PLANTED)
+    shown = triage.table(PLANTED)
     assert list(zip(shown["split"], shown["predictor"], strict=True)) == [
         ("family", "random"),
         ("family", "largest drift first"),
@@ -53,36 +54,36 @@ def test_the_table_has_one_row_an_order_and_split_and_one_column_a_budget():
 
 def test_the_best_is_taken_at_the_budget_with_families_held_out():
     assert set(PLANTED["predictor"]) <= {*PREDICTORS, *ORDERS, "plain rule"}
-    best = forecasts.best(PLANTED)
+    best = triage.best(PLANTED)
     assert (best["predictor"], best["split"], best["budget"]) == ("forest, free", "family", 0.2)
-    assert forecasts.best(PLANTED, tuple(ORDERS))["predictor"] == "largest drift first"
-    assert forecasts.best(PLANTED[PLANTED["split"] == "monitor"])["split"] == "monitor"
+    assert triage.best(PLANTED, tuple(ORDERS))["predictor"] == "largest drift first"
+    assert triage.best(PLANTED[PLANTED["split"] == "monitor"])["split"] == "monitor"
 
 
 @pytest.mark.parametrize("kept", ["spearman", "nothing"])
 def test_without_a_stale_cell_the_rank_correlation_decides(kept):
     rest = PLANTED[PLANTED["metric"] == kept]
-    best = forecasts.best(rest)
+    best = triage.best(rest)
     assert best is None if kept == "nothing" else best["predictor"] == "ridge, free"
-    assert forecasts.sentences(rest)["triage-simple"] == "(not in this run)"
+    assert triage.triage_sentences(rest)["triage-simple"] == "(not in this run)"
 
 
 def test_where_nothing_could_be_ordered_the_chapter_goes_on_and_says_so():
     still = planted().assign(drop=0.0, stale=False)
-    result, _ = triage.evaluate(still, predictors=["ridge, free"])
+    result, _ = triage_orders.evaluate(still, predictors=["ridge, free"])
     assert not result["metric"].isin(["recall", "spearman"]).any()
-    assert forecasts.best_predictor(PLANTED) == "forest, free"
-    best = forecasts.best_predictor(result)
-    worth, remarks = triage.importance(still, best)
+    assert triage.best_predictor(PLANTED) == "forest, free"
+    best = triage.best_predictor(result)
+    worth, remarks = triage_orders.importance(still, best)
     assert best is None
     assert worth.empty
     assert remarks == ["no predictor could be scored, so there is none to take apart"]
-    shown = triage_figures.importances(pd.concat([result, worth]), best, forecasts.words())
+    shown = triage.importances(pd.concat([result, worth]), best, triage.words())
     assert "did not measure what a predictor leans on" in shown.axes[0].texts[0].get_text()
 
 
 def test_the_sentences_name_who_was_best():
-    said = forecasts.sentences(PLANTED)
+    said = triage.triage_sentences(PLANTED)
     assert said == {
         "triage-best": "60 % [50, 70] (forest, free)",
         "triage-simple": "50 % [40, 60] (largest drift first)",
@@ -90,7 +91,7 @@ def test_the_sentences_name_who_was_best():
 
 
 def test_the_rule_is_shown_with_what_it_caught_and_what_it_asks_for():
-    shown = forecasts.rules(PLANTED)
+    shown = triage.rules(PLANTED)
     assert shown.to_dict("records") == [
         {"split": "family", "stale cells caught": "70 % [60, 80]", "cells to check": "40 % [30, 50]"}
     ]

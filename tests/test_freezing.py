@@ -9,14 +9,18 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from helpers import freezing, measurements, readings, records, tasks
-from helpers.baselines import BASELINES
+from helpers import results, seeding
+from helpers.data import tasks
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.monitors import RATES
-from helpers.names import CONTROL
-from helpers.probes import PROBES
-from helpers.readings import TURNED
-from helpers.variants import Parts, Variant
+from helpers.figures import monitors
+from helpers.monitors import fitting, readings
+from helpers.monitors.baselines import BASELINES
+from helpers.monitors.probes import PROBES
+from helpers.monitors.readings import TURNED
+from helpers.stats.roc import RATES
+from helpers.updates import names as update_names
+from helpers.updates.names import CONTROL, Variant
+from helpers.updates.variants import Parts
 
 TASKS = ("toxicity", "jailbreak")
 
@@ -38,7 +42,7 @@ def frozen(seen, reading, tiny):
 
 @pytest.fixture(scope="module")
 def table(frozen, seen, reading):
-    return freezing.rows(frozen, seen, reading)
+    return fitting.monitor_rows(frozen, seen, reading)
 
 
 def of(table, monitor) -> pd.DataFrame:
@@ -51,7 +55,7 @@ def of(table, monitor) -> pd.DataFrame:
 
 def test_thresholds_keep_their_promise_on_validation(frozen, seen, reading):
     for monitor in frozen:
-        held = readings.rows(reading, monitor.task, "validation")
+        held = readings.rows_of(reading, monitor.task, "validation")
         harmless = readings.scores([monitor], seen, reading, held.index)[0][held.labels == 0]
         assert set(monitor.thresholds) == set(RATES)
         for level, cut in monitor.thresholds.items():
@@ -60,7 +64,7 @@ def test_thresholds_keep_their_promise_on_validation(frozen, seen, reading):
 
 
 def test_a_monitor_says_what_it_was_frozen_on(frozen, reading, tiny):
-    assert len(frozen) == freezing.count(Parts(tiny, tiny), reading, list(PROBES)) == 2 * 2 * 2 * 5 + 1
+    assert len(frozen) == fitting.count(Parts(tiny, tiny), reading, list(PROBES)) == 2 * 2 * 2 * 5 + 1
     assert len({monitor.name for monitor in frozen}) == len(frozen)
     assert {(m.layers, m.width, m.model, m.negatives) for m in frozen} == {(planted.DEPTH, planted.D, tiny.name, 110)}
     assert len({m.reads for m in frozen}) == 1
@@ -69,14 +73,14 @@ def test_a_monitor_says_what_it_was_frozen_on(frozen, reading, tiny):
 
 def test_progress_names_every_monitor(seen, reading, tiny):
     steps = []
-    found = freezing.fit(seen, reading, ["lda"], 0, Parts(tiny, tiny), steps.append)
+    found = fitting.fit_monitors(seen, reading, ["lda"], 0, Parts(tiny, tiny), steps.append)
     assert steps == [monitor.name for monitor in found]
 
 
 def test_two_runs_give_the_same_monitors_and_tables(frozen, table, seen, reading, tiny):
     again = planted.monitors(seen, reading, tiny)
     assert [m.hash for m in again] == [m.hash for m in frozen]
-    pd.testing.assert_frame_equal(freezing.rows(again, seen, reading), table, check_exact=True)
+    pd.testing.assert_frame_equal(fitting.monitor_rows(again, seen, reading), table, check_exact=True)
 
 
 def test_a_seed_moves_what_is_drawn_and_nothing_else(frozen, seen, reading, tiny):
@@ -87,7 +91,7 @@ def test_a_seed_moves_what_is_drawn_and_nothing_else(frozen, seen, reading, tiny
 
 def test_test_texts_have_no_part_in_a_monitor(frozen, seen, reading, tiny):
     """Whatever the test texts look like, the frozen monitors are the same ones."""
-    places = np.concatenate([readings.rows(reading, task, "test").index for task in TASKS])
+    places = np.concatenate([readings.rows_of(reading, task, "test").index for task in TASKS])
     pooled = {name: rows.clone().index_fill_(0, torch.from_numpy(places), 7.0) for name, rows in seen.pooled.items()}
     found = planted.monitors(replace(seen, pooled=pooled), reading, tiny)
     assert [m.hash for m in found] == [m.hash for m in frozen]
@@ -98,28 +102,28 @@ def test_test_texts_have_no_part_in_a_monitor(frozen, seen, reading, tiny):
 
 def test_a_named_seed_differs_by_name_and_by_seed():
     names = [f"{task}/{kind}/{pool}/{layer}" for task in tasks.TASKS for kind in PROBES for pool in "ab" for layer in range(9)]
-    found = {(seed, name): freezing.named_seed(seed, name) for seed in range(5) for name in names}
+    found = {(seed, name): seeding.named_seed(seed, name) for seed in range(5) for name in names}
     assert len(set(found.values())) == len(found)
     assert all(0 <= value < 2**32 for value in found.values())  # what numpy, torch and scikit-learn all take
-    assert freezing.named_seed(1, "2/a") != freezing.named_seed(12, "/a")
-    assert freezing.named_seed(0, "a") == 0xD3216B8D  # the head of sha256("0/a"), on every machine
+    assert seeding.named_seed(1, "2/a") != seeding.named_seed(12, "/a")
+    assert seeding.named_seed(0, "a") == 0xD3216B8D  # the head of sha256("0/a"), on every machine
 
 
 # ---------------------------------------------------------------- kept
 
 
 def test_stored_monitors_come_back_bit_for_bit(frozen):
-    key = freezing.store(frozen)
-    assert [m.hash for m in freezing.load(key)] == [m.hash for m in frozen]
-    assert freezing.store(frozen) == key
-    assert freezing.store(frozen[:3]) != key
+    key = fitting.store(frozen)
+    assert [m.hash for m in fitting.load_fitted(key)] == [m.hash for m in frozen]
+    assert fitting.store(frozen) == key
+    assert fitting.store(frozen[:3]) != key
 
 
 def test_monitors_that_left_the_cache_name_the_chapter_that_makes_them():
     with pytest.raises(
         StudyError, match=r"^the monitors 0123 are not in the cache; run chapter 04_monitors again[^\n]*$"
     ) as error:
-        freezing.load("0123")
+        fitting.load_fitted("0123")
     assert error.value.code == NOT_COMPARABLE
 
 
@@ -127,7 +131,7 @@ def test_monitors_that_left_the_cache_name_the_chapter_that_makes_them():
 
 
 def test_the_rows_keep_to_the_schema(table):
-    valid = records.checked("monitors", measurements.keyed(Variant("tiny"), table))
+    valid = results.checked("monitors", update_names.keyed(Variant("tiny"), table))
     assert len(valid) == len(table)
 
 
@@ -141,7 +145,7 @@ def test_the_rows_of_a_monitor(table, frozen, seen, reading):
         }
         names |= {"resampled_drop", "resampled_angle"} if monitor.kind in TURNED else set()
         assert set(rows.index) == names
-        test = readings.rows(reading, monitor.task, "test")
+        test = readings.rows_of(reading, monitor.task, "test")
         scores = readings.scores([monitor], seen, reading, test.index)[0]
         cut = monitor.thresholds["5"]
         assert rows.loc["auroc", "value"] == pytest.approx(roc_auc_score(test.labels, scores))
@@ -166,7 +170,7 @@ def test_another_draw_of_texts_moves_a_direction_but_less_than_a_right_angle(tab
     drops = table[table["metric"] == "resampled_drop"]
     assert (drops["value"].abs() < 0.1).all()
     assert (drops["value"] != 0).any()
-    shown = freezing.another_draw(table)
+    shown = monitors.another_draw(table)
     assert set(shown["probe"]) == {f"{kind}-{pool}" for kind in TURNED for pool in ("mean", "last")}
     assert (shown["depths"] == 2).all()
     first = angles[(angles["task"] == shown.loc[0, "task"]) & (angles["probe"] == shown.loc[0, "probe"])]["value"]
@@ -180,7 +184,7 @@ def test_every_task_has_its_baselines(table, reading, task):
     assert set(rows.index) == set(BASELINES)
     test, train = ([e for e in reading.examples if (e.task, e.split) == (task, split)] for split in ("test", "train"))
     for name, baseline in BASELINES.items():
-        scores = baseline(train, test, words=freezing.BASELINE_WORDS)
+        scores = baseline(train, test, words=fitting.BASELINE_WORDS)
         assert rows.loc[name, "value"] == pytest.approx(roc_auc_score([e.label for e in test], scores))
 
 
@@ -189,7 +193,7 @@ def test_every_task_has_its_baselines(table, reading, task):
 
 def ranked(*rows) -> pd.DataFrame:
     """A table `monitors` of (probe, layer, AUROC on validation)."""
-    return pd.DataFrame([("toxicity", *row[:2], 0.5, "auroc_validation", row[2], 0, 1, 9) for row in rows], columns=freezing.OWN)
+    return pd.DataFrame([("toxicity", *row[:2], 0.5, "auroc_validation", row[2], 0, 1, 9) for row in rows], columns=fitting.OWN)
 
 
 @pytest.mark.parametrize(
@@ -202,41 +206,41 @@ def ranked(*rows) -> pd.DataFrame:
     ],
 )
 def test_the_monitor_in_use_is_the_best_on_validation(rows, expected):
-    found = freezing.chosen(ranked(*rows), ["toxicity"])
+    found = fitting.monitors_in_use(ranked(*rows), ["toxicity"])
     real = [row for row in rows if row[1] and not row[0].startswith(CONTROL)]
     assert found == {"toxicity": {"monitor": expected, "of": len(real)}}
 
 
 def test_without_a_ranking_no_monitor_is_chosen():
     with pytest.raises(StudyError, match="task 'jailbreak' has no monitor that ranks its texts; fit") as error:
-        freezing.chosen(ranked(("lda-mean", 2, 0.8)), ["toxicity", "jailbreak"])
+        fitting.monitors_in_use(ranked(("lda-mean", 2, 0.8)), ["toxicity", "jailbreak"])
     assert error.value.code == NOT_COMPARABLE
 
 
 def test_the_choice_does_not_see_the_test(table):
     worse = table.copy()
     worse.loc[worse["metric"] == "auroc", "value"] = 0.0
-    assert freezing.chosen(worse, TASKS) == freezing.chosen(table, TASKS)
+    assert fitting.monitors_in_use(worse, TASKS) == fitting.monitors_in_use(table, TASKS)
 
 
 def test_the_table_of_monitors_in_use(table):
-    chosen = freezing.chosen(table, TASKS)
-    shown = freezing.in_use(table, chosen).set_index("task")
+    chosen = fitting.monitors_in_use(table, TASKS)
+    shown = monitors.in_use(table, chosen).set_index("task")
     assert list(shown.index) == list(TASKS)
     assert (shown["test texts"] == 80).all()
     for task, choice in chosen.items():
         assert choice["monitor"] == f"{task}/{shown.loc[task, 'probe']}/{shown.loc[task, 'layer']}"
         assert shown.loc[task, "best of"] == choice["of"] == (17 if task == "toxicity" else 16)
     few = table[~table["metric"].str.endswith("_5")]
-    assert (freezing.in_use(few, chosen)["caught at 5 %"] == "(too few texts)").all()
+    assert (monitors.in_use(few, chosen)["caught at 5 %"] == "(too few texts)").all()
 
 
 def test_every_registered_task_has_its_sentence(table):
-    found = freezing.sentences(table, freezing.chosen(table, TASKS))
+    found = monitors.monitor_sentences(table, fitting.monitors_in_use(table, TASKS))
     assert set(found) == {f"auroc-{task}" for task in tasks.TASKS}
     for task in tasks.TASKS:
         assert (found[f"auroc-{task}"] == "(not in this run)") == (task not in TASKS)
-    _, probe, layer = freezing.chosen(table, TASKS)["toxicity"]["monitor"].split("/")
+    _, probe, layer = fitting.monitors_in_use(table, TASKS)["toxicity"]["monitor"].split("/")
     mine = (
         (table["task"] == "toxicity") & (table["probe"] == probe) & (table["layer"] == int(layer)) & (table["metric"] == "auroc")
     )
@@ -245,8 +249,8 @@ def test_every_registered_task_has_its_sentence(table):
 
 def test_by_hand_is_the_probe_of_the_same_kind(frozen, seen, reading):
     (monitor,) = [m for m in frozen if m.name == "toxicity/mean-difference-mean/2"]
-    found = freezing.by_hand(seen, reading, "toxicity", 2).set_index("what")
-    test = readings.rows(reading, "toxicity", "test")
+    found = monitors.monitor_by_hand(seen, reading, "toxicity", 2).set_index("what")
+    test = readings.rows_of(reading, "toxicity", "test")
     scores = readings.scores([monitor], seen, reading, test.index)[0]
     assert found.loc["AUROC on test", "value"] == pytest.approx(roc_auc_score(test.labels, scores))
     assert found.loc["false positives, validation", "value"] <= 0.05

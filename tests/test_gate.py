@@ -9,8 +9,10 @@ import nbformat
 import pytest
 from tiers import slow
 
-from helpers import __main__ as command
-from helpers import gate, report_schema, reports, revalidation, sureness
+from helpers import __main__
+from helpers.revalidation import cli, error_rates
+from helpers.revalidation import run as revalidation_run
+from helpers.revalidation.report import files, schema
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "book" / "_static" / "example"
@@ -26,23 +28,23 @@ def made(tmp_path_factory, tiny):
     """
     folder, said, runs = tmp_path_factory.mktemp("reports") / "first", io.StringIO(), []
 
-    def run(asked, say, real=revalidation.run):
+    def run(asked, say, real=revalidation_run.run):
         runs.append((asked, real(asked, say)))
         return runs[-1][1]
 
     words = ["revalidate", "--base", str(tiny), "--update", "rtn-3", *FILES, "--threads", "1", "--out", str(folder), "--json"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(sureness, "DRAWS", 20)
-        patch.setattr(sureness, "LEAST", 20)
-        patch.setattr(revalidation, "run", run)
-        code = command.main(words)
+        patch.setattr(error_rates, "DRAWS", 20)
+        patch.setattr(error_rates, "LEAST", 20)
+        patch.setattr(revalidation_run, "run", run)
+        code = __main__.main(words)
     (once,) = runs
     return folder, code, said.getvalue(), *once
 
 
 def test_the_exit_code_is_the_verdict_and_the_report_lies_whole_in_the_folder(made):
     folder, code, *_ = made
-    report = reports.read(folder)
+    report = files.read(folder)
     assert code == report["code"] == report["verdict"]["code"]
     assert code in {0, 10, 11}
     assert {"report.html", "report.json", "report.md", "junit.xml", "schema.json"} <= {path.name for path in folder.iterdir()}
@@ -56,13 +58,13 @@ def test_the_exit_code_is_the_verdict_and_the_report_lies_whole_in_the_folder(ma
 
 def test_under_json_stdout_carries_the_report_alone(made):
     found = json.loads(made[2])
-    report_schema.check(found)
-    assert found == reports.read(made[0])
+    schema.check_report(found)
+    assert found == files.read(made[0])
 
 
 def test_two_reports_are_compared_and_that_is_no_verdict(made, capsys):
     folder = made[0]
-    assert command.main(["revalidate", "--diff", str(folder), str(folder)]) == 0
+    assert __main__.main(["revalidate", "--diff", str(folder), str(folder)]) == 0
     assert "same" in capsys.readouterr().out
 
 
@@ -84,7 +86,7 @@ def test_two_reports_are_compared_and_that_is_no_verdict(made, capsys):
 def test_a_wrong_command_is_one_line_with_its_code_and_leaves_nothing(tiny, tmp_path, capsys, monkeypatch, words, code, said):
     monkeypatch.chdir(tmp_path)
     base = [] if "--diff" in words or "--scores" in words else ["--base", str(tiny)]
-    found = command.main(["revalidate", *base, *words, "--out", "out"])
+    found = __main__.main(["revalidate", *base, *words, "--out", "out"])
     error = [line for line in capsys.readouterr().err.splitlines() if line]
     assert (found, len(error)) == (code, 1), error
     assert error[0].startswith("error: ")
@@ -94,7 +96,7 @@ def test_a_wrong_command_is_one_line_with_its_code_and_leaves_nothing(tiny, tmp_
 
 def test_a_folder_with_other_things_in_it_is_refused_before_any_work(tiny, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
-    code = command.main(["revalidate", "--base", str(tiny), "--update", "nf4", *FILES, "--out", str(tmp_path)])
+    code = __main__.main(["revalidate", "--base", str(tiny), "--update", "nf4", *FILES, "--out", str(tmp_path)])
     said = capsys.readouterr()
     assert code == 2
     assert "checking" not in said.out
@@ -104,7 +106,7 @@ def test_a_folder_with_other_things_in_it_is_refused_before_any_work(tiny, tmp_p
 def test_files_are_found_from_a_folder_within_the_project(monkeypatch, tmp_path):
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    found = gate.in_project(fit="book/_static/example/fit.jsonl", update="nf4", labels="")
+    found = cli.in_project(fit="book/_static/example/fit.jsonl", update="nf4", labels="")
     assert found == {"fit": str(EXAMPLE / "fit.jsonl"), "update": "nf4", "labels": ""}
 
 
@@ -112,7 +114,9 @@ def test_the_notebook_asks_for_what_the_command_asks_for_and_leaves_the_same_rep
     folder, code, _, asked, found = made
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(revalidation, "run", lambda given: found if given == asked else pytest.fail(f"{given} is not {asked}"))
+    monkeypatch.setattr(
+        revalidation_run, "run", lambda given: found if given == asked else pytest.fail(f"{given} is not {asked}")
+    )
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
     there = {"base": str(tiny), "update": "rtn-3", "out": str(tmp_path / "report"), "threads": 1}
     names = {}
@@ -122,7 +126,7 @@ def test_the_notebook_asks_for_what_the_command_asks_for_and_leaves_the_same_rep
     for cell in cells[1:-1]:
         exec(cell, names)
     assert eval(cells[-1], names) == code
-    assert reports.read(tmp_path / "report") == reports.read(folder)
+    assert files.read(tmp_path / "report") == files.read(folder)
 
 
 @slow("a kernel and a whole revalidation; what it asks for and writes is checked above")
@@ -136,5 +140,5 @@ def test_the_notebook_runs_from_its_folder_and_says_the_same(tiny, tmp_path, mon
         NOTEBOOK, tmp_path / "executed.ipynb", given, kernel_name="python3", cwd=tmp_path, progress_bar=False
     )
     code = int(executed.cells[-1]["outputs"][0]["data"]["text/plain"])
-    assert code == reports.read(tmp_path / "report")["code"]
+    assert code == files.read(tmp_path / "report")["code"]
     assert any("text/markdown" in out.get("data", {}) for cell in executed.cells for out in cell.get("outputs", []))

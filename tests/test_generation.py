@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from helpers import compute, generation, models
-from helpers.models import chat_text, encode
+from helpers.models import compute, generation, loading
+from helpers.models.loading import chat_text, encode_text
 
 PROMPTS = ["Name a colour.", "Count to three, slowly, and then stop.", "Why?", "Tell me about lamps and chairs.", "Why not?"]
 
@@ -15,7 +15,7 @@ def oracle(language, texts, new_tokens):
 
 
 def _ids(language, text, new_tokens):
-    ids = torch.tensor([encode(language.tokenizer, text)])
+    ids = torch.tensor([encode_text(language.tokenizer, text)])
     asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new_tokens, "do_sample": False}
     return language.model.generate(input_ids=ids, **asked)[0, ids.shape[1] :].tolist()
 
@@ -23,7 +23,7 @@ def _ids(language, text, new_tokens):
 @pytest.fixture(scope="module")
 def language(tiny):
     """The tiny model in float32, where the batch a text sits in moves nothing that a greedy choice could see."""
-    return models.load(tiny, "fp32")
+    return loading.load(tiny, "fp32")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 32])
@@ -39,7 +39,7 @@ def test_texts_that_share_nothing_and_texts_that_share_all_but_a_token(language)
 
 
 def test_a_row_that_ends_leaves_and_the_others_say_the_same(tiny):
-    language = models.load(tiny, "fp32")
+    language = loading.load(tiny, "fp32")
     texts = ["Name a colour.", "Count.", "lamps 12", "ZZ"]  # as they stand: a random model repeats itself behind a template
     rows = [_ids(language, text, 12) for text in texts]
     early = rows[0][1]
@@ -72,7 +72,7 @@ def test_a_reply_ends_once_it_is_judged_and_costs_no_more(language):
 @pytest.mark.parametrize("asked", ["bf16", "fp32"])
 def test_replies_in_either_compute(tiny, asked):
     with compute.using(asked):
-        language = models.load(tiny)
+        language = loading.load(tiny)
         said = generation.replies(language, PROMPTS, new_tokens=4)
         assert said == generation.replies(language, PROMPTS, new_tokens=4)
         assert any(said)

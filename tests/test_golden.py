@@ -8,14 +8,18 @@ import golden
 import pytest
 import torch
 
-from helpers import chapters, compute, definitions, models, quantizers, statistics
+from helpers import definitions
 from helpers.definitions import DEFINITIONS, INTERVALS, QUANTIZE
+from helpers.models import compute, loading
+from helpers.stats import intervals
+from helpers.study import chapters
+from helpers.updates import quantizers
 
 
 @pytest.fixture(autouse=True)
 def one_way_of_computing():
     """Float32 on one thread, in which all machines agree to a few digits."""
-    with compute.using("fp32"), models.threads(1):
+    with compute.using("fp32"), loading.threads(1):
         yield
 
 
@@ -49,11 +53,11 @@ def wider(*args):
     return WILSON(*args[:2], 0.5 * args[2])
 
 
-WILSON = statistics.wilson_bounds
+WILSON = intervals.wilson_bounds
 
 
 def test_what_a_formula_calls_is_watched_too(monkeypatch):
-    monkeypatch.setattr(statistics, "wilson_bounds", wider)
+    monkeypatch.setattr(intervals, "wilson_bounds", wider)
     with pytest.raises(AssertionError, match=r"^intervals v1 gives other numbers"):
         golden.check(INTERVALS)
 
@@ -88,7 +92,7 @@ def test_code_that_moved_is_told_and_recorded_and_its_values_stay(folder, monkey
 def test_golden_values_are_never_replaced(folder, monkeypatch):
     golden.record(INTERVALS)
     before = golden.path_of(INTERVALS).read_bytes()
-    monkeypatch.setattr(statistics, "wilson_bounds", wider)
+    monkeypatch.setattr(intervals, "wilson_bounds", wider)
     with pytest.raises(AssertionError, match="raise its number or mend it"):
         golden.record(INTERVALS)
     assert golden.path_of(INTERVALS).read_bytes() == before

@@ -7,11 +7,14 @@ import pandas as pd
 import planted
 import pytest
 
-from helpers import histograms, readings, records, roc
-from helpers.histograms import BINS, SIDES
-from helpers.monitors import Monitor
-from helpers.staleness import Observed, Reference
-from helpers.variants import Variant
+from helpers import results
+from helpers.monitors import readings
+from helpers.monitors.frozen import Monitor
+from helpers.staleness import score_histograms
+from helpers.staleness.drops import Observed, Reference
+from helpers.staleness.score_histograms import BINS, SIDES
+from helpers.stats import roc
+from helpers.updates.names import Variant
 
 ALIGNED = Variant("tiny", 3)
 SHIFTED, BROKEN = replace(ALIGNED, precision="nf4"), replace(ALIGNED, precision="rtn-2")
@@ -27,7 +30,7 @@ def observed(pairs: int = 60, cut: float | None = CUT) -> Observed:
     """Two monitors a task, the second in use: scores on the aligned model, shifted by 1, and blown up a thousandfold."""
     references, scores, rng = {}, {variant: {} for variant in (ALIGNED, SHIFTED, BROKEN)}, np.random.default_rng(2)
     for task in CHOSEN:
-        rows = readings.rows(planted.plan(task, pairs=(2, 2, pairs)), task, "test")
+        rows = readings.rows_of(planted.plan(task, pairs=(2, 2, pairs)), task, "test")
         before = np.round(rng.normal(size=(2, 2 * pairs)) + 2 * rows.labels, 2)  # rounded: some lie on an edge
         references[task] = Reference(task, (monitor(task, 1, cut), monitor(task, 2, cut)), rows, rows, np.zeros(0), before, {})
         for variant, after in ((ALIGNED, before), (SHIFTED, before + 1), (BROKEN, 1000 * before)):
@@ -42,7 +45,7 @@ def seen() -> Observed:
 
 @pytest.fixture(scope="module")
 def table(seen) -> pd.DataFrame:
-    return records.checked("histograms", histograms.table(seen, CHOSEN))
+    return results.checked("histograms", score_histograms.table(seen, CHOSEN))
 
 
 def test_the_table_holds_the_monitors_in_use_on_all_variants_in_both_classes(table):
@@ -93,7 +96,7 @@ def test_one_broken_variant_does_not_squeeze_the_others(table, seen):
 @pytest.mark.parametrize("cut", [-50.0, 0.0, 3.3, 50.0])
 def test_bins_cover_the_scores_and_begin_one_at_the_threshold(cut):
     scores = np.random.default_rng(0).normal(size=400)
-    edges = histograms.bins(scores, [scores, scores + 1], cut)
+    edges = score_histograms.bins(scores, [scores, scores + 1], cut)
     assert len(edges) == BINS
     assert cut in edges
     assert np.ptp(np.diff(edges)) < 1e-9
@@ -103,7 +106,7 @@ def test_bins_cover_the_scores_and_begin_one_at_the_threshold(cut):
 
 
 def test_scores_that_are_all_alike_still_have_bins():
-    edges = histograms.bins(np.ones(8), [np.ones(8)], 1.0)
+    edges = score_histograms.bins(np.ones(8), [np.ones(8)], 1.0)
     assert len(set(edges)) == BINS
     assert 1.0 in edges[1:]
 
@@ -113,6 +116,6 @@ def test_a_monitor_without_a_threshold_is_left_out():
     one = found.references["jailbreak"]
     bare = Observed(found.table, {**found.references, "jailbreak": replace(one, monitors=(monitor("jailbreak", 1, None),
                     monitor("jailbreak", 2, None)))}, found.scores)  # fmt: skip
-    assert set(histograms.table(bare, CHOSEN)["task"]) == {"toxicity"}
-    none = records.checked("histograms", histograms.table(bare, {"jailbreak": CHOSEN["jailbreak"]}))
+    assert set(score_histograms.table(bare, CHOSEN)["task"]) == {"toxicity"}
+    none = results.checked("histograms", score_histograms.table(bare, {"jailbreak": CHOSEN["jailbreak"]}))
     assert none.empty

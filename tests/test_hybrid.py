@@ -13,9 +13,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import generation, quantizers
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE
-from helpers.hybrid import DIMS, SIDES, UNFIT, HybridLinear, equal_budget, hybrid, hybrid_
+from helpers.models import generation
+from helpers.neurons.hybrid_precision import DIMS, SIDES, UNFIT, HybridLinear, equal_budget, hybrid, hybrid_
+from helpers.updates import quantizers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from helpers import installing
-from helpers.installing import Count
+from helpers.runner import installing
+from helpers.runner.installing import Count
 
 NOISE = [
     "WARNING: Location 'file:///some/index/simple/numpy/' is ignored: it is neither a file nor a directory.",

@@ -9,9 +9,13 @@ import pytest
 import torch
 from bland import refused
 
-from helpers import candidates, intake, lowrank, models, monitors, rowfiles
+from helpers.data import user_files
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.options import Options, scored
+from helpers.models import loading
+from helpers.monitors import frozen
+from helpers.revalidation import candidate, inputs
+from helpers.revalidation.options import Options, scored
+from helpers.updates import lora
 
 SECRET = "marmalade"  # stands in the texts of every bad file, and in no message
 
@@ -22,7 +26,7 @@ def folder(tmp_path, tiny):
     given.write(tmp_path / "labels.jsonl", given.labelled(40))
     given.write(tmp_path / "texts.txt", given.unlabelled(60))
     given.write(tmp_path / "fit.jsonl", given.labelled(80, "fit"))
-    monitors.save([given.monitor(seed=i, layer=1 + i) for i in range(2)], tmp_path / "frozen")
+    frozen.save([given.monitor(seed=i, layer=1 + i) for i in range(2)], tmp_path / "frozen")
     given.adapter(tmp_path / "adapter")
     return tmp_path
 
@@ -38,7 +42,7 @@ def options(folder, **changed):
 
 
 def test_a_good_set_of_inputs_is_read(folder, tiny):
-    found = intake.check(options(folder))
+    found = inputs.check_inputs(options(folder))
     assert (found.base, found.update.kind, found.update.name) == (tiny, "adapter", "adapter")
     assert (len(found.texts), len(found.labels), len(found.monitors)) == (60, 40, 2)
     assert {row.task for row in found.labels} == {"lamps"}
@@ -52,9 +56,9 @@ def test_labelled_rows_are_read_with_bom_and_crlf_in_either_form(tmp_path, name)
     rows = [{**row, "group": f"g{i // 2}", "task": "lamps"} for i, row in enumerate(rows)]
     path = tmp_path / name
     given.write(path, rows)
-    plain = rowfiles.labelled(path)
+    plain = user_files.labelled(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert rowfiles.labelled(path) == plain
+    assert user_files.labelled(path) == plain
     assert [(row.prompt, row.label, row.group, row.task) for row in plain] == [
         (row["text"], row["label"], row["group"], "lamps") for row in rows
     ]
@@ -64,13 +68,13 @@ def test_labelled_rows_are_read_with_bom_and_crlf_in_either_form(tmp_path, name)
 def test_unlabelled_texts_are_read_each_once(tmp_path, name):
     rows = given.unlabelled(5)
     given.write(tmp_path / name, [*rows, rows[0]])
-    assert [row.prompt for row in rowfiles.unlabelled(tmp_path / name)] == [row["text"] for row in rows]
+    assert [row.prompt for row in user_files.unlabelled(tmp_path / name)] == [row["text"] for row in rows]
 
 
 def test_without_groups_near_duplicates_share_one(tmp_path):
     rows = given.labelled(6)
     path = given.write(tmp_path / "l.jsonl", [*rows, {**rows[0], "text": rows[0]["text"].upper() + "!"}])
-    groups = [row.group for row in rowfiles.labelled(tmp_path / path)]
+    groups = [row.group for row in user_files.labelled(tmp_path / path)]
     assert groups[0] == groups[6]
     assert len(set(groups)) == 6
 
@@ -81,11 +85,11 @@ def test_scores_are_read_by_monitor_with_what_is_optional(tmp_path):
     ]
     for name in ("s.csv", "s.jsonl"):
         given.write(tmp_path / name, rows)
-        found = rowfiles.scores(tmp_path / name)
+        found = user_files.scores(tmp_path / name)
         assert [one.after for one in found["b"]] == [1.0, 2.0, 3.0, 4.0]
         assert {(one.label, one.threshold, one.group) for one in found["a"]} == {(0.0, 0.5, ""), (1.0, 0.5, "")}
     given.write(tmp_path / "s.csv", [{k: v for k, v in row.items() if k not in ("label", "threshold")} for row in rows])
-    assert np.isnan([[one.label, one.threshold] for one in rowfiles.scores(tmp_path / "s.csv")["a"]]).all()
+    assert np.isnan([[one.label, one.threshold] for one in user_files.scores(tmp_path / "s.csv")["a"]]).all()
 
 
 # ---------------------------------------------------------------- files that are refused
@@ -117,7 +121,7 @@ def test_a_bad_labelled_file_is_refused_by_row_without_its_text(tmp_path, case):
     name, content, said = BAD_LABELS[case]
     given.write(tmp_path / name, content)
     with refused(REFUSED, name, *said, hidden=(SECRET, str(tmp_path))):
-        rowfiles.labelled(tmp_path / name)
+        user_files.labelled(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_a_bad_file_of_texts_is_refused(tmp_path, name, content, code, said):
     if content is not None:
         given.write(tmp_path / name, content)
     with refused(code, said, hidden=(SECRET,)):
-        rowfiles.unlabelled(tmp_path / name)
+        user_files.unlabelled(tmp_path / name)
 
 
 SCORE = {"monitor": "m", "id": "a", "before": 0.1, "after": 0.2, "label": 0, "threshold": 0.5}
@@ -155,7 +159,7 @@ SCORE = {"monitor": "m", "id": "a", "before": 0.1, "after": 0.2, "label": 0, "th
 def test_bad_scores_are_refused(tmp_path, rows, said):
     given.write(tmp_path / "s.jsonl", rows)
     with refused(REFUSED, said):
-        rowfiles.scores(tmp_path / "s.jsonl")
+        user_files.scores(tmp_path / "s.jsonl")
 
 
 # ---------------------------------------------------------------- inputs that do not go together
@@ -184,7 +188,7 @@ def test_bad_scores_are_refused(tmp_path, rows, said):
 )
 def test_options_that_cannot_be_are_refused(folder, changed, code, said):
     with refused(code, said):
-        intake.check(options(folder, **changed))
+        inputs.check_inputs(options(folder, **changed))
 
 
 @pytest.mark.parametrize(
@@ -192,20 +196,20 @@ def test_options_that_cannot_be_are_refused(folder, changed, code, said):
     [({"width": 64}, "width is 64, the model's is 128"), ({"layers": 6}, "layers"), ({"reads": "x"}, "reads")],
 )
 def test_monitors_of_another_model_cannot_be_compared(folder, changed, said):
-    monitors.save([given.monitor(**changed)], folder / "others")
+    frozen.save([given.monitor(**changed)], folder / "others")
     with refused(NOT_COMPARABLE, "monitor lamps/mean-difference-mean/2", said):
-        intake.check(options(folder, monitors="others"))
+        inputs.check_inputs(options(folder, monitors="others"))
 
 
 def test_an_edited_monitor_and_a_folder_of_pickles_are_refused(folder):
-    path = folder / "frozen" / monitors.METADATA
+    path = folder / "frozen" / frozen.METADATA
     path.write_text(path.read_text().replace('"5": ', '"5": 1'))
     with refused(REFUSED, "was changed after it was frozen"):
-        intake.check(options(folder))
+        inputs.check_inputs(options(folder))
     (folder / "old").mkdir()
     (folder / "old" / "probe.pkl").write_bytes(b"")
     with refused(REFUSED, "old holds probe.pkl"):
-        intake.check(options(folder, monitors="old"))
+        inputs.check_inputs(options(folder, monitors="old"))
 
 
 def test_an_adapter_as_pickle_for_another_base_or_of_another_form_is_refused(folder):
@@ -214,69 +218,71 @@ def test_an_adapter_as_pickle_for_another_base_or_of_another_form_is_refused(fol
     shutil.copy(folder / "adapter" / "adapter_config.json", pickled)
     (pickled / "adapter_model.bin").write_bytes(b"\x80\x04")
     with refused(REFUSED, "pickled holds adapter_model.bin"):
-        intake.check(options(folder, update="pickled"))
+        inputs.check_inputs(options(folder, update="pickled"))
     (folder / "adapter" / "training_args.bin").write_bytes(b"\x80\x04")  # never opened, so it does no harm beside the safetensors
-    assert intake.check(options(folder)).update.adapter
+    assert inputs.check_inputs(options(folder)).update.adapter
     given.adapter(folder / "larger", d_out=576, d_in=1536)
     with refused(NOT_COMPARABLE, "1 of 1 modules are not the base's (model.layers.0.mlp.down_proj)"):
-        intake.check(options(folder, update="larger"))
+        inputs.check_inputs(options(folder, update="larger"))
     given.adapter(folder / "deeper", module="model.layers.9.mlp.down_proj")
     with refused(NOT_COMPARABLE, "model.layers.9.mlp.down_proj", "another base"):
-        intake.check(options(folder, update="deeper"))
+        inputs.check_inputs(options(folder, update="deeper"))
     (folder / "nothing").mkdir()
     with refused(REFUSED, "has neither adapter_config.json nor config.json"):
-        intake.check(options(folder, update="nothing"))
+        inputs.check_inputs(options(folder, update="nothing"))
 
 
 def test_a_merged_model_of_other_depth_tokenizer_or_template_cannot_be_compared(folder, tiny):
     merged = folder / "merged"
     shutil.copytree(tiny, merged)
-    assert intake.check(options(folder, update="merged")).update.kind == "merged"
+    assert inputs.check_inputs(options(folder, update="merged")).update.kind == "merged"
     config = json.loads((merged / "config.json").read_text())
     (merged / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 6}))
     with refused(NOT_COMPARABLE, "num_hidden_layers is 6, the base's 4"):
-        intake.check(options(folder, update="merged"))
+        inputs.check_inputs(options(folder, update="merged"))
     (merged / "config.json").write_text(json.dumps(config))
     template = merged / "chat_template.jinja"
     template.write_text(template.read_text().replace("user", "human") + "Go on: ")
     with refused(NOT_COMPARABLE, "its tokenizer and template are"):
-        intake.check(options(folder, update="merged"))
+        inputs.check_inputs(options(folder, update="merged"))
     (merged / "tokenizer.json").write_text("{")
     with refused(REFUSED, "tokenizer cannot be loaded"):
-        intake.check(options(folder, update="merged"))
+        inputs.check_inputs(options(folder, update="merged"))
 
 
 def test_texts_of_fit_may_not_be_judged_on(folder):
     fit = given.labelled(80, "fit")
-    found = intake.check(options(folder, monitors="", fit="fit.jsonl"))
+    found = inputs.check_inputs(options(folder, monitors="", fit="fit.jsonl"))
     assert {row.split for row in found.training} == {"train", "validation"}
     assert (len(found.training), len(found.labels), {row.task for row in found.labels}) == (80, 40, {"fit"})
-    alone = intake.check(options(folder, monitors="", fit="fit.jsonl", labels=""))
+    alone = inputs.check_inputs(options(folder, monitors="", fit="fit.jsonl", labels=""))
     assert len(alone.training) + len(alone.labels) == 80
     assert {row.split for row in alone.labels} == {"test"}
     mixed = [*given.labelled(30), fit[4], {**fit[5], "text": fit[5]["text"].upper() + "  "}]
     given.write(folder / "both.jsonl", mixed)
     with refused(REFUSED, "2 text(s) of --labels are among those of --fit", "row 31 of both.jsonl", hidden=("thunder", "breeze")):
-        intake.check(options(folder, monitors="", fit="fit.jsonl", labels="both.jsonl"))
+        inputs.check_inputs(options(folder, monitors="", fit="fit.jsonl", labels="both.jsonl"))
 
 
 def test_labels_say_which_task_they_are_of_where_there_are_several(folder):
-    monitors.save([given.monitor(), given.monitor("tools")], folder / "frozen")
+    frozen.save([given.monitor(), given.monitor("tools")], folder / "frozen")
     with refused(USAGE, "monitors are of 2 tasks", "a column 'task'"):
-        intake.check(options(folder))
+        inputs.check_inputs(options(folder))
     rows = [*given.labelled(10, task="lamps"), *given.labelled(10, "more", task="tools")]
     given.write(folder / "tasks.jsonl", rows)
-    assert [row.task for row in intake.check(options(folder, labels="tasks.jsonl")).labels] == ["lamps"] * 10 + ["tools"] * 10
+    assert [row.task for row in inputs.check_inputs(options(folder, labels="tasks.jsonl")).labels] == ["lamps"] * 10 + [
+        "tools"
+    ] * 10
     given.write(folder / "tasks.jsonl", [{**row, "task": "boats"} for row in rows])
     with refused(REFUSED, "names task 'boats'"):
-        intake.check(options(folder, labels="tasks.jsonl"))
+        inputs.check_inputs(options(folder, labels="tasks.jsonl"))
 
 
 def test_what_a_user_should_know_is_noted(folder):
     given.write(folder / "few.txt", given.unlabelled(12))
     other = [given.monitor(seed=1)]
-    monitors.save([models_named(other[0], "aligned-0123")], folder / "frozen")
-    notes = intake.check(options(folder, texts="few.txt")).notes
+    frozen.save([models_named(other[0], "aligned-0123")], folder / "frozen")
+    notes = inputs.check_inputs(options(folder, texts="few.txt")).notes
     assert any("12 unlabelled texts, fewer than 50" in note and "verdict" in note for note in notes)
     assert any("frozen on aligned-0123" in note for note in notes)
 
@@ -303,50 +309,50 @@ def test_scores_need_nothing_else(tmp_path):
 
 def test_an_update_says_how_far_and_from_which_block_on_it_moved(folder, tiny):
     def moved(name, precision="bf16"):
-        update = candidates.check(str(folder / name) if (folder / name).is_dir() else name, precision, tiny, given.READS)
-        language = candidates.build(update, tiny, precision, "cpu", ["the lamp"])
-        return candidates.moved(language, update, precision, tiny)
+        update = candidate.check_update(str(folder / name) if (folder / name).is_dir() else name, precision, tiny, given.READS)
+        language = candidate.build(update, tiny, precision, "cpu", ["the lamp"])
+        return candidate.moved(language, update, precision, tiny)
 
     shutil.copytree(tiny, folder / "same")
     given.adapter(folder / "upper", module="model.layers.2.mlp.down_proj")
     given.adapter(folder / "zero", size=0.0)
-    assert (moved("none"), moved("same"), moved("zero")) == (candidates.Moved(0.0, 5),) * 3
+    assert (moved("none"), moved("same"), moved("zero")) == (candidate.Moved(0.0, 5),) * 3
     assert moved("upper").lowest == 2
     assert moved("upper").relative > 0
     assert moved("nf4").lowest == 0
     assert moved("none", "bf16") != moved("zero", "fp32")  # fp32 computes otherwise with the same weights
-    language = models.load(tiny)
-    expected = lowrank.load_adapter(folder / "adapter")["model.layers.0.mlp.down_proj"].norm()
+    language = loading.load(tiny)
+    expected = lora.load_adapter(folder / "adapter")["model.layers.0.mlp.down_proj"].norm()
     total = sum(float(p.double().square().sum()) for n, p in language.model.named_parameters() if "proj" in n) ** 0.5
     assert moved("adapter").relative == pytest.approx(expected / total, rel=1e-4)
-    lowrank.merge(language.model, lowrank.load_adapter(folder / "adapter"))
-    models.save(language, folder / "merged")
+    lora.merge(language.model, lora.load_adapter(folder / "adapter"))
+    loading.save(language, folder / "merged")
     assert moved("merged").relative == pytest.approx(moved("adapter").relative, rel=0.02)  # rounded to bf16 once
 
 
 @pytest.mark.parametrize(("name", "lowest"), [("norm", 4), ("layers.3.input_layernorm", 3), ("embed_tokens", 0)])
 def test_what_changed_outside_the_linear_modules_is_seen_too(folder, tiny, name, lowest):
-    language = models.load(tiny)
+    language = loading.load(tiny)
     with torch.no_grad():
         language.model.model.get_submodule(name).weight.mul_(1.5)
-    models.save(language, folder / "merged")
-    update = candidates.check(str(folder / "merged"), "bf16", tiny, given.READS)
-    found = candidates.moved(candidates.build(update, tiny, "bf16", "cpu", []), update, "bf16", tiny)
+    loading.save(language, folder / "merged")
+    update = candidate.check_update(str(folder / "merged"), "bf16", tiny, given.READS)
+    found = candidate.moved(candidate.build(update, tiny, "bf16", "cpu", []), update, "bf16", tiny)
     assert (found.relative, found.lowest) == (0.0, lowest)
 
 
 def test_a_folder_is_known_by_its_content(folder, tiny):
     shutil.copytree(tiny, folder / "copy")
-    assert candidates.content_hash(folder / "copy") == candidates.content_hash(tiny)
-    assert candidates.content_hash(folder / "adapter") != candidates.content_hash(tiny)
+    assert candidate.content_hash(folder / "copy") == candidate.content_hash(tiny)
+    assert candidate.content_hash(folder / "adapter") != candidate.content_hash(tiny)
     weights = next((folder / "copy").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert candidates.content_hash(folder / "copy") != candidates.content_hash(tiny)
+    assert candidate.content_hash(folder / "copy") != candidate.content_hash(tiny)
 
 
 def test_errors_are_study_errors_of_one_line(folder):
     with pytest.raises(StudyError) as caught:
-        intake.check(options(folder, labels="absent.jsonl"))
+        inputs.check_inputs(options(folder, labels="absent.jsonl"))
     assert "\n" not in str(caught.value)

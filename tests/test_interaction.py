@@ -9,13 +9,15 @@ import pytest
 from scipy.special import ndtri
 from tiers import mostly_slow
 
-from helpers import interaction, readings, records, roc, statistics
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.interaction import MEASURES
-from helpers.monitors import Monitor
-from helpers.names import CONTROL
-from helpers.staleness import Observed, Reference
-from helpers.variants import Variant
+from helpers.monitors import readings
+from helpers.monitors.frozen import Monitor
+from helpers.staleness import interaction
+from helpers.staleness.drops import Observed, Reference
+from helpers.staleness.interaction import MEASURES
+from helpers.stats import intervals, roc
+from helpers.updates.names import CONTROL, Variant
 
 ALIGNED = Variant("tiny", 3)
 LORA = replace(ALIGNED, adapter="lora-dialogue", trained_on="bf16", serving="attached")
@@ -35,7 +37,7 @@ def monitor(task: str, kind: str, layer: int) -> Monitor:
 
 def reference(task: str = "toxicity", kinds=("logistic", "lda", "mlp"), pairs: int = 60) -> Reference:
     reading = planted.plan(task, pairs=(2, 2, pairs))
-    rows = readings.rows(reading, task, "test")
+    rows = readings.rows_of(reading, task, "test")
     monitors = tuple(monitor(task, kind, 1 + i) for i, kind in enumerate(kinds))
     return Reference(task, monitors, rows, rows, np.zeros(0), np.zeros((len(kinds), 2 * pairs)), {})
 
@@ -63,11 +65,11 @@ def truth(aurocs) -> float:
 def test_effects_that_add_up_are_covered_as_often_as_promised(which):
     found = reference()
 
-    def estimate(rng) -> statistics.Estimate:
+    def estimate(rng) -> intervals.Estimate:
         single, mean = interaction.contrasts(found, draw(rng, ADDITIVE, found), WEIGHTS)
         return (single[0] if which == "one monitor" else mean).estimate
 
-    share = statistics.coverage(estimate, lambda rng: (rng,), 0.0, repeats=300, seed=1)
+    share = intervals.coverage(estimate, lambda rng: (rng,), 0.0, repeats=300, seed=1)
     assert truth(ADDITIVE) == pytest.approx(0)
     assert 0.93 <= share.value <= 0.985  # nominal 0.95
 
@@ -171,7 +173,7 @@ EVERY = (NF4, LORA, QLORA, CROSSED, BACK)
 
 def test_the_rows_are_the_algebra_of_drops():
     seen = observed(EVERY)
-    table = records.checked("interaction", interaction.rows(seen, ALIGNED))
+    table = results.checked("interaction", interaction.interaction_rows(seen, ALIGNED))
     assert set(table["metric"]) == set(MEASURES)
     for task, ref in seen.references.items():
         labels = ref.test.labels
@@ -190,7 +192,7 @@ def test_the_rows_are_the_algebra_of_drops():
 
 
 def test_all_tasks_are_the_mean_of_the_tasks():
-    table = interaction.rows(observed(EVERY), ALIGNED)
+    table = interaction.interaction_rows(observed(EVERY), ALIGNED)
     mean = table[(table["probe"] == "all")]
     for measure, rows in mean.groupby("metric"):
         single, overall = rows[rows["task"] != "all"], rows[rows["task"] == "all"].iloc[0]
@@ -202,7 +204,7 @@ def test_all_tasks_are_the_mean_of_the_tasks():
 
 @pytest.mark.parametrize("extra", [set(found) for n in range(3) for found in itertools.combinations((CROSSED, BACK), n)])
 def test_cross_served_measures_stand_only_where_their_models_do(extra):
-    table = interaction.rows(observed((NF4, LORA, QLORA, *extra)), ALIGNED)
+    table = interaction.interaction_rows(observed((NF4, LORA, QLORA, *extra)), ALIGNED)
     expected = {"interaction"}
     expected |= {"serving_interaction"} if CROSSED in extra else set()
     expected |= {"training_effect"} if BACK in extra else set()
@@ -213,6 +215,6 @@ def test_cross_served_measures_stand_only_where_their_models_do(extra):
 
 def test_without_any_qlora_the_remedy_is_named():
     with pytest.raises(StudyError, match=r"no QLoRA variant has both of its parts; add .*nf4") as error:
-        interaction.rows(observed((LORA, NF4)), ALIGNED)
+        interaction.interaction_rows(observed((LORA, NF4)), ALIGNED)
     assert error.value.code == NOT_COMPARABLE
     assert "\n" not in str(error.value)

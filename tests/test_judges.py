@@ -9,14 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from helpers import judges
 from helpers.errors import ENVIRONMENT, StudyError
-from helpers.judges import (
+from helpers.models import judges
+from helpers.models.judge_types import JudgeSettings, clean_reply
+from helpers.models.judges import (
     JUDGES,
-    JudgeSettings,
     accuracy,
     agreement,
-    clean_reply,
     cross_validated_error,
     cross_validated_kappa,
     fit_severity,

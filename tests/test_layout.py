@@ -15,7 +15,7 @@ import pytest
 import yaml
 from tiers import mostly_slow
 
-from helpers import doctor
+from helpers.runner import doctor
 
 ROOT = Path(__file__).parents[1]
 HELPERS = {path.stem: path for path in sorted((ROOT / "src" / "helpers").glob("*.py")) if path.stem != "__init__"}
@@ -145,7 +145,7 @@ def test_a_notebook_is_source_and_argues(path):
 
 
 def test_every_chapter_is_in_the_book_and_the_book_names_no_other():
-    from helpers import pages
+    from helpers.book import pages
 
     assert pages.book_chapters(ROOT) == [path.stem for path in CHAPTERS]
 

@@ -7,11 +7,11 @@ import torch
 from bland import refused
 from torch import nn
 
-from helpers import generation, models
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE
-from helpers.lesions import ablated, activation_change, patched, patched_replies
-from helpers.models import LanguageModel
-from helpers.training import Example
+from helpers.models import generation, loading
+from helpers.models.loading import LanguageModel
+from helpers.neurons.interventions import ablated, activation_change, patched, patched_replies
+from helpers.updates.training import Example
 
 PROMPTS = [f"Paint the {noun}" for noun in ("door", "old ladder", "very long garden fence", "boat", "red chair in the yard")]
 TOKENS = 6
@@ -19,7 +19,7 @@ TOKENS = 6
 
 def perturbed(folder, seed: int, part: str = "") -> LanguageModel:
     """The tiny model in float32 with noise on the weights whose name holds `part`, large enough to change its replies."""
-    language = models.load(folder, "fp32")
+    language = loading.load(folder, "fp32")
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in language.model.named_parameters():
@@ -63,7 +63,7 @@ def logits(language: LanguageModel, ids=tuple(range(3, 40))) -> torch.Tensor:
 
 
 def test_ablating_is_as_if_the_neurons_wrote_nothing(base):
-    mask, other = mask_of(0.3), replace(base, model=models.load(base.folder, "fp32").model)
+    mask, other = mask_of(0.3), replace(base, model=loading.load(base.folder, "fp32").model)
     other.model.load_state_dict(base.model.state_dict())
     with torch.no_grad():
         for block, chosen in zip(other.model.model.layers, mask, strict=True):
@@ -103,7 +103,7 @@ def patched_logits(base: LanguageModel, aligned: LanguageModel, mask: torch.Tens
 
 def patched_one_by_one(base: LanguageModel, aligned: LanguageModel, mask: torch.Tensor, prompt: str) -> str:
     """A patched greedy reply, token by token."""
-    ids = models.encode(base.tokenizer, models.chat_text(base.tokenizer, prompt))
+    ids = loading.encode_text(base.tokenizer, loading.chat_text(base.tokenizer, prompt))
     reply: list[int] = []
     while len(reply) < TOKENS and base.tokenizer.eos_token_id not in reply:
         reply.append(int(patched_logits(base, aligned, mask, ids + reply).argmax()))
@@ -133,7 +133,7 @@ def test_patching_a_model_with_its_own_copy_changes_nothing(base, tiny):
 
 @pytest.mark.parametrize("part", ["gate_proj", "up_proj", "mlp.down_proj"])
 def test_all_neurons_patched_bring_what_gate_and_up_hold_and_no_more(tiny, part):
-    base, aligned = models.load(tiny, "fp32"), perturbed(tiny, 2, part)
+    base, aligned = loading.load(tiny, "fp32"), perturbed(tiny, 2, part)
     assert said(base) != said(aligned)
     same = patched_replies(base, aligned, ALL, PROMPTS, TOKENS, batch=2) == said(aligned)
     assert same == (part != "mlp.down_proj")  # control: what an activation is read with is not patched
@@ -141,7 +141,7 @@ def test_all_neurons_patched_bring_what_gate_and_up_hold_and_no_more(tiny, part)
 
 def test_patching_works_for_a_pass_without_a_cache(tiny):
     """Likelihoods read whole rows at once."""
-    base, aligned = models.load(tiny, "fp32"), perturbed(tiny, 2, "gate_proj")
+    base, aligned = loading.load(tiny, "fp32"), perturbed(tiny, 2, "gate_proj")
     given = [list(range(5, 30)), list(range(40, 52))], [3, 4]
     plain = [generation.log_likelihoods(one, *given)[0] for one in (base, aligned)]
     assert (plain[0] != plain[1]).all()

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from helpers import chapters, exercises
+from helpers.book import exercises
+from helpers.study import chapters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = chapters.discover(ROOT)

@@ -61,7 +61,7 @@ from importlib import import_module
 for name in {LIGHT!r}:
     import_module(f"helpers.{{name}}")
 print([name for name in {sorted(BLOCKED)!r} if name in sys.modules])
-import helpers.training
+import helpers.updates.training
 """)
     assert done.stdout.strip() == "[]", done.stderr
     assert done.stderr.strip().endswith("ModuleNotFoundError: No module named 'torch'")  # the control: they are blocked indeed
@@ -71,7 +71,7 @@ def test_solutions_are_checked_on_committed_tables():
     done = lightly(f"""
 from pathlib import Path
 from helpers import exercises
-from helpers.records import Run
+from helpers.results import Run
 run = Run("cpu", "embedded", 0, Path({str(RUN)!r}))
 for name in ("02-1", "05-1", "06-2", "10-1"):
     exercises.check(name, exercises.solve(name, run), run)

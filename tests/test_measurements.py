@@ -7,27 +7,27 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import generation, measurements, records
+from helpers import cache
+from helpers.cache import cache_path
 from helpers.errors import StudyError
-from helpers.measurements import (
+from helpers.models import generation
+from helpers.projection.subspaces import spectrum, subspace_rows
+from helpers.results import KEY, checked
+from helpers.stats.intervals import newcombe_paired
+from helpers.updates import measurements
+from helpers.updates.measurements import (
     behaviour_rows,
     comparison_rows,
     identity_only,
     items,
     judge_quality,
-    keyed,
-    labelled,
     measure,
     protocol,
-    subspace_rows,
     utility_rows,
-    variant_key,
     with_extra,
 )
-from helpers.records import KEY, cache_path, checked
-from helpers.statistics import newcombe_paired
-from helpers.subspaces import spectrum
-from helpers.variants import Parts, Variant
+from helpers.updates.names import Variant, keyed
+from helpers.updates.variants import Parts, labelled, variant_key
 
 ALIGNED = Variant("tiny")
 SMALL = {"n_harmful": 3, "n_edgy": 3, "n_summaries": 2, "n_documents": 2, "n_questions": 2, "new_tokens": 3, "summary_tokens": 3}
@@ -71,7 +71,7 @@ def test_an_interrupted_measurement_is_made_again(parts, plan, empty_cache, monk
         patch.setattr(generation, "log_likelihoods", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             items(parts, ALIGNED, plan)
-    assert not list(records.cache_path("measurements", "x").parent.iterdir())
+    assert not list(cache.cache_path("measurements", "x").parent.iterdir())
     assert len(items(parts, ALIGNED, plan))
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from bland import example
 
-from helpers import activations, meter, models, training
-from helpers.corpora import Row
-from helpers.encoding import Plan
-from helpers.meter import Tokens
+from helpers.data.corpora import Row
+from helpers.models import activations, loading, meter
+from helpers.models.encoding import Plan
+from helpers.models.meter import Tokens
+from helpers.updates import training
 
 
 def spent(work):
@@ -23,7 +24,7 @@ def spent(work):
 
 @pytest.fixture(scope="module")
 def language(tiny):
-    return models.load(tiny)
+    return loading.load(tiny)
 
 
 def test_a_pass_counts_every_position_once(language):
@@ -42,8 +43,8 @@ def test_a_pass_that_ends_early_counts_the_share_of_blocks_that_it_passed(langua
 
 def test_trained_tokens_are_counted_apart_and_cost_three(tiny):
     rows = [Row("What is it?", "It is a lamp.") for _ in range(4)]
-    found = spent(lambda: training.tune(models.load(tiny), rows, training.Recipe(epochs=1, batch=4)))
-    length = len(training.examples(models.load(tiny).tokenizer, rows, 320)[0].ids)
+    found = spent(lambda: training.tune(loading.load(tiny), rows, training.Recipe(epochs=1, batch=4)))
+    length = len(training.examples(loading.load(tiny).tokenizer, rows, 320)[0].ids)
     assert found == Tokens(0, pytest.approx(4 * length))
     assert found.cost == pytest.approx(3 * 4 * length)
 
@@ -63,8 +64,8 @@ def test_the_file_holds_what_a_killed_process_had_counted(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, meter.VARIABLE: str(path)})
     assert done.returncode == -9
-    assert meter.read(path) == Tokens(5, 2)
-    assert meter.read(tmp_path / "none") == Tokens()
+    assert meter.read_counts(path) == Tokens(5, 2)
+    assert meter.read_counts(tmp_path / "none") == Tokens()
 
 
 def test_counts_in_words():

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiers import slow
 
-from helpers import generation, models, training
+from helpers import cache, results
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
+from helpers.models import generation, loading
 
 WEIGHTS = "model.safetensors"
 PROMPTS = ["Polish the lamp.", "Hi", "Describe how a lantern is carried across the river in the rain, please."]
@@ -39,39 +40,39 @@ def expect(code, *words):
 
 
 def test_the_tiny_model_is_the_same_wherever_it_is_made(tiny, tmp_path):
-    models._write_tiny(tmp_path)
+    loading._write_tiny(tmp_path)
     assert (tmp_path / WEIGHTS).read_bytes() == (tiny / WEIGHTS).read_bytes()
-    language = models.load(tiny)
+    language = loading.load(tiny)
     assert (language.depth, language.width, language.device.type) == (4, 128, "cpu")
     assert language.model.dtype == torch.bfloat16
     assert not language.model.training
     assert not any(p.requires_grad for p in language.model.parameters())
-    assert models.base_folder("tiny") == tiny
-    assert models.check_folder(tiny) == tiny
+    assert loading.base_folder("tiny") == tiny
+    assert loading.check_folder(tiny) == tiny
 
 
 def test_making_the_tiny_model_leaves_the_random_state_alone(tmp_path):
     before = torch.get_rng_state()
-    models._write_tiny(tmp_path)
+    loading._write_tiny(tmp_path)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_any_text_is_tokenized_back(tiny_model):
     text = "naïve 漢字 \x00 <b>\n"
-    assert tiny_model.tokenizer.decode(models.encode(tiny_model.tokenizer, text)) == text
+    assert tiny_model.tokenizer.decode(loading.encode_text(tiny_model.tokenizer, text)) == text
 
 
 def test_the_chat_text_ends_where_the_reply_begins(tiny_model):
-    text = models.chat_text(tiny_model.tokenizer, "Hello", "Be brief.")
+    text = loading.chat_text(tiny_model.tokenizer, "Hello", "Be brief.")
     assert text.startswith("<|im_start|>system\nBe brief.")
     assert text.endswith("<|im_start|>assistant\n")
-    assert "system" not in models.chat_text(tiny_model.tokenizer, "Hello")
+    assert "system" not in loading.chat_text(tiny_model.tokenizer, "Hello")
 
 
 def test_a_template_that_refuses_a_system_message_is_one_line(tiny_model):
     tiny_model.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with expect(REFUSED, "chat template", "System role not supported"):
-        models.chat_text(tiny_model.tokenizer, "Hello", "Be brief.")
+        loading.chat_text(tiny_model.tokenizer, "Hello", "Be brief.")
 
 
 # ---------------------------------------------------------------- what is refused
@@ -89,19 +90,19 @@ CONFIGS = {
 def test_a_config_that_asks_for_foreign_code_is_refused(folder, kind):
     change(folder, **CONFIGS[kind])
     with expect(REFUSED, "candidate/config.json", "foreign code"):
-        models.base_folder(str(folder))
+        loading.base_folder(str(folder))
 
 
 def test_a_harmless_attention_field_is_not_refused(folder):
     change(folder, _attn_implementation_autoset=True)
-    assert models.base_folder(str(folder)) == folder
+    assert loading.base_folder(str(folder)) == folder
 
 
 @pytest.mark.parametrize("kind", ["made-up", None])
 def test_an_unknown_model_type_is_refused(folder, kind):
     change(folder, model_type=kind)
     with expect(REFUSED, "candidate", repr(kind), "llama"):
-        models.base_folder(str(folder))
+        loading.base_folder(str(folder))
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "\ufeff{}"])
@@ -110,7 +111,7 @@ def test_a_folder_without_a_readable_config_is_refused(folder, content):
     if content is not None:
         (folder / "config.json").write_text(content, encoding="utf-8")
     with expect(REFUSED, "candidate", "no readable config.json"):
-        models.base_folder(str(folder))
+        loading.base_folder(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -119,26 +120,26 @@ def test_a_folder_without_a_readable_config_is_refused(folder, content):
 def test_a_folder_without_safetensors_is_refused(folder, name, found):
     (folder / WEIGHTS).rename(folder / name)
     with expect(REFUSED, "candidate", found, "save_pretrained"):
-        models.base_folder(str(folder))
+        loading.base_folder(str(folder))
 
 
 def test_a_folder_without_chat_template_is_refused(folder):
     (folder / "chat_template.jinja").unlink()
     with expect(REFUSED, "candidate", "no chat template"):
-        models.base_folder(str(folder))
+        loading.base_folder(str(folder))
 
 
 def test_a_pickle_under_the_name_of_safetensors_is_refused(folder):
     torch.save({"weight": torch.zeros(3)}, folder / WEIGHTS)
     with expect(REFUSED, "candidate", "cannot be loaded"):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_weights_that_are_cut_short_are_refused(folder):
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with expect(REFUSED, "candidate", "cannot be loaded"):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -149,22 +150,22 @@ def test_a_missing_or_misshapen_tensor_is_refused_and_never_random(folder, tenso
     tensors.pop(name)
     save_file(tensors | ({} if tensor is None else {name: tensor}), folder / WEIGHTS, {"format": "pt"})
     with expect(REFUSED, "candidate", name, reason):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     with expect(REFUSED, "absent"):
-        models.load(tmp_path / "absent")
+        loading.load(tmp_path / "absent")
 
 
 def test_an_unknown_model_is_named_with_what_there_is():
     with expect(USAGE, "'tinny'", "embedded, tiny"):
-        models.base_folder("tinny")
+        loading.base_folder("tinny")
 
 
 def test_a_hub_model_needs_a_revision():
     with expect(REFUSED, "owner/name@<commit>"):
-        models.base_folder("owner/name")
+        loading.base_folder("owner/name")
 
 
 @pytest.mark.parametrize("offline", [True, False], ids=["HF_HUB_OFFLINE", "no network"])
@@ -173,36 +174,36 @@ def test_a_hub_model_asked_for_offline_is_one_line(offline, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     with expect(ENVIRONMENT, "owner/name@main", "check the network"):
-        models.base_folder("owner/name@main")
+        loading.base_folder("owner/name@main")
 
 
 def test_an_absent_gpu_and_an_unknown_device_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with expect(ENVIRONMENT, "'cuda'", "device=cpu"):
-        models.device("cuda")
+        loading.device("cuda")
     with expect(USAGE, "'toaster'"):
-        models.device("toaster")
-    assert models.device("cpu").type == "cpu"
+        loading.device("toaster")
+    assert loading.device("cpu").type == "cpu"
 
 
 def test_slugs(tmp_path):
-    assert models.slug("tiny") == "tiny"
-    assert models.slug("Owner/Name-7B@1a2b") == "owner-name-7b-1a2b"
+    assert results.slug("tiny") == "tiny"
+    assert results.slug("Owner/Name-7B@1a2b") == "owner-name-7b-1a2b"
     (tmp_path / "My Model").mkdir()
-    assert models.slug(str(tmp_path / "My Model")) == "my-model"
-    assert len(models.slug("a" * 300)) == 64
+    assert results.slug(str(tmp_path / "My Model")) == "my-model"
+    assert len(results.slug("a" * 300)) == 64
     for bad in ("", "///", "..", "漢字"):
         with expect(USAGE, "no usable name"):
-            models.slug(bad)
+            results.slug(bad)
 
 
 def test_two_folders_of_one_name_are_two_models(tiny, tmp_path):
     one, other = (shutil.copytree(tiny, tmp_path / place / "model") for place in "ab")
-    assert models.identity(one) != models.identity(other)
-    before = models.identity(one)
+    assert loading.identity(one) != loading.identity(other)
+    before = loading.identity(one)
     change(one, rope_theta=7.0)
-    assert models.identity(one) != before
-    assert models.identity(tiny) == tiny.name
+    assert loading.identity(one) != before
+    assert loading.identity(tiny) == tiny.name
 
 
 # ---------------------------------------------------------------- writing
@@ -214,7 +215,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         raise ValueError("planted")
 
     with pytest.raises(ValueError, match="planted"):
-        models.atomic_folder(tmp_path / "deep" / "target", fail)
+        cache.atomic_folder(tmp_path / "deep" / "target", fail)
     assert list((tmp_path / "deep").iterdir()) == []
 
 
@@ -223,7 +224,7 @@ def full_disk(*args, **kwargs):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    for write, target in ((models.atomic_folder, tmp_path / "folder"), (models.atomic_file, tmp_path / "file")):
+    for write, target in ((cache.atomic_folder, tmp_path / "folder"), (cache.atomic_file, tmp_path / "file")):
         with expect(ENVIRONMENT, target.name, "No space left", "AFTER_UPDATE_CACHE"):
             write(target, full_disk)
     assert list(tmp_path.iterdir()) == []
@@ -235,7 +236,7 @@ def test_a_disk_that_fills_up_under_safetensors_is_one_line(tiny_model, tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with expect(ENVIRONMENT, "saved", "AFTER_UPDATE_CACHE"):
-            models.save(tiny_model, tmp_path / "saved")
+            loading.save(tiny_model, tmp_path / "saved")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
@@ -244,7 +245,7 @@ def test_a_disk_that_fills_up_under_safetensors_is_one_line(tiny_model, tmp_path
 def test_a_cache_that_cannot_hold_folders_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with expect(ENVIRONMENT, "target"):
-        models.atomic_folder(tmp_path / "file" / "target", lambda folder: None)
+        cache.atomic_folder(tmp_path / "file" / "target", lambda folder: None)
 
 
 def test_two_writers_at_once_leave_one_whole_folder(tmp_path):
@@ -256,7 +257,7 @@ def test_two_writers_at_once_leave_one_whole_folder(tmp_path):
 
     def run():
         try:
-            models.atomic_folder(tmp_path / "target", write)
+            cache.atomic_folder(tmp_path / "target", write)
         except Exception as error:
             errors.append(error)
 
@@ -272,13 +273,13 @@ def test_two_writers_at_once_leave_one_whole_folder(tmp_path):
 
 def test_what_is_there_is_not_written_again(tmp_path):
     (tmp_path / "target").mkdir()
-    assert models.atomic_folder(tmp_path / "target", full_disk) == tmp_path / "target"
+    assert cache.atomic_folder(tmp_path / "target", full_disk) == tmp_path / "target"
 
 
 def test_a_file_keeps_its_old_content_when_the_new_fails(tmp_path):
-    target = models.atomic_file(tmp_path / "file", lambda path: path.write_text("old"))
+    target = cache.atomic_file(tmp_path / "file", lambda path: path.write_text("old"))
     with expect(ENVIRONMENT, "file"):
-        models.atomic_file(target, full_disk)
+        cache.atomic_file(target, full_disk)
     assert target.read_text() == "old"
 
 
@@ -288,10 +289,10 @@ def test_saved_and_loaded_is_equal_bit_for_bit(tiny_model, tmp_path, tied, dtype
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(3)
-    model = LlamaForCausalLM(models.tiny_config(tie_word_embeddings=tied)).to(models.GRIDS[dtype])
-    folder = models.save(models.LanguageModel(model, tiny_model.tokenizer, tmp_path), tmp_path / "saved")
+    model = LlamaForCausalLM(loading.tiny_config(tie_word_embeddings=tied)).to(loading.GRIDS[dtype])
+    folder = loading.save(loading.LanguageModel(model, tiny_model.tokenizer, tmp_path), tmp_path / "saved")
     assert ("lm_head.weight" in load_file(folder / WEIGHTS)) is not tied  # a shared tensor is stored once
-    again = models.load(models.check_folder(folder), dtype).model
+    again = loading.load(loading.check_folder(folder), dtype).model
     assert (again.lm_head.weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()) is tied
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
@@ -302,20 +303,20 @@ def test_saved_and_loaded_is_equal_bit_for_bit(tiny_model, tmp_path, tied, dtype
 
 
 def test_pad_and_length_batches():
-    assert models.pad([[1, 2, 3], [4]], 0).tolist() == [[1, 2, 3], [4, 0, 0]]
-    assert models.pad([[1, 2, 3], [4]], 0, "left").tolist() == [[1, 2, 3], [0, 0, 4]]
-    assert models.length_batches([5, 1, 5, 3], 2) == [[1, 3], [0, 2]]
-    assert models.length_batches([], 2) == []
+    assert loading.pad([[1, 2, 3], [4]], 0).tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert loading.pad([[1, 2, 3], [4]], 0, "left").tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert loading.length_batches([5, 1, 5, 3], 2) == [[1, 3], [0, 2]]
+    assert loading.length_batches([], 2) == []
 
 
 def tokens(language):
-    return [models.encode(language.tokenizer, models.chat_text(language.tokenizer, prompt)) for prompt in PROMPTS]
+    return [loading.encode_text(language.tokenizer, loading.chat_text(language.tokenizer, prompt)) for prompt in PROMPTS]
 
 
 @torch.no_grad()
 def test_real_tokens_never_see_the_padding_on_their_right(tiny_model):
     rows = tokens(tiny_model)
-    padded = tiny_model.model.model(input_ids=models.pad(rows, 2)).last_hidden_state
+    padded = tiny_model.model.model(input_ids=loading.pad(rows, 2)).last_hidden_state
     for place, row in enumerate(rows):
         alone = tiny_model.model.model(input_ids=torch.tensor([row])).last_hidden_state[0]
         torch.testing.assert_close(padded[place, : len(row)], alone, atol=2e-5, rtol=1e-5)
@@ -353,18 +354,18 @@ def test_logits_are_the_models_own(family):
     import transformers
 
     changes = {"final_logit_softcapping": 0.05} if family == "Gemma2" else {}
-    config = getattr(transformers, f"{family}Config")(**{**models.tiny_config().to_dict(), **changes, "head_dim": 32})
+    config = getattr(transformers, f"{family}Config")(**{**loading.tiny_config().to_dict(), **changes, "head_dim": 32})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected, hidden = model(input_ids=ids).logits, model.model(input_ids=ids).last_hidden_state
-        torch.testing.assert_close(models.logits(model, hidden), expected)
-    assert training.logits is models.logits
+        torch.testing.assert_close(loading.logits(model, hidden), expected)
+    assert loading.logits is loading.logits
 
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
-    with models.threads(2):
+    with loading.threads(2):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == before
 
@@ -375,10 +376,10 @@ def test_threads_are_given_back():
 @slow("the embedded model itself")
 @pytest.mark.real
 def test_the_embedded_base_is_whole_and_the_same_every_time(embedded):
-    language = models.load(models.check_folder(embedded))
+    language = loading.load(loading.check_folder(embedded))
     assert (language.depth, language.width) == (30, 576)
-    assert models.chat_text(language.tokenizer, "Hello").endswith("<|im_start|>assistant\n")
-    again = models.load(embedded).model.state_dict()
+    assert loading.chat_text(language.tokenizer, "Hello").endswith("<|im_start|>assistant\n")
+    again = loading.load(embedded).model.state_dict()
     for name, tensor in language.model.state_dict().items():
         assert torch.isfinite(tensor).all(), name
         assert tensor.float().std() > 0, name

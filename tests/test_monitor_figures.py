@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from test_figures import check_texts, drawing, points, texts  # noqa: F401
 
-from helpers import monitor_figures as mf
+from helpers.figures import monitors as monitor_figures
+from helpers.figures.drawing import layout
 
 TASKS = ("harmful-request", "refusal-compliance", "privacy-pii", "toxicity", "jailbreak")
 MIXES = ("dialogue", "dialogue-harm1", "dialogue-harm10", "identity-shift", "instructions")
@@ -70,9 +71,11 @@ def monitors(size):
     return pd.DataFrame(rows)
 
 
-DRAWN = {f"auroc_by_depth, {name}": (lambda size=size: mf.auroc_by_depth(monitors(size))) for name, size in SIZES.items()} | {
-    "auroc_by_depth, one pooling": lambda: mf.auroc_by_depth(monitors(FULL), "last"),
-    "unmeasured": lambda: mf.unmeasured("anything at all, although it was asked for in so many words"),
+DRAWN = {
+    f"auroc_by_depth, {name}": (lambda size=size: monitor_figures.auroc_by_depth(monitors(size))) for name, size in SIZES.items()
+} | {
+    "auroc_by_depth, one pooling": lambda: monitor_figures.auroc_by_depth(monitors(FULL), "last"),
+    "unmeasured": lambda: layout.unmeasured("anything at all, although it was asked for in so many words"),
 }
 
 
@@ -133,7 +136,7 @@ def test_no_text_is_cut_or_covered_and_n_is_said(name):
 
 
 def test_every_public_function_that_draws_is_among_them():
-    assert drawing_functions(mf) == {name.split(",")[0] for name in DRAWN}
+    assert drawing_functions(layout) == {name.split(",")[0] for name in DRAWN}
 
 
 def test_the_pooling_is_chosen_on_validation_and_never_on_the_test():
@@ -144,15 +147,15 @@ def test_the_pooling_is_chosen_on_validation_and_never_on_the_test():
     last.loc[last["metric"] == "auroc", ["value", "low", "high"]] -= 0.2
     both = pd.concat([table, last])
     tests = {probe: sorted(both[(both["probe"] == probe) & (both["metric"] == "auroc")]["value"]) for probe in set(both["probe"])}
-    assert ends(mf.auroc_by_depth(both), 1)[1] == pytest.approx(tests["logistic-last"])
-    assert ends(mf.auroc_by_depth(both, "mean"), 1)[1] == pytest.approx(tests["logistic-mean"])
-    colours = {c.lines[0].get_markerfacecolor() for ax in mf.auroc_by_depth(both).axes for c in ax.containers}
+    assert ends(monitor_figures.auroc_by_depth(both), 1)[1] == pytest.approx(tests["logistic-last"])
+    assert ends(monitor_figures.auroc_by_depth(both, "mean"), 1)[1] == pytest.approx(tests["logistic-mean"])
+    colours = {c.lines[0].get_markerfacecolor() for ax in monitor_figures.auroc_by_depth(both).axes for c in ax.containers}
     assert colours == {"white"}
 
 
 def test_each_kind_is_drawn_once_with_all_its_intervals_and_baselines_are_lines():
     table = monitors(FULL)
-    figure = mf.auroc_by_depth(table)
+    figure = monitor_figures.auroc_by_depth(table)
     drawn, values = ends(figure, 1)
     assert len(values) == 5 * (5 * 5 + 1)  # tasks x (kinds x depths + one attention probe)
     assert len(drawn) == 2 * len(values)
@@ -167,17 +170,17 @@ def test_each_kind_is_drawn_once_with_all_its_intervals_and_baselines_are_lines(
 def test_a_kind_without_a_test_auroc_is_left_out():
     table = monitors(SMALL)
     gone = (table["probe"] == "logistic-mean") & (table["metric"] == "auroc") & (table["task"] == SMALL.tasks[0])
-    first, second = mf.auroc_by_depth(table[~gone]).axes
+    first, second = monitor_figures.auroc_by_depth(table[~gone]).axes
     assert (len(points(first)), len(points(second))) == (2, 4)
-    assert len(mf.auroc_by_depth(table[(table["metric"] != "auroc") | (table["task"] == SMALL.tasks[1])]).axes) == 1
+    assert len(monitor_figures.auroc_by_depth(table[(table["metric"] != "auroc") | (table["task"] == SMALL.tasks[1])]).axes) == 1
 
 
 def test_the_order_of_a_tables_rows_changes_nothing():
     table = monitors(SMALL)
-    check_same(mf.auroc_by_depth(table), mf.auroc_by_depth(table[::-1]))
+    check_same(monitor_figures.auroc_by_depth(table), monitor_figures.auroc_by_depth(table[::-1]))
 
 
 def test_one_task_has_one_colour_in_every_figure_and_a_users_own_takes_another():
-    styles = mf.task_styles(("toxicity", "mine", "harmful-request"))
-    assert styles["toxicity"] == mf.task_styles(TASKS)["toxicity"]
-    assert styles["mine"] not in mf.task_styles(TASKS).values()
+    styles = layout.task_styles(("toxicity", "mine", "harmful-request"))
+    assert styles["toxicity"] == layout.task_styles(TASKS)["toxicity"]
+    assert styles["mine"] not in layout.task_styles(TASKS).values()

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from helpers import monitors, probes
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.monitors import METADATA, RATES, TENSORS, Monitor, threshold
-from helpers.probes import PROBES, Readout
-from helpers.readouts import Features, Pooled, Ragged
+from helpers.monitors import frozen, probes
+from helpers.monitors.frozen import METADATA, TENSORS, Monitor, threshold
+from helpers.monitors.probes import PROBES, Readout
+from helpers.monitors.readouts import Features, Pooled, Ragged
+from helpers.stats.roc import RATES
 
 D, LAYERS = 12, 8
 LABELS = np.arange(60) % 2
@@ -31,10 +32,10 @@ def data(kind: str, seed: int) -> Features:
 
 
 def freeze(kind: str, **changes) -> Monitor:
-    readout = probes.fit(kind, data(kind, 1), LABELS, data(kind, 2), LABELS, seed=3)
+    readout = probes.fit_probe(kind, data(kind, 1), LABELS, data(kind, 2), LABELS, seed=3)
     negatives = probes.score(readout, data(kind, 2))[LABELS == 0]
     place = {"task": "toxicity", "pooling": "mean" if PROBES[kind].reads == "pooled" else "", "layer": 6, "layers": LAYERS}
-    return monitors.freeze(readout, negatives, **{**place, "seed": 3, "reads": "abc123", "model": "tiny", **changes})
+    return frozen.freeze(readout, negatives, **{**place, "seed": 3, "reads": "abc123", "model": "tiny", **changes})
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def every() -> list[Monitor]:
 
 @pytest.fixture
 def folder(every, tmp_path):
-    monitors.save(every, tmp_path / "monitors")
+    frozen.save(every, tmp_path / "monitors")
     return tmp_path / "monitors"
 
 
@@ -114,8 +115,8 @@ def test_a_monitor_says_where_it_reads_and_scores_like_its_probe(kind):
 
 
 def test_a_monitor_is_frozen():
-    readout = probes.fit("lda", data("lda", 1), LABELS, data("lda", 2), LABELS)
-    monitor = monitors.freeze(readout, np.arange(100.0), task="t", pooling="last", layer=1, layers=2, seed=0, reads="", model="m")
+    readout = probes.fit_probe("lda", data("lda", 1), LABELS, data("lda", 2), LABELS)
+    monitor = frozen.freeze(readout, np.arange(100.0), task="t", pooling="last", layer=1, layers=2, seed=0, reads="", model="m")
     before = monitor.hash
     readout.tensors["w"][0] += 1  # the readout may still be changed; the monitor holds a copy
     assert monitor.hash == before
@@ -163,26 +164,26 @@ def test_what_makes_no_sense_cannot_be_frozen(changes, words):
 def test_nan_scores_cannot_make_a_threshold():
     readout = Readout("lda", {"w": np.ones(D), "b": np.array(0.0)}, 0.0)
     with refused(REFUSED, "t/lda-last/1", "NaN"):
-        monitors.freeze(readout, np.full(100, np.nan), task="t", pooling="last", layer=1, layers=2, seed=0, reads="", model="m")
+        frozen.freeze(readout, np.full(100, np.nan), task="t", pooling="last", layer=1, layers=2, seed=0, reads="", model="m")
 
 
 def test_a_monitor_fits_its_own_model_and_no_other(every):
-    monitors.check_fits(every[0], D, LAYERS)
-    monitors.check_fits(every[0], D, LAYERS, "abc123")
+    frozen.check_fits(every[0], D, LAYERS)
+    frozen.check_fits(every[0], D, LAYERS, "abc123")
     for wrong, words in [
         ((D + 1, LAYERS), "width is 12.* 13"),
         ((D, 9), "layers is 8.* 9"),
         ((D, LAYERS, "zzz"), "reads is 'abc123'.*'zzz'"),
     ]:
         with refused(NOT_COMPARABLE, every[0].name, words):
-            monitors.check_fits(every[0], *wrong)
+            frozen.check_fits(every[0], *wrong)
 
 
 # ---------------------------------------------------------------- files
 
 
 def test_saved_and_loaded_is_equal_bit_for_bit(every, folder):
-    again = monitors.load(folder)
+    again = frozen.load(folder)
     assert [monitor.metadata for monitor in again] == [monitor.metadata for monitor in every]
     assert [monitor.hash for monitor in again] == [monitor.hash for monitor in every]
     for one, other in zip(every, again, strict=True):
@@ -194,15 +195,15 @@ def test_saved_and_loaded_is_equal_bit_for_bit(every, folder):
 
 def test_the_same_monitors_make_the_same_files_and_others_replace_them(every, folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monitors.save(monitors.load(folder), folder)
+    frozen.save(frozen.load(folder), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    monitors.save(every[:2], folder)
-    assert [monitor.name for monitor in monitors.load(folder)] == [monitor.name for monitor in every[:2]]
+    frozen.save(every[:2], folder)
+    assert [monitor.name for monitor in frozen.load(folder)] == [monitor.name for monitor in every[:2]]
 
 
 def test_a_name_twice_is_not_saved(every, tmp_path):
     with refused(USAGE, every[0].name, "twice"):
-        monitors.save([*every, replace(every[0], seed=9)], tmp_path / "new")
+        frozen.save([*every, replace(every[0], seed=9)], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -213,9 +214,9 @@ def test_a_failed_write_leaves_the_old_pair(every, folder, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(monitors, "save_file", full)
+    monkeypatch.setattr(frozen, "save_file", full)
     with refused(ENVIRONMENT, TENSORS, "No space left"):
-        monitors.save(every[:1], folder)
+        frozen.save(every[:1], folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -319,7 +320,7 @@ def test_an_edited_monitor_is_refused(folder, what):
     change, words = EDITS[what]
     edit(folder, lambda document: change(document["monitors"][0]))
     with refused(REFUSED, words):
-        monitors.load(folder)
+        frozen.load(folder)
 
 
 DOCUMENTS = {
@@ -337,14 +338,14 @@ def test_an_edited_document_is_refused(folder, what):
     change, words = DOCUMENTS[what]
     edit(folder, change)
     with refused(REFUSED, words):
-        monitors.load(folder)
+        frozen.load(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\udcff", "[" * 100_000])
 def test_a_document_that_is_no_json_object_is_refused(folder, text):
     (folder / METADATA).write_bytes(text.encode("utf-8", "surrogateescape"))
     with refused(REFUSED, METADATA, "cannot be read"):
-        monitors.load(folder)
+        frozen.load(folder)
 
 
 def flip(tensors):
@@ -368,7 +369,7 @@ def test_damaged_tensors_are_refused(folder, what):
     change, words = DAMAGES[what]
     rewrite(folder, change)
     with refused(REFUSED, words):
-        monitors.load(folder)
+        frozen.load(folder)
 
 
 def test_what_is_not_safetensors_by_content_is_refused(folder):
@@ -377,7 +378,7 @@ def test_what_is_not_safetensors_by_content_is_refused(folder):
     for content in (pickle.dumps({"w": [1.0]}), b"", good[:-8], good + b"12345678", huge, b"\0" * 64):
         (folder / TENSORS).write_bytes(content)
         with refused(REFUSED, TENSORS, "is not safetensors"):
-            monitors.load(folder)
+            frozen.load(folder)
 
 
 class Bomb:
@@ -391,7 +392,7 @@ def test_a_folder_of_pickles_is_refused_unopened_with_how_to_convert(tmp_path, m
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / name).write_bytes(pickle.dumps(Bomb()))
     with refused(REFUSED, name, "run code", "monitors.save"):
-        monitors.load(tmp_path / "old")
+        frozen.load(tmp_path / "old")
     assert not (tmp_path / "boom").exists()
 
 
@@ -399,6 +400,6 @@ def test_a_folder_of_pickles_is_refused_unopened_with_how_to_convert(tmp_path, m
 def test_a_missing_file_or_folder_is_named(folder, tmp_path, name):
     (folder / name).unlink()
     with refused(REFUSED, name, "chapter 04"):
-        monitors.load(folder)
+        frozen.load(folder)
     with refused(REFUSED, "nowhere", METADATA):
-        monitors.load(tmp_path / "nowhere")
+        frozen.load(tmp_path / "nowhere")

@@ -11,8 +11,9 @@ from test_monitor_figures import RNG, check_page, check_same, ends, once, row
 from test_projection_figures import KEY, OUTCOMES, legend_of, ruled, shown, told
 from tiers import mostly_slow
 
-from helpers import neuron_figures as nf
-from helpers import records
+from helpers import results
+from helpers.figures import neurons
+from helpers.figures.drawing import layout
 
 QUICK = ["activation-contrast", "set-difference", "random"]
 ALL = ["activation-contrast", "snip", "wanda", "set-difference", "random", "magnitude", "outlier"]
@@ -70,20 +71,20 @@ def spared(scores, formats, fractions, metrics=OUTCOMES):
 
 FEW = ["non_refusal", "over_refusal", "alarms_changed"]
 DRAWN = {
-    "by_layer, quick": lambda: nf.by_layer(layers(QUICK)),
-    "by_layer, all scores": lambda: nf.by_layer(layers(ALL)),
-    "by_layer, one layer": lambda: nf.by_layer(layers(QUICK[1:], 1)),
-    "causal, quick": lambda: nf.causal(silent(QUICK, [0.05]), patching(QUICK, [0.2])),
-    "causal, all scores": lambda: nf.causal(silent(ALL, [0.01, 0.05, 0.1]), patching(ALL, [0.05, 0.1, 0.2, 0.5])),
-    "causal, without texts": lambda: nf.causal(silent(QUICK, [0.01, 0.05], FEW), patching(QUICK, [0.2])),
-    "causal, patched only": lambda: nf.causal(silent([], []), patching(QUICK, [0.2])),
-    "disturbance, quick": lambda: nf.disturbance(moved(QUICK, ["nf4", "rtn-3"])),
-    "disturbance, all scores": lambda: nf.disturbance(moved(ALL, ["int8", "nf4", "rtn-8", "rtn-4", "rtn-3", "rtn-2"])),
-    "disturbance, one": lambda: nf.disturbance(moved(["random"], ["nf4"])),
-    "hybrid, quick": lambda: nf.hybrid(spared(QUICK, ["rtn-3"], [0.05]), silent(QUICK, [0.05])),
-    "hybrid, all scores": lambda: nf.hybrid(spared(ALL, list(PLAIN), [0.01, 0.05, 0.1]), silent(QUICK, [0.05])),
-    "hybrid, two formats without texts": lambda: nf.hybrid(spared(QUICK, ["rtn-2", "rtn-3"], [0.05, 0.1], FEW)),
-    "hybrid, one outcome": lambda: nf.hybrid(spared(QUICK, ["rtn-3"], [0.05], FEW[:1])),
+    "by_layer, quick": lambda: neurons.by_layer(layers(QUICK)),
+    "by_layer, all scores": lambda: neurons.by_layer(layers(ALL)),
+    "by_layer, one layer": lambda: neurons.by_layer(layers(QUICK[1:], 1)),
+    "causal, quick": lambda: neurons.causal(silent(QUICK, [0.05]), patching(QUICK, [0.2])),
+    "causal, all scores": lambda: neurons.causal(silent(ALL, [0.01, 0.05, 0.1]), patching(ALL, [0.05, 0.1, 0.2, 0.5])),
+    "causal, without texts": lambda: neurons.causal(silent(QUICK, [0.01, 0.05], FEW), patching(QUICK, [0.2])),
+    "causal, patched only": lambda: neurons.causal(silent([], []), patching(QUICK, [0.2])),
+    "disturbance, quick": lambda: neurons.disturbance(moved(QUICK, ["nf4", "rtn-3"])),
+    "disturbance, all scores": lambda: neurons.disturbance(moved(ALL, ["int8", "nf4", "rtn-8", "rtn-4", "rtn-3", "rtn-2"])),
+    "disturbance, one": lambda: neurons.disturbance(moved(["random"], ["nf4"])),
+    "hybrid, quick": lambda: neurons.hybrid(spared(QUICK, ["rtn-3"], [0.05]), silent(QUICK, [0.05])),
+    "hybrid, all scores": lambda: neurons.hybrid(spared(ALL, list(PLAIN), [0.01, 0.05, 0.1]), silent(QUICK, [0.05])),
+    "hybrid, two formats without texts": lambda: neurons.hybrid(spared(QUICK, ["rtn-2", "rtn-3"], [0.05, 0.1], FEW)),
+    "hybrid, one outcome": lambda: neurons.hybrid(spared(QUICK, ["rtn-3"], [0.05], FEW[:1])),
 }
 
 
@@ -101,15 +102,15 @@ def test_the_tables_drawn_here_keep_to_the_schema():
         moved(QUICK, ["nf4"]),
         spared(QUICK, ["rtn-3"], [0.05]),
     )
-    records.checked("neurons", pd.concat(tables, ignore_index=True))
+    results.checked("neurons", pd.concat(tables, ignore_index=True))
 
 
 EMPTY = {
-    "by_layer": lambda: nf.by_layer(moved(QUICK, ["nf4"])),
-    "causal": lambda: nf.causal(silent([], []), patching([], [])),
-    "disturbance": lambda: nf.disturbance(layers(QUICK)),
-    "hybrid": lambda: nf.hybrid(spared([], ["rtn-3"], [])),
-    "hybrid, bits unknown": lambda: nf.hybrid(spared(QUICK, ["rtn-3"], [0.05]).query("metric != 'bits_per_weight'")),
+    "by_layer": lambda: neurons.by_layer(moved(QUICK, ["nf4"])),
+    "causal": lambda: neurons.causal(silent([], []), patching([], [])),
+    "disturbance": lambda: neurons.disturbance(layers(QUICK)),
+    "hybrid": lambda: neurons.hybrid(spared([], ["rtn-3"], [])),
+    "hybrid, bits unknown": lambda: neurons.hybrid(spared(QUICK, ["rtn-3"], [0.05]).query("metric != 'bits_per_weight'")),
 }
 
 
@@ -119,11 +120,11 @@ def test_what_was_not_measured_is_said(name):
 
 
 SAME = {
-    "by_layer": (nf.by_layer, lambda: layers(ALL, 4)),
-    "silenced": (lambda table: nf.causal(table, patching(QUICK, [0.2])), lambda: silent(ALL, [0.01, 0.05])),
-    "patched": (lambda table: nf.causal(silent(QUICK, [0.05]), table), lambda: patching(ALL, [0.1, 0.2])),
-    "disturbance": (nf.disturbance, lambda: moved(ALL, ["nf4"])),
-    "hybrid": (nf.hybrid, lambda: spared(ALL, ["rtn-3"], [0.01, 0.05])),
+    "by_layer": (neurons.by_layer, lambda: layers(ALL, 4)),
+    "silenced": (lambda table: neurons.causal(table, patching(QUICK, [0.2])), lambda: silent(ALL, [0.01, 0.05])),
+    "patched": (lambda table: neurons.causal(silent(QUICK, [0.05]), table), lambda: patching(ALL, [0.1, 0.2])),
+    "disturbance": (neurons.disturbance, lambda: moved(ALL, ["nf4"])),
+    "hybrid": (neurons.hybrid, lambda: spared(ALL, ["rtn-3"], [0.01, 0.05])),
 }
 
 
@@ -139,10 +140,10 @@ def test_a_score_keeps_its_look_in_every_figure_and_random_is_grey():
     for name in ("by_layer", "causal", "disturbance", "hybrid"):
         figure = figure_of(f"{name}, all scores")
         keys = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
-        assert list(keys)[:7] == list(nf.SCORES)
+        assert list(keys)[:7] == list(neurons.SCORES)
         looks[name] = {score: (to_hex(keys[score].get_color()), keys[score].get_marker()) for score in ALL}
     assert all(look == looks["by_layer"] for look in looks.values())
-    assert looks["by_layer"]["random"][0] == nf.GREY
+    assert looks["by_layer"]["random"][0] == layout.GREY
     assert len(set(looks["by_layer"].values())) == 7
 
 
@@ -209,8 +210,8 @@ def test_a_format_is_a_row_and_formats_far_apart_have_a_logarithmic_axis():
 def test_every_arm_stands_at_its_bits(name, args):
     table = spared(*args)
     bits = table[table["metric"] == "bits_per_weight"].set_index(["precision", "score", "fraction"])["value"]
-    assert ends(figure_of(f"hybrid, {name}"), 1) == shown(table, nf.BOUGHT)
-    for ax, metric in zip(figure_of(f"hybrid, {name}").axes, nf.BOUGHT, strict=True):
+    assert ends(figure_of(f"hybrid, {name}"), 1) == shown(table, neurons.BOUGHT)
+    for ax, metric in zip(figure_of(f"hybrid, {name}").axes, neurons.BOUGHT, strict=True):
         rows = table[table["metric"] == metric]
         for x, y in points(ax):
             own = rows[rows["value"] == y]
@@ -233,7 +234,7 @@ def test_lines_set_out_from_the_plain_format_and_a_line_is_a_format():
 
 def test_the_aligned_model_is_dashed_where_it_is_given():
     whole = silent(QUICK, [0.05]).query("score == 'none'").set_index("metric")["value"]
-    for ax, metric in zip(figure_of("hybrid, quick").axes, nf.BOUGHT, strict=True):
+    for ax, metric in zip(figure_of("hybrid, quick").axes, neurons.BOUGHT, strict=True):
         assert ruled(ax) == [whole[metric]]
     assert "aligned model" in legend_of(figure_of("hybrid, quick"))
     assert "aligned model" not in legend_of(figure_of("hybrid, one outcome"))

@@ -8,12 +8,14 @@ import torch
 from bland import refused
 from torch import nn
 
-from helpers import generation, lesions, models, neurons, quantizers
-from helpers.corpora import Row
+from helpers.data.corpora import Row
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE
-from helpers.models import LanguageModel
-from helpers.neurons import NEURON_SCORES, PROJECTIONS, Evidence, by_layer, scores, top
-from helpers.training import Example
+from helpers.models import generation, loading
+from helpers.models.loading import LanguageModel
+from helpers.neurons import interventions, neuron_scores
+from helpers.neurons.neuron_scores import NEURON_SCORES, PROJECTIONS, Evidence, by_layer, score_neurons, top
+from helpers.updates import quantizers
+from helpers.updates.training import Example
 
 ROWS = [Row(f"Polish the lamp number {i}" + " slowly" * i, "The lamp shines." + " Well done." * (i % 3)) for i in range(6)]
 PROMPTS = [f"Paint the {noun}" for noun in ("door", "old ladder", "very long garden fence", "boat")]
@@ -33,7 +35,7 @@ def small(seed: int = 0, dtype: torch.dtype = torch.float32, family: str = "llam
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
         for parameter in model.model.layers.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
-    return LanguageModel(model, models.tiny_tokenizer(), None)
+    return LanguageModel(model, loading.tiny_tokenizer(), None)
 
 
 def copied(language: LanguageModel) -> LanguageModel:
@@ -92,13 +94,13 @@ def close(found: torch.Tensor, expected: torch.Tensor, rel: float = 1e-4):
 
 
 def cells(language: LanguageModel):
-    layers, count = neurons.shape(language.model)
+    layers, count = neuron_scores.shape(language.model)
     return [(layer, i) for layer in range(layers) for i in range(count)]
 
 
 def table(language: LanguageModel, value) -> torch.Tensor:
     """One number a neuron, by a plain loop."""
-    return torch.tensor([float(value(*cell)) for cell in cells(language)]).view(neurons.shape(language.model))
+    return torch.tensor([float(value(*cell)) for cell in cells(language)]).view(neuron_scores.shape(language.model))
 
 
 # ---------------------------------------------------------------- against plain loops
@@ -131,7 +133,7 @@ def snip_by_differences(language: LanguageModel, given, layer: int, i: int, step
 
 
 def test_snip_is_what_finite_differences_of_the_loss_say(seen):
-    found = scores(seen, ["snip"])["snip"]
+    found = score_neurons(seen, ["snip"])["snip"]
     for layer, i in ((0, 0), (0, 11), (1, 5)):
         assert found[layer, i].item() == pytest.approx(snip_by_differences(seen.aligned, seen.safety, layer, i), rel=1e-3)
 
@@ -160,7 +162,7 @@ KINDS = [("llama", 512), ("llama", 40), ("qwen3", 512), ("gemma2", 512), ("gemma
 
 @pytest.mark.parametrize(("family", "budget"), KINDS)
 def test_snip_is_the_mean_of_each_texts_absolute_saliency(seen, monkeypatch, family, budget):
-    monkeypatch.setattr(neurons, "BUDGET", budget)
+    monkeypatch.setattr(neuron_scores, "BUDGET", budget)
     seen = replace(seen, aligned=small(0, family=family), base=small(1, family=family))
     found = saliencies(seen.aligned, seen.utility)
     mean = {name: sum(one[name].abs() for one in found) / len(found) for name in found[0]}
@@ -175,7 +177,7 @@ def test_activation_contrast_is_a_plain_loop(seen):
         changes = torch.cat([ours[span, i] - theirs[span, i] for ours, theirs, span in pairs])
         return changes.square().mean().sqrt()
 
-    close(scores(seen, ["activation-contrast"])["activation-contrast"], table(seen.aligned, value))
+    close(score_neurons(seen, ["activation-contrast"])["activation-contrast"], table(seen.aligned, value))
 
 
 def test_wanda_is_a_plain_loop(seen):
@@ -186,26 +188,26 @@ def test_wanda_is_a_plain_loop(seen):
         gate, up, down = weights(seen.aligned, layer, i)
         return (gate.abs() * norms).sum() + (up.abs() * norms).sum() + (down.abs() * active).sum()
 
-    close(scores(seen, ["wanda"])["wanda"], table(seen.aligned, value))
+    close(score_neurons(seen, ["wanda"])["wanda"], table(seen.aligned, value))
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_neuron(seen):
     expected = table(seen.aligned, lambda *cell: torch.cat(weights(seen.aligned, *cell)).norm())
-    close(scores(seen, ["magnitude"])["magnitude"], expected)
+    close(score_neurons(seen, ["magnitude"])["magnitude"], expected)
 
 
 def test_outlier_is_the_largest_activation_of_the_benign_texts(seen):
     def value(layer, i):
         return max(states(seen.aligned, text, layer)[1][:-1, i].abs().max() for text in seen.utility)
 
-    close(scores(seen, ["outlier"])["outlier"], table(seen.aligned, value))
+    close(score_neurons(seen, ["outlier"])["outlier"], table(seen.aligned, value))
 
 
 def test_set_difference_ranks_by_safety_and_puts_the_useful_ones_at_the_end(seen):
     safety, utility = (snip.flatten().tolist() for snip in (seen.safety_snip, seen.utility_snip))
     useful = sorted(range(24), key=lambda i: -utility[i])[:2]  # a tenth of 24
     expected = sorted(set(range(24)) - set(useful), key=lambda i: -safety[i]) + useful[::-1]
-    assert scores(seen, ["set-difference"])["set-difference"].flatten().argsort(descending=True).tolist() == expected
+    assert score_neurons(seen, ["set-difference"])["set-difference"].flatten().argsort(descending=True).tolist() == expected
 
 
 def test_random_is_the_seeds(seen):
@@ -219,14 +221,14 @@ def test_random_is_the_seeds(seen):
 
 def test_two_equal_models_have_no_contrast(seen):
     same = replace(seen, base=copied(seen.aligned))
-    assert not scores(same, ["activation-contrast"])["activation-contrast"].any()
+    assert not score_neurons(same, ["activation-contrast"])["activation-contrast"].any()
 
 
 @pytest.mark.parametrize("planted", [(0, 4), (1, 9)])
 def test_activation_contrast_finds_the_neuron_that_was_changed(seen, planted):
     base = copied(seen.aligned)
     weights(seen.aligned, *planted)[1].mul_(4)
-    found = scores(replace(seen, base=base), ["activation-contrast"])["activation-contrast"]
+    found = score_neurons(replace(seen, base=base), ["activation-contrast"])["activation-contrast"]
     assert top(found, 1e-9)[planted]
     assert not found[: planted[0]].any()  # below it the two models are the same
     assert found[planted[0]].count_nonzero() == 1
@@ -267,23 +269,23 @@ def harm(seen: Evidence, mask: torch.Tensor) -> tuple[float, float]:
 
     with torch.no_grad():
         before = losses()
-        with lesions.ablated(seen.aligned.model, mask):
+        with interventions.ablated(seen.aligned.model, mask):
             return tuple((losses() - before).tolist())
 
 
 def first(seen: Evidence, name: str) -> torch.Tensor:
-    return top(scores(seen, [name])[name], 1e-9)
+    return top(score_neurons(seen, [name])[name], 1e-9)
 
 
 def test_set_difference_takes_what_refusal_needs_and_use_does_not():
     seen = planted_circuits()
-    useful = top(seen.utility_snip, neurons.UTILITY_SHARE)
+    useful = top(seen.utility_snip, neuron_scores.UTILITY_SHARE)
     assert useful[HELPS]
     assert useful[BOTH]
     assert useful.sum() == 2
     assert first(seen, "snip")[BOTH]  # without the difference the neuron that both need comes first
     assert first(seen, "set-difference")[REFUSES]
-    ranked = scores(seen, ["set-difference"])["set-difference"].flatten()
+    ranked = score_neurons(seen, ["set-difference"])["set-difference"].flatten()
     assert set(ranked.argsort()[:2].tolist()) == {HELPS[1], BOTH[1]}  # at the very end
 
 
@@ -325,7 +327,7 @@ def test_every_score_is_finite_repeats_itself_and_changes_no_model(name, dtype):
     pair[0].model.model.layers[1].requires_grad_(True)  # some parameters are open, and stay as they are
     before = [state(language.model) for language in pair]
     seen = Evidence(*pair, texts(3, 0), texts(4, 1), 7)
-    found, again = scores(seen, [name])[name], scores(replace(seen), [name])[name]
+    found, again = score_neurons(seen, [name])[name], score_neurons(replace(seen), [name])[name]
     assert found.shape == (2, 12)
     assert found.dtype == torch.float32
     assert found.isfinite().all()
@@ -334,13 +336,13 @@ def test_every_score_is_finite_repeats_itself_and_changes_no_model(name, dtype):
     assert not found.requires_grad
     assert [state(language.model) for language in pair] == before
     with torch.no_grad():  # where nothing asks for gradients, those that are needed are formed all the same
-        assert torch.equal(scores(replace(seen), [name])[name], found)
+        assert torch.equal(score_neurons(replace(seen), [name])[name], found)
 
 
 def test_scores_come_in_the_order_asked_for_and_share_their_passes(seen, monkeypatch):
-    calls, real = [], neurons._snip
-    monkeypatch.setattr(neurons, "_snip", lambda *given: calls.append(1) or real(*given))
-    assert list(scores(seen)) == list(NEURON_SCORES)
+    calls, real = [], neuron_scores._snip
+    monkeypatch.setattr(neuron_scores, "_snip", lambda *given: calls.append(1) or real(*given))
+    assert list(score_neurons(seen)) == list(NEURON_SCORES)
     assert len(calls) == 2  # safety and utility, although snip and set-difference both need the first
 
 
@@ -348,7 +350,7 @@ def test_bf16_ranks_as_float32_does():
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         seen = Evidence(small(0, dtype), small(1, dtype), texts(3, 0), texts(4, 1), 7)
-        found.append(scores(seen))
+        found.append(score_neurons(seen))
     for name in NEURON_SCORES:
         ranks = torch.stack([one[name].flatten().argsort().argsort().float() for one in found])
         assert torch.corrcoef(ranks)[0, 1] > 0.95, name
@@ -358,13 +360,13 @@ def test_bf16_ranks_as_float32_does():
 
 
 def test_evidence_holds_the_aligned_models_own_replies(tiny_model, tiny):
-    base = models.load(tiny, "fp32")
-    seen = neurons.evidence(tiny_model, base, PROMPTS, ROWS, 5, 3)
+    base = loading.load(tiny, "fp32")
+    seen = neuron_scores.evidence(tiny_model, base, PROMPTS, ROWS, 5, 3)
     said = generation.replies(tiny_model, PROMPTS, new_tokens=5)
     tokenizer = tiny_model.tokenizer
     for text, prompt, reply in zip(seen.safety, PROMPTS, said, strict=True):
-        assert list(text.ids[: text.start]) == models.encode(tokenizer, models.chat_text(tokenizer, prompt))
-        assert list(text.ids[text.start :]) == models.encode(tokenizer, reply)  # cut off after 5 tokens: no end of turn
+        assert list(text.ids[: text.start]) == loading.encode_text(tokenizer, loading.chat_text(tokenizer, prompt))
+        assert list(text.ids[text.start :]) == loading.encode_text(tokenizer, reply)  # cut off after 5 tokens: no end of turn
     assert [text.ids[-1] for text in seen.utility] == [tokenizer.eos_token_id] * len(ROWS)
     assert tokenizer.decode(seen.utility[0].ids[seen.utility[0].start : -1]) == ROWS[0].reply
     assert not any(str(list(text.ids))[1:20] in repr(seen) for text in (*seen.safety, *seen.utility))
@@ -373,7 +375,7 @@ def test_evidence_holds_the_aligned_models_own_replies(tiny_model, tiny):
 @pytest.mark.parametrize(("reply", "closed"), [("Well", True), ("", True), ("Well done", False)])
 def test_a_reply_is_closed_where_the_model_itself_ended_it(tiny_model, monkeypatch, reply, closed):
     monkeypatch.setattr(generation, "replies", lambda *_, **__: [reply])
-    (text,) = neurons.evidence(tiny_model, tiny_model, PROMPTS[:1], ROWS, 9, 0).safety
+    (text,) = neuron_scores.evidence(tiny_model, tiny_model, PROMPTS[:1], ROWS, 9, 0).safety
     assert (text.ids[-1] == tiny_model.tokenizer.eos_token_id) == closed
     assert len(text.ids) - text.start == len(reply) + closed
 
@@ -385,25 +387,25 @@ def test_what_cannot_be_scored_is_refused_in_one_line(seen, tiny):
     with refused(REFUSED, "'gpt2'", "gate_proj, up_proj, down_proj", "llama"):
         replace(seen, aligned=replace(seen.aligned, model=other))
     with refused(REFUSED, "'Linear'"):
-        neurons.mlps(nn.Linear(2, 2))
+        neuron_scores.mlps(nn.Linear(2, 2))
     with refused(NOT_COMPARABLE, "(2, 12)", "(3, 12)"):
         replace(seen, base=small(num_hidden_layers=3))
     for wrong in ((), (Example((5, 6), 0),), (Example((5, 6), 2),)):
         with refused(USAGE, "'utility'"):
             replace(seen, utility=wrong)
-    packed = models.load(tiny)
+    packed = loading.load(tiny)
     quantizers.to_bitsandbytes_(packed.model, "nf4")
     with refused(REFUSED, "uint8", "bf16"):
-        Evidence(packed, models.load(tiny), seen.safety, seen.utility, 0)
+        Evidence(packed, loading.load(tiny), seen.safety, seen.utility, 0)
     with refused(USAGE, "'snipp'", "set-difference"):
-        scores(seen, ["snipp"])
+        score_neurons(seen, ["snipp"])
 
 
 @pytest.mark.parametrize("name", sorted(set(NEURON_SCORES) - {"random"}))
 def test_nan_is_refused_by_the_name_of_the_score(seen, name):
     mlp(seen.aligned, 1).up_proj.weight[3, 0] = float("nan")
     with refused(REFUSED, f"'{name}'", "NaN"):
-        scores(seen, ["random", name])
+        score_neurons(seen, ["random", name])
 
 
 # ---------------------------------------------------------------- choosing
@@ -438,8 +440,8 @@ def test_an_impossible_fraction_is_refused(fraction):
 def test_a_gpu_scores_as_a_cpu_does(seen):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    expected = scores(seen)
+    expected = score_neurons(seen)
     moved = [replace(one, model=copied(one).model.to("cuda")) for one in (seen.aligned, seen.base)]
-    found = scores(Evidence(*moved, seen.safety, seen.utility, seen.seed))
+    found = score_neurons(Evidence(*moved, seen.safety, seen.utility, seen.seed))
     for name in NEURON_SCORES:
         close(found[name], expected[name], rel=1e-3)

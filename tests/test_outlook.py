@@ -5,13 +5,14 @@ import json
 import pytest
 from bland import refused
 
-from helpers import chapters, compute, outlook
-from helpers import run as runner
-from helpers.chapters import Run
 from helpers.errors import NOT_COMPARABLE
-from helpers.meter import Tokens
+from helpers.models import compute
+from helpers.models.meter import Tokens
+from helpers.runner import jobs, outlook
+from helpers.study import chapters
+from helpers.study.chapters import Run
 
-ROOT = runner.project_root()
+ROOT = jobs.project_root()
 
 
 def begun(folder, **computes):
@@ -64,7 +65,7 @@ def test_a_run_without_models_to_read_has_no_outlook(tmp_path):
 
 
 def test_the_line_says_machine_compute_tokens_and_minutes(tiny):
-    plan = runner.check(ROOT, "smoke")
+    plan = jobs.check(ROOT, "smoke")
     run = plan.runs[0]
     found = outlook.of("fp32", plan.values, {run: chapters.READ_MODELS[:4]}, {})
     together = outlook.together(found)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import pages
+from helpers.book import pages
 from helpers.errors import StudyError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import pairs
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.pairs import Change, Pair, checkpoint, projected, quantized, shards, stored
-from helpers.quantizers import QUANTIZERS
+from helpers.models.checkpoints import checkpoint, shards, stored
+from helpers.projection import alignment_matrix
+from helpers.projection.alignment_matrix import Change, Pair, projected, quantized
+from helpers.updates.quantizers import QUANTIZERS
 
 # the embedded model's shapes, of one block and of more; prime ones; as high as wide; and a vector
 SHAPES = [(192, 576), (1536, 576), (576, 1536), (131, 89), (1031, 1031), (64, 64), (1, 7)]
@@ -103,7 +104,7 @@ def test_the_blocks_are_v_and_all_of_it(shape, dtype):
     change = change_of(shape, dtype)
     whole = torch.full(shape, torch.nan)
     for rows, block in change.blocks():
-        assert block.numel() <= pairs.ENTRIES
+        assert block.numel() <= alignment_matrix.ENTRIES
         whole[rows] = block
     assert torch.equal(whole, change.aligned.float() - change.base.float())
     assert torch.equal(whole, change.dense())
@@ -112,8 +113,8 @@ def test_the_blocks_are_v_and_all_of_it(shape, dtype):
 @pytest.mark.parametrize("held", [0, 2**20])
 @pytest.mark.parametrize("entries", [1, 89, 1000, 131 * 89, 2**20])
 def test_the_size_of_a_block_changes_nothing(entries, held, monkeypatch):
-    monkeypatch.setattr(pairs, "ENTRIES", entries)
-    monkeypatch.setattr(pairs, "HELD", held)
+    monkeypatch.setattr(alignment_matrix, "ENTRIES", entries)
+    monkeypatch.setattr(alignment_matrix, "HELD", held)
     change, left = change_of((131, 89)), gaussian(131, 5, seed=7)
     assert len(list(change.blocks())) == math.ceil(131 / max(1, entries // 89))
     v = exact(change)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import chapters, parameters, run
+from helpers import seeding
 from helpers.errors import StudyError
-from helpers.parameters import Limit
+from helpers.runner import jobs
+from helpers.study import chapters, parameters
+from helpers.study.parameters import Limit
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
@@ -235,7 +237,7 @@ def test_our_notebooks_agree_on_their_defaults():
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "gpu" or torch.cuda.is_available()])
 def test_our_profiles_are_valid(profile, monkeypatch):
     monkeypatch.chdir(ROOT)
-    plan = run.check(ROOT, profile)
+    plan = jobs.check(ROOT, profile)
     assert all(set(plan.values[each]) == set(NOTEBOOKS) for each in plan.runs)
 
 
@@ -244,7 +246,7 @@ def test_a_gpu_that_is_absent_is_named_before_anything_runs():
     with pytest.raises(
         StudyError, match=r"device 'cuda' was asked for, but torch sees no GPU; use device=cpu or the cpu profile"
     ) as caught:
-        run.check(ROOT, "gpu")
+        jobs.check(ROOT, "gpu")
     assert caught.value.code == 14
 
 
@@ -252,9 +254,9 @@ def test_a_gpu_that_is_absent_is_named_before_anything_runs():
 
 
 def test_seeds_come_from_names_and_do_not_collide():
-    seeds = {parameters.derive_seed(seed, name) for seed in range(20) for name in ("align", "mix", "train", "judge")}
+    seeds = {seeding.derive_seed(seed, name) for seed in range(20) for name in ("align", "mix", "train", "judge")}
     assert len(seeds) == 80
-    assert parameters.derive_seed(0, "align") == parameters.derive_seed(0, "align")
+    assert seeding.derive_seed(0, "align") == seeding.derive_seed(0, "align")
     assert max(seeds) < 2**31
 
 
@@ -262,7 +264,7 @@ def test_set_up_makes_draws_repeat():
     threads = torch.get_num_threads()
     draws = []
     for _ in range(2):
-        parameters.set_up(1, 5)
+        seeding.set_up(1, 5)
         draws.append((torch.rand(3).tolist(), np.random.rand(3).tolist()))
     torch.set_num_threads(threads)
     assert draws[0] == draws[1]

@@ -17,7 +17,11 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from nbclient import NotebookClient
 
-from helpers import alts, drawn, figures, inks, monitor_figures, parameters, plates, projection_figures, scrubbing
+from helpers import console
+from helpers.figures import models, projection
+from helpers.figures.drawing import alt_text, dark_mode, export, marks, theme
+from helpers.figures.drawing import layout as monitor_figures
+from helpers.study import parameters
 
 VALUES, LOW, HIGH = [0.25, 0.5, 0.625], [0.125, 0.375, 0.5], [0.5, 0.75, 0.6875]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -25,19 +29,19 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture(autouse=True)
 def _closed():
-    figures.style()
+    theme.style()
     yield
     plt.close("all")
 
 
 def rows(figure) -> list[dict[str, str]]:
-    return list(files.DictReader(io.StringIO(plates.csv(figure))))
+    return list(files.DictReader(io.StringIO(marks.csv(figure))))
 
 
 def dots(across: bool = False):
     figure, ax = plt.subplots(constrained_layout=True)
     table = pd.DataFrame({"value": VALUES, "low": LOW, "high": HIGH})
-    figures.bars(ax, [0.1, 0.9, 2.1], table, "#0072b2", label="QLoRA", across=across)
+    theme.bars(ax, [0.1, 0.9, 2.1], table, "#0072b2", label="QLoRA", across=across)
     axis = ax.yaxis if across else ax.xaxis
     axis.set_ticks(range(3), ["none", "=1+1", "10 %"])
     ax.axhline(0.5, color="#8d99ae")  # a line without a name is no data
@@ -112,18 +116,18 @@ def test_dots_lines_bands_and_references_come_back_once_and_by_the_name_a_legend
 def test_no_cell_is_a_formula_and_numbers_stay_numbers(start):
     figure, ax = plt.subplots()
     ax.plot([-1.5], [-2.5], "o", label=f"{start}cmd|' /C calc'!A0")
-    text = plates.csv(figure)
+    text = marks.csv(figure)
     (row,) = files.DictReader(io.StringIO(text))
     assert not row["series"].startswith(("=", "+", "-", "@", "\t", "\r"))
     assert (float(row["x"]), float(row["y"])) == (-1.5, -2.5)
-    assert drawn._safe(f"{start}x") == f"'{start}x"
+    assert marks._safe(f"{start}x") == f"'{start}x"
 
 
 def test_panels_of_a_grid_are_told_apart_and_names_are_borrowed_from_the_row():
     order = pd.Series(["one", "two"], index=["nf4", "rtn-2"])
     figure, axes = monitor_figures.row_panels(order, 2)
     for ax, title in zip(axes, ("left", "right"), strict=True):
-        figures.bars(ax, [0, 1.2], pd.DataFrame({"value": [0.5, 0.25], "low": 0.0, "high": 1.0}), "#0072b2", across=True)
+        theme.bars(ax, [0, 1.2], pd.DataFrame({"value": [0.5, 0.25], "low": 0.0, "high": 1.0}), "#0072b2", across=True)
         ax.set_title(title)
     assert [(row["panel"], row["y"]) for row in rows(figure)] == [
         ("left", "nf4"), ("left", "rtn-2"), ("right", "nf4"), ("right", "rtn-2")]  # fmt: skip
@@ -133,10 +137,10 @@ def test_panels_of_a_grid_are_told_apart_and_names_are_borrowed_from_the_row():
 
 
 def test_the_words_name_kind_title_axes_series_and_the_true_range():
-    text = plates.alt(dots())
+    text = alt_text.alt(dots())
     assert text == ("Points with intervals: Refusals, 0.25 to 0.625. Across: none, =1+1, 10 %; upwards: not refused. "
                     "Series: QLoRA.")  # fmt: skip
-    assert "A heat map: values from -0.2 to 0.9" in plates.alt(heat())
+    assert "A heat map: values from -0.2 to 0.9" in alt_text.alt(heat())
 
 
 def test_the_words_stay_short_however_much_is_drawn():
@@ -145,13 +149,13 @@ def test_the_words_stay_short_however_much_is_drawn():
         for j in range(9):
             ax.plot([0, 1], [i, j], label=f"a rather long name of a series, number {i} {j}")
         ax.set(title=f"a rather long title of panel {i}", xlabel=f"what is drawn across panel {i}")
-    text = plates.alt(figure)
-    assert len(text) <= alts.LENGTH
+    text = alt_text.alt(figure)
+    assert len(text) <= alt_text.LENGTH
     assert "; and 68 more." in text
 
 
 def test_a_figure_that_only_says_something_is_that_text():
-    assert plates.alt(monitor_figures.unmeasured("a dose")) == "A figure of words: This run did not measure a dose."
+    assert alt_text.alt(monitor_figures.unmeasured("a dose")) == "A figure of words: This run did not measure a dose."
 
 
 # ---------------------------------------------------------------- the dark drawing
@@ -173,7 +177,7 @@ def colours(drawing: str, kinds: tuple[str, ...]) -> set[str]:
 def full():
     figure = dots()
     ax = figure.axes[0]
-    for i, colour in enumerate([*figures.PALETTE.values(), "black", "#440154"]):
+    for i, colour in enumerate([*theme.PALETTE.values(), "black", "#440154"]):
         ax.plot([0, 1], [i, i], color=colour, label=f"line {i}")
     ax.text(0.5, 3, "hued words", color="#0072b2")
     ax.legend()
@@ -181,29 +185,31 @@ def full():
 
 
 def test_on_the_dark_page_every_text_and_line_stands_out_and_on_the_light_one_ink_is_dark():
-    drawing = plates.dark(full())
+    drawing = export.dark(full())
     texts, lines = colours(drawing, ("text",)), colours(drawing, ("path", "use", "line"))
     assert len(texts) >= 2
     assert len(lines) >= 8
-    assert min(inks.contrast(colour, inks.GROUND) for colour in texts) >= inks.TEXT
-    grid = to_hex(inks.darkened("#e4e7ec"))
-    assert min(inks.contrast(colour, inks.GROUND) for colour in lines - {grid}) >= inks.LINE - 0.02
-    assert inks.contrast(grid, inks.GROUND) < 2  # the grid stays faint
-    assert max(inks.contrast(colour, inks.GROUND) for colour in colours(plates.light(full()), ("text",))) < inks.TEXT
+    assert min(dark_mode.contrast(colour, dark_mode.GROUND) for colour in texts) >= dark_mode.TEXT
+    grid = to_hex(dark_mode.darkened("#e4e7ec"))
+    assert min(dark_mode.contrast(colour, dark_mode.GROUND) for colour in lines - {grid}) >= dark_mode.LINE - 0.02
+    assert dark_mode.contrast(grid, dark_mode.GROUND) < 2  # the grid stays faint
+    assert (
+        max(dark_mode.contrast(colour, dark_mode.GROUND) for colour in colours(export.light(full()), ("text",))) < dark_mode.TEXT
+    )
 
 
 def test_a_dark_drawing_has_no_ground_of_its_own_and_keeps_its_hues():
-    drawing = plates.dark(dots())
+    drawing = export.dark(dots())
     assert "#ffffff" not in drawing
-    assert "#ffffff" in plates.light(dots())
-    assert to_hex(inks.darkened("#e69f00")) == "#e69f00"
-    hue = np.array(to_rgb("#440154")) - np.array(inks.darkened("#440154"))
+    assert "#ffffff" in export.light(dots())
+    assert to_hex(dark_mode.darkened("#e69f00")) == "#e69f00"
+    hue = np.array(to_rgb("#440154")) - np.array(dark_mode.darkened("#440154"))
     assert (hue < 0).all()  # lightened, not turned
-    assert inks.contrast(inks.darkened("#440154"), inks.GROUND) >= inks.LINE
+    assert dark_mode.contrast(dark_mode.darkened("#440154"), dark_mode.GROUND) >= dark_mode.LINE
 
 
 def test_a_heat_map_and_the_text_over_it_keep_their_colours():
-    light, dark = plates.light(heat()), plates.dark(heat())
+    light, dark = export.light(heat()), export.dark(heat())
     image = re.compile(r"data:image/png;base64,([^\"]+)")
     assert image.findall(light) == image.findall(dark) != []
     words = {text.text: text.get("style") for text in ElementTree.fromstring(dark).iter(f"{SVG}text")}
@@ -216,7 +222,7 @@ def test_white_words_on_a_coloured_label_stay_white():
     figure, ax = plt.subplots()
     ax.text(0.5, 0.5, "M1", color="white", bbox={"facecolor": "#007a59"})
     ax.text(0.1, 0.1, "plain", color="#1b2a41", bbox={"facecolor": "white"})
-    words = {text.text: text.get("style") for text in ElementTree.fromstring(plates.dark(figure)).iter(f"{SVG}text")}
+    words = {text.text: text.get("style") for text in ElementTree.fromstring(export.dark(figure)).iter(f"{SVG}text")}
     assert "#ffffff" in words["M1"]
     assert "#1b2a41" not in words["plain"]
 
@@ -225,10 +231,10 @@ def test_white_words_on_a_coloured_label_stay_white():
 
 
 def test_the_same_figure_gives_the_same_bytes_without_a_date_or_an_address():
-    both = [(plates.light(figure), plates.dark(figure)) for figure in (dots(), dots())]
+    both = [(export.light(figure), export.dark(figure)) for figure in (dots(), dots())]
     assert both[0] == both[1]
     figure = dots()
-    assert plates.light(figure) == plates.light(figure)
+    assert export.light(figure) == export.light(figure)
     for drawing in both[0]:
         assert set(re.findall(r"https?://[^\"' ]+", drawing)) <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
         assert "Verdana" in drawing
@@ -240,7 +246,7 @@ def test_the_figure_is_left_as_it_was():
     before = [(type(part), getattr(part, name)()) for part in figure.findobj() for name in
               ("get_color", "get_facecolor", "get_edgecolor") if hasattr(part, name)]  # fmt: skip
     layout, canvas, dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
-    plates.bundle(figure)
+    export.bundle(figure)
     after = [(type(part), getattr(part, name)()) for part in figure.findobj() for name in
              ("get_color", "get_facecolor", "get_edgecolor") if hasattr(part, name)]  # fmt: skip
     assert str(before) == str(after)
@@ -252,9 +258,9 @@ def test_thousands_of_dots_stay_small_where_they_are_an_image_and_are_all_in_the
     x = np.linspace(0, 1, 4000)
     ax.scatter(x, x**2, rasterized=True, label="cells")
     ax.axhline(0.5, color="#1b2a41", label="half")
-    assert len(plates.light(figure)) < 300_000
+    assert len(export.light(figure)) < 300_000
     assert len(rows(figure)) == 4001
-    assert "#1b2a41" not in plates.dark(figure)  # an image that can be seen through is no ground of its own
+    assert "#1b2a41" not in export.dark(figure)  # an image that can be seen through is no ground of its own
 
 
 # ---------------------------------------------------------------- the palette
@@ -267,13 +273,13 @@ def deuteranope(colour: str) -> np.ndarray:
 
 
 def test_the_palette_can_be_told_apart_by_a_deuteranope_and_arms_compared_with_each_other_in_grey():
-    seen = {name: deuteranope(colour) for name, colour in figures.PALETTE.items()}
+    seen = {name: deuteranope(colour) for name, colour in theme.PALETTE.items()}
     names = list(seen)
     gaps = [np.abs(seen[a] - seen[b]).max() for i, a in enumerate(names) for b in names[i + 1 :]]
     assert min(gaps) > 0.04
-    greys = sorted(inks.luminance(figures.PALETTE[name]) for name in ("ink", "aligned", "lora", "quantized"))
+    greys = sorted(dark_mode.luminance(theme.PALETTE[name]) for name in ("ink", "aligned", "lora", "quantized"))
     assert min(np.diff(greys)) > 0.05
-    markers = [marker for _, marker, _ in figures.ARMS.values()]
+    markers = [marker for _, marker, _ in models.ARMS.values()]
     assert len(set(markers)) == len(markers)  # what grey does not tell, the shape does
 
 
@@ -301,20 +307,20 @@ def test_a_cell_of_a_notebook_ends_with_the_whole_bundle(executed):
     nbformat.validate(executed)
     (output,) = executed.cells[1].outputs
     assert output.output_type == "display_data"
-    assert set(output.data) == {plates.IMAGE, plates.LIGHT, plates.DARK, plates.DATA, plates.WORDS}
-    assert output.data[plates.WORDS] == "Points with intervals: values from 0.5 to 0.5. Series: one."
-    assert "0.25" in output.data[plates.DATA]
-    assert base64.b64decode(output.data[plates.IMAGE])[:8] == b"\x89PNG\r\n\x1a\n"
+    assert set(output.data) == {export.IMAGE, export.LIGHT, export.DARK, export.DATA, export.WORDS}
+    assert output.data[export.WORDS] == "Points with intervals: values from 0.5 to 0.5. Series: one."
+    assert "0.25" in output.data[export.DATA]
+    assert base64.b64decode(output.data[export.IMAGE])[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_a_staged_chapter_shows_both_images_and_offers_the_data(executed, tmp_path):
     path = tmp_path / "x.ipynb"
     nbformat.write(executed, path)  # which splits texts into lines
-    kept = json.loads(scrubbing.notebook_text(path, tmp_path))
+    kept = json.loads(console.notebook_text(path, tmp_path))
     old = {"output_type": "display_data", "data": {"image/png": "aaaa", "text/plain": "<Figure>"}, "metadata": {}}
     kept["cells"][0]["outputs"], kept["cells"] = [old], [*kept["cells"], kept["cells"][1]]
     folder = tmp_path / "book" / "_static" / "figures"
-    staged = plates.staged_chapter(kept, "05_staleness", folder)
+    staged = export.staged_chapter(kept, "05_staleness", folder)
     assert staged["cells"][0]["outputs"] == [old]
     assert sorted(file.name for file in folder.iterdir()) == sorted(
         f"05_staleness-{k}{end}" for k in (1, 2) for end in (".svg", "-dark.svg", ".csv"))  # fmt: skip
@@ -337,11 +343,11 @@ def test_a_staged_chapter_shows_both_images_and_offers_the_data(executed, tmp_pa
 def test_a_figure_in_light_form_is_one_drawing_for_every_page(tmp_path, monkeypatch):
     figure, ax = plt.subplots()
     ax.plot([0, 1], [0, 1], "o", label="one")
-    whole = plates.bundle(figure)
+    whole = export.bundle(figure)
     monkeypatch.setenv(parameters.FIGURE_FORMS, "light")
-    data = plates.bundle(figure)
-    assert data == {kind: whole[kind] for kind in (plates.LIGHT, plates.DATA, plates.WORDS)}
-    (output,) = plates.staged([{"data": data, "output_type": "display_data"}], "x", tmp_path)
+    data = export.bundle(figure)
+    assert data == {kind: whole[kind] for kind in (export.LIGHT, export.DATA, export.WORDS)}
+    (output,) = export.staged([{"data": data, "output_type": "display_data"}], "x", tmp_path)
     assert output["data"]["text/html"].count("<img ") == 1
     assert 'class="plain"' in output["data"]["text/html"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-1.csv", "x-1.svg"]
@@ -361,36 +367,36 @@ def test_laying_out_alone_and_one_box_draw_what_whole_draws_and_savefigs_own_box
 
     def plain(made, **options) -> bytes:
         target = BytesIO()
-        made.savefig(target, bbox_inches="tight", metadata=plates.PLAIN if options["format"] == "svg" else None, **options)
+        made.savefig(target, bbox_inches="tight", metadata=export.PLAIN if options["format"] == "svg" else None, **options)
         return target.getvalue()
 
     one, other = figure(), figure()
     for _ in range(5):
         other.draw_without_rendering()
     other.set_layout_engine("none")
-    data = plates.bundle(one)
+    data = export.bundle(one)
     assert np.array_equal(*(plt.imread(BytesIO(image), format="png") for image in (
-        base64.b64decode(data[plates.IMAGE]), plain(other, format="png", dpi=other.dpi))))  # fmt: skip
-    with mpl.rc_context(plates.DRAWING):
+        base64.b64decode(data[export.IMAGE]), plain(other, format="png", dpi=other.dpi))))  # fmt: skip
+    with mpl.rc_context(export.DRAWING):
         size = re.search(r'viewBox="([^"]+)"', plain(other, format="svg").decode())[1]
-    drawn = re.search(r'viewBox="([^"]+)"', data[plates.LIGHT])[1], re.search(r'viewBox="([^"]+)"', data[plates.DARK])[1]
+    drawn = re.search(r'viewBox="([^"]+)"', data[export.LIGHT])[1], re.search(r'viewBox="([^"]+)"', data[export.DARK])[1]
     assert np.allclose([[float(n) for n in text.split()] for text in drawn], [float(n) for n in size.split()], atol=0.006)
 
 
 def test_words_of_a_figure_cannot_leave_their_attribute(tmp_path):
     figure, ax = plt.subplots()
     ax.plot([0], [0], "o", label='"><script>alert(1)</script>')
-    (output,) = plates.staged([{"data": plates.bundle(figure), "output_type": "display_data"}], "x", tmp_path)
+    (output,) = export.staged([{"data": export.bundle(figure), "output_type": "display_data"}], "x", tmp_path)
     assert "<script" not in output["data"]["text/html"]
 
 
 def test_without_a_notebook_nothing_is_registered_and_an_empty_figure_has_no_bundle():
-    plates.register()
-    assert plates.bundle(plt.figure()) == {}
+    export.register()
+    assert export.bundle(plt.figure()) == {}
 
 
 def test_the_outcomes_of_a_band_and_its_line_have_the_models_name():
     figure, ax = plt.subplots()
-    projection_figures.reference(ax, pd.DataFrame({"value": [0.5], "low": [0.25], "high": [0.75]}))
+    projection.reference(ax, pd.DataFrame({"value": [0.5], "low": [0.25], "high": [0.75]}))
     assert [(row["series"], row["mark"]) for row in rows(figure)] == [("aligned model", "reference"), ("aligned model", "band")]
-    assert mpl.rcParams["font.sans-serif"] == plates.FONTS
+    assert mpl.rcParams["font.sans-serif"] == export.FONTS

@@ -8,10 +8,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from test_predictors import planted, refused
 
-from helpers import policies, records, repairs, statistics
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED
-from helpers.policies import POLICIES, estimates
-from helpers.records import Run
+from helpers.figures import repair_tables
+from helpers.monitors import repairs
+from helpers.results import Run
+from helpers.staleness import policies
+from helpers.staleness.policies import POLICIES, estimates
+from helpers.stats import intervals
 
 RUN = Run("cpu", "embedded", 2, None)
 COLUMNS = ["fold", "monitor", "risk", "stale", "stale_blind", "stale_realigned", "stale_refit", "gate", "labels",
@@ -161,7 +165,7 @@ def test_a_risk_counts_within_its_fold_only():
 
 def test_the_order_of_the_rows_changes_nothing():
     cells = many()
-    tables = [policies.rows(RUN, c) for c in (cells, cells.sample(frac=1, random_state=0))]
+    tables = [policies.policy_rows(RUN, c) for c in (cells, cells.sample(frac=1, random_state=0))]
     pd.testing.assert_frame_equal(*tables)
 
 
@@ -171,9 +175,9 @@ def test_the_order_of_the_rows_changes_nothing():
 def test_intervals_take_updates_as_their_units():
     cells = many()
     found = estimates(cells, POLICIES["do nothing"])["missed"]
-    assert found == statistics.rate_interval(cells["stale"].astype(float), cells["variant"])
+    assert found == intervals.rate_interval(cells["stale"].astype(float), cells["variant"])
     gated = estimates(cells, POLICIES["gated realignment"])["labels_per_cell"]
-    assert gated == statistics.mean_interval(100.0 * (cells["gate"] == "refit"), cells["variant"], bounds=(0, 100))
+    assert gated == intervals.mean_interval(100.0 * (cells["gate"] == "refit"), cells["variant"], bounds=(0, 100))
     again = pd.concat([cells.assign(seed=seed) for seed in range(5)], ignore_index=True)  # the same updates say nothing new
     for name in ("do nothing", "random 20 %", "triage 20 %"):
         first, second = (estimates(c, POLICIES[name])["missed"] for c in (cells, again))
@@ -182,7 +186,7 @@ def test_intervals_take_updates_as_their_units():
 
 
 def test_what_is_known_beforehand_has_no_interval_and_the_rest_has():
-    table = policies.rows(RUN, many()).assign(policy=lambda t: t["method"].str.removeprefix(policies.METHOD))
+    table = policies.policy_rows(RUN, many()).assign(policy=lambda t: t["method"].str.removeprefix(policies.METHOD))
     for row in table.itertuples():
         exact = row.metric in POLICIES[row.policy].exact
         assert (row.low == row.high) == exact, (row.policy, row.metric)
@@ -194,7 +198,7 @@ def test_a_gate_that_never_asked_for_labels_may_still_ask():
     cells = many().assign(gate="deploy", stale_realigned=lambda c: c["stale"])
     found = estimates(cells, POLICIES["gated realignment"])["labels_per_cell"]
     assert (found.value, found.low) == (0, 0)
-    assert found.high == pytest.approx(100 * statistics.unseen_share(20))
+    assert found.high == pytest.approx(100 * intervals.unseen_share(20))
 
 
 # ---------------------------------------------------------------- the order of the cells
@@ -281,8 +285,8 @@ def test_a_forecast_serves_triage_and_chance_does_not():
 
 
 def test_rows_keep_to_the_schema_and_belong_to_no_variant():
-    table = policies.rows(RUN, BY_HAND)
-    records.checked("realignment", table)
+    table = policies.policy_rows(RUN, BY_HAND)
+    results.checked("realignment", table)
     assert (table[["model", "seed", "precision", "adapter", "restoration"]].drop_duplicates().to_numpy().tolist()
             == [["embedded", 2, "", "", ""]])  # fmt: skip
     assert table[["task", "probe", "layer"]].drop_duplicates().to_numpy().tolist() == [["all", "all", 0]]
@@ -292,14 +296,14 @@ def test_rows_keep_to_the_schema_and_belong_to_no_variant():
 
 
 def test_without_a_stale_cell_nothing_is_found_and_without_a_sign_nothing_is_ordered():
-    table = policies.rows(RUN, BY_HAND.assign(stale=False).drop(columns="agreement_before"))
-    records.checked("realignment", table)
+    table = policies.policy_rows(RUN, BY_HAND.assign(stale=False).drop(columns="agreement_before"))
+    results.checked("realignment", table)
     assert not set(table["metric"]) & {"found", "repaired"}
     assert "policy: drift first 20 %" not in set(table["method"])
 
 
 def test_one_update_still_has_finite_intervals():
-    records.checked("realignment", policies.rows(RUN, BY_HAND.assign(variant="v1")))
+    results.checked("realignment", policies.policy_rows(RUN, BY_HAND.assign(variant="v1")))
 
 
 BAD = {
@@ -316,16 +320,16 @@ BAD = {
 def test_cells_without_what_a_policy_needs_are_refused(bad):
     change, words, code = BAD[bad]
     with refused(*words, code=code):
-        policies.rows(RUN, change(BY_HAND))
+        policies.policy_rows(RUN, change(BY_HAND))
 
 
 def test_outcomes_may_be_numbers():
     numbers = BY_HAND.astype(dict.fromkeys(policies.FLAGS, int))
-    pd.testing.assert_frame_equal(policies.rows(RUN, numbers), policies.rows(RUN, BY_HAND))
+    pd.testing.assert_frame_equal(policies.policy_rows(RUN, numbers), policies.policy_rows(RUN, BY_HAND))
 
 
 def test_a_reader_sees_one_row_a_policy():
-    found = policies.compared(policies.rows(RUN, BY_HAND))
+    found = repair_tables.compared(policies.policy_rows(RUN, BY_HAND))
     assert found["policy"].tolist() == list(POLICIES)
     shown = found.set_index("policy")
     assert shown.loc["do nothing", "left unfit"].startswith("50 % [")
@@ -335,15 +339,15 @@ def test_a_reader_sees_one_row_a_policy():
 
 
 def test_every_sentence_is_there_in_every_run():
-    table = policies.rows(RUN, BY_HAND)
-    texts = policies.sentences(table)
+    table = policies.policy_rows(RUN, BY_HAND)
+    texts = repair_tables.policy_sentences(table)
     assert len(texts) == 3 * len(POLICIES)
     assert texts["policy-random-20-labels"] == "14"
     assert texts["policy-realign-everything-harmed"].startswith("20 % [")
     assert "(not in this run)" not in texts.values()
-    few = policies.sentences(table[table["method"] == "policy: do nothing"])
+    few = repair_tables.policy_sentences(table[table["method"] == "policy: do nothing"])
     assert list(few) == list(texts)
     assert few["policy-do-nothing-missed"] == texts["policy-do-nothing-missed"]
     assert few["policy-triage-20-missed"] == "(not in this run)"
-    assert set(policies.sentences(table[:0]).values()) == {"(not in this run)"}
-    assert policies.compared(table[:0]).empty
+    assert set(repair_tables.policy_sentences(table[:0]).values()) == {"(not in this run)"}
+    assert repair_tables.compared(table[:0]).empty

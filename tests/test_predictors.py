@@ -6,10 +6,10 @@ import pytest
 from scipy import stats
 from tiers import mostly_slow
 
-from helpers import predictors
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.predictors import PREDICTORS, SPLITS
-from helpers.signals import SIGNALS
+from helpers.staleness import predictors
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.staleness.predictors import PREDICTORS, SPLITS
 
 FAMILIES = ("quantization", "LoRA", "QLoRA", "full fine-tune", "QAT")
 GROUPS = {"monitor": ["task"], "family": ["family"], "seed": ["seed"], "monitor and family": ["task", "family"]}
@@ -168,6 +168,6 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_cells_that_nothing_can_be_learned_from_are_refused(bad):
     change, words, code = BAD[bad]
-    for call in (predictors.check, lambda c: predictors.out_of_fold(c, [], "ridge, free")):
+    for call in (predictors.check_forecast_data, lambda c: predictors.out_of_fold(c, [], "ridge, free")):
         with refused(words, code=code):
             call(change(planted()))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from helpers import probes, statistics
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.probes import PROBES, Readout
-from helpers.readouts import Pooled, Ragged
+from helpers.monitors import probes
+from helpers.monitors.probes import PROBES, Readout
+from helpers.monitors.readouts import Pooled, Ragged
+from helpers.stats import intervals
 
 D = 48
 POOLED = [kind for kind, probe in PROBES.items() if probe.reads == "pooled"]
@@ -52,7 +53,7 @@ def features(kind: str, n: int, seed: int):
 
 
 def fitted(kind: str, seed: int = 0) -> Readout:
-    return probes.fit(kind, features(kind, 80, 1), labels(80), features(kind, 60, 2), labels(60), seed)
+    return probes.fit_probe(kind, features(kind, 80, 1), labels(80), features(kind, 60, 2), labels(60), seed)
 
 
 def auroc(readout: Readout, tested, y: np.ndarray) -> float:
@@ -69,23 +70,23 @@ def refused(code, *words):
 
 @pytest.mark.parametrize("kind", LINEAR)
 def test_a_planted_direction_is_found(kind):
-    readout = probes.fit(kind, planted(2000, 1), labels(2000), planted(500, 2), labels(500))
+    readout = probes.fit_probe(kind, planted(2000, 1), labels(2000), planted(500, 2), labels(500))
     assert probes.angle(probes.direction(readout), TRUTH) < 12
     assert auroc(readout, planted(1000, 3), labels(1000)) > 0.99
 
 
 def test_with_shuffled_labels_it_is_not_found():
-    readout = probes.fit("shuffled-labels", planted(2000, 1), labels(2000), planted(500, 2), labels(500))
+    readout = probes.fit_probe("shuffled-labels", planted(2000, 1), labels(2000), planted(500, 2), labels(500))
     assert 45 < probes.angle(probes.direction(readout), TRUTH) < 135
 
 
 def test_shuffled_labels_tell_nothing_on_average_although_one_draw_may():
     train, validation, tested = planted(60, 1), planted(60, 2), planted(400, 3)
     found = [
-        auroc(probes.fit("shuffled-labels", train, labels(60), validation, labels(60), seed), tested, labels(400))
+        auroc(probes.fit_probe("shuffled-labels", train, labels(60), validation, labels(60), seed), tested, labels(400))
         for seed in range(60)
     ]
-    interval = statistics.mean_interval(found, level=0.99)
+    interval = intervals.mean_interval(found, level=0.99)
     assert interval.low < 0.5 < interval.high
     assert interval.high - interval.low < 0.2
     assert max(found) > 0.6  # why the mean over seeds is the control, and not one of them
@@ -93,14 +94,14 @@ def test_shuffled_labels_tell_nothing_on_average_although_one_draw_may():
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("mlp", 0.9, 1.0), ("logistic", 0.4, 0.6), ("lda", 0.4, 0.6)])
 def test_an_exclusive_or_is_found_by_the_network_alone(kind, low, high):
-    readout = probes.fit(kind, *exclusive_or(600, 1), *exclusive_or(200, 2))
+    readout = probes.fit_probe(kind, *exclusive_or(600, 1), *exclusive_or(200, 2))
     assert low < auroc(readout, *exclusive_or(1000, 3)) <= high
 
 
 def test_one_token_among_many_is_found_by_attention_and_lost_in_the_mean():
     train, validation, tested = (token_planted(n, seed) for seed, n in enumerate((120, 80, 300)))
-    attention = probes.fit("attention", train, labels(120), validation, labels(80))
-    mean = probes.fit("logistic", means(train), labels(120), means(validation), labels(80))
+    attention = probes.fit_probe("attention", train, labels(120), validation, labels(80))
+    mean = probes.fit_probe("logistic", means(train), labels(120), means(validation), labels(80))
     assert auroc(attention, tested, labels(300)) > 0.97
     assert auroc(mean, means(tested), labels(300)) < 0.8
 
@@ -146,8 +147,8 @@ def test_units_do_not_matter_where_features_are_standardized(kind):
     """A power of two in each column: nothing is rounded, so the fit sees the very same standardized features."""
     units, offset = 2.0 ** np.random.default_rng(6).integers(-6, 7, size=D), 4.0
     train, validation, tested = (planted(n, seed).rows.astype(np.float64) for seed, n in ((1, 80), (2, 60), (3, 50)))
-    plain = probes.fit(kind, Pooled(train), labels(80), Pooled(validation), labels(60))
-    other = probes.fit(kind, Pooled(train * units + offset), labels(80), Pooled(validation * units + offset), labels(60))
+    plain = probes.fit_probe(kind, Pooled(train), labels(80), Pooled(validation), labels(60))
+    other = probes.fit_probe(kind, Pooled(train * units + offset), labels(80), Pooled(validation * units + offset), labels(60))
     ours, theirs = probes.score(plain, Pooled(tested)), probes.score(other, Pooled(tested * units + offset))
     assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
     assert plain.strength == other.strength
@@ -192,17 +193,17 @@ def test_the_strength_is_the_best_on_validation_and_the_strongest_among_equals()
     candidates = [probes.refit(Readout("logistic", {}, strength), train, labels(60)) for strength in strengths]
     found = [auroc(candidate, validation, labels(60)) for candidate in candidates]
     assert len(set(found)) > 1
-    chosen = probes.fit("logistic", train, labels(60), validation, labels(60))
+    chosen = probes.fit_probe("logistic", train, labels(60), validation, labels(60))
     assert chosen.strength == strengths[int(np.argmax(found))]
-    clear = probes.fit("logistic", planted(60, 1, gap=40), labels(60), planted(60, 2, gap=40), labels(60))
+    clear = probes.fit_probe("logistic", planted(60, 1, gap=40), labels(60), planted(60, 2, gap=40), labels(60))
     assert clear.strength == max(strengths)  # every strength is perfect there
 
 
 def test_the_control_chooses_its_strength_without_the_truth():
     """Labels of both splits are shuffled: with all labels exchanged the probe is exactly the opposite."""
     data = planted(80, 1), labels(80), planted(60, 2), labels(60)
-    one = probes.fit("shuffled-labels", *data, seed=1)
-    other = probes.fit("shuffled-labels", data[0], 1 - data[1], data[2], 1 - data[3], seed=1)
+    one = probes.fit_probe("shuffled-labels", *data, seed=1)
+    other = probes.fit_probe("shuffled-labels", data[0], 1 - data[1], data[2], 1 - data[3], seed=1)
     assert one.strength == other.strength
     assert np.allclose(one.tensors["w"], -other.tensors["w"], rtol=1e-6)
 
@@ -243,9 +244,9 @@ def spoilt(kind: str, value: float):
 def test_nan_or_infinity_is_refused_with_the_place_and_the_share_of_rows(kind, value):
     bad, good, place = spoilt(kind, value), features(kind, 80, 1), "toxicity/mean/15"
     with refused(REFUSED, place, "train", "1 of"):
-        probes.fit(kind, bad, labels(80), good, labels(80), name=place)
+        probes.fit_probe(kind, bad, labels(80), good, labels(80), name=place)
     with refused(REFUSED, place, "validation", "1 of"):
-        probes.fit(kind, good, labels(80), bad, labels(80), name=place)
+        probes.fit_probe(kind, good, labels(80), bad, labels(80), name=place)
     with refused(REFUSED, place, "1 of"):
         probes.score(fitted(kind), bad, place)
     with refused(REFUSED, place, "1 of"):
@@ -257,9 +258,9 @@ def test_nan_or_infinity_is_refused_with_the_place_and_the_share_of_rows(kind, v
 def test_one_class_is_refused_with_the_place_and_the_split(kind, label):
     data, same = features(kind, 80, 1), np.full(80, label)
     with refused(REFUSED, "toxicity", "train", f"only label {label}"):
-        probes.fit(kind, data, same, data, labels(80), name="toxicity")
+        probes.fit_probe(kind, data, same, data, labels(80), name="toxicity")
     with refused(REFUSED, "toxicity", "validation", f"only label {label}"):
-        probes.fit(kind, data, labels(80), data, same, name="toxicity")
+        probes.fit_probe(kind, data, labels(80), data, same, name="toxicity")
     with refused(REFUSED, f"only label {label}"):
         probes.refit(fitted(kind), data, same)
 
@@ -268,10 +269,10 @@ def test_one_class_is_refused_with_the_place_and_the_split(kind, label):
 def test_constant_features_are_refused_and_one_constant_column_is_not(kind):
     x = planted(80, 1).rows.copy()
     x[:, 4] = 0.1
-    readout = probes.fit(kind, Pooled(x), labels(80), Pooled(x), labels(80))
+    readout = probes.fit_probe(kind, Pooled(x), labels(80), Pooled(x), labels(80))
     assert all(np.isfinite(tensor).all() for tensor in readout.tensors.values())
     with refused(REFUSED, "privacy", "train", "constant"):
-        probes.fit(kind, Pooled(np.full_like(x, 0.1)), labels(80), Pooled(x), labels(80), name="privacy")
+        probes.fit_probe(kind, Pooled(np.full_like(x, 0.1)), labels(80), Pooled(x), labels(80), name="privacy")
     with refused(REFUSED, "constant"):
         probes.refit(readout, Pooled(np.full_like(x, 0.1)), labels(80))
 
@@ -279,12 +280,12 @@ def test_constant_features_are_refused_and_one_constant_column_is_not(kind):
 @pytest.mark.parametrize("wrong", [labels(79), labels(80)[:, None], np.where(labels(80), 2, 0), labels(80) - 0.5], ids=str)
 def test_labels_that_are_not_one_zero_or_one_a_text_are_refused(wrong):
     with refused(USAGE, "toxicity, train", "label"):
-        probes.fit("logistic", planted(80, 1), wrong, planted(80, 2), labels(80), name="toxicity")
+        probes.fit_probe("logistic", planted(80, 1), wrong, planted(80, 2), labels(80), name="toxicity")
 
 
 def test_no_rows_at_all_are_refused():
     with refused(REFUSED, "label none"):
-        probes.fit("logistic", Pooled(np.zeros((0, D))), labels(0), planted(80, 2), labels(80))
+        probes.fit_probe("logistic", Pooled(np.zeros((0, D))), labels(0), planted(80, 2), labels(80))
 
 
 @pytest.mark.parametrize("kind", PROBES)
@@ -299,11 +300,11 @@ def test_features_of_another_width_cannot_be_scored(kind):
 def test_the_wrong_sort_of_features_is_refused(kind):
     wrong = features("attention" if kind in POOLED else "logistic", 80, 1)
     with refused(USAGE, kind, "reads"):
-        probes.fit(kind, wrong, labels(80), wrong, labels(80))
+        probes.fit_probe(kind, wrong, labels(80), wrong, labels(80))
     with refused(USAGE, kind, "reads"):
         probes.score(fitted(kind), wrong)
 
 
 def test_an_unknown_kind_is_refused_with_the_names_there_are():
     with refused(USAGE, "'ridge'", "logistic", "attention"):
-        probes.fit("ridge", planted(8, 1), labels(8), planted(8, 2), labels(8))
+        probes.fit_probe("ridge", planted(8, 1), labels(8), planted(8, 2), labels(8))

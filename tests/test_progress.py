@@ -10,29 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from helpers import progress
-from helpers.progress import Bar
+from helpers import console
+from helpers.console import Bar
 
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """The file of a kernel, written without a pause, with no bar at work."""
-    path = tmp_path / progress.FILE
-    monkeypatch.setenv(progress.VARIABLE, str(path))
-    monkeypatch.setattr(progress, "PAUSE", 0.0)
-    monkeypatch.setattr(progress, "_at_work", [])
+    path = tmp_path / console.FILE
+    monkeypatch.setenv(console.VARIABLE, str(path))
+    monkeypatch.setattr(console, "PAUSE", 0.0)
+    monkeypatch.setattr(console, "_at_work", [])
     return path
 
 
 def seen(path: Path) -> list[tuple]:
-    return [(bar.title, bar.done, bar.total, bar.detail) for bar in progress.state(path)]
+    return [(bar.title, bar.done, bar.total, bar.detail) for bar in console.state(path)]
 
 
 # ---------------------------------------------------------------- the file
 
 
 def test_a_bar_says_what_is_done_and_leaves_when_all_is_done(file):
-    bar = progress.counting("variants", 2)
+    bar = console.counting("variants", 2)
     assert seen(file) == [("variants", 0, 2, "")]
     bar("nf4")
     assert seen(file) == [("variants", 1, 2, "nf4")]
@@ -41,7 +41,7 @@ def test_a_bar_says_what_is_done_and_leaves_when_all_is_done(file):
 
 
 def test_a_training_learns_its_number_of_steps_on_the_way(file):
-    bar = progress.training("safety tuning")
+    bar = console.training("safety tuning")
     assert seen(file) == [("safety tuning", 0, 0, "")]
     bar(1, 3, 2.5)
     assert seen(file) == [("safety tuning", 1, 3, "loss 2.50")]
@@ -50,12 +50,12 @@ def test_a_training_learns_its_number_of_steps_on_the_way(file):
 
 
 def test_bars_nest_and_an_inner_one_ends_with_its_loop(file):
-    bar = progress.counting("variants", 2)
-    for turn, _ in enumerate(progress.over("prompts", "abc")):
+    bar = console.counting("variants", 2)
+    for turn, _ in enumerate(console.over("prompts", "abc")):
         assert seen(file) == [("variants", 0, 2, ""), ("prompts", turn, 3, "")]
     assert seen(file) == [("variants", 0, 2, "")]
     bar()
-    loop = progress.over("prompts", "abc")
+    loop = console.over("prompts", "abc")
     next(loop)
     with pytest.raises(ZeroDivisionError):
         loop.throw(ZeroDivisionError)
@@ -63,24 +63,24 @@ def test_bars_nest_and_an_inner_one_ends_with_its_loop(file):
 
 
 def test_a_bar_that_was_left_makes_way_for_the_next_of_its_name(file):
-    progress.counting("variants", 5)("base")
-    progress.training("tuning")(1, 4, 1.0)
-    progress.counting("variants", 3)
+    console.counting("variants", 5)("base")
+    console.training("tuning")(1, 4, 1.0)
+    console.counting("variants", 3)
     assert seen(file) == [("variants", 0, 3, "")]
 
 
 def test_the_items_of_a_loop_are_those_that_were_given():
-    assert list(progress.over("letters", iter("abc"))) == ["a", "b", "c"]
-    assert list(progress.over("nothing", [])) == []
+    assert list(console.over("letters", iter("abc"))) == ["a", "b", "c"]
+    assert list(console.over("nothing", [])) == []
 
 
 def test_the_file_is_written_twice_a_second_at_most_and_at_the_end(file, monkeypatch):
-    monkeypatch.setattr(progress, "PAUSE", 0.5)
-    monkeypatch.setattr(progress, "_written", -1.0)
+    monkeypatch.setattr(console, "PAUSE", 0.5)
+    monkeypatch.setattr(console, "_written", -1.0)
     now, written, replace = [0.0], [], os.replace
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress.os, "replace", lambda one, other: (written.append(now[0]), replace(one, other)))
-    for _ in progress.over("rows", range(100)):  # one second and a half
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.os, "replace", lambda one, other: (written.append(now[0]), replace(one, other)))
+    for _ in console.over("rows", range(100)):  # one second and a half
         now[0] += 0.015
     assert seen(file) == []
     assert written[-1] == pytest.approx(1.5)
@@ -91,26 +91,26 @@ def test_the_file_is_written_twice_a_second_at_most_and_at_the_end(file, monkeyp
 @pytest.mark.parametrize("place", ["missing/progress.json", "folder"])
 def test_a_file_that_cannot_be_written_stops_no_work(tmp_path, monkeypatch, place):
     (tmp_path / "folder").mkdir()
-    monkeypatch.setenv(progress.VARIABLE, str(tmp_path / place))
-    assert list(progress.over("rows", [1, 2])) == [1, 2]
-    progress.counting("variants", 1)("one")
+    monkeypatch.setenv(console.VARIABLE, str(tmp_path / place))
+    assert list(console.over("rows", [1, 2])) == [1, 2]
+    console.counting("variants", 1)("one")
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", "[1]", '[{"title": "x"', '[{"name": "x"}]'])
 def test_a_file_that_says_nothing_gives_no_bars(tmp_path, text):
     (tmp_path / "state").write_text(text)
-    assert progress.state(tmp_path / "state") == [] == progress.state(tmp_path / "none")
+    assert console.state(tmp_path / "state") == [] == console.state(tmp_path / "none")
 
 
 def test_a_killed_process_leaves_a_whole_file_that_the_next_cell_does_not_believe(tmp_path):
-    path = tmp_path / progress.FILE
+    path = tmp_path / console.FILE
     code = "import os, signal\nfrom helpers import progress\nprogress.PAUSE = 0\nprogress.counting('variants', 3)('nf4')\n"
     code += "os.kill(os.getpid(), signal.SIGKILL)"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, progress.VARIABLE: str(path)}, check=False,
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, console.VARIABLE: str(path)}, check=False,
                           capture_output=True)  # fmt: skip
     assert done.returncode == -9
     assert seen(path) == [("variants", 1, 3, "nf4")]
-    assert progress.state(path, since=time.time()) == []
+    assert console.state(path, since=time.time()) == []
 
 
 # ---------------------------------------------------------------- in words
@@ -132,20 +132,20 @@ def bars(*counts: tuple[str, int, int]) -> list[Bar]:
     ],
 )
 def test_an_inner_bar_counts_as_part_of_the_next_step(counts, expected):
-    assert progress.shares(bars(*counts)) == (None if expected is None else pytest.approx(expected))
+    assert console.shares(bars(*counts)) == (None if expected is None else pytest.approx(expected))
 
 
 def test_the_words_name_the_outermost_and_the_innermost_bar():
-    assert progress.words([]) == ""
-    assert progress.words([Bar("variants", 10, 3, "nf4")]) == "variants 3 of 10 (nf4)"
-    assert progress.words([Bar("tuning")]) == "tuning"
+    assert console.words([]) == ""
+    assert console.words([Bar("variants", 10, 3, "nf4")]) == "variants 3 of 10 (nf4)"
+    assert console.words([Bar("tuning")]) == "tuning"
     nested = [Bar("variants", 10, 3, "nf4"), Bar("sets", 4, 1), Bar("prompts", 1280, 64)]
-    assert progress.words(nested) == "variants 3 of 10 (nf4): prompts 64 of 1,280"
+    assert console.words(nested) == "variants 3 of 10 (nf4): prompts 64 of 1,280"
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.2, "0 s"), (40, "40 s"), (130, "2 min 10 s"), (3599.7, "1 h 0 min")])
 def test_times_in_words(seconds, expected):
-    assert progress.took(seconds) == expected
+    assert console.took(seconds) == expected
 
 
 @pytest.mark.parametrize(
@@ -160,21 +160,21 @@ def test_times_in_words(seconds, expected):
     ],
 )
 def test_the_time_left_is_in_proportion(done, total, seconds, expected):
-    assert progress.left(done, total, seconds) == expected
+    assert console.left(done, total, seconds) == expected
 
 
 # ---------------------------------------------------------------- the line of a running chapter
 
 
 def test_the_line_of_a_chapter_says_its_bar_its_cell_and_the_time(tmp_path):
-    from helpers.chapters import Job, Run
-    from helpers.kernels import Watch
+    from helpers.runner.kernels import Watch
+    from helpers.study.chapters import Job, Run
 
     job = Job("05_staleness", Run("quick", "tiny", "tiny", 0, tmp_path), {}, "", 3600.0, {}, {})
-    watch = Watch(job, tmp_path / progress.FILE, started=time.monotonic() - 130, cell=9, cells=27, entered=time.time() - 103)
+    watch = Watch(job, tmp_path / console.FILE, started=time.monotonic() - 130, cell=9, cells=27, entered=time.time() - 103)
     assert watch.line() == "05_staleness: cell 9 of 27, 2 min 10 s"
     state = [{"title": "variants", "total": 10, "done": 3, "detail": "nf4", "began": time.time() - 103}]
-    (tmp_path / progress.FILE).write_text(json.dumps(state))
+    (tmp_path / console.FILE).write_text(json.dumps(state))
     assert watch.line() == "05_staleness: variants 3 of 10 (nf4), cell 9 of 27, 2 min 10 s, about 4 min left"
     watch.entered = time.time()
     assert watch.line() == "05_staleness: cell 9 of 27, 2 min 10 s"

@@ -9,9 +9,10 @@ from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
 from test_monitor_figures import RNG, check_page, check_same, ends, once, row
 
-from helpers import projection_figures as pf
-from helpers import records
-from helpers.sketches import EVERY
+from helpers import results
+from helpers.figures import projection
+from helpers.figures.drawing import layout
+from helpers.updates.names import EVERY
 
 KEY = {"model": "embedded", "seed": 0, "precision": "bf16", "adapter": "", "trained_on": "", "serving": "", "restoration": "",
        "strength": np.nan}  # fmt: skip
@@ -91,20 +92,22 @@ def by_module(
 
 FEW = [name for name in OUTCOMES if name not in ("rouge1", "perplexity")]
 DRAWN = {
-    "scores, full": lambda: pf.scores(by_module()),
-    "scores, one block": lambda: pf.scores(by_module(1)),
-    "scores, nothing left": lambda: pf.scores(by_module(4, left=0.0)),
-    "scores, other names": lambda: pf.scores(by_module(6, ("c_attn", "c_fc", "router.w1"), "transformer.h.{}.{}")),
-    "curves, quick": lambda: pf.curves(drawn(*QUICK)),
-    "curves, published": lambda: pf.curves(drawn(*PUBLISHED)),
-    "curves, two updates without texts": lambda: pf.curves(drawn(PUBLISHED[0][:2], *QUICK[1:], metrics=FEW)),
-    "curves, one point": lambda: pf.curves(drawn(QUICK[0], ["zero"], [1.0], FEW[:1])),
-    "before_and_after, quick": lambda: pf.before_and_after(whole(QUICK[0], ["safelora", "zero"])),
-    "before_and_after, cpu": lambda: pf.before_and_after(whole(PUBLISHED[0][:2], ["safelora", "splora", "salora", "zero"])),
-    "before_and_after, published": lambda: pf.before_and_after(
+    "scores, full": lambda: projection.scores(by_module()),
+    "scores, one block": lambda: projection.scores(by_module(1)),
+    "scores, nothing left": lambda: projection.scores(by_module(4, left=0.0)),
+    "scores, other names": lambda: projection.scores(by_module(6, ("c_attn", "c_fc", "router.w1"), "transformer.h.{}.{}")),
+    "curves, quick": lambda: projection.curves(drawn(*QUICK)),
+    "curves, published": lambda: projection.curves(drawn(*PUBLISHED)),
+    "curves, two updates without texts": lambda: projection.curves(drawn(PUBLISHED[0][:2], *QUICK[1:], metrics=FEW)),
+    "curves, one point": lambda: projection.curves(drawn(QUICK[0], ["zero"], [1.0], FEW[:1])),
+    "before_and_after, quick": lambda: projection.before_and_after(whole(QUICK[0], ["safelora", "zero"])),
+    "before_and_after, cpu": lambda: projection.before_and_after(
+        whole(PUBLISHED[0][:2], ["safelora", "splora", "salora", "zero"])
+    ),
+    "before_and_after, published": lambda: projection.before_and_after(
         whole(PUBLISHED[0], ["safelora", "splora", "salora", "zero", "orthogonal-keep-k64", "safelora:nf4-both"])
     ),
-    "before_and_after, two updates of one precision": lambda: pf.before_and_after(
+    "before_and_after, two updates of one precision": lambda: projection.before_and_after(
         whole(["lora-dialogue-harm10@bf16", "lora-instructions-harm10@bf16"], ["safelora"], FEW)
     ),
 }
@@ -128,21 +131,21 @@ def legend_of(figure):
 
 def ruled(ax, along=1, line="--"):
     """Where a dashed line goes across the panel."""
-    lines = [one for one in ax.lines if one.get_linestyle() == line and one.get_color() == pf.INK]
+    lines = [one for one in ax.lines if one.get_linestyle() == line and one.get_color() == layout.INK]
     return [one.get_xydata()[0][along] for one in lines]
 
 
 def test_the_tables_drawn_here_keep_to_the_schema():
     for table in (drawn(*QUICK), whole(PUBLISHED[0], ["safelora", "zero"])):
-        records.checked("projection", table)
+        results.checked("projection", table)
 
 
 EMPTY = {
-    "scores": lambda: pf.scores(by_module(0)),
-    "scores, no number in a name": lambda: pf.scores(by_module(1).assign(module="lm_head")),
-    "curves": lambda: pf.curves(drawn(QUICK[0], [], [])),
-    "curves, none of the outcomes": lambda: pf.curves(drawn(*QUICK).query("module != ''")),
-    "before_and_after": lambda: pf.before_and_after(drawn(*QUICK)),  # validation prompts only
+    "scores": lambda: projection.scores(by_module(0)),
+    "scores, no number in a name": lambda: projection.scores(by_module(1).assign(module="lm_head")),
+    "curves": lambda: projection.curves(drawn(QUICK[0], [], [])),
+    "curves, none of the outcomes": lambda: projection.curves(drawn(*QUICK).query("module != ''")),
+    "before_and_after": lambda: projection.before_and_after(drawn(*QUICK)),  # validation prompts only
 }
 
 
@@ -151,9 +154,9 @@ def test_what_was_not_measured_is_said(name):
     check_page(EMPTY[name](), measured=False)
 
 
-@pytest.mark.parametrize("draw", [pf.curves, pf.before_and_after])
+@pytest.mark.parametrize("draw", [projection.curves, projection.before_and_after])
 def test_the_order_of_a_tables_rows_changes_nothing(draw):
-    table = whole(QUICK[0], ["zero", "safelora", "salora"]) if draw is pf.before_and_after else drawn(*QUICK)
+    table = whole(QUICK[0], ["zero", "safelora", "salora"]) if draw is projection.before_and_after else drawn(*QUICK)
     check_same(draw(table), draw(table[::-1]))
 
 
@@ -170,8 +173,8 @@ def dotted(ax):
 
 def test_scores_and_their_nulls_are_drawn_for_every_module():
     table = by_module(5)
-    left, right = pf.scores(table).axes
-    for kind, dots, null, kept in zip(pf.KINDS, dots_of(left), dotted(left), dots_of(right), strict=True):
+    left, right = projection.scores(table).axes
+    for kind, dots, null, kept in zip(projection.KINDS, dots_of(left), dotted(left), dots_of(right), strict=True):
         own = table[table["module"].str.endswith(f".{kind}_proj")]
         assert dots.get_ydata() == pytest.approx(own["score"].to_numpy())
         assert null.get_ydata() == pytest.approx(own["null"].to_numpy())
@@ -182,7 +185,7 @@ def test_scores_and_their_nulls_are_drawn_for_every_module():
 
 
 def test_kinds_of_modules_have_colours_of_their_own_in_one_order():
-    figure = pf.scores(by_module(3)[::-1])
+    figure = projection.scores(by_module(3)[::-1])
     assert legend_of(figure) == ["q", "k", "v", "o", "gate", "up", "down", "an unrelated update"]
     assert len({line.get_color() for line in dots_of(figure.axes[0])}) == 7
     assert legend_of(figure_of("scores, other names")) == ["c_attn", "c_fc", "w1", "an unrelated update"]
@@ -190,17 +193,17 @@ def test_kinds_of_modules_have_colours_of_their_own_in_one_order():
 
 def test_the_block_is_the_first_number_of_a_name_and_a_module_without_one_is_left_out():
     table = pd.concat([by_module(3, ("w1",), "h.{}.experts.7.{}"), by_module(1, ("head",), "lm_{1}")], ignore_index=True)
-    (dots,) = dots_of(pf.scores(table).axes[0])
+    (dots,) = dots_of(projection.scores(table).axes[0])
     assert dots.get_xdata().tolist() == [0, 1, 2]
 
 
 def test_modules_of_which_nothing_is_left_are_counted():
     table = by_module(2)
     table.loc[table["module"].str.contains("q_proj"), "after"] = 0.0
-    right = pf.scores(table).axes[1]
+    right = projection.scores(table).axes[1]
     assert [text.get_text() for text in right.texts] == ["nothing left in 2 of 14 modules"]
     assert sum(len(line.get_ydata()) for line in right.lines) == 12
-    assert not pf.scores(by_module(2)).axes[1].texts
+    assert not projection.scores(by_module(2)).axes[1].texts
 
 
 # ---------------------------------------------------------------- curves
@@ -216,7 +219,7 @@ def test_columns_are_updates_and_rows_are_outcomes():
     figure, table = figure_of("curves, published"), drawn(*PUBLISHED)
     assert len(figure.axes) == 6 * 3
     assert [ax.get_title(loc="left") for ax in figure.axes[:3]] == [name.replace("@", "\non ") for name in PUBLISHED[0]]
-    assert [ax.get_ylabel() for ax in figure.axes[::3]] == [f"{words}\n(n = 40)" for _, words in pf.OUTCOMES.values()]
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == [f"{words}\n(n = 40)" for _, words in projection.OUTCOMES.values()]
     for i, ax in enumerate(figure.axes):
         metric, update = [*OUTCOMES][i // 3], PUBLISHED[0][i % 3].split("@")
         own = table[(table["metric"] == metric) & (table["adapter"] == update[0]) & (table["precision"] == update[1])]
@@ -225,7 +228,7 @@ def test_columns_are_updates_and_rows_are_outcomes():
 
 def test_outcomes_that_were_not_measured_have_no_row():
     axes = figure_of("curves, two updates without texts").axes
-    assert [ax.get_ylabel() for ax in axes[::2]] == [f"{pf.OUTCOMES[metric][1]}\n(n = 40)" for metric in FEW]
+    assert [ax.get_ylabel() for ax in axes[::2]] == [f"{projection.OUTCOMES[metric][1]}\n(n = 40)" for metric in FEW]
     assert len(axes) == 4 * 2
 
 
@@ -262,20 +265,20 @@ def test_a_point_stands_at_the_share_of_modules_that_was_changed():
         assert len(set(shares)) == 16  # none hides another
     table = drawn(QUICK[0], ["safelora-threshold"], [0.35])
     table.loc[table["strength"] == 0.35, "layers_changed"] = 12  # of 20: a threshold is no share
-    assert max(x for x, _ in points(pf.curves(table).axes[0])) == pytest.approx(0.6)
+    assert max(x for x, _ in points(projection.curves(table).axes[0])) == pytest.approx(0.6)
 
 
 def test_none_is_the_point_at_zero_and_drawn_once():
     rows = drawn(QUICK[0], ["zero"], [1.0])
     none = rows[(rows["restoration"] == "") & (rows["adapter"] != "")].assign(restoration="none", strength=1.0)
-    assert ends(pf.curves(pd.concat([rows, none], ignore_index=True))) == ends(pf.curves(rows))
+    assert ends(projection.curves(pd.concat([rows, none], ignore_index=True))) == ends(projection.curves(rows))
 
 
 def test_curves_show_validation_prompts_and_no_test_prompts_beside_them():
     table = drawn(QUICK[0], ["zero"], [1.0])
     other = table[table["metric"] == "non_refusal"].assign(measured_on="advbench", value=0.5, low=0.5, high=0.5)
-    assert 0.5 not in [y for _, y in points(pf.curves(pd.concat([other, table], ignore_index=True)).axes[0])]
-    assert {y for _, y in points(pf.curves(other).axes[0])} == {0.5}  # where there is nothing else, it is what is there
+    assert 0.5 not in [y for _, y in points(projection.curves(pd.concat([other, table], ignore_index=True)).axes[0])]
+    assert {y for _, y in points(projection.curves(other).axes[0])} == {0.5}  # where there is nothing else, it is what is there
 
 
 # ---------------------------------------------------------------- in full
@@ -294,7 +297,7 @@ MANY = ["safelora", "splora", "salora", "zero", "orthogonal-keep-k64", "safelora
     ("name", "updates", "names"), [("quick", QUICK[0], ["safelora", "zero"]), ("published", PUBLISHED[0], MANY)]
 )
 def test_variants_are_shown_on_test_prompts_only(name, updates, names):
-    assert ends(figure_of(f"before_and_after, {name}")) == shown(on_test(updates, names), pf.PAGE)
+    assert ends(figure_of(f"before_and_after, {name}")) == shown(on_test(updates, names), projection.PAGE)
 
 
 def test_rows_are_grouped_by_weights_and_named_by_their_method():
@@ -311,7 +314,7 @@ def test_rows_are_grouped_by_weights_and_named_by_their_method():
 def test_a_variant_stands_in_its_own_row_and_dashed_is_the_aligned_model_in_bf16():
     table = on_test(PUBLISHED[0][:2], MANY[:4])
     order = ["", *MANY[:4]]
-    for ax, metric in zip(figure_of("before_and_after, cpu").axes, pf.PAGE, strict=True):
+    for ax, metric in zip(figure_of("before_and_after, cpu").axes, projection.PAGE, strict=True):
         rows = table[table["metric"] == metric]
         place = rows["restoration"].map(order.index).where(rows["adapter"] == "", rows["restoration"].map(order.index) + 1)
         expected = sorted(zip(place + 6 * (rows["precision"] == "nf4"), rows["value"], strict=True))

@@ -8,9 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers import chapters, findings, pages, provenance, records, tables
+from helpers import results
+from helpers.book import pages, provenance
+from helpers.book.provenance import GLUED, Number
 from helpers.errors import StudyError
-from helpers.provenance import GLUED, Number
+from helpers.figures import findings_tables, tables
+from helpers.study import chapters
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = sorted((ROOT / "results" / "cpu" / "embedded").glob("seed-*"))
@@ -19,11 +22,11 @@ PLAIN = re.compile(r"^m?[a-z]\d-literature$")  # what others reported: its sourc
 
 @pytest.fixture
 def run(tmp_path):
-    return records.Run("cpu", "toy", 1, tmp_path / "cpu" / "toy" / "seed-1")
+    return results.Run("cpu", "toy", 1, tmp_path / "cpu" / "toy" / "seed-1")
 
 
 def rates(metric="non_refusal", n=6):
-    key = dict.fromkeys(records.KEY, "") | {"model": "toy", "seed": 1, "strength": None}
+    key = dict.fromkeys(results.KEY, "") | {"model": "toy", "seed": 1, "strength": None}
     own = [{"judge": "phrases", "prompt_set": f"set-{i}", "metric": metric} for i in range(n)]
     return pd.DataFrame([key | row | {"value": i / 10, "low": i / 20, "high": i / 5 + 0.1, "n": 30} for i, row in enumerate(own)])
 
@@ -37,11 +40,11 @@ def glued(run, monkeypatch, texts, chapter="01_models"):
     path = run.folder / "executed" / f"{chapter}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cells": [{"outputs": outputs}, {"source": ""}]}), encoding="utf-8")
-    return {number.key: number for number in provenance.numbers(run.folder, chapter)}
+    return {number.key: number for number in provenance.glued_numbers(run.folder, chapter)}
 
 
 def test_a_number_leads_back_to_its_rows_by_each_way(run, monkeypatch):
-    table = records.write_table(run, "01_models", "behaviour", rates())
+    table = results.write_table(run, "01_models", "behaviour", rates())
     most = table[table["prompt_set"] != "set-0"]
     said = glued(run, monkeypatch, {
         "one": tables.of_row(table[table["prompt_set"] == "set-3"]), "mean": tables.Said("30 % of them", most, "mean"),
@@ -57,27 +60,27 @@ def test_a_number_leads_back_to_its_rows_by_each_way(run, monkeypatch):
 
 
 def test_rows_that_changed_or_went_are_not_the_numbers(run, monkeypatch):
-    table = records.write_table(run, "01_models", "behaviour", rates())
+    table = results.write_table(run, "01_models", "behaviour", rates())
     number = glued(run, monkeypatch, {"one": tables.of_row(table.iloc[[3]]), "all": tables.Said("25 %", table, "mean")})
     changed = rates().assign(value=lambda t: t["value"] + 0.01)
-    records.write_table(run, "01_models", "behaviour", changed)
+    results.write_table(run, "01_models", "behaviour", changed)
     found = provenance.rows(run.folder, number["one"])
     assert not number["one"].text.startswith(provenance.told(number["one"], found))
-    records.write_table(run, "01_models", "behaviour", rates(n=3))
+    results.write_table(run, "01_models", "behaviour", rates(n=3))
     for key in ("one", "all"):
         with pytest.raises(StudyError, match=rf"'{key}' of chapter 01_models was made of \d rows .* run the chapter again"):
             provenance.rows(run.folder, number[key])
 
 
 def test_the_page_shows_rows_file_hash_and_command_and_the_links_meet_them(run, monkeypatch):
-    table = records.write_table(run, "01_models", "behaviour", rates())
+    table = results.write_table(run, "01_models", "behaviour", rates())
     glued(
         run, monkeypatch, {"a_key": tables.of_row(table.iloc[[2]]), "mean": tables.Said("25 %", table, "mean"), "words": "none"}
     )
-    page = provenance.markdown(ROOT, run.folder, ["01_models"])
+    page = provenance.provenance_page(ROOT, run.folder, ["01_models"])
     assert "python -m helpers chapter 01 --profile cpu --model toy --seed 1" in page
     assert "row numbers 0-5" in page
-    assert records.file_hash(run.folder / "tables" / "behaviour.parquet")[:12] in page
+    assert results.file_hash(run.folder / "tables" / "behaviour.parquet")[:12] in page
     linked = provenance.linked(
         "See {glue:text}`a_key` and {glue:text}`../notebooks/01_models.ipynb::mean:s`.", "notebooks/01_models"
     )
@@ -91,9 +94,9 @@ def test_the_page_shows_rows_file_hash_and_command_and_the_links_meet_them(run, 
 def test_a_value_stays_text_on_the_page(run, monkeypatch, payload):
     table = rates()
     table.loc[0, "prompt_set"] = payload
-    table = records.write_table(run, "01_models", "behaviour", table)
+    table = results.write_table(run, "01_models", "behaviour", table)
     glued(run, monkeypatch, {"k": tables.Said(payload, table.iloc[[0]], "column prompt_set")})
-    assert payload not in provenance.markdown(ROOT, run.folder, ["01_models"])
+    assert payload not in provenance.provenance_page(ROOT, run.folder, ["01_models"])
 
 
 # ---------------------------------------------------------------- the committed results
@@ -114,7 +117,7 @@ def used() -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 def test_every_number_in_the_book_leads_to_its_rows(folder):
-    numbers = {(n.chapter, n.key): n for name in pages.book_chapters(ROOT) for n in provenance.numbers(folder, name)}
+    numbers = {(n.chapter, n.key): n for name in pages.book_chapters(ROOT) for n in provenance.glued_numbers(folder, name)}
     wanted = used()
     assert len(wanted) > 100
     for where in sorted(wanted):
@@ -126,7 +129,7 @@ def test_every_number_in_the_book_leads_to_its_rows(folder):
         status = json.loads((folder / "status" / f"{number.chapter}.json").read_text(encoding="utf-8"))
         path = provenance.file_of(folder, number)
         name = "../../findings.parquet" if path.name == "findings.parquet" else str(path.relative_to(folder))
-        assert records.file_hash(path) in {status["files"].get(name), _manifest(folder).get(path.stem)}, path
+        assert results.file_hash(path) in {status["files"].get(name), _manifest(folder).get(path.stem)}, path
 
 
 def holds(folder: Path, number: Number) -> bool:
@@ -139,7 +142,9 @@ def holds(folder: Path, number: Number) -> bool:
 def test_a_number_that_was_changed_by_hand_is_noticed():
     """The control: each number of one run with its digits made others, a word with its letters turned round."""
     wanted = used()
-    numbers = [n for name in pages.book_chapters(ROOT) for n in provenance.numbers(RUNS[0], name) if (name, n.key) in wanted]
+    numbers = [
+        n for name in pages.book_chapters(ROOT) for n in provenance.glued_numbers(RUNS[0], name) if (name, n.key) in wanted
+    ]
     changed = [replace(n, text=altered(n.text)) for n in numbers if n.source]
     assert len(changed) > 100
     assert [number.key for number in changed if holds(RUNS[0], number)] == []
@@ -158,7 +163,7 @@ def by_rules(folder: Path, number: Number, found: pd.DataFrame) -> list[str]:
         return [str((judged == kind.replace("-", " ")).sum())]
     if kind == "verdict":
         return [judged[head.upper()]]
-    return [findings.said(row.metric, row.value, row.low, row.high) for row in found.itertuples()]
+    return [findings_tables.said(row.metric, row.value, row.low, row.high) for row in found.itertuples()]
 
 
 def _manifest(folder: Path) -> dict[str, str]:

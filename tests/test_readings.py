@@ -7,13 +7,15 @@ import numpy as np
 import planted
 import pytest
 
-from helpers import models, readings, tasks
-from helpers.activations import POOLINGS
+from helpers.data import tasks
+from helpers.data.splits import SPLITS
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
-from helpers.probes import PROBES
-from helpers.readings import Place
-from helpers.readouts import Pooled, Ragged
-from helpers.splits import SPLITS
+from helpers.models import loading
+from helpers.models.activations import POOLINGS
+from helpers.monitors import readings
+from helpers.monitors.probes import PROBES
+from helpers.monitors.readings import Place
+from helpers.monitors.readouts import Pooled, Ragged
 
 SIZES = {"rows": (4, 3, 5), "limit": 16, "origin": "tiny"}
 
@@ -88,7 +90,7 @@ def test_a_task_file_is_read_under_its_own_name(tmp_path):
 @pytest.mark.parametrize("task", ["toxicity", "jailbreak"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_rows_of_a_split(reading, task, split):
-    found = readings.rows(reading, task, split)
+    found = readings.rows_of(reading, task, split)
     mine = [reading.examples[i] for i in found.index]
     assert [(e.task, e.split) for e in mine] == [(task, split)] * len(mine)
     assert len(mine) == 2 * dict(zip(SPLITS, (5, 4, 6), strict=True))[split]
@@ -97,7 +99,7 @@ def test_the_rows_of_a_split(reading, task, split):
 
 
 def test_every_text_is_in_one_split(reading):
-    parts = [readings.rows(reading, task, split) for task in readings.task_names(reading) for split in SPLITS]
+    parts = [readings.rows_of(reading, task, split) for task in readings.task_names(reading) for split in SPLITS]
     assert sorted(np.concatenate([part.index for part in parts])) == list(range(len(reading.examples)))
     groups = [group for part in parts for group in set(part.groups)]
     assert len(groups) == len(set(groups))
@@ -106,7 +108,7 @@ def test_every_text_is_in_one_split(reading):
 def test_a_split_without_rows_is_refused(reading):
     short = dataclasses.replace(reading, examples=tuple(e for e in reading.examples if e.split != "validation"))
     with refused(NOT_COMPARABLE, "'toxicity' has no rows in split 'validation'", "raise rows_validation"):
-        readings.rows(short, "toxicity", "validation")
+        readings.rows_of(short, "toxicity", "validation")
 
 
 # ---------------------------------------------------------------- places and features
@@ -125,7 +127,7 @@ def test_the_places_are_tasks_by_layers_by_poolings_by_kinds(reading):
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layer", [2, 4])
 def test_pooled_features_are_the_rows_of_their_layer(reading, seen, pooling, layer):
-    index = readings.rows(reading, "jailbreak", "test").index
+    index = readings.rows_of(reading, "jailbreak", "test").index
     found = readings.features(seen, reading, Place("jailbreak", "lda", pooling, layer, layer / 4), index)
     assert isinstance(found, Pooled)
     np.testing.assert_array_equal(found.values, seen.pooled[f"{pooling}/{layer}"].double().numpy()[index])
@@ -135,7 +137,7 @@ def test_ragged_features_are_the_tokens_of_their_texts(seen, reading):
     for task in ("toxicity", "jailbreak"):  # the second one does not begin with the plan
         plan = dataclasses.replace(reading, tokens=((task, 0.5),))
         held = planted.activations(plan)
-        index = readings.rows(plan, task, "validation").index[::-1]
+        index = readings.rows_of(plan, task, "validation").index[::-1]
         found = readings.features(held, plan, Place(task, "attention", "", 2, 0.5), index)
         assert isinstance(found, Ragged)
         first = [e.task for e in plan.examples].index(task)
@@ -155,7 +157,7 @@ def test_what_was_not_read_is_named(reading, seen):
 
 def test_scores_are_those_of_each_monitor(tiny, reading, seen):
     monitors = planted.monitors(seen, reading, tiny, ["logistic", "attention"])
-    index = readings.rows(reading, "toxicity", "test").index
+    index = readings.rows_of(reading, "toxicity", "test").index
     own = [monitor for monitor in monitors if monitor.task == "toxicity"]
     found = readings.scores(own, seen, reading, index)
     assert found.shape == (5, 12)
@@ -170,10 +172,10 @@ def test_the_angle_of_a_probe_without_a_direction_is_undefined(tiny, reading, se
     first, second = (m.readout for m in planted.monitors(seen, reading, tiny, ["lda"])[:2])
     flat = dataclasses.replace(first, tensors={"w": np.zeros(planted.D), "b": np.zeros(())})
     cosine = first.tensors["w"] @ second.tensors["w"] / np.linalg.norm(first.tensors["w"]) / np.linalg.norm(second.tensors["w"])
-    assert readings.angle(first, second) == pytest.approx(np.degrees(np.arccos(cosine)))
-    assert readings.angle(first, first) == 0
-    assert np.isnan(readings.angle(first, flat))
-    assert np.isnan(readings.angle(flat, first))
+    assert readings.readout_angle(first, second) == pytest.approx(np.degrees(np.arccos(cosine)))
+    assert readings.readout_angle(first, first) == 0
+    assert np.isnan(readings.readout_angle(first, flat))
+    assert np.isnan(readings.readout_angle(flat, first))
 
 
 # ---------------------------------------------------------------- the fingerprint
@@ -200,7 +202,7 @@ CHANGES = {f.__name__: f for f in (template, special, vocabulary, padding)}
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_fingerprint_sees_what_changes_the_reading(change):
-    tokenizer = models.tiny_tokenizer()
+    tokenizer = loading.tiny_tokenizer()
     before = readings.fingerprint(tokenizer)
     change(tokenizer)
     assert readings.fingerprint(tokenizer) != before
@@ -223,15 +225,15 @@ def test_the_fingerprint_sees_two_tokens_exchanged():
         def __len__(self):
             return len(real)
 
-    real = models.tiny_tokenizer()
+    real = loading.tiny_tokenizer()
     assert readings.fingerprint(Exchanged()) != readings.fingerprint(real)
 
 
 def test_the_fingerprint_is_stable(tiny, tmp_path):
-    language = models.load(tiny)
+    language = loading.load(tiny)
     first = readings.fingerprint(language.tokenizer)
     language.tokenizer("some text", truncation=True, max_length=2)  # use leaves no trace
     assert readings.fingerprint(language.tokenizer) == first
-    saved = models.save(language, tmp_path / "again")
-    assert readings.fingerprint(models.load(saved).tokenizer) == first
-    assert readings.fingerprint(models.tiny_tokenizer()) == first
+    saved = loading.save(language, tmp_path / "again")
+    assert readings.fingerprint(loading.load(saved).tokenizer) == first
+    assert readings.fingerprint(loading.tiny_tokenizer()) == first

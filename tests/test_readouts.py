@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
-from helpers import readouts
 from helpers.errors import REFUSED, StudyError
-from helpers.readouts import Pooled, Ragged
+from helpers.monitors import readouts
+from helpers.monitors.readouts import Pooled, Ragged
 
 SHAPES = {"wide": (40, 96), "tall": (200, 24)}  # fewer rows than columns, and more
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 from tiers import slow
 
-from helpers import alignment, corpora, generation, models, precision, quantizers, subspaces, tasks
+from helpers.data import corpora, tasks
+from helpers.models import generation, loading
+from helpers.projection import subspaces
+from helpers.updates import quantized_models, quantizers, safety_tuning
 
 pytestmark = pytest.mark.real
 WORD = re.compile(r"\w+")
@@ -18,7 +21,7 @@ PICTURE = re.compile(r"[A-Za-z0-9+/=]{200,}")  # no sentence: it has no space
 
 @pytest.fixture(scope="module")
 def base(embedded):
-    return models.load(embedded)
+    return loading.load(embedded)
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +31,12 @@ def calibration(base):
 
         use_real_cache(patch)
         texts = corpora.sample("c4/calibration", 4)
-    return precision.calibration_batches(base, texts)
+    return quantized_models.calibration_batches(base, texts)
 
 
 @slow("the embedded model itself")
 def test_the_base_barely_refuses(base):
-    found = alignment.check(base, alignment.Target(prompts=12, tokens=8))
+    found = safety_tuning.check(base, safety_tuning.Target(prompts=12, tokens=8))
     assert found.non_refusal >= 0.5
     assert found.over_refusal <= 0.3
 
@@ -62,7 +65,7 @@ def test_more_bits_keep_more_of_a_real_weight(base):
 
 @slow("the embedded model itself")
 def test_replies_are_the_same_twice_and_read_like_english(base):
-    from helpers.behaviour import coherent, known_words
+    from helpers.models.behaviour import coherent, known_words
 
     prompts = [row.prompt for row in corpora.sample("instructions/test", 4)]
     first, second = (generation.replies(base, prompts, new_tokens=12) for _ in range(2))
@@ -79,7 +82,7 @@ def test_a_planted_low_rank_change_of_the_real_weights_is_found(embedded, base, 
     kept = module.weight.clone()
     with torch.no_grad():
         module.weight.add_(change.to(module.weight.dtype))
-    changed = models.save(base, tmp_path / "changed")
+    changed = loading.save(base, tmp_path / "changed")
     with torch.no_grad():
         module.weight.copy_(kept)
     found = subspaces.spectra(embedded, changed, [name])[0]

@@ -10,11 +10,11 @@ from scipy.stats import ortho_group
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from helpers import monitors, probes, realignment
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.probes import PROBES, Readout
-from helpers.readouts import Pooled, Ragged, score_linear
-from helpers.realignment import REALIGNMENTS, Map, fit, halves
+from helpers.monitors import frozen, probes, realignment
+from helpers.monitors.probes import PROBES, Readout
+from helpers.monitors.readouts import Pooled, Ragged, score_linear
+from helpers.monitors.realignment import REALIGNMENTS, Map, fit_map, halves
 
 KINDS = list(REALIGNMENTS)
 PAIRED = [name for name in KINDS if REALIGNMENTS[name].paired and name != "mispaired"]
@@ -50,7 +50,7 @@ def uneven(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def probe(kind: str, n: int, d: int, gap: float = 4.0) -> Readout:
     train, validation = (Pooled(states(n, d, seed, gap)) for seed in (1, 2))
-    return probes.fit(kind, train, labels(n), validation, labels(n))
+    return probes.fit_probe(kind, train, labels(n), validation, labels(n))
 
 
 def auroc(readout: Readout, x: np.ndarray) -> float:
@@ -76,7 +76,7 @@ def test_a_rotation_is_undone_by_procrustes_and_not_by_centring():
     turn = ortho_group.rvs(d, random_state=3)
     before, held = states(n, d, 4), states(n, d, 5)
     lda = probe("lda", 400, d)
-    found = {name: fit(name, before, before @ turn - 2) for name in ("none", "centre", "procrustes")}
+    found = {name: fit_map(name, before, before @ turn - 2) for name in ("none", "centre", "procrustes")}
     assert error(found["procrustes"], held, held @ turn - 2) < 1e-4
     assert auroc(lda, held) > 0.95
     assert auroc(lda, found["procrustes"](held @ turn - 2)) == pytest.approx(auroc(lda, held), abs=1e-3)
@@ -91,7 +91,7 @@ def test_with_fewer_texts_than_dimensions_a_rotation_is_undone_in_their_span_and
     skew = rng.normal(size=(k, k))
     turn = frame[:, :k] @ expm(skew - skew.T) @ frame[:, :k].T
     texts, held = (rng.normal(size=(rows, k)) @ frame[:, :k].T for rows in (n, 200))
-    found = fit("procrustes", texts, texts @ turn + frame[:, 8])
+    found = fit_map("procrustes", texts, texts @ turn + frame[:, 8])
     assert error(found, held, held @ turn + frame[:, 8]) < 1e-3
     off = rng.normal(size=(5, 4)) @ frame[:, k:].T
     assert np.allclose(found(found.source + off), found.target + off, atol=1e-10)
@@ -100,7 +100,7 @@ def test_with_fewer_texts_than_dimensions_a_rotation_is_undone_in_their_span_and
 
 def test_procrustes_turns_and_does_not_scale():
     before, after = uneven(60, 20, 0)
-    found = fit("procrustes", before, 3 * after)
+    found = fit_map("procrustes", before, 3 * after)
     moved = found(3 * after) - found.target
     assert np.allclose(np.linalg.norm(moved, axis=1), np.linalg.norm(3 * after - found.source, axis=1), rtol=1e-9)
 
@@ -111,7 +111,7 @@ def test_a_change_of_covariance_is_undone_by_coral_and_not_by_scaling_or_centrin
     across = 0.3 * axis(d) + np.sqrt(1 - 0.09) * even / np.linalg.norm(even)  # leans on the probe's axis, and on all dimensions
     grown = np.eye(d) + 20 * np.outer(across, across)
     lda, before, held = probe("lda", 400, d, gap=2.0), states(n, d, 4, gap=2.0), states(n, d, 5, gap=2.0)
-    after = {name: auroc(lda, fit(name, before, before @ grown)(held @ grown)) for name in KINDS}
+    after = {name: auroc(lda, fit_map(name, before, before @ grown)(held @ grown)) for name in KINDS}
     for name in ("coral", "coral-unpaired"):
         assert after[name] == pytest.approx(auroc(lda, held), abs=0.015)
     for name in ("none", "centre", "centre-scale"):
@@ -121,9 +121,9 @@ def test_a_change_of_covariance_is_undone_by_coral_and_not_by_scaling_or_centrin
 def test_a_scaling_of_the_axes_is_undone_by_centre_scale():
     before, held = states(200, 12, 4), states(200, 12, 5)
     scale, shift = np.exp(np.random.default_rng(0).normal(size=(2, 12)))
-    found = fit("centre-scale", before, before * scale + shift)
+    found = fit_map("centre-scale", before, before * scale + shift)
     assert np.allclose(found(held * scale + shift), held, atol=1e-9)
-    assert error(fit("centre", before, before * scale + shift), held, held * scale + shift) == pytest.approx(1)
+    assert error(fit_map("centre", before, before * scale + shift), held, held * scale + shift) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("bump", [0.0, 1e-13])
@@ -131,7 +131,7 @@ def test_a_column_that_is_constant_but_for_rounding_is_moved_and_not_blown_up(bu
     before, after = uneven(40, 12, 0)
     before[:, 3], after[:, 4] = 2.0, 3.0
     after[::3, 4] += bump
-    found = fit("centre-scale", before, after)
+    found = fit_map("centre-scale", before, after)
     assert (found.scale[[3, 4]] == 1).all()
     assert np.allclose(found(after)[:, 4].mean(), before[:, 4].mean())
     assert (np.delete(found.scale, [3, 4]) != 1).all()
@@ -142,9 +142,10 @@ def test_a_shift_breaks_rates_and_not_ranks_and_centring_brings_the_rates_back(k
     d, n = 24, 400
     readout, before, held = probe(kind, 200, d), states(n, d, 4), states(n, d, 5)
     shift = 3 * readout.tensors["w"] / np.linalg.norm(readout.tensors["w"])
-    cut = monitors.threshold(probes.score(readout, Pooled(before[labels(n) == 0])), 0.05)
+    cut = frozen.threshold(probes.score(readout, Pooled(before[labels(n) == 0])), 0.05)
     flagged = [
-        probes.score(readout, Pooled(x)) > cut for x in (held, held + shift, fit("centre", before, before + shift)(held + shift))
+        probes.score(readout, Pooled(x)) > cut
+        for x in (held, held + shift, fit_map("centre", before, before + shift)(held + shift))
     ]
     old, moved, back = ([flags[labels(n) == label].mean() for label in (0, 1)] for flags in flagged)
     assert moved[0] > old[0] + 0.3
@@ -157,7 +158,7 @@ def test_a_shift_breaks_rates_and_not_ranks_and_centring_brings_the_rates_back(k
 def test_centring_keeps_every_linear_probes_ranks_whatever_the_update_did(name, kind):
     before, after = uneven(80, 24, 0)
     readout = probe(kind, 100, 24)
-    raw, mapped = (probes.score(readout, Pooled(x)) for x in (after, fit(name, before, after)(after)))
+    raw, mapped = (probes.score(readout, Pooled(x)) for x in (after, fit_map(name, before, after)(after)))
     assert np.ptp(mapped - raw) < 1e-9 * np.abs(raw).max()
     assert (np.argsort(mapped) == np.argsort(raw)).all()
 
@@ -175,7 +176,7 @@ def test_a_change_of_rank_three_is_undone_by_low_rank_of_about_that_rank_and_not
     rng = np.random.default_rng(2)
     after, later = (x @ change + shift + 0.05 * rng.normal(size=x.shape) for x in (before, held))
     lda = probe("lda", 400, d)
-    found = {name: fit(name, before, after) for name in ("centre", "low-rank", "mispaired")}
+    found = {name: fit_map(name, before, after) for name in ("centre", "low-rank", "mispaired")}
     left = {name: error(realigned, held, later) for name, realigned in found.items()}
     assert 3 <= found["low-rank"].left.shape[1] <= 5
     assert left["low-rank"] < 0.05
@@ -189,7 +190,7 @@ def test_a_change_of_rank_three_is_undone_by_low_rank_of_about_that_rank_and_not
 def test_low_rank_is_centring_where_nothing_can_be_learned():
     before = states(60, 24, 4)
     noisy = before + 1 + np.random.default_rng(0).normal(size=before.shape)
-    found = fit("low-rank", noisy, before)  # the gap is noise that the states know nothing of
+    found = fit_map("low-rank", noisy, before)  # the gap is noise that the states know nothing of
     assert found.left.shape == found.right.shape == (24, 0)
     assert error(found, noisy, before) == pytest.approx(1)
 
@@ -205,7 +206,7 @@ def test_nothing_without_labels_brings_back_a_signal_that_is_lost(name):
         return x + np.outer(along.mean() + along.std() * rng.normal(size=len(x)) - along, axis(d))
 
     before, held = states(n, d, 4), states(1000, d, 5)
-    realigned = fit(name, before, lost(before), groups=np.arange(n) // 2)
+    realigned = fit_map(name, before, lost(before), groups=np.arange(n) // 2)
     lda = probe("lda", 400, d)
     assert auroc(lda, held) > 0.95
     assert 0.42 < auroc(lda, realigned(lost(held))) < 0.58
@@ -277,7 +278,7 @@ def test_the_factored_map_is_that_of_the_dense_formula(name, shape):
     n, d = SHAPES[shape]
     (before, after), held = uneven(n, d, 0), uneven(20, d, 1)[1]
     groups, seed = np.arange(n) // 3, 5
-    found = fit(name, before, after, seed, groups)
+    found = fit_map(name, before, after, seed, groups)
     if name in UNPAIRED:
         first, second = halves(n, groups, seed)
         before, after = before[first], after[second]
@@ -307,7 +308,7 @@ def test_no_d_by_d_matrix_is_formed_and_none_is_kept(name):
     before, after = uneven(n, 64, 0)
     before, after = (np.tile(x, d // 64) + 0.1 * np.random.default_rng(1).normal(size=(n, d)) for x in (before, after))
     tracemalloc.start()
-    found = fit(name, before, after)
+    found = fit_map(name, before, after)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < d * d * 8 / 2
@@ -321,14 +322,14 @@ def test_no_d_by_d_matrix_is_formed_and_none_is_kept(name):
 @pytest.mark.parametrize("name", PAIRED)
 def test_where_nothing_was_updated_nothing_is_moved(name, shape):
     x, held = uneven(*SHAPES[shape], 0)[0], uneven(30, SHAPES[shape][1], 1)[0]
-    assert np.allclose(fit(name, x, x)(held), held, atol=1e-8 * np.abs(held).max())
+    assert np.allclose(fit_map(name, x, x)(held), held, atol=1e-8 * np.abs(held).max())
 
 
 @pytest.mark.parametrize("name", UNPAIRED)
 def test_where_nothing_was_updated_unpaired_kinds_move_by_the_error_of_sampling(name):
     n, d = 4000, 8
     x, held = states(n, d, 4), states(500, d, 5)
-    moved = np.abs(fit(name, x, x)(held) - held).max()
+    moved = np.abs(fit_map(name, x, x)(held) - held).max()
     assert 1e-6 < moved < 10 * np.sqrt(4 / n)
 
 
@@ -337,13 +338,13 @@ def test_unpaired_kinds_read_one_half_of_each_side_and_no_pairs(name):
     before, after = uneven(60, 20, 0)
     groups = np.arange(60) // 2
     first, second = halves(60, groups, 3)
-    found = fit(name, before, after, 3, groups)
+    found = fit_map(name, before, after, 3, groups)
     other_before, other_after = before.copy(), after.copy()
     other_before[second], other_after[first] = 1e6, -1e6
-    unread = fit(name, other_before, other_after, 3, groups)
+    unread = fit_map(name, other_before, other_after, 3, groups)
     shuffled = after.copy()
     shuffled[second] = after[np.random.default_rng(0).permutation(second)]
-    permuted = fit(name, before, shuffled, 3, groups)
+    permuted = fit_map(name, before, shuffled, 3, groups)
     assert (unread(after) == found(after)).all()
     assert np.allclose(permuted(after), found(after), rtol=1e-9)
 
@@ -351,8 +352,8 @@ def test_unpaired_kinds_read_one_half_of_each_side_and_no_pairs(name):
 @pytest.mark.parametrize("name", UNPAIRED)
 def test_unpaired_kinds_take_different_texts_whole(name):
     before, after = uneven(60, 20, 0)
-    found = fit(name, before[:25], after[25:])
-    permuted = fit(name, before[:25], after[25:][::-1].copy())
+    found = fit_map(name, before[:25], after[25:])
+    permuted = fit_map(name, before[:25], after[25:][::-1].copy())
     assert np.allclose(found.target, before[:25].mean(axis=0))
     assert np.allclose(found.source, after[25:].mean(axis=0))
     assert np.allclose(permuted(after), found(after), rtol=1e-9)
@@ -361,14 +362,14 @@ def test_unpaired_kinds_take_different_texts_whole(name):
 @pytest.mark.parametrize("name", ["procrustes", "low-rank"])
 def test_kinds_by_pairs_do_read_the_pairs(name):
     before, after = uneven(60, 20, 0)
-    assert not np.allclose(fit(name, before, after[::-1].copy())(after), fit(name, before, after)(after), rtol=0.01)
+    assert not np.allclose(fit_map(name, before, after[::-1].copy())(after), fit_map(name, before, after)(after), rtol=0.01)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_maps_are_the_same_for_the_same_seed_and_leave_what_they_are_given(name):
     before, after = uneven(40, 30, 0)
     kept = before.copy(), after.copy()
-    one, two = (fit(name, torch.tensor(before), torch.tensor(after), seed=1) for _ in range(2))
+    one, two = (fit_map(name, torch.tensor(before), torch.tensor(after), seed=1) for _ in range(2))
     assert (one(after) == two(after)).all()
     assert (before == kept[0]).all()
     assert (after == kept[1]).all()
@@ -378,7 +379,7 @@ def test_maps_are_the_same_for_the_same_seed_and_leave_what_they_are_given(name)
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("procrustes", "low-rank")])  # these draw a choice
 def test_the_seed_matters_where_texts_are_drawn_and_only_there(name):
     before, after = uneven(40, 30, 0)
-    same = [np.array_equal(fit(name, before, after, seed)(after), fit(name, before, after, 0)(after)) for seed in (1, 2)]
+    same = [np.array_equal(fit_map(name, before, after, seed)(after), fit_map(name, before, after, 0)(after)) for seed in (1, 2)]
     assert same == [name in PAIRED] * 2
 
 
@@ -408,8 +409,8 @@ def test_near_copies_in_a_group_do_not_pass_for_held_out_texts():
     rng = np.random.default_rng(0)
     x, noise = np.repeat(rng.normal(size=(40, 60)), 3, axis=0), np.repeat(rng.normal(size=(40, 60)), 3, axis=0)
     groups = np.repeat(np.arange(40), 3)
-    assert fit("low-rank", x + noise, x, groups=groups).left.shape[1] == 0
-    assert fit("low-rank", x + noise, x).left.shape[1] > 0  # the control: told nothing, it believes what it has memorized
+    assert fit_map("low-rank", x + noise, x, groups=groups).left.shape[1] == 0
+    assert fit_map("low-rank", x + noise, x).left.shape[1] > 0  # the control: told nothing, it believes what it has memorized
 
 
 # ---------------------------------------------------------------- what is done with a map
@@ -419,7 +420,7 @@ def test_near_copies_in_a_group_do_not_pass_for_held_out_texts():
 @pytest.mark.parametrize("name", KINDS)
 def test_an_unfolded_readout_scores_raw_states_as_the_old_one_scores_mapped_states(name, kind):
     before, after = uneven(50, 24, 0)
-    found, readout = fit(name, before, after), probe(kind, 100, 24)
+    found, readout = fit_map(name, before, after), probe(kind, 100, 24)
     shipped = realignment.unfolded(found, readout)
     expected = probes.score(readout, realignment.features(found, Pooled(after)))
     assert np.allclose(probes.score(shipped, Pooled(after)), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
@@ -428,7 +429,7 @@ def test_an_unfolded_readout_scores_raw_states_as_the_old_one_scores_mapped_stat
 
 
 def test_readouts_that_are_not_linear_are_not_unfolded():
-    found = fit("centre", *uneven(20, 24, 0))
+    found = fit_map("centre", *uneven(20, 24, 0))
     assert realignment.unfolded(found, probe("mlp", 60, 24)) is None
     assert realignment.unfolded(found, Readout("attention", {"q": axis(24), "v": axis(24), "b": np.array(0.0)}, 1.0)) is None
 
@@ -436,7 +437,7 @@ def test_readouts_that_are_not_linear_are_not_unfolded():
 @pytest.mark.parametrize("name", KINDS)
 def test_features_are_mapped_row_by_row(name):
     before, after = uneven(40, 12, 0)
-    found = fit(name, before, after)
+    found = fit_map(name, before, after)
     ragged = Ragged(torch.tensor(after).bfloat16(), np.array([0, 3, 4, 40]))
     mapped = realignment.features(found, ragged)
     assert isinstance(mapped, Ragged)
@@ -456,35 +457,35 @@ def test_states_that_no_map_can_be_fitted_on_are_refused_in_one_line(name):
     broken, repeated = after.copy(), np.tile(after[:1], (20, 1))
     broken[[3, 5], 2] = np.nan, np.inf
     with refused(REFUSED, "9 texts after", "10"):
-        fit(name, before, after[:9])
+        fit_map(name, before, after[:9])
     with refused(REFUSED, "2 of 20", "after", "NaN"):
-        fit(name, before, broken)
+        fit_map(name, before, broken)
     with refused(REFUSED, "NaN", "before"):
-        fit(name, broken, after)
+        fit_map(name, broken, after)
     with refused(NOT_COMPARABLE, "width 12 before and 11"):
-        fit(name, before, after[:, :11])
+        fit_map(name, before, after[:, :11])
     with refused(REFUSED, "one", "different texts"):
-        fit(name, before, repeated)
+        fit_map(name, before, repeated)
     with refused(REFUSED, "one", "before"):
-        fit(name, repeated, after)
+        fit_map(name, repeated, after)
 
 
 def test_other_misuse_is_refused_in_one_line():
     before, after = uneven(20, 12, 0)
     with refused(USAGE, "unknown realignment 'center'", "centre"):
-        fit("center", before, after)
+        fit_map("center", before, after)
     for name in [*PAIRED, "mispaired"]:
         with refused(USAGE, name, "20 texts before and 15 after", "unpaired"):
-            fit(name, before, after[:15])
+            fit_map(name, before, after[:15])
     with refused(USAGE, "without groups"):
-        fit("coral-unpaired", before, after[:15], groups=np.arange(20))
+        fit_map("coral-unpaired", before, after[:15], groups=np.arange(20))
     for name in (*UNPAIRED, "procrustes", "low-rank", "mispaired"):
         with refused(REFUSED, "groups leave 0 of 20", "smaller groups"):
-            fit(name, before, after, groups=np.zeros(20, dtype=int))
+            fit_map(name, before, after, groups=np.zeros(20, dtype=int))
     with refused(NOT_COMPARABLE, "states are 11 wide, the map 12"):
-        fit("centre", before, after)(after[:, :11])
+        fit_map("centre", before, after)(after[:, :11])
     with refused(NOT_COMPARABLE, "probe is 24 wide, the map 12"):
-        realignment.unfolded(fit("centre", before, after), probe("lda", 60, 24))
+        realignment.unfolded(fit_map("centre", before, after), probe("lda", 60, 24))
 
 
 @pytest.mark.parametrize("name", UNPAIRED)
@@ -492,4 +493,4 @@ def test_a_half_of_one_repeated_text_is_refused(name):
     before, after = uneven(20, 12, 0)
     after[halves(20, None, 0)[1]] = 1.0
     with refused(REFUSED, "all 10 states after the update are one"):
-        fit(name, before, after)
+        fit_map(name, before, after)

@@ -9,22 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import records, sources
+from helpers import cache as cache_files
+from helpers import results
+from helpers.cache import cached_table, write_json
+from helpers.data import sources
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
-from helpers.records import (
-    KEY,
-    OWN,
-    VALUES,
-    Run,
-    cached_table,
-    open_run,
-    read_note,
-    read_table,
-    write_json,
-    write_manifest,
-    write_note,
-    write_table,
-)
+from helpers.results import KEY, OWN, VALUES, Run, open_run, read_note, read_table, write_note, write_table
+from helpers.runner import manifests
+from helpers.runner.manifests import write_manifest
 
 FRONT = {"model": "tiny", "seed": 0, "precision": "bf16", "adapter": "", "trained_on": "", "serving": "", "restoration": ""}
 
@@ -67,7 +59,7 @@ def test_a_cached_table_is_made_once(cache):
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a table at all", "half"])
 def test_a_torn_cached_table_is_made_again(cache, content):
     cached_table("things", "key", lambda: rows("a"))
-    path = records.cache_path("things", "key.parquet")
+    path = cache_files.cache_path("things", "key.parquet")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
     assert cached_table("things", "key", lambda: rows("b"))["prompt_set"].tolist() == ["b"]
     assert [p.name for p in path.parent.iterdir()] == ["key.parquet"]
@@ -91,8 +83,8 @@ def test_a_long_folder_name_works(tmp_path, monkeypatch):
 def test_behaviour_and_utility_have_the_columns_of_the_contract():
     key = ("model", "seed", "precision", "adapter", "trained_on", "serving", "restoration", "strength")
     values = ("metric", "value", "low", "high", "n")
-    assert tuple(records.schema("behaviour").columns) == (*key, "judge", "prompt_set", *values)
-    assert tuple(records.schema("utility").columns) == (*key, "corpus", *values)
+    assert tuple(results.schema("behaviour").columns) == (*key, "judge", "prompt_set", *values)
+    assert tuple(results.schema("utility").columns) == (*key, "corpus", *values)
     assert (key, values) == (KEY, VALUES)
 
 
@@ -106,12 +98,12 @@ def test_a_written_table_has_its_columns_in_order_and_its_types(run):
 def test_the_results_folder_is_the_projects_unless_another_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(tmp_path))
-    assert records.results_root() == tmp_path / "results"
+    assert results.results_root() == tmp_path / "results"
     monkeypatch.delenv("AFTER_UPDATE_ROOT")
     (tmp_path / "_toc.yml").touch()
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert records.project_root() == tmp_path
+    assert results.project_root() == tmp_path
 
 
 # --- the schema ---
@@ -269,7 +261,7 @@ def test_notes_come_back_as_they_were(run):
     note = {"folder": "é ü", "values": [1, 2.5, None], "nested": {"a": True}}
     write_note(run, "01_models", "aligned", note)
     assert read_note(run, "01_models", "aligned") == note
-    assert [path.name for path in records.chapter_files(run.folder, "01_models")] == ["aligned.json"]
+    assert [path.name for path in results.chapter_files(run.folder, "01_models")] == ["aligned.json"]
 
 
 # --- the manifest ---
@@ -284,11 +276,11 @@ def test_the_manifest_tells_what_ran_and_what_it_gave(run):
     path = run.folder / "tables/behaviour.parquet"
     assert manifest == json.loads((run.folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["chapters"] == statuses
-    assert manifest["tables"] == {"behaviour": {"rows": 2, "sha256": records.file_hash(path)}}
+    assert manifest["tables"] == {"behaviour": {"rows": 2, "sha256": results.file_hash(path)}}
     assert {name: entry["sha256"] for name, entry in manifest["sources"].items()} == {
         n: s.sha256 for n, s in sources.SOURCES.items()
     }
-    assert manifest["schema"] == records.SCHEMA_VERSION
+    assert manifest["schema"] == manifests.SCHEMA_VERSION
 
 
 def test_without_every_chapter_there_is_no_manifest(run):
@@ -300,4 +292,4 @@ def test_without_every_chapter_there_is_no_manifest(run):
 
 
 def test_the_state_of_the_code_outside_of_git_is_unknown(tmp_path):
-    assert records.code_state(tmp_path) == {"commit": "unknown", "clean": False}
+    assert manifests.code_state(tmp_path) == {"commit": "unknown", "clean": False}

@@ -7,12 +7,17 @@ import pandas as pd
 import planted
 import pytest
 
-from helpers import behaviour, measurements, projection, readings, records, recoveries, sketches, staleness, tables
-from helpers.names import CONTROL
-from helpers.sketches import EVERY
-from helpers.staleness import Observed
-from helpers.statistics import newcombe_paired
-from helpers.variants import Variant, from_table
+from helpers import results
+from helpers.figures import projection_tables, tables
+from helpers.models import behaviour
+from helpers.monitors import readings, spot_check
+from helpers.projection import curves, recoveries
+from helpers.staleness import drops
+from helpers.staleness.drops import Observed
+from helpers.stats.intervals import newcombe_paired
+from helpers.updates import measurements
+from helpers.updates.names import CONTROL, EVERY, Variant
+from helpers.updates.variants import from_table
 
 TASKS = ("toxicity", "jailbreak")
 READING = planted.plan(*TASKS, pairs=(30, 30, 40), depths=(0.5,))
@@ -48,7 +53,7 @@ def frozen(tiny):
 
 
 def observe(frozen, seen=SEEN) -> Observed:
-    references = staleness.references(frozen, BASE, READING)
+    references = drops.references(frozen, BASE, READING)
     scores = {
         variant: {task: readings.scores(r.monitors, found, READING, r.test.index) for task, r in references.items()}
         for variant, found in seen.items()
@@ -78,7 +83,7 @@ def test_scores_that_are_exactly_back_give_back_the_whole_drop_and_every_alarm(o
     table = recovery(observed, SAFE)
     for task in TASKS:
         reference = observed.references[task]
-        drop = staleness.mean_drop(reference, reference.scores, observed.scores[UPDATE][task])
+        drop = drops.mean_drop(reference, reference.scores, observed.scores[UPDATE][task])
         assert drop.value > 0.1  # there was something to give back
         gain = rows(table, "auroc_gain", task).iloc[0]
         assert gain[["value", "low", "high"]].tolist() == pytest.approx([drop.value, drop.low, drop.high], abs=1e-12)
@@ -159,17 +164,17 @@ def test_every_restored_variant_is_compared_with_its_own_update(observed):
     assert from_table(table) == [SAFE, SALORA, ZERO]
     own = table[table["restoration"] == "zero"]
     pd.testing.assert_frame_equal(own.reset_index(drop=True), recoveries.recovery(observed, IN_USE, SAFE, ZERO, 14))
-    assert len(records.checked("projection", table)) == len(table)
+    assert len(results.checked("projection", table)) == len(table)
 
 
 def test_without_restored_variants_there_are_no_rows_and_no_stop(observed):
     for table in (
         recoveries.recovered(observed, IN_USE, {UPDATE: []}, {}),
-        records.joined("projection", recoveries.recovered(observed, IN_USE, {}, {})),
+        results.joined("projection", recoveries.recovered(observed, IN_USE, {}, {})),
     ):
-        assert len(records.checked("projection", table)) == 0
-    assert len(records.checked("comparisons", recoveries.paired({UPDATE: asked()}, {UPDATE: []}))) == 0
-    assert recoveries.recovery_table(recoveries.recovered(observed, IN_USE, {UPDATE: []}, {})).empty
+        assert len(results.checked("projection", table)) == 0
+    assert len(results.checked("comparisons", recoveries.paired({UPDATE: asked()}, {UPDATE: []}))) == 0
+    assert projection_tables.recovery_table(recoveries.recovered(observed, IN_USE, {UPDATE: []}, {})).empty
 
 
 # ---------------------------------------------------------------- whole variants
@@ -199,7 +204,7 @@ def full(items=ITEMS, changed=CHANGED):
 
 def test_whole_variants_are_told_by_the_phrases_judge_with_severity_and_utility():
     table = full()
-    assert len(records.checked("projection", table)) == len(table)
+    assert len(results.checked("projection", table)) == len(table)
     assert set(from_table(table)) == set(ITEMS)
     found = table.set_index(["precision", "adapter", "restoration", "measured_on", "metric"])["value"].sort_index()
     assert found["bf16", UPDATE.adapter, "safelora", "advbench", "non_refusal"] == 0.25
@@ -207,7 +212,7 @@ def test_whole_variants_are_told_by_the_phrases_judge_with_severity_and_utility(
     assert found["nf4", UPDATE.adapter, "safelora", "edgy", "over_refusal"] == 0.5
     assert found["bf16", UPDATE.adapter, "", "advbench", "harmfulness"] == 5
     assert found["bf16", "", "", "dialogue", "rouge1"] == 21.5
-    counted = table.drop_duplicates(list(records.KEY)).set_index(["precision", "adapter", "restoration"])["layers_changed"]
+    counted = table.drop_duplicates(list(results.KEY)).set_index(["precision", "adapter", "restoration"])["layers_changed"]
     assert counted["bf16", UPDATE.adapter, "safelora"] == 14
     assert counted["nf4", UPDATE.adapter, "safelora"] == MODULES
     assert (counted[:, "", ""] == 0).all()
@@ -215,15 +220,15 @@ def test_whole_variants_are_told_by_the_phrases_judge_with_severity_and_utility(
 
 def test_parts_join_to_one_table_with_each_address_once(observed):
     health = recoveries.monitor_rows(observed, IN_USE, {ALIGNED: 0, UPDATE: 0, SAFE: 14})
-    table = records.joined("projection", full(), health, health)
+    table = results.joined("projection", full(), health, health)
     assert len(table) == len(full()) + len(health)
-    assert len(records.checked("projection", table)) == len(table)
+    assert len(results.checked("projection", table)) == len(table)
     assert table.index.tolist() == list(range(len(table)))
 
 
 def test_comparisons_are_paired_with_the_update_and_with_the_same_modules_removed():
     table = recoveries.paired(ITEMS, {UPDATE: [SAFE, ZERO], FOUR: [replace(FOUR, restoration="safelora", strength=1.0)]})
-    assert len(records.checked("comparisons", table)) == len(table)
+    assert len(results.checked("comparisons", table)) == len(table)
     by = table[table["judge"] == "phrases"].set_index(["reference", "precision", "restoration", "prompt_set"])
     e = newcombe_paired([1, 1, 1, 1], [0, 0, 0, 1])  # non-refusal, before and after
     row = by.loc[(UPDATE.label, "bf16", "safelora", "advbench")]
@@ -240,13 +245,13 @@ def test_removed_modules_are_a_control_at_the_same_strength_only():
     items = {UPDATE: ITEMS[UPDATE], SAFE: ITEMS[SAFE], elsewhere: ITEMS[ZERO]}
     table = recoveries.paired(items, {UPDATE: [SAFE, elsewhere]})
     assert set(table["reference"]) == {UPDATE.label}
-    (cell,) = recoveries.against_zero(table).to_numpy().ravel()
+    (cell,) = projection_tables.against_zero(table).to_numpy().ravel()
     assert cell == "SafeLoRA and the same modules removed were not measured at one strength"
 
 
 def test_safelora_beside_the_same_modules_removed():
     table = recoveries.paired(ITEMS, {UPDATE: [SAFE, ZERO], FOUR: [replace(FOUR, restoration="safelora", strength=1.0)]})
-    shown = recoveries.against_zero(table)
+    shown = projection_tables.against_zero(table)
     assert shown["variant"].tolist() == ["lora-dialogue-harm10 on bf16"]
     assert set(shown.columns) == {"variant", "advbench", "edgy"}
     e = newcombe_paired([0, 1, 0, 1], [0, 0, 0, 1])
@@ -269,13 +274,13 @@ METHODS = {
 
 @pytest.mark.parametrize("variant", METHODS, ids=lambda v: v.label)
 def test_methods_have_the_names_of_the_literature(variant):
-    assert recoveries.method(variant) == METHODS[variant]
+    assert projection_tables.method(variant) == METHODS[variant]
 
 
 def test_table_one_is_weights_by_method_in_the_literatures_columns(observed):
     health = recoveries.monitor_rows(observed, IN_USE, {ALIGNED: 0, UPDATE: 0, SAFE: 14})
-    whole = records.joined("projection", full(), health)
-    table = recoveries.table_one(whole)
+    whole = results.joined("projection", full(), health)
+    table = projection_tables.table_one(whole)
     measures = ["ROUGE-1", "ASR (non-refusal)", "HS (proxy)", "over-refusal", "AUROC drop", "alarms changed"]
     assert table.columns.tolist() == ["weights", "method", *measures]
     half = [METHODS[v] for v in (SAFE, ZERO)]
@@ -286,7 +291,7 @@ def test_table_one_is_weights_by_method_in_the_literatures_columns(observed):
     for i, variant in enumerate([ALIGNED, UPDATE, SAFE, ZERO]):
         own = whole[(whole["precision"] == "bf16") & whole["restoration"].eq(variant.restoration)]
         own = own[own["adapter"] == variant.adapter].set_index(["measured_on", "metric"])
-        for place, name in recoveries.COLUMNS_OF_TABLE_1.items():
+        for place, name in projection_tables.COLUMNS_OF_TABLE_1.items():
             if place in own.index:
                 assert table.loc[i, name] == tables.interval(place[1], *own.loc[place, ["value", "low", "high"]])
             else:
@@ -297,7 +302,7 @@ def test_table_one_is_weights_by_method_in_the_literatures_columns(observed):
 def test_two_updates_in_one_precision_keep_their_own_rows_and_names():
     items = {UPDATE: asked((0, 0, 0, 0)), FULL: asked((1, 0, 0, 0)), SAFE: asked((1, 1, 0, 0)),
              replace(FULL, restoration="safelora", strength=0.5): asked((1, 1, 1, 0)), ALIGNED: asked((1, 1, 1, 1))}  # fmt: skip
-    table = recoveries.table_one(full(items))
+    table = projection_tables.table_one(full(items))
     assert table.columns[:3].tolist() == ["weights", "update", "method"]
     found = {(row["update"], row["method"]): row["ASR (non-refusal)"].partition(" [")[0] for _, row in table.iterrows()}
     assert found == {
@@ -309,7 +314,7 @@ def test_two_updates_in_one_precision_keep_their_own_rows_and_names():
 
 def test_columns_that_were_not_measured_are_left_out():
     whole = full()
-    table = recoveries.table_one(whole[whole["metric"] == "non_refusal"])
+    table = projection_tables.table_one(whole[whole["metric"] == "non_refusal"])
     assert table.columns.tolist() == ["weights", "method", "ASR (non-refusal)"]
 
 
@@ -317,13 +322,15 @@ def test_rows_of_modules_and_of_curves_are_not_in_table_one():
     whole = full()
     module = whole[whole["metric"] == "non_refusal"].assign(module="model.layers.0.mlp.up_proj", value=0.0)
     curve = whole.assign(measured_on=whole["measured_on"] + "/validation", layers_changed=7)
-    pd.testing.assert_frame_equal(recoveries.table_one(pd.concat([module, curve, whole])), recoveries.table_one(whole))
+    pd.testing.assert_frame_equal(
+        projection_tables.table_one(pd.concat([module, curve, whole])), projection_tables.table_one(whole)
+    )
 
 
 def test_the_recovery_table_has_one_row_a_restored_variant(observed):
     restored = {UPDATE: [SAFE, SALORA]}
     table = recoveries.recovered(observed, IN_USE, restored, {SAFE: 14, SALORA: 28})
-    shown = recoveries.recovery_table(records.joined("projection", full(), table))
+    shown = projection_tables.recovery_table(results.joined("projection", full(), table))
     assert shown.columns.tolist() == ["weights", "method", *(f"auroc gain, {task}" for task in TASKS), "alarms restored"]
     assert shown["method"].tolist() == ["SafeLoRA (50 % of modules)", "SaLoRA"]
     gain = rows(recovery(observed, SALORA), "auroc_gain", "jailbreak").iloc[0]
@@ -339,7 +346,7 @@ CHOICE = {(LORA, "bf16", "safelora"): 1.0, (LORA, "bf16", "zero"): 0.5, (LORA, "
 def of_modules(variant, values, metric="kept"):
     """One row a module, as the curves tell them."""
     rows = [
-        projection.keyed_rows(variant, 1, pd.DataFrame([("", metric, v, v, v, 1)], columns=sketches.COLUMNS), f"m.{i}")
+        curves.keyed_rows(variant, 1, pd.DataFrame([("", metric, v, v, v, 1)], columns=spot_check.COLUMNS), f"m.{i}")
         for i, v in enumerate(values)
     ]
     return pd.concat(rows)
@@ -349,7 +356,7 @@ def test_sentences_say_the_numbers_of_the_first_update():
     safelora, splora = (replace(UPDATE, restoration=name) for name in ("safelora", "splora"))
     others = [of_modules(replace(safelora, precision="nf4"), [0.9, 0.9]), of_modules(splora, [0.0, 0.0])]
     own = [of_modules(safelora, [0.001, 0.0123, 0.5]), of_modules(splora, [0.01, 0.2, 0.049], "p")]
-    texts = recoveries.sentences(pd.concat([full(), *others, *own]), CHOICE)
+    texts = projection_tables.restoration_sentences(pd.concat([full(), *others, *own]), CHOICE)
     assert texts["safelora-strength"] == "100 %"
     assert texts["safelora-kept"] == "1.23 %"
     assert {name: texts[f"{name}-nonrefusal"].partition(" [")[0] for name in ("update", "safelora", "zero")} == {
@@ -360,9 +367,9 @@ def test_sentences_say_the_numbers_of_the_first_update():
 
 def test_sentences_say_what_was_not_measured():
     own = {v: ITEMS[v] for v in (ALIGNED, UPDATE)}
-    texts = recoveries.sentences(full(own), {(LORA, "bf16", "zero"): 0.5})
+    texts = projection_tables.restoration_sentences(full(own), {(LORA, "bf16", "zero"): 0.5})
     assert texts.pop("update-nonrefusal").startswith("100 %")
     assert set(texts.values()) == {"(not measured)"}
-    assert set(recoveries.sentences(full(own), {}).values()) == {"(not measured)"}
+    assert set(projection_tables.restoration_sentences(full(own), {}).values()) == {"(not measured)"}
     curve = full().assign(measured_on="advbench/validation")  # what is told on validation is not told as test
-    assert recoveries.sentences(curve, CHOICE)["safelora-nonrefusal"] == "(not measured)"
+    assert projection_tables.restoration_sentences(curve, CHOICE)["safelora-nonrefusal"] == "(not measured)"

@@ -11,10 +11,12 @@ from test_monitor_figures import FULL, ONE, OWN, RNG, SMALL, VARIANTS, check_pag
 from test_projection_figures import KEY, key_of, legend_of, ruled
 from tiers import mostly_slow
 
-from helpers import records, repairs
-from helpers import repair_figures as rf
-from helpers.policies import POLICIES
-from helpers.statistics import rate_interval
+from helpers import results
+from helpers.figures import repair
+from helpers.figures.drawing import layout
+from helpers.monitors import repairs
+from helpers.staleness.policies import POLICIES
+from helpers.stats.intervals import rate_interval
 
 UPDATED = [(name, family) for name, family in VARIANTS if family not in ("control", "before alignment")]
 SHORT = ["none", "centre", "coral", "refit"]
@@ -57,7 +59,7 @@ def gains(updates=("lora-dialogue-harm10@bf16", "lora-dialogue-harm10@nf4"), nam
     for update, (i, name), task, method in itertools.product(updates, enumerate(names), tasks, methods):
         keys = key_of(update, restoration=name, strength=0.5) | {"task": task, "probe": "all", "layer": 0, "method": method}
         first, second = 0.3 + 0.1 * rng.standard_normal(), 0.1 * i
-        for metric, value in zip(rf.GAINS, (first, second, first + second - 0.05, -0.05), strict=True):
+        for metric, value in zip(repair.GAINS, (first, second, first + second - 0.05, -0.05), strict=True):
             rows.append(row(metric, value, 0.08, 60, (-1, 1), **keys))
     return pd.DataFrame(rows)
 
@@ -80,25 +82,25 @@ def plane(missed=MISSED, half=0.04):
 LEVEL = {name: (0.2 + 0.001 * i, labels) for i, (name, (_, labels)) in enumerate(MISSED.items())}
 TWO = [VARIANTS[4], VARIANTS[12]]
 DRAWN = {
-    "ladder, full": lambda: rf.ladder(table(), repairs.LADDER),
-    "ladder, small": lambda: rf.ladder(table(SHORT, TWO, SMALL.tasks), SHORT),
-    "ladder, one": lambda: rf.ladder(table(SHORT[:1], TWO[:1], ONE.tasks, (1,)), SHORT),
-    "who_is_repaired, full": lambda: rf.who_is_repaired(cells()),
-    "who_is_repaired, own": lambda: rf.who_is_repaired(cells(TWO, OWN.tasks, 2)),
-    "who_is_repaired, none unfit": lambda: rf.who_is_repaired(cells(TWO, ONE.tasks, share=0)),
-    "rates_before_after, full": lambda: rf.rates_before_after(table(SHORT, layers=(1,), probes=("logistic-mean",))),
-    "rates_before_after, two": lambda: rf.rates_before_after(table(["none", "coral"], TWO, SMALL.tasks, (1,), ("lda-mean",))),
-    "rates_before_after, one": lambda: rf.rates_before_after(table(["none", "centre-scale"], TWO[:1], ONE.tasks, (1,))),
-    "gate, full": lambda: rf.gate(cells()),
-    "gate, one": lambda: rf.gate(cells(TWO[:1], ONE.tasks, 1), 0.95),
-    "interplay, full": lambda: rf.interplay(gains()),
-    "interplay, tasks": lambda: rf.interplay(gains(tasks=(*FULL.tasks, "all"))),
-    "interplay, methods": lambda: rf.interplay(gains(names=("safelora", "salora"), methods=("centre", "coral"))),
-    "interplay, one": lambda: rf.interplay(gains(names=("zero",), updates=("lora-dialogue@bf16",))),
-    "policy_plane, full": lambda: rf.policy_plane(plane()),
-    "policy_plane, level": lambda: rf.policy_plane(plane(LEVEL, 0.01)),
-    "policy_plane, all fit": lambda: rf.policy_plane(plane({name: (0.0, labels) for name, (_, labels) in MISSED.items()}, 0)),
-    "policy_plane, one": lambda: rf.policy_plane(plane({"do nothing": (0.3, 0)})),
+    "ladder, full": lambda: repair.ladder(table(), repairs.LADDER),
+    "ladder, small": lambda: repair.ladder(table(SHORT, TWO, SMALL.tasks), SHORT),
+    "ladder, one": lambda: repair.ladder(table(SHORT[:1], TWO[:1], ONE.tasks, (1,)), SHORT),
+    "who_is_repaired, full": lambda: repair.who_is_repaired(cells()),
+    "who_is_repaired, own": lambda: repair.who_is_repaired(cells(TWO, OWN.tasks, 2)),
+    "who_is_repaired, none unfit": lambda: repair.who_is_repaired(cells(TWO, ONE.tasks, share=0)),
+    "rates_before_after, full": lambda: repair.rates_before_after(table(SHORT, layers=(1,), probes=("logistic-mean",))),
+    "rates_before_after, two": lambda: repair.rates_before_after(table(["none", "coral"], TWO, SMALL.tasks, (1,), ("lda-mean",))),
+    "rates_before_after, one": lambda: repair.rates_before_after(table(["none", "centre-scale"], TWO[:1], ONE.tasks, (1,))),
+    "gate, full": lambda: repair.gate_accuracy(cells()),
+    "gate, one": lambda: repair.gate_accuracy(cells(TWO[:1], ONE.tasks, 1), 0.95),
+    "interplay, full": lambda: repair.interplay(gains()),
+    "interplay, tasks": lambda: repair.interplay(gains(tasks=(*FULL.tasks, "all"))),
+    "interplay, methods": lambda: repair.interplay(gains(names=("safelora", "salora"), methods=("centre", "coral"))),
+    "interplay, one": lambda: repair.interplay(gains(names=("zero",), updates=("lora-dialogue@bf16",))),
+    "policy_plane, full": lambda: repair.policy_plane(plane()),
+    "policy_plane, level": lambda: repair.policy_plane(plane(LEVEL, 0.01)),
+    "policy_plane, all fit": lambda: repair.policy_plane(plane({name: (0.0, labels) for name, (_, labels) in MISSED.items()}, 0)),
+    "policy_plane, one": lambda: repair.policy_plane(plane({"do nothing": (0.3, 0)})),
 }  # fmt: skip
 
 
@@ -110,19 +112,21 @@ figure_of = once(DRAWN)
 
 def test_the_tables_drawn_here_keep_to_the_schema():
     for drawn in (gains(), plane(), table(SHORT, TWO[:1]).assign(**KEY)):
-        records.checked("realignment", drawn)
+        results.checked("realignment", drawn)
 
 
 EMPTY = {
-    "ladder": lambda: rf.ladder(table(SHORT, TWO).query("method == 'refit'"), ["none"]),
-    "ladder, on no monitor every rung": lambda: rf.ladder(table(SHORT, TWO).query("(method == 'refit') == (layer == 1)"), SHORT),
-    "who_is_repaired": lambda: rf.who_is_repaired(cells()[:0]),
-    "who_is_repaired, controls only": lambda: rf.who_is_repaired(cells(VARIANTS[:2])),
-    "rates_before_after": lambda: rf.rates_before_after(table(SHORT[:1], TWO)),
-    "gate, controls only": lambda: rf.gate(cells(VARIANTS[:2])),
-    "gate": lambda: rf.gate(cells().assign(agreement_after=np.nan)),
-    "interplay": lambda: rf.interplay(plane()),
-    "policy_plane": lambda: rf.policy_plane(gains()),
+    "ladder": lambda: repair.ladder(table(SHORT, TWO).query("method == 'refit'"), ["none"]),
+    "ladder, on no monitor every rung": lambda: repair.ladder(
+        table(SHORT, TWO).query("(method == 'refit') == (layer == 1)"), SHORT
+    ),
+    "who_is_repaired": lambda: repair.who_is_repaired(cells()[:0]),
+    "who_is_repaired, controls only": lambda: repair.who_is_repaired(cells(VARIANTS[:2])),
+    "rates_before_after": lambda: repair.rates_before_after(table(SHORT[:1], TWO)),
+    "gate, controls only": lambda: repair.gate_accuracy(cells(VARIANTS[:2])),
+    "gate": lambda: repair.gate_accuracy(cells().assign(agreement_after=np.nan)),
+    "interplay": lambda: repair.interplay(plane()),
+    "policy_plane": lambda: repair.policy_plane(gains()),
 }
 
 
@@ -132,12 +136,12 @@ def test_what_was_not_measured_is_said(name):
 
 
 SAME = {
-    "ladder": (lambda t: rf.ladder(t, SHORT), lambda: table(SHORT, VARIANTS[10:14], SMALL.tasks)),
-    "who_is_repaired": (rf.who_is_repaired, lambda: cells(TWO, SMALL.tasks, 4)),
-    "rates_before_after": (rf.rates_before_after, lambda: table(SHORT, VARIANTS[10:14], SMALL.tasks, (1,))),
-    "gate": (rf.gate, lambda: cells(TWO)),
-    "interplay": (rf.interplay, gains),
-    "policy_plane": (rf.policy_plane, plane),
+    "ladder": (lambda t: repair.ladder(t, SHORT), lambda: table(SHORT, VARIANTS[10:14], SMALL.tasks)),
+    "who_is_repaired": (repair.who_is_repaired, lambda: cells(TWO, SMALL.tasks, 4)),
+    "rates_before_after": (repair.rates_before_after, lambda: table(SHORT, VARIANTS[10:14], SMALL.tasks, (1,))),
+    "gate": (repair.gate_accuracy, lambda: cells(TWO)),
+    "interplay": (repair.interplay, gains),
+    "policy_plane": (repair.policy_plane, plane),
 }
 
 
@@ -179,14 +183,14 @@ def test_rungs_stand_as_ordered_with_what_they_cost():
     assert texts[-2:] == ["head of 50 labels", "refit, 401–402 labels"]
     groups = [text.get_text() for text in figure_of("ladder, full").axes[-1].texts]
     assert groups == ["as it was", "no labels", "labels"]
-    back = rf.ladder(table(SHORT, TWO), SHORT[::-1])
+    back = repair.ladder(table(SHORT, TWO), SHORT[::-1])
     assert back.axes[0].get_yticklabels()[0].get_text().startswith("refit")
 
 
 def test_rungs_are_compared_on_the_same_monitors():
     drawn = table(SHORT, TWO[:1], SMALL.tasks)
     short = drawn[(drawn["method"] != "coral") | (drawn["probe"] != "mlp-last")]
-    whole, part = (rf.ladder(t, SHORT) for t in (drawn[drawn["probe"] != "mlp-last"], short))
+    whole, part = (repair.ladder(t, SHORT) for t in (drawn[drawn["probe"] != "mlp-last"], short))
     check_same(whole, part)
 
 
@@ -219,7 +223,7 @@ def fated():
 
 def test_each_unfit_monitor_is_counted_once_at_the_cheapest_rung_and_harm_is_of_the_fit_ones():
     more = fated()[:5].assign(family="control", variant="identity")
-    figure = rf.who_is_repaired(pd.concat([fated(), more], ignore_index=True))
+    figure = repair.who_is_repaired(pd.concat([fated(), more], ignore_index=True))
     unfit, mended, harmed = map(shown, figure.axes)
     for column in (0, 1):  # the task, and all
         assert unfit["unfit as frozen", column] == "50 %"
@@ -234,8 +238,8 @@ def test_each_unfit_monitor_is_counted_once_at_the_cheapest_rung_and_harm_is_of_
 
 def test_where_none_is_unfit_there_is_nothing_to_mend_and_where_all_are_nothing_to_harm():
     drawn = fated()
-    assert len(rf.who_is_repaired(drawn[~drawn["stale"]]).axes) == 2
-    figure = rf.who_is_repaired(drawn[drawn["stale"]])
+    assert len(repair.who_is_repaired(drawn[~drawn["stale"]]).axes) == 2
+    figure = repair.who_is_repaired(drawn[drawn["stale"]])
     assert {text.get_text() for text in figure.axes[2].texts} == {"none"}
 
 
@@ -244,8 +248,8 @@ def test_where_none_is_unfit_there_is_nothing_to_mend_and_where_all_are_nothing_
 
 def test_every_monitor_is_a_line_from_frozen_to_repaired():
     drawn = table(SHORT[::-1], layers=(1,), probes=("logistic-mean",))
-    figure = rf.rates_before_after(drawn)
-    rates = drawn[drawn["metric"].isin(rf.RATES)]
+    figure = repair.rates_before_after(drawn)
+    rates = drawn[drawn["metric"].isin(repair.RATES)]
     assert ends(figure, 1) == (pytest.approx(sorted([*rates["low"], *rates["high"]])), pytest.approx(sorted(rates["value"])))
     assert [text.get_text() for text in figure.axes[-1].get_xticklabels()] == ["frozen", "centre", "CORAL", "refit"]
     frozen = rates[rates["method"] == "none"]
@@ -266,7 +270,7 @@ def test_the_gate_is_drawn_by_its_choice_and_below_by_quarters():
     drawn = cells()
     above, below = figure_of("gate, full").axes
     assert ruled(above, 0) == ruled(below, 0) == [repairs.AGREEMENT]
-    for dots, choice in zip(above.collections, rf.CHOICES, strict=True):
+    for dots, choice in zip(above.collections, repair.CHOICES, strict=True):
         own = drawn[drawn["gate"] == choice]
         assert dots.get_offsets()[:, 0].tolist() == own["agreement_after"].tolist()
         assert np.round(dots.get_offsets()[:, 1]).tolist() == own["stale_realigned"].astype(int).tolist()
@@ -289,9 +293,9 @@ GAINED = {"full": {}, "tasks": {"tasks": (*FULL.tasks, "all")},
 def test_every_gain_is_drawn_with_its_interval_in_the_panel_of_its_kind(name):
     drawn = gains(**GAINED[name])
     figure = figure_of(f"interplay, {name}")
-    for ax, metric in zip(figure.axes, rf.GAINS, strict=True):
+    for ax, metric in zip(figure.axes, repair.GAINS, strict=True):
         rows = drawn[drawn["metric"] == metric]
-        assert ax.get_title(loc="left") == rf.GAINS[metric]
+        assert ax.get_title(loc="left") == repair.GAINS[metric]
         assert sorted(x for x, _ in points(ax)) == pytest.approx(sorted(rows["value"]))
         assert bounds(ax) == pytest.approx(sorted([*rows["low"], *rows["high"]]))
     assert legend_of(figure)[-1] == "all tasks" if name == "tasks" else not figure.legends
@@ -328,12 +332,12 @@ def test_every_policy_stands_named_beside_its_cost_and_what_it_misses():
 
 def test_where_no_place_is_free_a_name_is_written_all_the_same():
     crowd = {f"policy number {i}": (0.2, 40) for i in range(40)}
-    (ax,) = rf.policy_plane(plane(crowd, 0.01)).axes
+    (ax,) = repair.policy_plane(plane(crowd, 0.01)).axes
     assert {text.get_text() for text in ax.texts if text.get_text()} == set(crowd)
 
 
 def test_policies_of_nearly_equal_cost_stand_apart_and_the_others_where_they_are():
-    (ax,) = rf.policy_plane(plane({"do nothing": (0.3, 0), "triage 20 %": (0.2, 39.9), "random 20 %": (0.2, 40),
+    (ax,) = repair.policy_plane(plane({"do nothing": (0.3, 0), "triage 20 %": (0.2, 39.9), "random 20 %": (0.2, 40),
                                    "triage 30 %": (0.1, 60), "revalidate everything": (0, 200)})).axes  # fmt: skip
     places = {text.get_text(): text.xy[0] for text in ax.texts if text.get_text()}
     assert places["random 20 %"] > places["triage 20 %"] + 2
@@ -341,5 +345,5 @@ def test_policies_of_nearly_equal_cost_stand_apart_and_the_others_where_they_are
 
 
 def test_the_policies_of_the_figure_are_those_that_there_are():
-    assert list(rf.POLICIES) == list(POLICIES)
-    assert to_hex(rf.POLICIES["random 20 %"][0]) == rf.GREY
+    assert list(repair.POLICIES) == list(POLICIES)
+    assert to_hex(repair.POLICIES["random 20 %"][0]) == layout.GREY

@@ -9,17 +9,22 @@ import pytest
 import torch
 from scipy import optimize
 
-from helpers import activations, measurements, probes, readings, realignment, records, repair_tables, repairs, roc, statistics
+from helpers import results
+from helpers.data.splits import SPLITS
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.monitors import Monitor
-from helpers.names import CONTROL
-from helpers.probes import PROBES, Readout
-from helpers.readings import ATTENTION, LINEAR
-from helpers.readouts import Pooled, Ragged
-from helpers.realignment import REALIGNMENTS
-from helpers.repairs import ALARM_SHIFT, FEW_LABELS, LADDER, NULL, RUNGS
-from helpers.splits import SPLITS
-from helpers.variants import Parts, Variant
+from helpers.models import encoding
+from helpers.monitors import probes, readings, realignment, repair_ladder, repairs
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.probes import PROBES, Readout
+from helpers.monitors.readings import ATTENTION, LINEAR
+from helpers.monitors.readouts import Pooled, Ragged
+from helpers.monitors.realignment import REALIGNMENTS
+from helpers.monitors.repairs import ALARM_SHIFT, FEW_LABELS, LADDER, NULL, RUNGS
+from helpers.stats import intervals, roc
+from helpers.updates import measurements
+from helpers.updates import names as update_names
+from helpers.updates.names import CONTROL, Variant
+from helpers.updates.variants import Parts
 
 TASKS = ("toxicity", "jailbreak", "privacy-pii")
 TASK = TASKS[0]  # the one with attention
@@ -71,7 +76,7 @@ def in_use(frozen):
 @pytest.fixture(scope="module")
 def ladders(frozen, in_use):
     """Rows and cells of every planted variant."""
-    return {name: repair_tables.on_variant(BASE, found, frozen, in_use, PLAN) for name, found in SEEN.items()}
+    return {name: repair_ladder.on_variant(BASE, found, frozen, in_use, PLAN) for name, found in SEEN.items()}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +128,7 @@ def test_on_an_unchanged_model_a_paired_rung_changes_no_alarm(ladders, method):
 
 
 def test_scores_before_any_repair_are_those_of_the_frozen_monitors(cases, frozen):
-    test = readings.rows(PLAN, TASK, "test")
+    test = readings.rows_of(PLAN, TASK, "test")
     for monitor in real(frozen):
         one = repairs.repair("none", monitor, BASE, SEEN["turned"], PLAN)
         np.testing.assert_array_equal(one.scores, readings.scores([monitor], SEEN["turned"], PLAN, test.index)[0])
@@ -196,12 +201,12 @@ def test_a_rung_is_named_as_the_repair_only_where_all_before_it_failed(ladders):
 
 def test_the_null_is_no_repair(cases, frozen):
     case, monitor = cases["shifted"], real(frozen)[0]
-    fit, stale = (repair_tables.Estimate(flag, flag, flag, 1) for flag in (0.0, 1.0))
+    fit, stale = (intervals.Estimate(flag, flag, flag, 1) for flag in (0.0, 1.0))
     found = [
         replace(one, values={"stale_any": fit if one.repaired.method in (NULL, "labels-20", "refit") else stale})
-        for one in repair_tables.measure(case, [monitor])
+        for one in repair_ladder.measure(case, [monitor])
     ]
-    assert repair_tables._cell(case, monitor, repairs.judged(case, monitor), found)["repaired_by"] == "labels-20"
+    assert repair_ladder._cell(case, monitor, repairs.judged(case, monitor), found)["repaired_by"] == "labels-20"
 
 
 def test_a_variant_that_holds_the_same_for_every_text_keeps_no_rung(ladders, cases, frozen):
@@ -248,7 +253,7 @@ def test_shares_are_those_of_the_cells(ladders):
 # ---------------------------------------------------------------- no label leaks
 
 
-def relabelled(which) -> activations.Plan:
+def relabelled(which) -> encoding.Plan:
     """The plan with the labels of the texts that `which` picks turned round."""
     return replace(PLAN, examples=tuple(replace(e, label=1 - e.label) if which(e) else e for e in PLAN.examples))
 
@@ -291,7 +296,7 @@ def test_what_costs_labels_reads_them(frozen, method):
 @pytest.mark.parametrize("method", [name for name in LABEL_FREE if not name.endswith("(own corpus)")])
 def test_no_map_and_no_threshold_has_seen_the_corpus_it_is_judged_on(frozen, method):
     monitor, after = real(frozen)[0], SEEN["scaled"]
-    test = readings.rows(PLAN, TASK, "test").index
+    test = readings.rows_of(PLAN, TASK, "test").index
     spoilt = OWN.copy()
     spoilt[test] = False
     spoilt = moved(after, spoilt, 50.0)  # the task's own training and validation texts are somewhere else
@@ -375,7 +380,7 @@ def test_few_labels_are_half_of_each_class_and_those_of_fewer_are_among_them(fro
     for name in FEW_LABELS:
         repairs.repair(name, real(frozen)[0], BASE, SEEN["turned"], PLAN)
     assert [np.bincount(y).tolist() for _, y in seen] == [[count // 2] * 2 for count in FEW_LABELS.values()]
-    train = readings.rows(PLAN, TASK, "train").index
+    train = readings.rows_of(PLAN, TASK, "train").index
     rows = [{row.tobytes() for row in x} for x, _ in seen]
     assert rows[0] < rows[1] < rows[2] <= {row.tobytes() for row in SEEN["turned"].pooled["last/2"][train].double().numpy()}
 
@@ -476,7 +481,7 @@ def test_a_realignment_is_judged_by_texts_it_has_not_seen(frozen):
 
 @pytest.mark.parametrize("variant", SEEN)
 def test_every_row_keeps_to_the_schema(ladders, variant):
-    table = records.checked("realignment", measurements.keyed(Variant("tiny", precision="nf4"), ladders[variant][0]))
+    table = results.checked("realignment", update_names.keyed(Variant("tiny", precision="nf4"), ladders[variant][0]))
     assert len(table) > 50
     flags = table[table["metric"].str.startswith(("stale_any", "gate_"))]
     assert flags[["value", "low", "high"]].isin([0, 1]).all(axis=None)
@@ -502,7 +507,7 @@ def test_rows_are_of_all_real_monitors_at_the_layer_in_use(ladders, frozen):
 
 def test_a_task_whose_monitor_in_use_is_not_there_is_refused(frozen):
     with pytest.raises(StudyError, match=r"no monitor of task 'toxicity' .*; add its depth to depths") as error:
-        repair_tables.chosen(frozen, TASK, f"{TASK}/logistic-mean/3", BASE)
+        repair_ladder.monitors_at(frozen, TASK, f"{TASK}/logistic-mean/3", BASE)
     assert error.value.code == NOT_COMPARABLE
 
 
@@ -544,7 +549,7 @@ def test_a_stale_flag_lies_between_its_surely_and_its_possibly(ladders):
 def test_gains_of_substitutes_and_of_complements():
     groups, update = np.arange(40) // 2, np.r_[np.ones(20), np.zeros(20)]
     half = np.r_[np.ones(10), np.zeros(30)]
-    same = repair_tables.gains(update, half, half, half, groups)  # both give back the same alarms
+    same = repair_ladder.gains(update, half, half, half, groups)  # both give back the same alarms
     assert [same[name].value for name in ("realign_gain", "restore_gain", "both_gain", "interaction")] == [
         0.25,
         0.25,
@@ -552,9 +557,9 @@ def test_gains_of_substitutes_and_of_complements():
         -0.25,
     ]
     assert same["interaction"].high < 0
-    apart = repair_tables.gains(update, half, np.r_[np.zeros(10), np.ones(10), np.zeros(20)], 0 * update, groups)
+    apart = repair_ladder.gains(update, half, np.r_[np.zeros(10), np.ones(10), np.zeros(20)], 0 * update, groups)
     assert apart["interaction"].value == 0
-    helped = repair_tables.gains(update, update, update, 0 * update, groups)  # neither alone, both together
+    helped = repair_ladder.gains(update, update, update, 0 * update, groups)  # neither alone, both together
     assert (helped["both_gain"].value, helped["interaction"].value) == (0.5, 0.5)
     assert helped["changed_update"].value == 0.5
 
@@ -562,7 +567,7 @@ def test_gains_of_substitutes_and_of_complements():
 @pytest.fixture
 def stored(monkeypatch):
     """Every variant's activations are those planted under its adapter's name."""
-    monkeypatch.setattr(activations, "stored", lambda parts, variant, plan: SEEN[variant.adapter or "same"])
+    monkeypatch.setattr(measurements, "stored", lambda parts, variant, plan: SEEN[variant.adapter or "same"])
 
 
 def variant(name: str, restoration: str = "") -> Variant:
@@ -571,8 +576,8 @@ def variant(name: str, restoration: str = "") -> Variant:
 
 def test_a_restoration_that_undoes_the_update_and_a_realignment_are_substitutes(frozen, in_use, stored):
     shifted, restored = variant("shifted"), variant("same", "safelora")
-    rows = repair_tables.interplay(None, Variant("tiny"), {shifted: [restored]}, frozen, in_use, PLAN)
-    rows = records.checked("realignment", rows)
+    rows = repair_ladder.interplay(None, Variant("tiny"), {shifted: [restored]}, frozen, in_use, PLAN)
+    rows = results.checked("realignment", rows)
     assert set(rows["restoration"]) == {"safelora"}
     assert set(rows["probe"]) == {"in use"}
     found = rows.set_index("metric")
@@ -582,22 +587,22 @@ def test_a_restoration_that_undoes_the_update_and_a_realignment_are_substitutes(
     assert found.loc["interaction", "value"] == pytest.approx(-found.loc["changed_update", "value"])
     assert found.loc["interaction", "high"] < 0
     assert (found["n"] == 3 * 160).all()
-    assert repair_tables.interplay(None, Variant("tiny"), {}, frozen, in_use, PLAN).empty
+    assert repair_ladder.interplay(None, Variant("tiny"), {}, frozen, in_use, PLAN).empty
 
 
 def test_a_run_tells_every_variant_and_its_cells(frozen, in_use, stored, monkeypatch):
-    monkeypatch.setattr(repair_tables.updates, "family", lambda variant: f"of {variant.adapter}")
+    monkeypatch.setattr(repair_ladder.updates, "family", lambda variant: f"of {variant.adapter}")
     steps, variants = [], [variant("shifted"), variant("lost")]
-    found = repair_tables.observe(None, Variant("tiny"), variants, frozen, in_use, PLAN, 0, steps.append)
+    found = repair_ladder.observe(None, Variant("tiny"), variants, frozen, in_use, PLAN, 0, steps.append)
     assert steps == [v.label for v in variants]
-    assert len(records.checked("realignment", found.table)) == len(found.table)
+    assert len(results.checked("realignment", found.table)) == len(found.table)
     assert set(found.table["adapter"]) == {"shifted", "lost"}
     assert list(found.cells["family"].unique()) == ["of shifted", "of lost"]
     needed = ["monitor", "task", "probe", "layer", "variant", "family", "gate", "stale", "stale_realigned", "stale_blind"]
     assert {*needed, "stale_refit", "labels", "texts", "seed", "repaired_by"} <= set(found.cells)
     assert not found.cells.isna().any(axis=None)
-    quality = repair_tables.gate_quality(found.cells)
-    row = records.checked("realignment", measurements.keyed(Variant("tiny", precision=""), quality)).set_index("metric")["value"]
+    quality = repair_ladder.gate_quality(found.cells)
+    row = results.checked("realignment", update_names.keyed(Variant("tiny", precision=""), quality)).set_index("metric")["value"]
     assert row["unfit_rejected"] == 1
     assert row["unfit_accepted"] == 0
     assert row["auroc_unfit"] == 1
@@ -616,23 +621,23 @@ def test_the_worth_of_the_gate_is_counted_over_updates_without_controls():
     ]
     rows += [cell("b", "refit", False, True, 0.2), cell("b", "refit", True, True, 0.1), cell("c", "deploy", True, False, 0.97)]
     rows += [cell("c", "deploy", False, False, 0.98), cell("identity", "deploy", True, True, 1.0, "control")]
-    found = repair_tables.gate_quality(pd.DataFrame(rows, columns=columns)).set_index("metric")
+    found = repair_ladder.gate_quality(pd.DataFrame(rows, columns=columns)).set_index("metric")
     wanted = {"harmed_accepted": 1 / 3, "unfit_accepted": 2 / 3, "harmed_rejected": 1 / 2, "unfit_rejected": 1.0}
     assert found["value"].to_dict() == pytest.approx({**wanted, "unfit_deployed": 1 / 2, "auroc_unfit": 1.0})
     assert found["n"].to_dict() == {"harmed_accepted": 3, "unfit_accepted": 3, "harmed_rejected": 2, "unfit_rejected": 2,
                                     "unfit_deployed": 2, "auroc_unfit": 7}  # fmt: skip
-    clustered = statistics.rate_interval([0, 1, 1], ["b", "a", "a"])
+    clustered = intervals.rate_interval([0, 1, 1], ["b", "a", "a"])
     assert found.loc["unfit_accepted", "low"] <= clustered.low + 0.3
 
 
 def test_real_variants_of_the_tiny_model(tiny):
     parts, aligned = Parts(tiny, tiny), Variant("tiny")
     plan = readings.plan(list(TASKS[:2]), [0.5], [], (12, 20, 20), 60, "tiny")
-    frozen = planted.monitors(activations.stored(parts, aligned, plan), plan, tiny, ["logistic", "mean-difference"])
+    frozen = planted.monitors(measurements.stored(parts, aligned, plan), plan, tiny, ["logistic", "mean-difference"])
     in_use = {task: f"{task}/logistic-mean/2" for task in TASKS[:2]}
     variants = [Variant("tiny", adapter="identity"), Variant("tiny", precision="rtn-2")]
-    found = repair_tables.observe(parts, aligned, variants, frozen, in_use, plan)
-    table = records.checked("realignment", found.table)
+    found = repair_ladder.observe(parts, aligned, variants, frozen, in_use, plan)
+    table = results.checked("realignment", found.table)
     same = table[(table["adapter"] == "identity") & (table["method"] == "none")]
     assert (same.loc[same["metric"].isin(["auroc_drop", "alarms_changed"]), "value"] == 0).all()
     assert (found.cells.loc[found.cells["family"] == "control", "gate"] == "deploy").all()

@@ -7,15 +7,16 @@ import sample_reports
 from markdown_it import MarkdownIt
 from test_reports import planted
 
-from helpers import report_diff, report_words
 from helpers.errors import StudyError
+from helpers.revalidation.report import diff as report_diff
+from helpers.revalidation.report import wording
 
 STALE, MENDED = "harmful-request/logistic-mean/14", "refusal-compliance/mlp-mean/14"
 
 
 def pair():
     """A stale report, and one of a later update: one monitor mended, one worse, one gone, one new."""
-    old, new = (report_words.plain(sample_reports.stale()) for _ in range(2))
+    old, new = (wording.plain(sample_reports.stale()) for _ in range(2))
     found = {monitor["name"]: monitor for monitor in new["monitors"]}
     mended, worse = found[MENDED], found["jailbreak/logistic-mean/18"]
     mended.update(state="fine", tests=sample_reports.measured((0.973, 0.972), (0.93, 0.93), (0.05, 0.05), 0.008))
@@ -34,13 +35,13 @@ def rows(diff):
 
 def test_a_report_compared_with_itself_changed_in_nothing():
     for make in sample_reports.ALL.values():
-        report = report_words.plain(make())
+        report = wording.plain(make())
         found = report_diff.compare(report, copy.deepcopy(report))
         assert found["verdict"]["change"] == "same"
         assert (found["fingerprints"], found["notes"]) == ([], [])
         assert {(m["change"], m["before"] == m["after"], len(m["thresholds"])) for m in found["monitors"]} == {("same", True, 0)}
         assert not any(measure["beyond"] for m in found["monitors"] for measure in m["measures"])
-        assert report_diff.lines(found)[-1] == "nothing else is other than before"
+        assert report_diff.diff_lines(found)[-1] == "nothing else is other than before"
 
 
 def test_states_that_changed_are_named_and_the_worse_come_first():
@@ -75,14 +76,14 @@ def test_measures_count_only_beyond_their_intervals():
 
 @pytest.mark.parametrize(("step", "beyond"), [(0.049, False), (0.061, True)])
 def test_intervals_that_touch_are_not_beyond(step, beyond):
-    old, new = (report_words.plain(sample_reports.fine()) for _ in range(2))
+    old, new = (wording.plain(sample_reports.fine()) for _ in range(2))
     for report, after in ((old, 0.05), (new, 0.05 + step)):
         report["monitors"][0]["tests"][2] = sample_reports.checked("fpr_5", 0.05, after, 0.0275, 1)
     assert rows(report_diff.compare(old, new))[new["monitors"][0]["name"]]["measures"][1]["beyond"] == beyond
 
 
 def test_an_undefined_measure_is_never_beyond():
-    old, new = (report_words.plain(sample_reports.fine()) for _ in range(2))
+    old, new = (wording.plain(sample_reports.fine()) for _ in range(2))
     new["monitors"][0]["tests"][0].update(after=None, change={"value": None, "low": None, "high": None})
     assert not any(m["beyond"] for m in rows(report_diff.compare(old, new))[new["monitors"][0]["name"]]["measures"])
 
@@ -101,7 +102,9 @@ def test_other_fingerprints_versions_margins_and_thresholds_are_named():
         {"what": "threshold 5", "before": 1.0, "after": 1.25},
         {"what": "threshold 1", "before": 2.0, "after": None},
     ]
-    assert "margin of auroc 0.030 -> 0.050; threshold 5 1.000 -> 1.250" in " ".join(" ".join(report_diff.lines(found)).split())
+    assert "margin of auroc 0.030 -> 0.050; threshold 5 1.000 -> 1.250" in " ".join(
+        " ".join(report_diff.diff_lines(found)).split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_what_is_not_known_and_other_labels_are_said_but_not_refused():
 
 
 def test_the_lines_name_what_changed_and_only_count_the_rest():
-    said = report_diff.lines(report_diff.compare(*pair()))
+    said = report_diff.diff_lines(report_diff.compare(*pair()))
     assert max(map(len, said)) <= 100
     assert said[:3] == [
         "verdict: stale -> stale (same)",
@@ -143,15 +146,15 @@ def test_the_lines_name_what_changed_and_only_count_the_rest():
 
 
 def test_markdown_holds_both_tables_and_nothing_nasty():
-    old, new = (report_words.plain(planted()) for _ in range(2))
+    old, new = (wording.plain(planted()) for _ in range(2))
     new["compared"]["serving"] = "a|b <script>"
     new["monitors"][1]["state"] = "fine"
-    text = report_diff.markdown(report_diff.compare(old, new))
+    text = report_diff.diff_markdown(report_diff.compare(old, new))
     found = MarkdownIt("gfm-like", {"html": True}).parse(text)
     kinds = {child.type for token in found for child in [token, *(token.children or [])]}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "code_block", "code_inline"}
     assert sum(token.type == "table_open" for token in found) == 2
     assert (
-        len(report_diff.markdown(report_diff.compare(*(report_words.plain(sample_reports.many(900)) for _ in range(2)))).encode())
+        len(report_diff.diff_markdown(report_diff.compare(*(wording.plain(sample_reports.many(900)) for _ in range(2)))).encode())
         <= 60_000
     )

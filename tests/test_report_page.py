@@ -11,7 +11,8 @@ import pytest
 import sample_reports
 from test_reports import NASTY, planted
 
-from helpers import report_detail, report_drawings, report_page, report_schema, report_summary, report_words
+from helpers.revalidation.report import html, html_detail, schema, svg, wording
+from helpers.revalidation.report import markdown as report_markdown
 
 TAGS = {"html", "head", "meta", "link", "style", "title", "body", "main", "section", "details", "summary", "h1", "h2", "p", "a",
         "b", "bdi", "br", "code", "div", "span", "dl", "dt", "dd", "ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td",
@@ -61,9 +62,9 @@ class Seen(HTMLParser):
 
 def page(report):
     """The page of a report as `reports.write` makes it."""
-    found = report_words.plain(report)
-    report_schema.check(found)
-    return report_page.html(found)
+    found = wording.plain(report)
+    schema.check_report(found)
+    return html.html(found)
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +107,13 @@ def test_a_page_asks_for_nothing_and_says_so(pages, name):
 def test_what_is_nasty_is_shown_as_text(pages):
     seen = " ".join("".join(Seen(pages["planted"]).texts).replace("\u00a0", " ").split())
     for text in NASTY:
-        assert report_words.clean(text) in seen
+        assert wording.clean(text) in seen
     assert "\ufffd" in pages["planted"]  # the lone surrogate
 
 
 def test_a_text_cannot_leave_its_place():
-    assert report_detail.text("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
-    assert report_detail.figure("<b>") == "&lt;b&gt;"
+    assert html_detail.text("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
+    assert html_detail.figure("<b>") == "&lt;b&gt;"
 
 
 def test_an_attribute_cannot_be_left(pages):
@@ -139,7 +140,7 @@ def test_the_verdict_is_a_word_with_a_symbol_and_a_reason(pages):
     for name, make in sample_reports.ALL.items():
         verdict = make()["verdict"]
         section = unescape(re.search(r'<section class="verdict.*?</section>', pages[name], re.DOTALL)[0]).replace("\u00a0", " ")
-        for words in (verdict["word"].upper(), report_words.SYMBOLS[verdict["word"]], verdict["sentence"], verdict["reason"]):
+        for words in (verdict["word"].upper(), wording.SYMBOLS[verdict["word"]], verdict["sentence"], verdict["reason"]):
             assert words in section
 
 
@@ -182,7 +183,7 @@ def test_the_detail_holds_every_test_repair_layer_note_and_fingerprint(pages):
 
 def drawn(measure, before, after, half):
     """Ends of the bar, the shaded span, the dashed line and the full line of one test's drawing."""
-    found = report_drawings.intervals([sample_reports.checked(measure, before, after, half, 1)])
+    found = svg.intervals([sample_reports.checked(measure, before, after, half, 1)])
     bar = re.search(r'class="i" d="M([\d.]+) \d+H([\d.]+)([^"]*)"', found)
     shade = re.search(r'class="s" x="([\d.]+)" y="\d+" width="([\d.]+)"', found)
     span = (float(shade[1]), float(shade[1]) + float(shade[2])) if shade else None
@@ -214,7 +215,7 @@ def test_a_preserved_measure_is_shaded_up_to_its_margin_and_an_open_one_not_at_a
 def test_what_lies_beyond_the_scale_ends_in_an_arrow_inside_the_drawing():
     (low, high), _, _, _, cut = drawn("fpr_5", 0.05, 0.9, 0.01)
     assert cut
-    assert 0 <= low <= high <= report_drawings.WIDTH
+    assert 0 <= low <= high <= svg.WIDTH
 
 
 def test_an_undefined_measure_has_no_bar():
@@ -222,7 +223,7 @@ def test_an_undefined_measure_has_no_bar():
         "after": None,
         "change": {"value": None, "low": None, "high": None},
     }
-    assert 'class="i"' not in report_drawings.intervals([test])
+    assert 'class="i"' not in svg.intervals([test])
     report = sample_reports.fine()
     report["monitors"][0]["tests"][0] = test
     assert "0.900 → –" in page(report)
@@ -230,10 +231,10 @@ def test_an_undefined_measure_has_no_bar():
 
 def test_the_tallest_bar_is_the_layer_that_moved_most():
     rows = sample_reports.stale()["moved"]["by_layer"]
-    heights = [float(h) for h in re.findall(r'<rect [^>]*height="([\d.]+)"', report_drawings.layers(rows))]
+    heights = [float(h) for h in re.findall(r'<rect [^>]*height="([\d.]+)"', svg.draw_layers(rows))]
     assert heights.index(max(heights)) == max(range(len(rows)), key=lambda i: rows[i]["relative_change"])
-    assert 'aria-label="Relative change of the states by layer; the largest is 0.138 in layer 22"' in report_drawings.layers(rows)
-    assert report_drawings.layers([]) == report_drawings.layers([{"layer": 0, "relative_change": 0.0, "cosine": 1.0}]) == ""
+    assert 'aria-label="Relative change of the states by layer; the largest is 0.138 in layer 22"' in svg.draw_layers(rows)
+    assert svg.draw_layers([]) == svg.draw_layers([{"layer": 0, "relative_change": 0.0, "cosine": 1.0}]) == ""
 
 
 # ---------------------------------------------------------------- colours
@@ -260,7 +261,7 @@ def over(front, back, share):
 
 def roots():
     """The colours of both modes, as they stand in the style sheet."""
-    found = re.findall(r":root\{([^}]*)\}", report_drawings.style())
+    found = re.findall(r":root\{([^}]*)\}", svg.style())
     return [dict(re.findall(r"--([\w-]+):(#[0-9a-f]{6})", text)) for text in found]
 
 
@@ -289,7 +290,7 @@ def test_words_and_lines_can_be_read_in_both_modes(mode):
 
 
 def test_every_colour_of_the_style_sheet_is_one_of_the_variables():
-    style = report_drawings.style()
+    style = svg.style()
     rules = re.sub(r":root\{[^}]*\}", "", style)
     light, dark = roots()
     assert set(light) == set(dark) == set(re.findall(r"var\(--([\w-]+)\)", rules))
@@ -327,7 +328,7 @@ def test_a_page_of_many_monitors_stays_small_and_lists_the_stale_ones_first(n, s
     assert len(found.encode()) <= 500_000
     first = found.split("<details>")[0]
     shown = re.findall(r"(STALE|INCONCLUSIVE|FINE|NO UPDATE)</span> <b", first)
-    assert shown == sorted(shown, key=lambda word: report_words.URGENCY.index(word.lower()))
+    assert shown == sorted(shown, key=lambda word: wording.URGENCY.index(word.lower()))
     assert shown[: min(stale_ones, 24)] == ["STALE"] * min(stale_ones, 24)
     assert f"{stale_ones} stale, {stale_ones} inconclusive" in first
     if n == 200:
@@ -340,7 +341,7 @@ def test_the_limit_holds_for_the_longest_texts_and_what_is_cut_is_said(n):
     assert len(found.encode()) <= 500_000
     assert "more in report.json" in found
     assert [found.index(words) for words in ORDER] == sorted(found.index(words) for words in ORDER) or n > 12
-    markdown = report_summary.markdown(report_words.plain(longest(n)))
+    markdown = report_markdown.report_markdown(wording.plain(longest(n)))
     assert len(markdown.encode()) <= 60_000
 
 

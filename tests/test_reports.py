@@ -14,8 +14,9 @@ import pytest
 import sample_reports
 from markdown_it import MarkdownIt
 
-from helpers import report_schema, report_summary, report_words, reports
 from helpers.errors import StudyError
+from helpers.revalidation.report import files, markdown, wording
+from helpers.revalidation.report import schema as report_schema
 
 HOME = "/ho" + "me/someone"  # in parts: no file of the project names a folder of some machine
 NASTY = (
@@ -61,7 +62,7 @@ def sample(request):
 
 def test_the_schema_is_one_and_every_sample_has_its_form(sample):
     jsonschema.Draft202012Validator.check_schema(report_schema.SCHEMA)
-    report_schema.check(report_words.plain(sample))
+    report_schema.check_report(wording.plain(sample))
 
 
 def required(schema, value, path=()):
@@ -83,14 +84,14 @@ def test_a_report_without_any_one_required_key_is_refused_and_the_key_is_named()
         broken = copy.deepcopy(whole)
         del at(broken, path[:-1])[path[-1]]
         with pytest.raises(StudyError, match=rf"lacks {path[-1]}; make") as error:
-            report_schema.check(broken)
+            report_schema.check_report(broken)
         assert error.value.code == 12
 
 
 def test_other_keys_may_stand_beside_the_required_ones():
     found = sample_reports.stale()
     found["extra"] = found["monitors"][0]["extra"] = found["compared"]["extra"] = {"anything": [1, 2]}
-    report_schema.check(found)
+    report_schema.check_report(found)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_what_has_the_wrong_form_is_named_by_its_path(path, value, named):
     broken = sample_reports.stale()
     at(broken, path[:-1])[path[-1]] = value
     with pytest.raises(StudyError, match=re.escape(named)) as error:
-        report_schema.check(broken)
+        report_schema.check_report(broken)
     assert error.value.code == 12
     assert "\n" not in str(error.value)
 
@@ -124,7 +125,7 @@ def contradiction(change):
     broken = sample_reports.stale()
     change(broken)
     with pytest.raises(StudyError) as error:
-        report_schema.check(broken)
+        report_schema.check_report(broken)
     assert error.value.code == 12
     return str(error.value)
 
@@ -151,11 +152,11 @@ def test_a_text_has_no_place_in_a_report_and_does_not_enter_the_message(value):
     said = contradiction(lambda found: found["behaviour"].update(worst={"reply": value}))
     assert "behaviour.worst.reply would hold a text" in said
     assert "Some words" not in said
-    report_schema.check(sample_reports.stale() | {"worst": {"reply": {"sha256": "ab", "length": 3}}})
+    report_schema.check_report(sample_reports.stale() | {"worst": {"reply": {"sha256": "ab", "length": 3}}})
 
 
 def test_numbers_of_numpy_and_undefined_ones_become_plain_json():
-    found = report_words.plain({"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True), "d": math.nan, "e": (1.0, -math.inf),
+    found = wording.plain({"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True), "d": math.nan, "e": (1.0, -math.inf),
                                 "f": np.array([1.0, np.nan]), 7: None})  # fmt: skip
     assert found == {"a": 0.5, "b": 3, "c": True, "d": None, "e": [1.0, None], "f": [1.0, None], "7": None}
     assert [type(found[key]) for key in "abc"] == [float, int, bool]
@@ -185,18 +186,18 @@ def test_numbers_of_numpy_and_undefined_ones_become_plain_json():
     ],
 )
 def test_a_text_is_cleaned(text, kept):
-    assert report_words.clean(text) == kept
-    assert report_words.clean(kept) == kept
+    assert wording.clean(text) == kept
+    assert wording.clean(kept) == kept
 
 
 def test_a_long_text_is_cut():
-    found = report_words.clean("x" * 5000)
-    assert len(found) == report_words.LONGEST
+    found = wording.clean("x" * 5000)
+    assert len(found) == wording.LONGEST
     assert found.endswith("…")
 
 
 def test_nothing_nasty_enters_any_file(tmp_path):
-    texts = reports.rendered(planted())
+    texts = files.rendered(planted())
     for name, text in texts.items():
         text.encode()  # no lone surrogate
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]", text), (
@@ -211,7 +212,7 @@ def test_no_folder_of_this_machine_enters_any_file(tmp_path):
     found = sample_reports.stale()
     found["notes"] = [f"read from {tmp_path / 'model' / 'x.safetensors'}", f"under {os.getcwd()}/results/cpu"]
     found["compared"]["update"]["name"] = str(tmp_path / "adapter")
-    for path in reports.write(found, tmp_path / "out"):
+    for path in files.write(found, tmp_path / "out"):
         text = path.read_text(encoding="utf-8")
         assert str(tmp_path) not in text
         assert os.getcwd() not in text
@@ -227,7 +228,7 @@ def tokens(text):
 
 
 def test_markdown_holds_tables_and_nothing_else_of_a_nasty_report():
-    found = tokens(reports.rendered(planted())["report.md"])
+    found = tokens(files.rendered(planted())["report.md"])
     kinds = {token.type for token in found}
     assert not kinds & {
         "html_block",
@@ -247,13 +248,13 @@ def test_markdown_holds_tables_and_nothing_else_of_a_nasty_report():
 
 def test_markdown_shows_the_words_as_they_are():
     name = "a|b_c*d* <b> [x](y) `z` \\ #1 www.x.example https://x.example @me $1$ ~~n~~ &amp;"
-    found = tokens(f"| {report_summary.escaped(name)} | 2 |\n| --- | --- |\n")
+    found = tokens(f"| {markdown.escaped(name)} | 2 |\n| --- | --- |\n")
     assert [token.content for token in found if token.type == "inline"] != []
     assert "".join(token.content for token in found if token.type in {"text", "text_special"}) == f"{name}2"
 
 
 def test_the_summary_is_in_the_order_of_the_first_screen_and_stale_comes_first():
-    text = reports.rendered(sample_reports.stale())["report.md"]
+    text = files.rendered(sample_reports.stale())["report.md"]
     heads = ["STALE", "### What was compared", "### Monitors: 2 stale", "### What to do next", "### Controls", "### How sure"]
     assert sorted(heads, key=text.index) == heads
     rows = [line for line in text.split("### Monitors")[1].split("###")[0].splitlines() if line.startswith("| ") and "/" in line]
@@ -262,7 +263,7 @@ def test_the_summary_is_in_the_order_of_the_first_screen_and_stale_comes_first()
 
 @pytest.mark.parametrize("n", [200, 1000])
 def test_a_summary_of_many_monitors_stays_small_and_says_what_is_left_out(n):
-    text = reports.rendered(sample_reports.many(n))["report.md"]
+    text = files.rendered(sample_reports.many(n))["report.md"]
     assert len(text.encode()) <= 60_000
     assert ("more in report.json" in text) == (n > 300)
     assert "7 stale, 7 inconclusive" in text
@@ -273,7 +274,7 @@ def test_a_summary_of_many_monitors_stays_small_and_says_what_is_left_out(n):
 
 def outcomes(report):
     """What JUnit says of each test case, and its root."""
-    root = ET.fromstring(reports.rendered(report)["junit.xml"])
+    root = ET.fromstring(files.rendered(report)["junit.xml"])
     return {case.get("name"): [(part.tag, part.get("type")) for part in case] for case in root.iter("testcase")}, root
 
 
@@ -301,34 +302,35 @@ def test_junit_passes_what_is_fine_or_unchanged_and_keeps_nasty_names():
         assert not any(outcomes(make())[0].values())
     report = planted()
     cases, _ = outcomes(report)
-    assert {report_words.clean(monitor["name"]) for monitor in report["monitors"]} <= set(cases)
+    assert {wording.clean(monitor["name"]) for monitor in report["monitors"]} <= set(cases)
 
 
 # ---------------------------------------------------------------- the terminal
 
 
 def test_the_lines_are_narrow_and_in_the_order_of_the_first_screen(sample):
-    said = reports.lines(sample)
+    said = files.report_lines(sample)
     assert max(map(len, said)) <= 100
     text = "\n".join(said)
     heads = [f"{sample['verdict']['word'].upper()}: ", "\ncompared:", "\nmonitors:", "\nnext:", "\ncontrols:", "\nhow sure:"]
     assert sorted(heads, key=text.index) == heads
     states = [word for line in said for word in re.findall(r"^  (STALE|INCONCLUSIVE|FINE|NO UPDATE)\s", line)]
-    assert sorted(states, key=lambda word: report_words.URGENCY.index(word.lower())) == states
+    assert sorted(states, key=lambda word: wording.URGENCY.index(word.lower())) == states
     assert len(states) == len(sample["monitors"])
 
 
 def test_lines_of_a_nasty_report_are_narrow_and_harmless():
-    for line in reports.lines(planted()):
+    for line in files.report_lines(planted()):
         assert line.replace("\u200d", "").isprintable()  # the joiner of emoji stays
         assert sum(2 if "\u2e80" < letter < "\ufe00" else 1 for letter in line) <= 100
 
 
 def test_a_line_says_what_was_and_what_is_without_labels_too():
     assert any(
-        "TPR 90.0 -> 91.0 %, FPR 5.0 -> 31.0 %, AUROC 0.958 -> 0.953" in line for line in reports.lines(sample_reports.stale())
+        "TPR 90.0 -> 91.0 %, FPR 5.0 -> 31.0 %, AUROC 0.958 -> 0.953" in line
+        for line in files.report_lines(sample_reports.stale())
     )
-    said = "\n".join(reports.lines(sample_reports.unlabelled()))
+    said = "\n".join(files.report_lines(sample_reports.unlabelled()))
     assert "alarms 5.2 % -> 11.8 %; agreement 94.0 %" in said
     assert "(n 0; would take 400)" in said
     assert "Not simulated for this run" in said
@@ -337,7 +339,7 @@ def test_a_line_says_what_was_and_what_is_without_labels_too():
 def test_failed_controls_are_said():
     found = sample_reports.fine()
     found["controls"][2]["passed"] = False
-    text = "\n".join(reports.lines(found))
+    text = "\n".join(files.report_lines(found))
     assert "controls: 1 of 3 controls FAILED\n  FAILED order of texts: another" in text
 
 
@@ -350,23 +352,23 @@ def contents(folder):
 
 
 def test_five_files_are_written_and_the_same_report_gives_the_same_bytes(sample, tmp_path):
-    paths = reports.write(sample, tmp_path / "new" / "out")
-    assert {path.name for path in paths} == set(contents(tmp_path / "new" / "out")) == set(reports.FILES)
+    paths = files.write(sample, tmp_path / "new" / "out")
+    assert {path.name for path in paths} == set(contents(tmp_path / "new" / "out")) == set(files.FILES)
     found = json.loads((tmp_path / "new" / "out" / "report.json").read_bytes())
-    assert found == report_words.plain(sample)
+    assert found == wording.plain(sample)
     jsonschema.validate(found, json.loads((tmp_path / "new" / "out" / "schema.json").read_bytes()))
-    reports.write(sample, tmp_path / "again")
+    files.write(sample, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "new" / "out")
-    assert reports.read(tmp_path / "again") == reports.read(tmp_path / "again" / "report.json") == found
+    assert files.read(tmp_path / "again") == files.read(tmp_path / "again" / "report.json") == found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "new"]
 
 
 def test_an_older_report_is_replaced_and_other_files_stay(tmp_path):
-    reports.write(sample_reports.stale(), tmp_path)
+    files.write(sample_reports.stale(), tmp_path)
     (tmp_path / "repaired.safetensors").write_bytes(b"kept")
-    reports.write(sample_reports.fine(), tmp_path)
-    assert reports.read(tmp_path)["verdict"]["word"] == "fine"
-    assert set(contents(tmp_path)) == {*reports.FILES, "repaired.safetensors"}
+    files.write(sample_reports.fine(), tmp_path)
+    assert files.read(tmp_path)["verdict"]["word"] == "fine"
+    assert set(contents(tmp_path)) == {*files.FILES, "repaired.safetensors"}
     assert "✓" in (tmp_path / "report.md").read_text()
 
 
@@ -393,7 +395,7 @@ def is_other_json(folder):
 def test_a_folder_that_is_not_ours_is_refused_and_left_as_it_was(make, words, tmp_path):
     make(tmp_path / "out")
     before = contents(tmp_path)
-    for call in (reports.ready, lambda folder: reports.write(sample_reports.fine(), folder)):
+    for call in (files.ready, lambda folder: files.write(sample_reports.fine(), folder)):
         with pytest.raises(StudyError, match=words) as error:
             call(tmp_path / "out")
         assert error.value.code == 2
@@ -405,7 +407,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for folder in (tmp_path / "new", tmp_path, tmp_path / "file" / "out"):
         with pytest.raises(StudyError, match="cannot be written") as error:
-            reports.ready(folder)
+            files.ready(folder)
         assert error.value.code == 14
 
 
@@ -413,7 +415,7 @@ def test_a_faulty_report_leaves_nothing(tmp_path):
     broken = copy.deepcopy(sample_reports.fine())
     del broken["controls"]
     with pytest.raises(StudyError, match="lacks controls"):
-        reports.write(broken, tmp_path / "out")
+        files.write(broken, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -423,7 +425,7 @@ def test_a_faulty_report_leaves_nothing(tmp_path):
 def test_all_files_are_written_or_none_wherever_it_stops(old, at, stop, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     if old:
-        reports.write(sample_reports.stale(), folder)
+        files.write(sample_reports.stale(), folder)
     before, steps = contents(tmp_path), iter(range(1, 99))
 
     def failing(real):
@@ -434,13 +436,13 @@ def test_all_files_are_written_or_none_wherever_it_stops(old, at, stop, tmp_path
 
         return call
 
-    monkeypatch.setattr(reports.Path, "write_text", failing(reports.Path.write_text))
+    monkeypatch.setattr(files.Path, "write_text", failing(files.Path.write_text))
     monkeypatch.setattr(os, "replace", failing(os.replace))
     if not old and at > 6:  # five files and one move: such a step never comes
-        reports.write(sample_reports.fine(), folder)
+        files.write(sample_reports.fine(), folder)
         return
     with pytest.raises((StudyError, KeyboardInterrupt)) as error:
-        reports.write(sample_reports.fine(), folder)
+        files.write(sample_reports.fine(), folder)
     assert isinstance(stop, KeyboardInterrupt) or error.value.code == 14
     assert contents(tmp_path) == before
     assert not list(tmp_path.rglob(".*tmp"))
@@ -449,8 +451,8 @@ def test_all_files_are_written_or_none_wherever_it_stops(old, at, stop, tmp_path
 def test_what_a_killed_run_left_is_cleared(tmp_path):
     (tmp_path / ".out.tmp").mkdir()
     (tmp_path / ".out.tmp" / "half").write_text("")
-    reports.write(sample_reports.fine(), tmp_path / "out")
-    assert set(contents(tmp_path)) == {f"out/{name}" for name in reports.FILES}
+    files.write(sample_reports.fine(), tmp_path / "out")
+    assert set(contents(tmp_path)) == {f"out/{name}" for name in files.FILES}
 
 
 # ---------------------------------------------------------------- reading
@@ -470,5 +472,5 @@ def test_what_is_no_report_is_not_read(text, words, code, tmp_path):
     if text is not None:
         (tmp_path / "report.json").write_text(text)
     with pytest.raises(StudyError, match=words) as error:
-        reports.read(tmp_path / "report.json")
+        files.read(tmp_path / "report.json")
     assert error.value.code == code

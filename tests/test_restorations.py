@@ -9,12 +9,14 @@ from scipy import stats
 from tiers import mostly_slow, slow
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import ediem, lowrank, models, pairs, quantizers
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.lowrank import LowRank
-from helpers.pairs import Pair
-from helpers.parameters import derive_seed
-from helpers.restorations import RESTORATIONS, Named, _share, parse, parse_source, prepare
+from helpers.models import loading
+from helpers.projection import alignment_matrix, safelora
+from helpers.projection.alignment_matrix import Pair
+from helpers.projection.restorations import RESTORATIONS, Named, _share, parse, parse_source, prepare
+from helpers.seeding import derive_seed
+from helpers.updates import lora, quantizers
+from helpers.updates.lora import LowRank
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -111,19 +113,19 @@ def conjugated_matrix(v: torch.Tensor, left: torch.Tensor, generator: torch.Gene
     """U' D U'^T as one matrix, with the orthogonal U' that the draws of `ediem.conjugated` stand for."""
     d_out, r = left.shape
     values = torch.linalg.svdvals(v)
-    d = torch.diag(ediem.eigenvalues(values, d_out).float())
+    d = torch.diag(safelora.eigenvalues(values, d_out).float())
     if 2 * r > d_out:
-        u = completed(ediem.haar_frame(d_out, len(values), generator))
+        u = completed(safelora.haar_frame(d_out, len(values), generator))
     else:
-        q, g = torch.linalg.qr(left)[0], ediem.haar_frame(d_out, r, generator)
+        q, g = torch.linalg.qr(left)[0], safelora.haar_frame(d_out, r, generator)
         t = torch.linalg.qr(d @ g - g @ (g.T @ d @ g))[0]
-        u = completed(q, ediem._off(q, generator)) @ completed(g, t).T
+        u = completed(q, safelora._off(q, generator)) @ completed(g, t).T
     torch.testing.assert_close(u @ u.T, torch.eye(d_out), atol=1e-5, rtol=0)
     return u @ d @ u.T
 
 
 def random_projector(v, left, generator) -> torch.Tensor:
-    frame = ediem.haar_frame(len(v), K, generator)
+    frame = safelora.haar_frame(len(v), K, generator)
     return frame @ frame.T
 
 
@@ -167,7 +169,7 @@ def test_scores_are_those_of_the_dense_matrices(pair, adapter, name):
         if name == "splora":
             assert row.score == pytest.approx(float((moved - ba).norm()), rel=1e-6)
             assert math.isfinite(row.z + row.z_robust)
-            assert 1 / (ediem.DRAWS + 1) <= row.p <= 1
+            assert 1 / (safelora.DRAWS + 1) <= row.p <= 1
         else:
             assert row.score == pytest.approx(float((moved * ba).sum() / moved.norm() / ba.norm()), rel=1e-5)
             assert row.null == pytest.approx(float(v.norm() ** 2 / math.sqrt(len(v)) / (v @ v.T).norm()), rel=1e-5)
@@ -213,7 +215,7 @@ def test_keep_and_remove_share_the_update_out(pair, adapter):
     kept, off = (restored(adapter, pair, name) for name in ("orthogonal-keep", "orthogonal-remove"))
     for module, low in adapter.items():
         close(kept[module].left + off[module].left, low.left)
-        assert abs(lowrank.inner(kept[module], off[module])) < 1e-4 * low.norm() ** 2
+        assert abs(lora.inner(kept[module], off[module])) < 1e-4 * low.norm() ** 2
     again = restored(kept, pair, "orthogonal-keep")
     assert all(torch.allclose(again[m].left, kept[m].left, atol=1e-5) for m in kept)
 
@@ -368,14 +370,14 @@ def test_a_restored_adapter_attaches_through_peft_unchanged(tiny, tiny_model, tm
     )
     found = prepare(update, pair, "safelora", SEED).at(0.5)
     assert 0 < found.table["changed"].sum() < len(modules)
-    lowrank.save_adapter(found.update, tmp_path / "restored", {})
-    merged = models.load(tiny, "fp32").model
-    lowrank.merge(merged, lowrank.load_adapter(tmp_path / "restored"))
+    lora.save_adapter(found.update, tmp_path / "restored", {})
+    merged = loading.load(tiny, "fp32").model
+    lora.merge(merged, lora.load_adapter(tmp_path / "restored"))
     ids = torch.arange(3, 40)[None]
-    attached = lowrank.attach(tiny_model.model, update)
+    attached = lora.attach(tiny_model.model, update)
     with torch.no_grad():
         bare = attached(input_ids=ids).logits
-        lowrank.exchange_(attached, found.update)
+        lora.exchange_(attached, found.update)
         torch.testing.assert_close(attached(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
         assert float((attached(input_ids=ids).logits - bare).norm()) > 0.05 * float(bare.norm())
 
@@ -399,9 +401,9 @@ FLATTER = VALUES.mean() + 0.5 * (VALUES - VALUES.mean())
 @pytest.mark.parametrize("r", [1, 3, 5, 6])  # with room beside the factor, and without
 def test_random_spectrum_is_distributed_as_a_haar_conjugation(r):
     left, generator = gaussian(6, r, seed=1), torch.Generator().manual_seed(20)
-    ours = torch.stack([ediem.conjugated(left, VALUES, generator) for _ in range(2000)])
+    ours = torch.stack([safelora.conjugated(left, VALUES, generator) for _ in range(2000)])
     h = haar_matrices(6, 2000, seed=3)
-    truth = h @ torch.diag(ediem.eigenvalues(VALUES, 6).float()) @ h.mT @ left
+    truth = h @ torch.diag(safelora.eigenvalues(VALUES, 6).float()) @ h.mT @ left
     close(ours.mean(0), VALUES.norm() / 6 * left, 0.1)  # E H C H^T = tr(C) / d = ||V||_F / d
     for statistic in (
         lambda x: x.flatten(1).norm(dim=1),
@@ -410,7 +412,7 @@ def test_random_spectrum_is_distributed_as_a_haar_conjugation(r):
         lambda x: (x**3).sum((1, 2)),
     ):
         assert same_distribution(statistic(ours), statistic(truth)) > 0.005
-    flatter = torch.stack([ediem.conjugated(left, FLATTER, generator) for _ in range(2000)])  # control: another spectrum
+    flatter = torch.stack([safelora.conjugated(left, FLATTER, generator) for _ in range(2000)])  # control: another spectrum
     assert same_distribution(flatter.flatten(1).norm(dim=1), truth.flatten(1).norm(dim=1)) < 1e-6
 
 
@@ -419,11 +421,11 @@ def test_random_spectrum_is_distributed_as_a_haar_conjugation(r):
 def test_the_null_of_ediem_is_that_of_random_alignment_matrices(d_out, r):
     ba = gaussian(d_out, r, seed=4) @ gaussian(r, 9, seed=5)
     squares = torch.linalg.svdvals(ba).square()[:r]
-    ours = ediem.null_distances(VALUES, squares, d_out, torch.Generator().manual_seed(6), 3000)
+    ours = safelora.null_distances(VALUES, squares, d_out, torch.Generator().manual_seed(6), 3000)
     h = haar_matrices(d_out, 3000, seed=7)
-    truth = (h @ torch.diag(ediem.eigenvalues(VALUES, d_out).float()) @ h.mT @ ba - ba).flatten(1).norm(dim=1)
+    truth = (h @ torch.diag(safelora.eigenvalues(VALUES, d_out).float()) @ h.mT @ ba - ba).flatten(1).norm(dim=1)
     assert same_distribution(ours, truth) > 0.005
-    control = ediem.null_distances(FLATTER, squares, d_out, torch.Generator().manual_seed(6), 3000)
+    control = safelora.null_distances(FLATTER, squares, d_out, torch.Generator().manual_seed(6), 3000)
     assert same_distribution(control, truth) < 1e-6
 
 
@@ -431,9 +433,9 @@ def test_the_null_of_a_full_rank_update_has_the_moments_of_theory():
     """Mean and variance of tr(W H K H^T) for Haar H (Collins & Sniady 2006), where weak directions enter by their mean."""
     d, generator = 60, torch.Generator().manual_seed(8)
     values, squares = 0.9 ** torch.arange(60), 0.7 ** torch.arange(60).double()
-    assert len(ediem._strongest(squares, d)[0]) < 20  # so the short cut is taken
-    null = ediem.null_distances(values, squares, d, generator, 4000).square()
-    w, k = (1 - ediem.eigenvalues(values, d)).square(), squares
+    assert len(safelora._strongest(squares, d)[0]) < 20  # so the short cut is taken
+    null = safelora.null_distances(values, squares, d, generator, 4000).square()
+    w, k = (1 - safelora.eigenvalues(values, d)).square(), squares
     mean = w.sum() * k.sum() / d
     spreads = [(x.square().sum() - x.sum() ** 2 / d) for x in (w, k)]
     deviation = (2 / ((d - 1) * (d + 2)) * spreads[0] * spreads[1]).sqrt()
@@ -443,7 +445,7 @@ def test_the_null_of_a_full_rank_update_has_the_moments_of_theory():
 
 def test_square_frames_are_orthogonal_though_their_gram_matrix_is_badly_conditioned():
     weights = gaussian(200, seed=1).double()
-    shares = ediem._shares(weights, 200, 5, torch.Generator().manual_seed(2))
+    shares = safelora._shares(weights, 200, 5, torch.Generator().manual_seed(2))
     torch.testing.assert_close(shares.sum(1), weights.sum().expand(5), atol=1e-5, rtol=0)  # tr(G^T W G) = tr(W)
 
 
@@ -483,15 +485,15 @@ def test_a_planted_misaligned_update_is_removed_first(pair, adapter):
 
 def test_a_null_without_width_is_no_unit_of_measure():
     """C = c I moves every update alike; copies of one distance give a z that is a rounding constant, so there is none."""
-    null = ediem.null_distances(torch.ones(8), torch.tensor([2.0, 1.0]), 8, torch.Generator().manual_seed(1))
-    found = ediem.ediem(float(null.mean()) * (1 + 1e-9), null)
+    null = safelora.null_distances(torch.ones(8), torch.tensor([2.0, 1.0]), 8, torch.Generator().manual_seed(1))
+    found = safelora.ediem(float(null.mean()) * (1 + 1e-9), null)
     assert math.isnan(found.z)
     assert math.isnan(found.z_robust)
-    assert not math.isnan(ediem.ediem(1.0, torch.linspace(0, 1, 200)).z)  # control
+    assert not math.isnan(safelora.ediem(1.0, torch.linspace(0, 1, 200)).z)  # control
 
 
 def test_ediem_counts_and_measures():
-    found = ediem.ediem(7.5, torch.arange(10.0))
+    found = safelora.ediem(7.5, torch.arange(10.0))
     assert found.p == pytest.approx((1 + 2) / 11)
     assert found.z == pytest.approx((7.5 - 4.5) / float(torch.arange(10.0).std()))
     assert found.z_robust == pytest.approx((7.5 - 4.5) / 4.5)
@@ -538,17 +540,17 @@ def test_low_rank_stays_low_rank(name):
     pair, update = Pair(*({"m": gaussian(1600, 1300, seed=i)}.__getitem__ for i in (1, 2)), ("m",)), adapter_of(shapes, 8)
     with Largest() as largest:
         prepare(update, pair, name, SEED).at(1.0)
-    assert largest.numel <= pairs.ENTRIES < 1300**2  # row blocks of V, but no d x d matrix and no whole V
+    assert largest.numel <= alignment_matrix.ENTRIES < 1300**2  # row blocks of V, but no d x d matrix and no whole V
 
 
 def test_a_random_spectrum_stays_low_rank_too():
     left, values = gaussian(1600, 8, seed=1), 0.99 ** torch.arange(1300)
     with Largest() as largest:
-        ediem.conjugated(left, values, torch.Generator().manual_seed(1))
+        safelora.conjugated(left, values, torch.Generator().manual_seed(1))
     assert largest.numel <= 1600 * 16
     with Largest() as largest:
-        ediem.null_distances(values, torch.arange(1.0, 9.0), 1600, torch.Generator().manual_seed(1))
-    assert largest.numel <= ediem.CHUNK
+        safelora.null_distances(values, torch.arange(1.0, 9.0), 1600, torch.Generator().manual_seed(1))
+    assert largest.numel <= safelora.CHUNK
 
 
 # ---------------------------------------------------------------- names

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers import findings
-from helpers.claims import CLAIMS
-from helpers.records import KEY, OWN, VALUES
+from helpers.results import KEY, OWN, VALUES
+from helpers.study import findings
+from helpers.study.claims import CLAIMS
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.parent for profile in ("cpu", "published") for path in (ROOT / "results" / profile).glob("*/*/manifest.json"))

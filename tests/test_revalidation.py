@@ -12,24 +12,18 @@ from bland import refused
 from conftest import use_real_cache
 from tiers import mostly_slow, slow
 
-from helpers import (
-    activations,
-    intake,
-    mending,
-    models,
-    monitors,
-    observation,
-    probes,
-    report_schema,
-    revalidation,
-    sureness,
-)
-from helpers.assessment import Panel, harm, measured
+from helpers.data.splits import Example
 from helpers.errors import REFUSED
-from helpers.mending import Case, mend
-from helpers.options import Options
-from helpers.readouts import Pooled, Ragged
-from helpers.splits import Example
+from helpers.models import activations, loading
+from helpers.monitors import frozen as frozen_monitors
+from helpers.monitors import probes
+from helpers.monitors.readouts import Pooled, Ragged
+from helpers.revalidation import error_rates, inputs, observe, repair
+from helpers.revalidation import run as revalidation_run
+from helpers.revalidation.hypotheses import Panel, harm, measured
+from helpers.revalidation.options import Options
+from helpers.revalidation.repair import Case, mend
+from helpers.revalidation.report import schema
 
 D = 40
 
@@ -47,9 +41,9 @@ def planted(change, n=400, texts=300, seed=0, kind="mean-difference", groups=Non
 
     fit_labels, unseen, labels = (np.arange(size) % 2 for size in (400, texts, n))
     fit_on, unlabelled, labelled = (states(len(part), part) for part in (fit_labels, unseen, labels))
-    readout = probes.fit(kind, Pooled(fit_on), fit_labels, Pooled(fit_on), fit_labels)
+    readout = probes.fit_probe(kind, Pooled(fit_on), fit_labels, Pooled(fit_on), fit_labels)
     negatives = probes.score(readout, Pooled(states(400, np.zeros(400))))
-    one = monitors.freeze(readout, negatives, task="t", pooling="mean", layer=1, layers=4, seed=0, reads="r", model="m")
+    one = frozen_monitors.freeze(readout, negatives, task="t", pooling="mean", layer=1, layers=4, seed=0, reads="r", model="m")
     seen, judged = change(unlabelled, rng), change(labelled, rng)
     scores = [one.score(Pooled(side))[None] for side in (labelled, judged)]
     panel = Panel((one.name,), labels, np.arange(n) if groups is None else groups, *scores,
@@ -97,7 +91,7 @@ def test_nothing_without_labels_claims_to_repair_a_lost_signal():
     case = planted(lambda x, rng: rng.normal(size=x.shape), n=200, d=120)
     found = mend(case)
     assert (found.chosen, found.monitor) == (None, None)
-    assert {one.method for one in found.tried} == {*mending.MAPS, "threshold", "refit"}
+    assert {one.method for one in found.tried} == {*repair.MAPS, "threshold", "refit"}
     chance = 0.65  # a turn fitted and seen on the same texts agrees in 0.72
     assert all(one.agreement < chance + 0.03 for one in found.tried if not one.uses_labels)
     assert next(one for one in found.tried if one.method == "procrustes").agreement < chance
@@ -118,7 +112,7 @@ def test_where_only_labels_help_a_refit_is_chosen():
     blind = replace(case, before=Pooled(noise), after=Pooled(noise @ TURN), states=(noise, rng.permutation(noise @ TURN)))
     found = mend(blind)
     tried = {one.method: one for one in found.tried}
-    assert all(harm(tried[name].measures) > 2 for name in mending.MAPS)
+    assert all(harm(tried[name].measures) > 2 for name in repair.MAPS)
     assert harm(tried["refit"].measures[2:]) < 1  # by AUROC: its threshold rests on the blind texts
     assert tried["refit"].uses_labels
 
@@ -136,10 +130,10 @@ def test_the_effect_of_the_best_of_many_is_judged_on_rows_that_did_not_choose_it
 def test_groups_stay_together_in_the_halves():
     groups = np.repeat(np.arange(50), 4)
     labels = np.tile([0, 0, 1, 1], 50)
-    half = mending._halves(groups, labels, 0)
+    half = repair._halves(groups, labels, 0)
     assert all(len(set(half[groups == g])) == 1 for g in range(50))
     assert np.bincount(half).tolist() == [100, 100]
-    alone = mending._halves(np.arange(20), np.arange(20) % 2, 1)
+    alone = repair._halves(np.arange(20), np.arange(20) % 2, 1)
     assert [np.bincount(alone[np.arange(20) % 2 == label]).tolist() for label in (0, 1)] == [[5, 5], [5, 5]]
 
 
@@ -186,8 +180,8 @@ def files(tmp_path_factory, tiny):
     given.adapter(folder / "upper", size=1.0, module="model.layers.2.mlp.down_proj")
     given.adapter(folder / "strong", size=0.5)
     options = Options(base="tiny", update="none", fit=str(folder / "fit.jsonl"), labels=str(folder / "labels.csv"))
-    frozen = observation.fit(models.load(tiny), intake.check(options), lambda line: None)
-    monitors.save(frozen, folder / "frozen")
+    frozen = observe.fit(loading.load(tiny), inputs.check_inputs(options), lambda line: None)
+    frozen_monitors.save(frozen, folder / "frozen")
     shutil.copytree(tiny, folder / "same")
     return folder
 
@@ -196,8 +190,8 @@ def files(tmp_path_factory, tiny):
 def quick():
     """Fewer simulated runs: how many are right is told in test_assessment."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sureness, "DRAWS", 20)
-        patch.setattr(sureness, "LEAST", 20)
+        patch.setattr(error_rates, "DRAWS", 20)
+        patch.setattr(error_rates, "LEAST", 20)
         yield
 
 
@@ -211,9 +205,9 @@ def run(files, said=None, **changed):
     """The outcome of a run on the tiny model; its report has the form of one and says nothing that it may not."""
     paths = {"monitors": "frozen", "texts": "texts.txt", "labels": "labels.csv", **changed}
     paths = {k: str(files / v) if isinstance(v, str) and v and (files / v).exists() else v for k, v in paths.items()}
-    found = revalidation.run(Options(**{"base": "tiny", **paths}), (said if said is not None else []).append)
+    found = revalidation_run.run(Options(**{"base": "tiny", **paths}), (said if said is not None else []).append)
     report = found.report
-    report_schema.check(report)
+    schema.check_report(report)
     whole = json.dumps(report, allow_nan=False)
     assert not any(word in whole for word in ("thunder", "breeze", str(files)))
     return found
@@ -251,7 +245,7 @@ def test_a_strong_update_makes_monitors_stale_and_offers_what_repairs_them(files
     asked = [one["name"] for one in report["monitors"] if one["required"]]
     assert asked == ["fit/lda-mean/2"]
     stale = [one for one in report["monitors"] if one["state"] == "stale"]
-    assert all({t["method"] for t in one["repair"]["tried"]} >= {*mending.MAPS, "threshold"} for one in stale)
+    assert all({t["method"] for t in one["repair"]["tried"]} >= {*repair.MAPS, "threshold"} for one in stale)
     assert {one["name"] for one in stale if one["repair"]["chosen"]} == {one.name for one in found.repaired}
     assert found.repaired
     for one in stale:
@@ -260,11 +254,11 @@ def test_a_strong_update_makes_monitors_stale_and_offers_what_repairs_them(files
         aurocs = {tried["method"]: tried["after"]["auroc"] for tried in one["repair"]["tried"]}
         ranked = next(test["after"] for test in one["tests"] if test["measure"] == "auroc")
         assert [aurocs["threshold"], aurocs["centre"]] == pytest.approx([ranked] * 2)  # neither can change an order
-    assert [path.name for path in revalidation.save(found, tmp_path)] == ["repaired"]
-    loaded = monitors.load(tmp_path / "repaired")
+    assert [path.name for path in revalidation_run.save(found, tmp_path)] == ["repaired"]
+    loaded = frozen_monitors.load(tmp_path / "repaired")
     assert {one.hash for one in loaded} == {one.hash for one in found.repaired}
     assert {one.model for one in loaded} == {"strong"}
-    frozen = {one.name: one.hash for one in monitors.load(files / "frozen")}
+    frozen = {one.name: one.hash for one in frozen_monitors.load(files / "frozen")}
     assert all(one.hash != frozen[one.name] for one in loaded)
     moved = report["moved"]
     assert moved["by_layer"][0]["relative_change"] > 0
@@ -303,26 +297,26 @@ def test_the_same_run_gives_the_same_report(files, strong):
 
 
 def test_an_attention_monitor_reads_the_tokens_of_the_texts(files, tiny, tmp_path):
-    language = models.load(tiny)
+    language = loading.load(tiny)
     rows = [Example("t", "train", row["label"], "", row["text"]) for row in given.labelled(40, "fit")]
-    plan = observation.plan(rows, [given.monitor()], 4, 64)
-    found = activations.read(language, replace(plan, tokens=((observation.TASK, 0.5),)))
+    plan = observe.plan(rows, [given.monitor()], 4, 64)
+    found = activations.read(language, replace(plan, tokens=((observe.TASK, 0.5),)))
     tokens = Ragged(found.tokens["texts/2"], found.offsets["texts/2"])
     labels = np.array([row.label for row in rows])
-    readout = probes.fit("attention", tokens, labels, tokens, labels)
+    readout = probes.fit_probe("attention", tokens, labels, tokens, labels)
     negatives = probes.score(readout, tokens)[labels == 0]
-    one = monitors.freeze(
+    one = frozen_monitors.freeze(
         readout, negatives, task="fit", pooling="", layer=2, layers=4, seed=0, reads=given.READS, model="tiny-1"
     )
-    monitors.save([one], tmp_path / "one")
+    frozen_monitors.save([one], tmp_path / "one")
     report = run(files, update="nf4", monitors=str(tmp_path / "one")).report
     assert report["monitors"][0]["kind"] == "attention"
     assert report["monitors"][0]["n"] == 120
 
 
 def test_a_failed_control_shuts_the_gate(files, monkeypatch):
-    failed = sureness.Control("identity", False, "planted")
-    monkeypatch.setattr(sureness, "identity", lambda *_: failed)
+    failed = error_rates.Control("identity", False, "planted")
+    monkeypatch.setattr(error_rates, "identity", lambda *_: failed)
     report = run(files, update="none").report
     assert (report["code"], report["verdict"]["word"]) == (11, "inconclusive")
     assert "identity" in report["verdict"]["reason"]
@@ -362,8 +356,8 @@ def lost(scores, labels, rng):
 )  # fmt: skip
 def test_scores_of_other_monitors_are_judged_by_the_same_rules(tmp_path, change, how, code, state):
     path = scores_file(tmp_path / "s.csv", given.panel(n=400, k=3, change=change), **how)
-    report = revalidation.run(Options(scores=path, required=("m0",)), lambda line: None).report
-    report_schema.check(report)
+    report = revalidation_run.run(Options(scores=path, required=("m0",)), lambda line: None).report
+    schema.check_report(report)
     assert (report["code"], report["monitors"][0]["state"]) == (code, state)
     assert report["monitors"][0]["screening"]["ks"] >= 0
     assert [one["required"] for one in report["monitors"]] == [True, False, False]
@@ -371,23 +365,24 @@ def test_scores_of_other_monitors_are_judged_by_the_same_rules(tmp_path, change,
 
 def test_the_same_scores_give_the_same_report(tmp_path):
     path = scores_file(tmp_path / "s.csv", given.panel(n=100, k=2, change=lost))
-    one, again = (revalidation.run(Options(scores=path), lambda line: None).report for _ in range(2))
+    one, again = (revalidation_run.run(Options(scores=path), lambda line: None).report for _ in range(2))
     assert {**one, "seconds": 0} == {**again, "seconds": 0}
-    other = revalidation.run(Options(scores=path, seed=1), lambda line: None).report
+    other = revalidation_run.run(Options(scores=path, seed=1), lambda line: None).report
     assert {**one, "seconds": 0} != {**other, "seconds": 0}  # the control: another seed draws other samples
 
 
 def test_only_required_monitors_decide(tmp_path):
     path = scores_file(tmp_path / "s.csv", given.panel(n=400, k=3, change=lost))
     codes = {
-        name: revalidation.run(Options(scores=path, required=(name,)), lambda line: None).report["code"] for name in ("m0", "m1")
+        name: revalidation_run.run(Options(scores=path, required=(name,)), lambda line: None).report["code"]
+        for name in ("m0", "m1")
     }
     assert codes == {"m0": 10, "m1": 0}
 
 
 def test_scores_that_did_not_change_are_no_update(tmp_path):
     panel = given.panel(n=60, k=2, noise=0.0)
-    report = revalidation.run(Options(scores=scores_file(tmp_path / "s.csv", panel)), lambda line: None).report
+    report = revalidation_run.run(Options(scores=scores_file(tmp_path / "s.csv", panel)), lambda line: None).report
     assert (report["code"], report["verdict"]["word"]) == (0, "no update")
 
 
@@ -396,8 +391,8 @@ def test_scores_that_did_not_change_are_no_update(tmp_path):
 
 def test_speaking_is_told_by_likelihood_and_by_the_next_token(tiny_model):
     texts = ["polish the lamp by the river", "carry a kettle"]
-    before = observation.speak(tiny_model, texts, 16)
-    assert observation.behaviour((before, before))["next_token_changed"].value == 0
+    before = observe.speak(tiny_model, texts, 16)
+    assert observe.behaviour((before, before))["next_token_changed"].value == 0
     with torch.no_grad():
         ids = tiny_model.tokenizer(texts[0], add_special_tokens=False, return_tensors="pt")["input_ids"][:, :16]
         logits = tiny_model.model(ids).logits[0, :-1].float().log_softmax(-1)
@@ -405,10 +400,10 @@ def test_speaking_is_told_by_likelihood_and_by_the_next_token(tiny_model):
         assert before.totals[0] == pytest.approx(expected, rel=1e-5)
         assert before.likeliest[0].tolist() == logits.argmax(-1).tolist()
         tiny_model.model.model.layers[0].mlp.down_proj.weight.mul_(30)
-    told = observation.behaviour((before, observation.speak(tiny_model, texts, 16)))
+    told = observe.behaviour((before, observe.speak(tiny_model, texts, 16)))
     assert told["next_token_changed"].value > 0
     assert told["perplexity"]["before"] == pytest.approx(np.exp(-before.totals.sum() / told["tokens"]))
-    assert observation.behaviour((observation.speak(tiny_model, ["a"], 16),) * 2) == {"texts": 0}
+    assert observe.behaviour((observe.speak(tiny_model, ["a"], 16),) * 2) == {"texts": 0}
 
 
 # ---------------------------------------------------------------- the real thing
@@ -420,16 +415,16 @@ def test_the_embedded_model_in_nf4_with_monitors_fitted_on_the_spot(tmp_path):
     """Six monitors, 200 + 200 texts: none is shown fine under four bits, and the gate tells how sure it is."""
     with pytest.MonkeyPatch.context() as patch:
         use_real_cache(patch)
-        patch.setattr(sureness, "DRAWS", 200)
+        patch.setattr(error_rates, "DRAWS", 200)
         given.write(tmp_path / "topic.jsonl", given.labelled(200, "fit", words=14))
         given.write(tmp_path / "texts.txt", given.unlabelled(200, words=14))
         given.write(tmp_path / "labels.jsonl", given.labelled(200, words=14))
         lines = []
         options = Options(update="nf4", fit=str(tmp_path / "topic.jsonl"), texts=str(tmp_path / "texts.txt"),
                           labels=str(tmp_path / "labels.jsonl"))  # fmt: skip
-        found = revalidation.run(options, lines.append)
+        found = revalidation_run.run(options, lines.append)
     report = found.report
-    report_schema.check(report)
+    schema.check_report(report)
     assert len(report["monitors"]) == 6
     assert report["code"] in (10, 11)
     assert 0.05 < report["compared"]["update"]["size"] < 0.15

@@ -10,9 +10,9 @@ from scipy.special import ndtr, ndtri
 from sklearn.metrics import roc_auc_score
 from tiers import mostly_slow
 
-from helpers import roc
 from helpers.errors import StudyError
-from helpers.statistics import MARGINS, Estimate, coverage, grouped_bootstrap, holm, newcombe_paired, wilson
+from helpers.stats import roc
+from helpers.stats.intervals import MARGINS, Estimate, coverage, grouped_bootstrap, holm, newcombe_paired, wilson
 
 MARGIN = MARGINS["auroc"]
 DROP = (1, -1)

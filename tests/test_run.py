@@ -16,9 +16,12 @@ import pytest
 import yaml
 from tiers import mostly_slow, slow
 
-from helpers import __main__ as command
-from helpers import chapters, guards, pages, parameters, run, scrubbing
+from helpers import __main__, console
+from helpers.book import pages
 from helpers.errors import StudyError
+from helpers.runner import guards
+from helpers.runner import jobs as study_jobs
+from helpers.study import chapters, parameters
 
 ROOT = Path(__file__).parents[1]
 SHARED = 'profile = "quick"\nmodel = "tiny"\nseed = 0\nthreads = 1\ntext = "plain"\n'
@@ -117,7 +120,7 @@ def told(toy: Path, monkeypatch, capfd):
 
     def tell(*words: str) -> tuple[int, str, str]:
         try:
-            code = command.main(words)
+            code = __main__.main(words)
         except SystemExit as stop:  # argparse's own
             code = stop.code
         said = capfd.readouterr()
@@ -204,13 +207,13 @@ def test_study_runs_skips_and_reruns_only_what_changed(toy):
 
 
 def test_a_changed_first_parameter_changes_all_fingerprints_and_a_second_only_its_own(toy):
-    plan = run.check(toy, "quick")
+    plan = study_jobs.check(toy, "quick")
     old = plan.fingerprints(plan.runs[0])
     (toy / "profiles" / "quick.yaml").write_text("second: 2\n")
-    new = run.check(toy, "quick").fingerprints(plan.runs[0])
+    new = study_jobs.check(toy, "quick").fingerprints(plan.runs[0])
     assert (old["01_first"] == new["01_first"], old["02_second"] == new["02_second"]) == (True, False)
     (toy / "profiles" / "quick.yaml").write_text("first: 2\n")
-    new = run.check(toy, "quick").fingerprints(plan.runs[0])
+    new = study_jobs.check(toy, "quick").fingerprints(plan.runs[0])
     assert (old["01_first"] == new["01_first"], old["02_second"] == new["02_second"]) == (False, False)
 
 
@@ -360,24 +363,24 @@ def test_bad_words_are_refused(toy, told, words, text):
 
 def test_models_are_checked_by_name_folder_and_revision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run.checked_model("tiny") == "tiny"
+    assert study_jobs.checked_model("tiny") == "tiny"
     with pytest.raises(StudyError, match="unknown model 'tinny'; did you mean 'tiny'"):
-        run.checked_model("tinny")
+        study_jobs.checked_model("tinny")
     with pytest.raises(StudyError, match="hub model 'owner/name' has no revision"):
-        run.checked_model("owner/name")
-    assert run.checked_model("Owner/Name@abc") == "owner-name-abc"
+        study_jobs.checked_model("owner/name")
+    assert study_jobs.checked_model("Owner/Name@abc") == "owner-name-abc"
     (tmp_path / "folder").mkdir()
     with pytest.raises(StudyError, match=r"config\.json"):
-        run.checked_model("folder")
+        study_jobs.checked_model("folder")
     with pytest.raises(StudyError, match="expected str, got int 7"):
-        run.checked_model(7)
+        study_jobs.checked_model(7)
 
 
 def test_a_profile_with_several_models_and_seeds_is_several_runs(toy):
     (toy / "profiles" / "many.yaml").write_text("model: [tiny, embedded]\nseed: [0, 1, 2]\n")
-    plan = run.check(toy, "many")
+    plan = study_jobs.check(toy, "many")
     assert [(each.model, each.seed) for each in plan.runs] == [(m, s) for m in ("tiny", "embedded") for s in range(3)]
-    assert [each.seed for each in run.check(toy, "many", ["tiny"], [7]).runs] == [7]
+    assert [each.seed for each in study_jobs.check(toy, "many", ["tiny"], [7]).runs] == [7]
     assert (
         plan.values[plan.runs[1]]["01_first"] | {"model": "tiny", "seed": 1, "profile": "many"}
         == plan.values[plan.runs[1]]["01_first"]
@@ -390,11 +393,11 @@ names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/0
 """
 
 
-def by_hand(plan: run.Plan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
+def by_hand(plan: study_jobs.Plan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
     """Stands for snakemake and its kernels: what each chapter leaves, in an order that keeps to the needs of the jobs."""
     place = plan.root / "build" / "runs" / "plan"
-    listed = [job for each, names in todo.items() for job in run._write_jobs(plan, each, names, outlooks.get(each), place)]
-    run._in_order_of_runs(listed)
+    listed = [job for each, names in todo.items() for job in study_jobs._write_jobs(plan, each, names, outlooks.get(each), place)]
+    study_jobs._in_order_of_runs(listed)
     done: list[str] = []
     while waiting := [job for job in listed if job["stem"] not in done]:
         stem = next(str(job["stem"]) for job in waiting if set(job["needs"]) <= set(done))
@@ -421,11 +424,11 @@ def by_hand(plan: run.Plan, todo, outlooks, jobs: int, cluster: Path | None = No
 
 def in_process(toy: Path, monkeypatch):
     """The states of chapter 11 after a study whose chapters are done by hand."""
-    monkeypatch.setattr(run, "_make", by_hand)
+    monkeypatch.setattr(study_jobs, "_make", by_hand)
     monkeypatch.chdir(toy)
 
     def states(*words: str) -> list[str]:
-        answer = run.study(run.check(toy, "quick", seeds=[int(word) for word in words[1:]]))
+        answer = study_jobs.study(study_jobs.check(toy, "quick", seeds=[int(word) for word in words[1:]]))
         assert answer["code"] == 0
         return [entry["chapters"]["11_all"]["state"] for entry in answer["runs"]]
 
@@ -479,7 +482,7 @@ def test_no_disk_space_is_refused(toy, monkeypatch):
 
 
 def test_committed_results_are_overwritten_only_by_force_which_keeps_the_old(toy):
-    one = run.check(toy, "quick").runs[0]
+    one = study_jobs.check(toy, "quick").runs[0]
     folder = toy / one.folder
     (folder / "status").mkdir(parents=True)
     (folder / "status" / "01_first.json").write_text("{}\n")
@@ -546,14 +549,14 @@ def test_prose_does_not_age_results_and_code_does(tmp_path, monkeypatch):
 
 def test_imports_are_followed():
     assert chapters.imported_helpers(["from helpers import parameters\n%matplotlib inline"]) == ["errors", "parameters"]
-    assert {"guards", "chapters", "parameters", "errors"} <= set(chapters.imported_helpers(["import helpers.guards"]))
+    assert {"guards", "chapters", "parameters", "errors"} <= set(chapters.imported_helpers(["import helpers.runner.guards"]))
     assert chapters.imported_helpers(["import os"]) == []
 
 
 def test_paths_and_hosts_are_scrubbed():
     root, home = Path("/somewhere/project"), "/" + "home/me"
     text = f"in {root}/src/x.py and {sys.prefix}/lib and {home}/deep/secret.txt at https://example.org/home/page, "
-    clean = scrubbing.scrub(f"{text}/tmp/ipykernel_12/3.py", root)
+    clean = console.scrub(f"{text}/tmp/ipykernel_12/3.py", root)
     assert clean == "in ./src/x.py and environment/lib and secret.txt at https://example.org/home/page, cell"
 
 
@@ -563,13 +566,13 @@ def test_the_name_of_a_cell_is_found_as_a_search_from_every_letter_finds_it():
     texts = [name, f"x{name}", f"/a/b/{name}:4", f"{name}/{name}", f"{name}a/b/{name}", f"'c/{name}' d/{name}z/{name}", "a/" * 99]
     texts += [f"\x1b[31m/a/{name}", f"\x1b/a/{name}", f'"/a/{name}"\n{name}', f"/a/{name[:-1]}", f"{'a/' * 99}{name} {name}"]
     for text in texts:
-        assert scrubbing.CELL.sub("cell", text) == plain.sub("cell", text)
+        assert console.CELL.sub("cell", text) == plain.sub("cell", text)
 
 
 def test_scrubbing_a_long_word_takes_time_in_proportion_to_its_length():
     def seconds(length: int) -> float:
         begun = time.process_time()
-        scrubbing.scrub("a/b" * (length // 3), Path("/somewhere/project"))
+        console.scrub("a/b" * (length // 3), Path("/somewhere/project"))
         return time.process_time() - begun
 
     short = min(seconds(10_000) for _ in range(5))
@@ -594,7 +597,7 @@ def test_clean_keeps_committed_results(toy, told):
 
 
 def test_doctor_names_what_differs(tmp_path):
-    from helpers import doctor
+    from helpers.runner import doctor
 
     (tmp_path / "requirements.lock").write_text("# pins\nPyYAML==0.1\nno.such_package==1\n")
     found = doctor.differences(doctor.pins(tmp_path / "requirements.lock"))

@@ -3,10 +3,12 @@
 import pandas as pd
 import pytest
 
-from helpers import measurements, rungs
-from helpers.records import OWN, VALUES
-from helpers.repairs import LADDER
-from helpers.variants import Variant
+from helpers.figures import repair_tables
+from helpers.monitors import repair_ladder
+from helpers.monitors.repairs import LADDER
+from helpers.results import OWN, VALUES
+from helpers.updates import names
+from helpers.updates.names import Variant
 
 COLUMNS = [*OWN["realignment"], *VALUES]
 ALIGNED = Variant("tiny", 0)
@@ -20,7 +22,7 @@ IN_USE = {"privacy-pii": "privacy-pii/logistic-mean/3"}
 def rows(variant: Variant, *found: tuple) -> pd.DataFrame:
     """Rows (task, probe, layer, method, metric, value) of a variant, with an interval around each."""
     table = [(*row[:5], row[5], row[5] - 0.01, row[5] + 0.01, 40) for row in found]
-    return measurements.keyed(variant, pd.DataFrame(table, columns=COLUMNS))
+    return names.keyed(variant, pd.DataFrame(table, columns=COLUMNS))
 
 
 def monitor(method: str, metric: str, value: float) -> tuple:
@@ -58,18 +60,18 @@ def table() -> pd.DataFrame:
 
 def test_the_worst_case_is_that_of_a_real_update_and_of_a_monitor_in_use(table):
     other = rows(NF4, ("toxicity", "lda-last", 3, "none", "alarms_changed", 0.99))
-    case = rungs.worst(pd.concat([table, other], ignore_index=True), IN_USE)
+    case = repair_tables.worst(pd.concat([table, other], ignore_index=True), IN_USE)
     assert (case.task, case.probe, case.layer, case.variant) == ("privacy-pii", "logistic-mean", 3, LORA)
     assert case.words.startswith("privacy-pii (logistic-mean, layer 3) on lora-dialogue")
 
 
 def test_without_thresholds_the_worst_case_is_that_of_the_largest_drop():
     drops = pd.concat([rows(v, monitor("none", "auroc_drop", d)) for v, d in ((NF4, 0.2), (LORA, 0.1))], ignore_index=True)
-    assert rungs.worst(drops, IN_USE).variant == NF4
+    assert repair_tables.worst(drops, IN_USE).variant == NF4
 
 
 def test_by_hand_goes_down_the_ladder_on_that_case_alone(table):
-    shown = rungs.by_hand(table, rungs.worst(table, IN_USE))
+    shown = repair_tables.repair_by_hand(table, repair_tables.worst(table, IN_USE))
     assert shown["rung"].tolist() == ["none", "coral", "refit"]  # the order of the ladder
     assert shown["alarms changed"].tolist()[:2] == ["40 % [39, 41]", "10 % [9, 11]"]
     assert shown["labels"].tolist()[1:] == ["0", "62"]
@@ -77,17 +79,17 @@ def test_by_hand_goes_down_the_ladder_on_that_case_alone(table):
 
 
 def test_means_are_over_updates_and_leave_controls_out(table):
-    none, coral = (rungs.over_updates(table, name, "share_stale") for name in ("none", "coral"))
+    none, coral = (repair_tables.over_updates(table, name, "share_stale") for name in ("none", "coral"))
     assert (none.value, none.n) == (pytest.approx(0.7), 2)
     assert coral.value == pytest.approx(0.2)
     assert none.low <= 0.6 < 0.8 <= none.high  # two updates that differ so much say little
-    shown = rungs.balance(table).set_index("rung")
+    shown = repair_tables.balance(table).set_index("rung")
     assert shown.loc["none", "unfit"].startswith("70 %")
     assert shown.loc["coral", "repaired, of the unfit"] == "–"
 
 
 def test_sentences_name_every_rung_whatever_the_run(table):
-    texts = rungs.sentences(table)
+    texts = repair_tables.repair_sentences(table)
     assert set(texts) == {f"{word}-{name}" for name in LADDER for word in ("unfit", "harmed")}
     assert texts["unfit-coral"].startswith("20 %")
     assert texts["unfit-refit"] == "(not in this run)"
@@ -95,12 +97,12 @@ def test_sentences_name_every_rung_whatever_the_run(table):
 
 def test_restored_variants_stand_with_their_update():
     told = pd.concat([rows(v, share("x", "alarms_restored", 0.1)) for v in (RESTORED, NF4)][:1], ignore_index=True)
-    assert rungs.restored(told) == {LORA: [RESTORED]}
-    assert rungs.restored(told.iloc[:0]) == {}
+    assert repair_ladder.restored(told) == {LORA: [RESTORED]}
+    assert repair_ladder.restored(told.iloc[:0]) == {}
 
 
 def test_the_gates_answers_are_told_in_their_order():
     found = pd.DataFrame([(*share("gate", "unfit_accepted", 0.25)[:5], 0.25, 0.1, 0.5, 20)], columns=COLUMNS)
-    assert rungs.gate(found).to_dict("records") == [
+    assert repair_tables.gate_table(found).to_dict("records") == [
         {"what the gate said, and what came": "realigned, and unfit", "share": "25 % [10, 50]", "n": 20}
     ]

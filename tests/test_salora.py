@@ -7,11 +7,12 @@ import torch
 from tiers import slow
 from torch import nn
 
-from helpers import lowrank, models, quantizers, salora, training
-from helpers.corpora import Row
+from helpers.data.corpora import Row
 from helpers.errors import StudyError
-from helpers.lowrank import LowRank
-from helpers.training import Recipe
+from helpers.models import loading
+from helpers.updates import lora, quantizers, salora, training
+from helpers.updates.lora import LowRank
+from helpers.updates.training import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -22,26 +23,26 @@ RECIPE = Recipe(kind="salora", epochs=2, batch=4, rank=4, lr=1e-3, seed=3)
 IDS = torch.arange(3, 60)[None]
 
 
-def opened(tiny, precision: str = "none", dtype: str = "fp32") -> models.LanguageModel:
+def opened(tiny, precision: str = "none", dtype: str = "fp32") -> loading.LanguageModel:
     """The tiny model, its weights dequantized once from a precision, with the attention that training on a CPU uses."""
-    language = models.load(tiny, dtype)
+    language = loading.load(tiny, dtype)
     quantizers.apply_dequantized(language.model, quantizers.quantize_model(language.model, precision))
     language.model.set_attn_implementation("eager")
     return language
 
 
-def rows_of(language: models.LanguageModel) -> list[training.Example]:
+def rows_of(language: loading.LanguageModel) -> list[training.Example]:
     return training.examples(language.tokenizer, ROWS, RECIPE.limit)
 
 
-def started(language: models.LanguageModel, rank: int = RECIPE.rank) -> dict[str, salora.Start]:
+def started(language: loading.LanguageModel, rank: int = RECIPE.rank) -> dict[str, salora.Start]:
     return salora.starts(language, rank, rows_of(language), SAFETY)
 
 
 @pytest.fixture
 def train(tiny):
     def run(recipe: Recipe = RECIPE, safety=SAFETY, **options) -> training.Tuned:
-        return salora.tune(opened(tiny), ROWS, recipe, safety, **options)
+        return salora.tune_salora(opened(tiny), ROWS, recipe, safety, **options)
 
     return run
 
@@ -50,20 +51,20 @@ def train(tiny):
 def usual(tiny) -> tuple[nn.Module, training.Tuned]:
     """A model that was trained by SaLoRA, still wrapped, and what came out: one run for all that compare with it."""
     language = opened(tiny)
-    return language.model, salora.tune(language, ROWS, RECIPE, SAFETY)
+    return language.model, salora.tune_salora(language, ROWS, RECIPE, SAFETY)
 
 
 @pytest.fixture(scope="module")
-def trained(usual) -> tuple[nn.Module, lowrank.Adapter]:
+def trained(usual) -> tuple[nn.Module, lora.Adapter]:
     """The model, still wrapped, and the adapter that came out."""
-    return usual[0], lowrank.from_peft(usual[1].tensors, 1.0)
+    return usual[0], lora.from_peft(usual[1].tensors, 1.0)
 
 
 @pytest.fixture(scope="module")
-def plain(tiny) -> lowrank.Adapter:
+def plain(tiny) -> lora.Adapter:
     """The control: plain LoRA of the same rows, rank and steps."""
     tuned = training.tune(opened(tiny), ROWS, replace(RECIPE, kind="lora", alpha=RECIPE.rank))
-    return lowrank.from_peft(tuned.tensors, 1.0)
+    return lora.from_peft(tuned.tensors, 1.0)
 
 
 @torch.no_grad()
@@ -124,7 +125,7 @@ def test_the_factors_start_at_the_leading_triplets_of_the_weights(tiny):
 def test_the_directions_are_the_leading_right_singular_vectors_of_x_wt(tiny_model, bias):
     """Oracle: each text alone, without padding, X read before the module, Y = X W^T formed here, all its vectors exact."""
     torch.manual_seed(0)
-    config = models.tiny_config(attention_bias=bias, mlp_bias=bias, num_hidden_layers=2)
+    config = loading.tiny_config(attention_bias=bias, mlp_bias=bias, num_hidden_layers=2)
     model = type(tiny_model.model)(config).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -206,7 +207,7 @@ def test_what_is_trained_is_b_and_a_alone(tiny):
     buffers = {name: t.clone() for name, t in model.named_buffers()}
     loop = training.Loop(model, RECIPE, 2, None, 60.0)
     begun = {name: p.detach().clone() for name, p in loop.named.items()}
-    assert len(begun) == 2 * len(quantizers.linear_names(models.load(tiny).model))
+    assert len(begun) == 2 * len(quantizers.linear_names(loading.load(tiny).model))
     assert {min(p.shape) for p in begun.values()} == {RECIPE.rank}  # not 2r: the other half is fixed
     loop.advance(rows_of(language)[:4], 2, language.device)
     assert not any(torch.equal(p, begun[name]) for name, p in loop.named.items())
@@ -233,15 +234,15 @@ def test_under_autocast_the_projection_stays_float32(tiny):
 @pytest.mark.parametrize("precision", ["none", "nf4"])
 def test_the_update_is_one_plain_lora_of_twice_the_rank(tiny, precision):
     language = opened(tiny, precision)
-    tuned = salora.tune(language, ROWS, RECIPE, SAFETY)
-    adapter = lowrank.from_peft(tuned.tensors, 1.0)
+    tuned = salora.tune_salora(language, ROWS, RECIPE, SAFETY)
+    adapter = lora.from_peft(tuned.tensors, 1.0)
     fresh = opened(tiny, precision)
     before = logits(fresh.model)
     assert list(adapter) == sorted(quantizers.linear_names(fresh.model))
     assert {pair.right.shape[0] for pair in adapter.values()} == {2 * RECIPE.rank}
     assert adapter["model.layers.0.self_attn.k_proj"].left.shape == (64, 8)  # grouped queries: fewer keys
     assert all(t.dtype == torch.float32 and not t.requires_grad for t in tuned.tensors.values())
-    lowrank.attach(fresh.model, adapter)
+    lora.attach(fresh.model, adapter)
     torch.testing.assert_close(logits(fresh.model), logits(language.model), rtol=0, atol=1e-5)
     assert (logits(fresh.model) - before).abs().max() > 1e-2  # control: it is no empty update
 
@@ -271,10 +272,10 @@ def test_bf16_keeps_these_factors_and_would_lose_the_paper_s_own(tiny, trained):
 
 
 @torch.no_grad()
-def outputs(language: models.LanguageModel, adapter: lowrank.Adapter, names: list[str]) -> dict[str, torch.Tensor]:
+def outputs(language: loading.LanguageModel, adapter: lora.Adapter, names: list[str]) -> dict[str, torch.Tensor]:
     """What modules put out at the tokens of the safety prompts, with an adapter attached."""
     found = {name: [] for name in names}
-    model = lowrank.attach(language.model, adapter) if adapter else language.model
+    model = lora.attach(language.model, adapter) if adapter else language.model
     for name in names:
         module = language.model.get_submodule(name)
         module.register_forward_hook(lambda module, inputs, output, name=name: found[name].append(output[0]))
@@ -350,23 +351,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_tensors(train, usual, tmp_p
 def test_what_cannot_be_is_refused_before_the_model_is_touched(tiny):
     language = opened(tiny)
     with refused("rank 65", r"model\.layers\.0\.self_attn\.k_proj", r"\(64, 128\)", "use 1 to 64"):
-        salora.tune(language, ROWS, replace(RECIPE, rank=65), SAFETY)
+        salora.tune_salora(language, ROWS, replace(RECIPE, rank=65), SAFETY)
     with refused("rank 0", "use 1 to"):
-        salora.tune(language, ROWS, replace(RECIPE, rank=0), SAFETY)
+        salora.tune_salora(language, ROWS, replace(RECIPE, rank=0), SAFETY)
     with refused("no safety prompts", "give at least one row"):
-        salora.tune(language, ROWS, RECIPE, [])
+        salora.tune_salora(language, ROWS, RECIPE, [])
     with refused("no rows to train on"):
-        salora.tune(language, [], RECIPE, SAFETY)
+        salora.tune_salora(language, [], RECIPE, SAFETY)
     with refused("'lora'", "use kind=salora"):
-        salora.tune(language, ROWS, replace(RECIPE, kind="lora"), SAFETY)
+        salora.tune_salora(language, ROWS, replace(RECIPE, kind="lora"), SAFETY)
     assert not any("lora" in name for name, _ in language.model.named_modules())
 
 
 def test_a_model_without_numbers_to_start_from_is_refused(tiny):
     headless = replace(opened(tiny), model=nn.Sequential(nn.Embedding(8, 8)))
     with refused("Sequential", "no linear module"):
-        salora.tune(headless, ROWS, RECIPE, SAFETY)
-    packed = models.load(tiny)
+        salora.tune_salora(headless, ROWS, RECIPE, SAFETY)
+    packed = loading.load(tiny)
     quantizers.to_bitsandbytes_(packed.model, "nf4")
     with refused(r"model\.layers\.0\.self_attn\.q_proj", "uint8", "dequantized once"):
-        salora.tune(packed, ROWS, RECIPE, SAFETY)
+        salora.tune_salora(packed, ROWS, RECIPE, SAFETY)

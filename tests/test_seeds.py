@@ -6,8 +6,7 @@ from scipy import stats
 from tiers import mostly_slow
 
 from helpers.errors import StudyError
-from helpers.seeds import mean_of, over_seeds
-from helpers.statistics import Estimate, coverage, mean_interval, wilson
+from helpers.stats.intervals import Estimate, coverage, mean_interval, mean_of, over_seeds, wilson
 
 
 def assert_nominal(found: Estimate, least: float, most: float) -> None:

@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from helpers import lowrank, models, moved_weights, quantizers, signals
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.lowrank import LowRank
-from helpers.signals import SIGNALS
+from helpers.models import loading
+from helpers.staleness import drift_signals
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.updates import lora, moved_weights, quantizers
+from helpers.updates.lora import LowRank
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 SHAPES = [(40, 90), (90, 40), (50, 50)]  # more dimensions than texts, fewer, as many
@@ -56,15 +58,15 @@ def cell():
     changes = moved_weights.weight_changes(
         WEIGHTS, [(n, t + 0.1 * gaussian(*t.shape, seed=9)) for n, t in WEIGHTS.items()], {2: w[:, None]}
     )
-    few = signals.few_labels(labels[:20], before[:20], after[:20], 0.0)
+    few = drift_signals.few_labels(labels[:20], before[:20], after[:20], 0.0)
     return few | {
         "family": "LoRA", "bits": 16.0, "rank": 8.0, "scale": 2.0, "steps": 60.0, "lr": 1e-4,
         "relative_change": moved_weights.relative_change(changes, 2), "output_overlap": moved_weights.output_overlap(changes, 2),
-        "separation": signals.separation(before, labels), "base_auroc": roc_auc_score(labels, before),
-        "principal_share": signals.principal_share(x, w), "mean_shift": signals.mean_shift(x, y, w),
-        "cka": signals.linear_cka(x, y), "covariance_distance": signals.covariance_distance(x, y),
-        "score_ks": signals.score_ks(before, after), "score_psi": signals.score_psi(before, after),
-        "score_correlation": signals.score_correlation(before, after),
+        "separation": drift_signals.separation(before, labels), "base_auroc": roc_auc_score(labels, before),
+        "principal_share": drift_signals.principal_share(x, w), "mean_shift": drift_signals.mean_shift(x, y, w),
+        "cka": drift_signals.linear_cka(x, y), "covariance_distance": drift_signals.covariance_distance(x, y),
+        "score_ks": drift_signals.score_ks(before, after), "score_psi": drift_signals.score_psi(before, after),
+        "score_correlation": drift_signals.score_correlation(before, after),
     }  # fmt: skip
 
 
@@ -106,8 +108,8 @@ def cka_by_hsic(x, y):
 @pytest.mark.parametrize("oracle", [cka_by_columns, cka_by_hsic])
 def test_cka_equals_both_forms_of_the_paper(shape, oracle):
     x, y = pair(shape, noise=2.0)
-    assert signals.linear_cka(x, y) == pytest.approx(oracle(x, y), rel=1e-10)
-    assert 0.05 < signals.linear_cka(x, y) < 0.99
+    assert drift_signals.linear_cka(x, y) == pytest.approx(oracle(x, y), rel=1e-10)
+    assert 0.05 < drift_signals.linear_cka(x, y) < 0.99
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -115,9 +117,9 @@ def test_cka_is_blind_to_rotation_shift_and_scale_and_not_to_other_maps(shape):
     x = pair(shape)[0].double()
     turned = 3.7 * x @ rotation(shape[1]) + 11
     stretched = x * torch.linspace(0.01, 3, shape[1])
-    assert signals.linear_cka(x, x) == pytest.approx(1, abs=1e-12)
-    assert signals.linear_cka(x, turned) == pytest.approx(1, abs=1e-10)
-    assert signals.linear_cka(x, stretched) < 0.9
+    assert drift_signals.linear_cka(x, x) == pytest.approx(1, abs=1e-12)
+    assert drift_signals.linear_cka(x, turned) == pytest.approx(1, abs=1e-10)
+    assert drift_signals.linear_cka(x, stretched) < 0.9
 
 
 @pytest.mark.parametrize("noise", [2.0, 1e-3, 1e-6])
@@ -125,14 +127,14 @@ def test_cka_is_blind_to_rotation_shift_and_scale_and_not_to_other_maps(shape):
 def test_the_covariance_distance_equals_the_direct_one_down_to_tiny_changes(shape, noise):
     x, y = (m.double() for m in pair(shape, noise=noise))
     direct = np.linalg.norm(np.cov(y.T.numpy()) - np.cov(x.T.numpy())) / np.linalg.norm(np.cov(x.T.numpy()))
-    assert signals.covariance_distance(x, y) == pytest.approx(direct, rel=1e-6)
+    assert drift_signals.covariance_distance(x, y) == pytest.approx(direct, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_covariance_distance_is_blind_to_a_shift_and_sees_a_scale(shape):
     x = pair(shape)[0].double()
-    assert signals.covariance_distance(x, x + 5) == pytest.approx(0, abs=1e-12)
-    assert signals.covariance_distance(x, 2 * x) == pytest.approx(3, rel=1e-9)
+    assert drift_signals.covariance_distance(x, x + 5) == pytest.approx(0, abs=1e-12)
+    assert drift_signals.covariance_distance(x, 2 * x) == pytest.approx(3, rel=1e-9)
 
 
 def test_the_mean_shift_gives_back_a_planted_one_with_its_sign():
@@ -140,9 +142,9 @@ def test_the_mean_shift_gives_back_a_planted_one_with_its_sign():
     sd = float((x @ w).std())
     off = gaussian(30, seed=6)
     off -= (off @ w) / (w @ w) * w
-    assert signals.mean_shift(x, x - 1.5 * sd * w / (w @ w), w) == pytest.approx(-1.5, rel=1e-4)
-    assert signals.mean_shift(x, x + 40 * off, w) == pytest.approx(0, abs=1e-3)  # control: a shift off the direction
-    assert signals.mean_shift((x @ w)[:, None], (x @ w + 2 * sd)[:, None], torch.ones(1)) == pytest.approx(2, rel=1e-4)
+    assert drift_signals.mean_shift(x, x - 1.5 * sd * w / (w @ w), w) == pytest.approx(-1.5, rel=1e-4)
+    assert drift_signals.mean_shift(x, x + 40 * off, w) == pytest.approx(0, abs=1e-3)  # control: a shift off the direction
+    assert drift_signals.mean_shift((x @ w)[:, None], (x @ w + 2 * sd)[:, None], torch.ones(1)) == pytest.approx(2, rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -152,32 +154,32 @@ def test_the_principal_share_equals_that_of_the_singular_vectors(shape, k):
     right = np.linalg.svd((x - x.mean(dim=0)).numpy(), full_matrices=False)
     vectors = right[2][right[1] > 1e-9 * right[1][0]][:k]
     expected = np.square(vectors @ w.numpy()).sum() / float(w @ w)
-    assert signals.principal_share(x, w, k) == pytest.approx(expected, rel=1e-8)
+    assert drift_signals.principal_share(x, w, k) == pytest.approx(expected, rel=1e-8)
 
 
 def test_a_planted_direction_lies_in_the_principal_components_and_another_does_not():
     strong, weak = rotation(30)[:2]
     x = 20 * gaussian(200, 1).double() * strong + 0.1 * gaussian(200, 30, seed=1).double()
-    assert signals.principal_share(x, strong, 1) > 0.99
-    assert signals.principal_share(x, weak, 1) < 0.01
-    chance = [signals.principal_share(x, gaussian(30, seed=s), 10) for s in range(60)]
+    assert drift_signals.principal_share(x, strong, 1) > 0.99
+    assert drift_signals.principal_share(x, weak, 1) < 0.01
+    chance = [drift_signals.principal_share(x, gaussian(30, seed=s), 10) for s in range(60)]
     assert np.mean(chance) == pytest.approx(10 / 30, abs=0.04)
 
 
 def test_what_is_undefined_is_nan():
     x, flat = pair((20, 8))[0], torch.ones(20, 8)
     w = gaussian(8)
-    assert math.isnan(signals.linear_cka(x, flat))
-    assert math.isnan(signals.covariance_distance(flat, x))
-    assert math.isnan(signals.mean_shift(flat, x, w))
-    assert math.isnan(signals.principal_share(flat, w))
-    assert math.isnan(signals.principal_share(x, torch.zeros(8)))
-    assert math.isnan(signals.score_psi([1, 1, 1], [1, 2, 3]))
-    assert math.isnan(signals.score_correlation([1, 1, 1], [1, 2, 3]))
-    assert math.isnan(signals.separation([1, 1, 0, 0], [1, 1, 0, 0]))
+    assert math.isnan(drift_signals.linear_cka(x, flat))
+    assert math.isnan(drift_signals.covariance_distance(flat, x))
+    assert math.isnan(drift_signals.mean_shift(flat, x, w))
+    assert math.isnan(drift_signals.principal_share(flat, w))
+    assert math.isnan(drift_signals.principal_share(x, torch.zeros(8)))
+    assert math.isnan(drift_signals.score_psi([1, 1, 1], [1, 2, 3]))
+    assert math.isnan(drift_signals.score_correlation([1, 1, 1], [1, 2, 3]))
+    assert math.isnan(drift_signals.separation([1, 1, 0, 0], [1, 1, 0, 0]))
 
 
-@pytest.mark.parametrize("function", [signals.linear_cka, signals.covariance_distance])
+@pytest.mark.parametrize("function", [drift_signals.linear_cka, drift_signals.covariance_distance])
 def test_other_texts_and_non_finite_activations_are_refused(function):
     x, y = pair((20, 8))
     with refused(NOT_COMPARABLE, r"\(20, 8\)", r"\(19, 8\)", "same texts"):
@@ -201,7 +203,7 @@ SCORES = {
 
 @pytest.mark.parametrize("kind", SCORES)
 def test_ks_is_scipys(kind):
-    assert signals.score_ks(*SCORES[kind]) == pytest.approx(stats.ks_2samp(*SCORES[kind]).statistic, abs=1e-12)
+    assert drift_signals.score_ks(*SCORES[kind]) == pytest.approx(stats.ks_2samp(*SCORES[kind]).statistic, abs=1e-12)
 
 
 def psi_by_loop(before, after, bins=10):
@@ -216,29 +218,29 @@ def psi_by_loop(before, after, bins=10):
 @pytest.mark.parametrize("kind", SCORES)
 def test_psi_equals_the_sum_bin_by_bin_and_is_finite_with_empty_bins(kind):
     before, after = SCORES[kind]
-    assert signals.score_psi(before, after) == pytest.approx(psi_by_loop(before, after), rel=1e-10, abs=1e-12)
-    assert math.isfinite(signals.score_psi(before, after))
+    assert drift_signals.score_psi(before, after) == pytest.approx(psi_by_loop(before, after), rel=1e-10, abs=1e-12)
+    assert math.isfinite(drift_signals.score_psi(before, after))
 
 
 def test_psi_without_a_change_has_the_mean_that_its_docstring_says():
     rng = np.random.default_rng(0)
-    found = [signals.score_psi(rng.standard_normal(400), rng.standard_normal(300)) for _ in range(300)]
+    found = [drift_signals.score_psi(rng.standard_normal(400), rng.standard_normal(300)) for _ in range(300)]
     assert np.mean(found) == pytest.approx(9 * (1 / 400 + 1 / 300), rel=0.15)
-    assert signals.score_psi(*SCORES["same"]) == 0
-    assert signals.score_psi(*SCORES["apart"]) > 1
+    assert drift_signals.score_psi(*SCORES["same"]) == 0
+    assert drift_signals.score_psi(*SCORES["apart"]) > 1
 
 
 def test_the_rank_correlation_is_blind_to_monotone_maps_only():
     before = gaussian(80).numpy()
-    assert signals.score_correlation(before, np.exp(before) + 3) == pytest.approx(1)
-    assert signals.score_correlation(before, -before) == pytest.approx(-1)
+    assert drift_signals.score_correlation(before, np.exp(before) + 3) == pytest.approx(1)
+    assert drift_signals.score_correlation(before, -before) == pytest.approx(-1)
     noisy = np.round(before + gaussian(80, seed=1).numpy(), 1)
-    assert signals.score_correlation(before, noisy) == pytest.approx(stats.spearmanr(before, noisy).statistic)
+    assert drift_signals.score_correlation(before, noisy) == pytest.approx(stats.spearmanr(before, noisy).statistic)
     with refused(NOT_COMPARABLE, "80 and 79"):
-        signals.score_correlation(before, noisy[:79])
+        drift_signals.score_correlation(before, noisy[:79])
 
 
-@pytest.mark.parametrize("function", [signals.score_ks, signals.score_psi, signals.score_correlation])
+@pytest.mark.parametrize("function", [drift_signals.score_ks, drift_signals.score_psi, drift_signals.score_correlation])
 def test_no_scores_and_scores_that_are_not_finite_are_refused(function):
     with refused(2, r"\(0,\)", "one text or more"):
         function([], [1.0])
@@ -248,24 +250,27 @@ def test_no_scores_and_scores_that_are_not_finite_are_refused(function):
 
 def test_the_margin_gives_back_a_planted_distance():
     rng, labels = np.random.default_rng(0), np.arange(20_000) % 2
-    assert signals.separation(rng.standard_normal(20_000) * 3 + 4.5 * labels, labels) == pytest.approx(1.5, abs=0.05)
-    assert signals.separation([0, 2, 4, 6], [0, 0, 1, 1]) == pytest.approx(4 / math.sqrt(2))
+    assert drift_signals.separation(rng.standard_normal(20_000) * 3 + 4.5 * labels, labels) == pytest.approx(1.5, abs=0.05)
+    assert drift_signals.separation([0, 2, 4, 6], [0, 0, 1, 1]) == pytest.approx(4 / math.sqrt(2))
 
 
 def test_few_labels_give_the_drop_and_the_change_of_accuracy():
     labels, before = np.arange(16) % 2, np.arange(16) % 2 + 0.1 * gaussian(16).numpy()
     shifted, noise = before + 5, gaussian(16, seed=2).numpy()
-    assert signals.few_labels(labels, before, before, 0.5) == {"few_drop": 0, "few_accuracy": 0}
+    assert drift_signals.few_labels(labels, before, before, 0.5) == {"few_drop": 0, "few_accuracy": 0}
     # a shift keeps the order and fools the threshold: the two signals see different harm
-    assert signals.few_labels(labels, before, shifted, 0.5) == {"few_drop": 0, "few_accuracy": pytest.approx(-0.5)}
+    assert drift_signals.few_labels(labels, before, shifted, 0.5) == {"few_drop": 0, "few_accuracy": pytest.approx(-0.5)}
     drop = roc_auc_score(labels, before) - roc_auc_score(labels, noise)
-    assert signals.few_labels(labels, before, noise, 0.5)["few_drop"] == pytest.approx(drop)
-    assert math.isnan(signals.few_labels(labels, before, np.zeros(16), 0.5)["few_drop"])  # all tied: no AUROC, not 0.5
+    assert drift_signals.few_labels(labels, before, noise, 0.5)["few_drop"] == pytest.approx(drop)
+    assert math.isnan(drift_signals.few_labels(labels, before, np.zeros(16), 0.5)["few_drop"])  # all tied: no AUROC, not 0.5
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 1], [0, 1, 2]])
 def test_labels_of_one_class_or_another_length_are_refused(labels):
-    for call in (lambda: signals.separation([1, 2, 3], labels), lambda: signals.few_labels(labels, [1, 2, 3], [1, 2, 3], 0)):
+    for call in (
+        lambda: drift_signals.separation([1, 2, 3], labels),
+        lambda: drift_signals.few_labels(labels, [1, 2, 3], [1, 2, 3], 0),
+    ):
         with refused(2, "both 0 and 1"):
             call()
 
@@ -287,10 +292,10 @@ def plain(model):
 
 
 def test_attached_weights_are_the_merged_ones_in_float32(tiny, tiny_model, adapter):
-    merged = models.load(tiny, "fp32").model
+    merged = loading.load(tiny, "fp32").model
     before = plain(merged)
-    lowrank.merge(merged, adapter)
-    found = dict(moved_weights.effective_weights(lowrank.attach(tiny_model.model, adapter)))
+    lora.merge(merged, adapter)
+    found = dict(moved_weights.effective_weights(lora.attach(tiny_model.model, adapter)))
     assert list(found) == list(before)  # the names of the unwrapped model, in its order
     for name, weight in moved_weights.effective_weights(merged):
         torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-6)
@@ -317,7 +322,7 @@ def test_an_adapter_on_some_modules_with_its_own_scale_is_added_there_only(tiny_
 @pytest.mark.parametrize("name", quantizers.BITSANDBYTES)
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "after a forward pass"])
 def test_bitsandbytes_modules_give_their_dequantized_weight(tiny, name, used):
-    model = models.load(tiny).model
+    model = loading.load(tiny).model
     expected = {n: q.dequantize(torch.float32) for n, q in quantizers.quantize_model(model, name).items()}
     quantizers.to_bitsandbytes_(model, name).eval()
     if used:
@@ -332,7 +337,7 @@ def test_bitsandbytes_modules_give_their_dequantized_weight(tiny, name, used):
 
 @pytest.mark.parametrize("name", ["int8", "nf4"])
 def test_an_adapter_beside_quantized_modules_is_added_to_the_dequantized_weight(tiny, name):
-    model = quantizers.to_bitsandbytes_(models.load(tiny).model, name)
+    model = quantizers.to_bitsandbytes_(loading.load(tiny).model, name)
     bare = dict(moved_weights.effective_weights(model))
     wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["o_proj"]))
     layers = {n: wrapped.get_base_model().get_submodule(n) for n in bare if n.endswith("o_proj")}

@@ -14,7 +14,10 @@ import pytest
 from bs4 import BeautifulSoup
 from tiers import slow
 
-from helpers import behaviour, corpora, site, sources, tasks
+from helpers import cache
+from helpers.book import site
+from helpers.data import corpora, tasks
+from helpers.models import behaviour
 
 THEMES = (
     '\n document.documentElement.dataset.mode = localStorage.getItem("mode") || "auto";\n'
@@ -389,10 +392,10 @@ def codes(text: str) -> set[str]:
 @pytest.mark.real
 def test_no_reply_of_the_model_stands_in_the_book(sayings):
     """Replies are not kept, but their hashes are: no line and no paragraph has one of them."""
-    measured = [pd.read_parquet(path) for path in sorted((sources.cache_folder() / "measurements").glob("*.parquet"))]
+    measured = [pd.read_parquet(path) for path in sorted((cache.cache_folder() / "measurements").glob("*.parquet"))]
     replies = {code for table in measured for code in table.loc[table["kind"] == "harmful", "hash"] if code}
     if not replies:
         pytest.skip("no variant was measured with this cache: there are no hashes of replies to look for")
     assert {name: len(codes(text) & replies) for name, text in sayings.items() if codes(text) & replies} == {}
-    reply = behaviour.measure.__doc__.split("\n")[0]  # the control: any sentence, as a reply's hash would be kept
+    reply = behaviour.measure_behaviour.__doc__.split("\n")[0]  # the control: any sentence, as a reply's hash would be kept
     assert hashlib.sha256(reply.encode()).hexdigest()[:12] in codes(f"He said:\n  '{reply}'\nand no more.")

@@ -9,13 +9,19 @@ import pytest
 from bland import refused
 from sklearn.metrics import roc_auc_score
 
-from helpers import activations, behaviour, corpora, freezing, measurements, models, readings, records, roc, sketches, utility
-from helpers.behaviour import PromptSet
+from helpers import results
+from helpers.data import corpora
 from helpers.errors import NOT_COMPARABLE, USAGE
-from helpers.judges import JudgeSettings
-from helpers.sketches import EVERY, Seen
-from helpers.statistics import rate_interval
-from helpers.variants import Parts, Variant, build_variant
+from helpers.models import behaviour, loading, utility
+from helpers.models.behaviour import PromptSet
+from helpers.models.judge_types import JudgeSettings
+from helpers.monitors import fitting, readings, spot_check
+from helpers.monitors.spot_check import Seen
+from helpers.stats import roc
+from helpers.stats.intervals import rate_interval
+from helpers.updates import measurements, names
+from helpers.updates.names import EVERY, Variant
+from helpers.updates.variants import Parts, build_variant
 
 TASKS = ("toxicity", "jailbreak")
 READING = {"monitor_tasks": TASKS, "depths": [0.5, 1.0], "attention": ["toxicity:0.5"], "rows": (8, 20, 10), "limit": 40,
@@ -30,13 +36,13 @@ def note(tiny):
     """What chapter 04 notes: the plan of texts, the monitors' key and the one in use for each task, through JSON."""
     reading = readings.plan(**READING)
     parts = Parts(tiny, tiny)
-    frozen = freezing.fit(activations.stored(parts, ALIGNED, reading), reading, ["logistic", "attention"], 0, parts)
+    frozen = fitting.fit_monitors(measurements.stored(parts, ALIGNED, reading), reading, ["logistic", "attention"], 0, parts)
     chosen = {task: {"monitor": name, "of": len(frozen)} for task, name in CHOSEN.items()}
-    return json.loads(json.dumps({"reading": READING, "monitors": freezing.store(frozen), "chosen": chosen}))
+    return json.loads(json.dumps({"reading": READING, "monitors": fitting.store(frozen), "chosen": chosen}))
 
 
 def sketch(note, split="validation", **changes):
-    return sketches.sketch(note, split, **{**SIZES, "origin": "tiny", **changes})
+    return spot_check.sketch(note, split, **{**SIZES, "origin": "tiny", **changes})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def parts(tiny):
 @pytest.fixture(scope="module")
 def seen(plan, parts):
     """The items of the sketch on the aligned model, and on one of 2-bit weights."""
-    return {variant: sketches.look(plan, build_variant(parts, variant)) for variant in (ALIGNED, CHANGED)}
+    return {variant: spot_check.look(plan, build_variant(parts, variant)) for variant in (ALIGNED, CHANGED)}
 
 
 @pytest.fixture
@@ -72,21 +78,21 @@ def scores(items, monitor):
 
 
 def held(plan, monitor):
-    return readings.rows(plan.reading, monitor.task, plan.split)
+    return readings.rows_of(plan.reading, monitor.task, plan.split)
 
 
 # ---------------------------------------------------------------- the protocol's own numbers
 
 
 def test_its_items_are_those_of_the_protocols_own_calls(plan, parts, seen):
-    language = models.load(parts.aligned)
+    language = loading.load(parts.aligned)
     kinds = {"advbench": "harmful", "edgy": "edgy"}
     counts = {"advbench": SIZES["n_harmful"], "edgy": SIZES["n_edgy"]}
     sets = [PromptSet(n, kinds[n], tuple(corpora.sample(f"{n}/validation", counts[n], "tiny"))) for n in kinds]
-    said = behaviour.measure(language, sets, ["phrases"], JudgeSettings(), SIZES["new_tokens"], "tiny", brief=True)
+    said = behaviour.measure_behaviour(language, sets, ["phrases"], JudgeSettings(), SIZES["new_tokens"], "tiny", brief=True)
     texts = {"dialogue": tuple(corpora.sample("dialogue/test", SIZES["n_summaries"], "tiny"))}
     documents = {"c4": tuple(corpora.sample("c4/test", SIZES["n_documents"], "tiny"))}
-    useful = utility.measure(language, utility.UtilitySets(texts, documents, {}), SIZES["summary_tokens"])
+    useful = utility.measure_utility(language, utility.UtilitySets(texts, documents, {}), SIZES["summary_tokens"])
     expected = pd.concat([said, useful], ignore_index=True)
     found = seen[ALIGNED]
     pd.testing.assert_frame_equal(found[found["kind"] != "monitor"], expected)
@@ -95,8 +101,8 @@ def test_its_items_are_those_of_the_protocols_own_calls(plan, parts, seen):
 
 def test_rates_and_utility_on_test_items_are_those_of_the_full_protocol(note, parts):
     plan = sketch(note, "test")
-    items = sketches.look(plan, build_variant(parts, CHANGED))
-    said = sketches.rows(plan, items, items).set_index(["measured_on", "metric"])
+    items = spot_check.look(plan, build_variant(parts, CHANGED))
+    said = spot_check.spot_check_rows(plan, items, items).set_index(["measured_on", "metric"])
     whole = measurements.protocol(
         SIZES["n_harmful"], SIZES["n_edgy"], SIZES["n_summaries"], SIZES["n_documents"], 1, SIZES["new_tokens"],
         SIZES["summary_tokens"], ("phrases",), "tiny",
@@ -115,9 +121,9 @@ def test_rates_and_utility_on_test_items_are_those_of_the_full_protocol(note, pa
 
 def test_the_monitors_see_the_first_texts_of_the_split_as_chapter_04_reads_them(note, plan, parts, seen):
     whole = readings.plan(**READING)
-    found = readings.in_double(activations.stored(parts, ALIGNED, whole))
+    found = readings.in_double(measurements.stored(parts, ALIGNED, whole))
     for monitor in plan.monitors:
-        rows, own = readings.rows(whole, monitor.task, "validation"), held(plan, monitor)
+        rows, own = readings.rows_of(whole, monitor.task, "validation"), held(plan, monitor)
         first = np.sort(np.concatenate([np.flatnonzero(rows.labels == label)[: SIZES["rows"]] for label in (0, 1)]))
         assert own.labels.tolist() == rows.labels[first].tolist()
         assert own.groups.tolist() == rows.groups[first].tolist()
@@ -130,7 +136,7 @@ def test_it_reads_only_where_its_monitors_read(note, plan):
     assert plan.reading.tokens == (("toxicity", 0.5),)
     pooled = [monitor for monitor in plan.monitors if monitor.pooling]
     assert len(pooled) == 1
-    alone = sketches.restricted(readings.plan(**READING), pooled, "test", 3)
+    alone = spot_check.restricted(readings.plan(**READING), pooled, "test", 3)
     assert (alone.depths, alone.tokens) == ((1.0,), ())
     assert {e.split for e in alone.examples} == {"test"}
     assert pd.Series([(e.task, e.label) for e in alone.examples]).value_counts().eq(3).all()
@@ -138,14 +144,14 @@ def test_it_reads_only_where_its_monitors_read(note, plan):
 
 def test_the_monitors_are_those_that_chapter_04_noted(note, plan):
     assert {monitor.task: monitor.name for monitor in plan.monitors} == CHOSEN
-    assert all(monitor.hash in {m.hash for m in freezing.load(note["monitors"])} for monitor in plan.monitors)
+    assert all(monitor.hash in {m.hash for m in fitting.load_fitted(note["monitors"])} for monitor in plan.monitors)
 
 
 # ---------------------------------------------------------------- against the model they were frozen on
 
 
 def test_nothing_changed_is_exactly_nothing(plan, seen):
-    table = sketches.rows(plan, seen[ALIGNED], seen[ALIGNED])
+    table = spot_check.spot_check_rows(plan, seen[ALIGNED], seen[ALIGNED])
     for metric in ("auroc_drop", "mean_auroc_drop"):
         assert (of(table, metric)[["value", "low", "high"]] == 0).all(axis=None), metric
     (alarms,) = of(table, "alarms_changed").to_dict("records")
@@ -156,7 +162,7 @@ def test_nothing_changed_is_exactly_nothing(plan, seen):
 
 def test_rows_of_monitors_are_those_of_roc_by_hand(plan, seen):
     before, after = seen[ALIGNED], seen[CHANGED]
-    table, drops, changed, units = sketches.rows(plan, after, before), [], [], []
+    table, drops, changed, units = spot_check.spot_check_rows(plan, after, before), [], [], []
     for monitor in plan.monitors:
         rows, first, second = held(plan, monitor), scores(before, monitor), scores(after, monitor)
         drops.append(roc_auc_score(rows.labels, first) - roc_auc_score(rows.labels, second))
@@ -188,7 +194,7 @@ def planted(plan):
 
 
 def told(seen):
-    return pd.DataFrame(sketches.health(seen), columns=sketches.COLUMNS)
+    return pd.DataFrame(spot_check.health(seen), columns=spot_check.COLUMNS)
 
 
 def test_planted_alarms_come_back(planted):
@@ -223,21 +229,21 @@ def test_items_without_a_monitor_are_refused_by_its_name(plan, seen):
     without = seen[ALIGNED][seen[ALIGNED]["judge"] != gone.name]
     for pair in ((without, seen[ALIGNED]), (seen[ALIGNED], without)):
         with refused(NOT_COMPARABLE, f"no scores of monitor {gone.name!r}"):
-            sketches.rows(plan, *pair)
+            spot_check.spot_check_rows(plan, *pair)
 
 
 def test_every_row_keeps_to_the_schema_and_is_told_apart_from_the_full_protocols(plan, seen):
-    table = sketches.rows(plan, seen[CHANGED], seen[ALIGNED])
-    keyed = measurements.keyed(CHANGED, table.assign(module="", layers_changed=0))
-    assert len(records.checked("projection", keyed)) == len(table)
+    table = spot_check.spot_check_rows(plan, seen[CHANGED], seen[ALIGNED])
+    keyed = names.keyed(CHANGED, table.assign(module="", layers_changed=0))
+    assert len(results.checked("projection", keyed)) == len(table)
     chosen_by = {f"{name}/validation" for name in ("advbench", "edgy", *TASKS, EVERY)}
     assert set(table["measured_on"]) == chosen_by | {"dialogue/few", "c4/few"}
 
 
 def test_a_sketch_without_utility_or_edgy_prompts_says_what_it_has(note, parts):
     plan = sketch(note, n_edgy=0, n_summaries=0, n_documents=0)
-    items = sketches.look(plan, build_variant(parts, ALIGNED))
-    table = sketches.rows(plan, items, items)
+    items = spot_check.look(plan, build_variant(parts, ALIGNED))
+    table = spot_check.spot_check_rows(plan, items, items)
     assert set(table["measured_on"]) == {plan.place(name) for name in ("advbench", *TASKS, EVERY)}
 
 
@@ -247,8 +253,8 @@ def test_a_sketch_without_utility_or_edgy_prompts_says_what_it_has(note, parts):
 @pytest.mark.parametrize("origin", ["tiny", pytest.param("embedded", marks=pytest.mark.real)])
 def test_validation_and_test_prompts_share_nothing(origin):
     prompts, groups = {}, {}
-    for split in sketches.SPLITS:
-        sets = sketches.prompt_sets(split, 1000, 1000, origin)
+    for split in spot_check.SPLITS:
+        sets = spot_check.prompt_sets(split, 1000, 1000, origin)
         assert [s.kind for s in sets] == ["harmful", "edgy"]
         assert all(s.rows for s in sets)
         prompts[split] = {row.prompt for s in sets for row in s.rows}
@@ -258,7 +264,7 @@ def test_validation_and_test_prompts_share_nothing(origin):
 
 
 def test_validation_and_test_texts_of_the_monitors_share_nothing(note):
-    texts = {split: {(e.prompt, e.reply) for e in sketch(note, split).reading.examples} for split in sketches.SPLITS}
+    texts = {split: {(e.prompt, e.reply) for e in sketch(note, split).reading.examples} for split in spot_check.SPLITS}
     assert all(texts.values())
     assert not texts["validation"] & texts["test"]
 
@@ -278,12 +284,12 @@ def test_a_sketch_is_taken_once(plan, parts, empty_cache):
         built.append(1)
         return build_variant(parts, ALIGNED)
 
-    first = sketches.take("a model", plan, build)
-    again = sketches.take("a model", plan, lambda: pytest.fail("a model was built again"))
+    first = spot_check.take("a model", plan, build)
+    again = spot_check.take("a model", plan, lambda: pytest.fail("a model was built again"))
     pd.testing.assert_frame_equal(again, first)
     assert built == [1]
     with pytest.raises(pytest.fail.Exception):  # the control: another model's items are not taken for these
-        sketches.take("another model", plan, lambda: pytest.fail("built"))
+        spot_check.take("another model", plan, lambda: pytest.fail("built"))
 
 
 def test_what_is_looked_at_is_in_the_key(note, plan):
@@ -297,10 +303,10 @@ def test_what_is_looked_at_is_in_the_key(note, plan):
 
 
 def test_another_sketch_or_device_does_not_find_the_items(plan, empty_cache, seen):
-    sketches.stored("a model", plan, lambda: seen[ALIGNED])
+    spot_check.stored("a model", plan, lambda: seen[ALIGNED])
     for other, device in ((replace(plan, monitors=plan.monitors[:1]), "cpu"), (plan, "cuda")):
         with pytest.raises(KeyError, match="made"):
-            sketches.stored("a model", other, lambda: (_ for _ in ()).throw(KeyError("made")), device)
+            spot_check.stored("a model", other, lambda: (_ for _ in ()).throw(KeyError("made")), device)
 
 
 def test_no_text_stands_in_the_items(plan, seen):

@@ -5,9 +5,9 @@ import re
 import pytest
 from bland import refused
 
-from helpers import sources, tasks
+from helpers.data import sources, tasks
+from helpers.data.pii_templates import IMPERSONAL, NOUNS, SLOT, checked, filled, generic
 from helpers.errors import REFUSED
-from helpers.slots import IMPERSONAL, NOUNS, SLOT, checked, filled, generic
 
 
 @pytest.mark.real

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import sources
+from helpers import cache as cache_files
+from helpers.data import sources
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
 
 SRC = Path(sources.__file__).resolve().parents[1]
@@ -364,13 +365,13 @@ def test_without_any_pip_the_remedy_is_said(wheel, cache, use, monkeypatch):
 def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("AFTER_UPDATE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.cache_folder() == tmp_path / "after-the-update"
+    assert cache_files.cache_folder() == tmp_path / "after-the-update"
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources.cache_folder() == tmp_path / ".cache" / "after-the-update"
+    assert cache_files.cache_folder() == tmp_path / ".cache" / "after-the-update"
     (tmp_path / ".cache").write_text("a file in the way")
-    assert sources.cache_folder() == SRC.parent / ".cache"
+    assert cache_files.cache_folder() == SRC.parent / ".cache"
 
 
 def test_a_wrong_name_suggests_the_nearest():

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from bland import refused, row, sound, things
 
+from helpers.data.splits import SPLITS, Example, check, in_splits, leaks, linked
 from helpers.errors import REFUSED
-from helpers.splits import SPLITS, Example, check, in_splits, leaks, linked
 
 # ---------------------------------------------------------------- groups and splits
 

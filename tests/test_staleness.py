@@ -7,14 +7,22 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from helpers import activations, freezing, measurements, models, readings, records, roc, staleness, verdicts
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.monitors import Monitor
-from helpers.names import CONTROL
-from helpers.probes import PROBES
-from helpers.readings import LINEAR, TURNED
-from helpers.statistics import MARGINS, rate_interval
-from helpers.variants import Parts, Variant
+from helpers.figures import staleness_tables
+from helpers.models import loading
+from helpers.monitors import fitting, readings
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.probes import PROBES
+from helpers.monitors.readings import LINEAR, TURNED
+from helpers.staleness import drops as staleness_drops
+from helpers.stats import intervals, roc
+from helpers.stats.intervals import MARGINS, rate_interval
+from helpers.updates import measurements
+from helpers.updates import names as update_names
+from helpers.updates import variants as model_variants
+from helpers.updates.names import CONTROL, Variant
+from helpers.updates.variants import Parts
 
 TASK = "toxicity"
 READING = planted.plan(TASK, attention=True)
@@ -54,13 +62,13 @@ def frozen(tiny):
 
 @pytest.fixture(scope="module")
 def reference(frozen):
-    return staleness.references(frozen, BASE, READING)[TASK]
+    return staleness_drops.references(frozen, BASE, READING)[TASK]
 
 
 @pytest.fixture(scope="module")
 def compared(reference):
     """Rows and scores of every planted variant."""
-    return {name: staleness.compare(reference, found, READING) for name, found in SEEN.items()}
+    return {name: staleness_drops.compare(reference, found, READING) for name, found in SEEN.items()}
 
 
 def of(compared, variant: str, metric: str, kinds=tuple(k for k in PROBES if k != CONTROL)) -> pd.DataFrame:
@@ -126,8 +134,8 @@ def test_a_turned_signal_makes_monitors_stale_and_leaves_the_refit_whole(compare
         assert ((refit["low"] <= 0) & (refit["high"] >= 0)).all()
         same = of(compared, "same", "refit_auroc", LINEAR)["value"].to_numpy()
         np.testing.assert_allclose(of(compared, variant, "refit_auroc", LINEAR)["value"], same, atol=2e-3)
-    rows = freezing.rows([m for m in frozen if m.kind in TURNED], BASE, READING)
-    noise = max(verdicts.resampled_angles(rows).values())
+    rows = fitting.monitor_rows([m for m in frozen if m.kind in TURNED], BASE, READING)
+    noise = max(staleness_tables.resampled_angles(rows).values())
     angles = of(compared, variant, "direction_angle", TURNED)
     assert 5 < noise < 40
     assert (angles["low"] > noise).all()
@@ -170,8 +178,8 @@ def test_a_lost_signal_is_lost_to_the_refit_too(compared):
 
 @pytest.mark.parametrize("variant", SEEN)
 def test_every_row_keeps_to_the_schema(compared, variant):
-    table = measurements.keyed(Variant("tiny", precision="nf4"), compared[variant][0])
-    valid = records.checked("staleness", table)
+    table = update_names.keyed(Variant("tiny", precision="nf4"), compared[variant][0])
+    valid = results.checked("staleness", table)
     assert len(valid) == len(table) > 50
     flags = valid[valid["metric"].str.startswith("stale_")]
     assert flags[["value", "low", "high"]].isin([0, 1]).all(axis=None)
@@ -202,9 +210,9 @@ def test_tied_scores_have_no_ranking_and_stop_nothing(compared, reference):
 def test_one_monitor_without_a_ranking_leaves_the_others_theirs(reference):
     scores = reference.scores.copy()
     scores[0] = 1.0
-    mean = staleness.mean_drop(reference, reference.scores, scores)
+    mean = staleness_drops.mean_drop(reference, reference.scores, scores)
     assert (mean.value, mean.n) == (0.0, len(reference.test.labels))
-    assert np.isnan(staleness.mean_drop(reference, scores * 0, scores).value)
+    assert np.isnan(staleness_drops.mean_drop(reference, scores * 0, scores).value)
 
 
 # ---------------------------------------------------------------- flags
@@ -213,9 +221,9 @@ def test_one_monitor_without_a_ranking_leaves_the_others_theirs(reference):
 @pytest.mark.parametrize("value", np.linspace(-0.05, 0.25, 31))
 @pytest.mark.parametrize("half", [0.0, 0.02, 0.08])
 def test_a_flag_lies_between_the_answers_of_its_ends(reference, value, half):
-    drop = roc.Contrast(roc.Estimate(value, value - half, value + half, 120), max(half / 2, 1e-3), 59.0)
-    found = staleness._ranking(reference, reference.scores[0], drop)
-    for name, size in staleness.DROPS.items():
+    drop = roc.Contrast(intervals.Estimate(value, value - half, value + half, 120), max(half / 2, 1e-3), 59.0)
+    found = staleness_drops._ranking(reference, reference.scores[0], drop)
+    for name, size in staleness_drops.DROPS.items():
         flag = found[f"stale_auroc_{name}"]
         assert flag.low <= flag.value <= flag.high
         assert flag.value == (value >= size and value - half > 0)
@@ -252,8 +260,8 @@ def test_too_few_negatives_give_no_threshold_and_no_alarm_rows(tiny):
     reading = planted.plan(TASK, pairs=(20, 18, 20), depths=(0.5,))  # no text of 18 stands for 5 %
     found = planted.activations(reading)
     frozen = planted.monitors(found, reading, tiny, ["logistic", "lda"])
-    (reference,) = staleness.references(frozen, found, reading).values()
-    table, _ = staleness.compare(reference, found, reading)
+    (reference,) = staleness_drops.references(frozen, found, reading).values()
+    table, _ = staleness_drops.compare(reference, found, reading)
     assert {"auroc_drop", "share_stale_auroc_05"} <= set(table["metric"])
     assert not table["metric"].str.contains("tpr|fpr").any()
 
@@ -262,11 +270,11 @@ def test_tasks_are_compared_apart_and_repeat_exactly(tiny):
     reading = planted.plan(TASK, "jailbreak", pairs=(20, 20, 20), depths=(0.5,))
     found, after = planted.activations(reading), planted.activations(reading, axis=3)
     frozen = planted.monitors(found, reading, tiny, ["logistic", "mlp"])
-    references = staleness.references(frozen, found, reading)
+    references = staleness_drops.references(frozen, found, reading)
     assert list(references) == [TASK, "jailbreak"]
-    alone = staleness.references([m for m in frozen if m.task == "jailbreak"], found, reading)
+    alone = staleness_drops.references([m for m in frozen if m.task == "jailbreak"], found, reading)
     assert list(alone) == ["jailbreak"]
-    tables = [staleness.compare(r["jailbreak"], after, reading)[0] for r in (references, alone)]
+    tables = [staleness_drops.compare(r["jailbreak"], after, reading)[0] for r in (references, alone)]
     pd.testing.assert_frame_equal(*tables)
     assert set(tables[0]["task"]) == {"jailbreak"}
 
@@ -279,21 +287,21 @@ def small(tiny):
     """Parts, aligned variant, a plan, and monitors frozen on the tiny model."""
     parts, aligned = Parts(tiny, tiny), Variant("tiny")
     reading = readings.plan([TASK], [0.5, 1.0], [f"{TASK}:0.5"], (8, 20, 10), 60, "tiny")
-    found = activations.stored(parts, aligned, reading)
+    found = measurements.stored(parts, aligned, reading)
     kinds = ["logistic", "mean-difference", "attention"]
-    return parts, aligned, reading, freezing.fit(found, reading, kinds, 0, parts)
+    return parts, aligned, reading, fitting.fit_monitors(found, reading, kinds, 0, parts)
 
 
 def test_a_variant_is_built_once_and_then_read_from_the_cache(small, monkeypatch):
     parts, aligned, reading, frozen = small
     variants, built, steps = [Variant("tiny", adapter="identity"), Variant("tiny", precision="rtn-2")], [], []
-    real = staleness.build_variant
-    monkeypatch.setattr(staleness, "build_variant", lambda parts, variant: built.append(variant) or real(parts, variant))
-    first, second = (staleness.observe(parts, aligned, variants, frozen, reading, progress=steps.append) for _ in range(2))
+    real = model_variants.build_variant
+    monkeypatch.setattr(staleness_drops, "build_variant", lambda parts, variant: built.append(variant) or real(parts, variant))
+    first, second = (staleness_drops.observe(parts, aligned, variants, frozen, reading, progress=steps.append) for _ in range(2))
     assert built == variants  # the second time nothing is built
     assert steps == 2 * ["identity", "rtn-2"]
     pd.testing.assert_frame_equal(first.table, second.table)
-    table = records.checked("staleness", first.table)
+    table = results.checked("staleness", first.table)
     drops = table[table["metric"].isin(["auroc_drop", "refit_drop", "direction_angle"])]
     assert (drops.loc[drops["adapter"] == "identity", ["value", "low", "high"]] == 0).all(axis=None)
     assert drops.loc[drops["precision"] == "rtn-2", "value"].abs().max() > 0
@@ -304,12 +312,12 @@ def test_a_variant_is_built_once_and_then_read_from_the_cache(small, monkeypatch
 def test_classes_of_equal_means_have_no_direction_and_stop_nothing(tiny):
     parts, aligned = Parts(tiny, tiny), Variant("tiny")
     reading = readings.plan([TASK], [0.5], [], (8, 20, 10), 8, "tiny")  # so short that the two texts of a pair are the same
-    found = activations.stored(parts, aligned, reading)
-    frozen = freezing.fit(found, reading, ["mean-difference", "logistic"], 0, parts)
-    rows = freezing.rows(frozen, found, reading)
+    found = measurements.stored(parts, aligned, reading)
+    frozen = fitting.fit_monitors(found, reading, ["mean-difference", "logistic"], 0, parts)
+    rows = fitting.monitor_rows(frozen, found, reading)
     assert not rows.query("probe == 'mean-difference-mean'")["metric"].isin(["auroc", "resampled_angle"]).any()
-    (reference,) = staleness.references(frozen, found, reading).values()
-    table, _ = staleness.compare(reference, found, reading)
+    (reference,) = staleness_drops.references(frozen, found, reading).values()
+    table, _ = staleness_drops.compare(reference, found, reading)
     assert "auroc_undefined" in set(table.query("probe == 'mean-difference-mean'")["metric"])
     assert "direction_angle" not in set(table.query("probe == 'mean-difference-mean'")["metric"])
 
@@ -318,12 +326,12 @@ def test_the_monitors_refuse_a_model_that_reads_otherwise(small, monkeypatch):
     parts, _, _, frozen = small
 
     def other(parts, variant):
-        language = models.load(parts.aligned)
+        language = loading.load(parts.aligned)
         language.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
         return language
 
-    monkeypatch.setattr(staleness, "build_variant", other)
+    monkeypatch.setattr(staleness_drops, "build_variant", other)
     with pytest.raises(StudyError, match=r"reads is .*; fit it on this model") as error:
-        staleness._built(parts, Variant("tiny"), frozen)
+        staleness_drops._built(parts, Variant("tiny"), frozen)
     assert error.value.code == NOT_COMPARABLE
     assert "\n" not in str(error.value)

@@ -11,8 +11,8 @@ from test_figures import check_texts, drawing, points  # noqa: F401
 from test_monitor_figures import FULL, RNG, SIZES, SMALL, TASKS, check_page, check_same, drawing_functions, ends, row, said
 from tiers import mostly_slow
 
-from helpers import monitor_figures as mf
-from helpers import staleness_figures as sf
+from helpers.figures import staleness as staleness_figures
+from helpers.figures.drawing import layout
 
 BITS = pd.Series({"bf16": 16, "int8": 8.03, "nf4": 4.5, "rtn-8": 8.13, "rtn-4": 4.13, "rtn-3": 3.13, "rtn-2": 2.13})
 SEVERITY = {
@@ -68,7 +68,7 @@ def with_dose(size, kinds=("rank", "steps")):
     return pd.concat([staleness(size), pd.DataFrame(rows)], ignore_index=True)
 
 
-def interaction(size, measures=tuple(sf.MEASURES), adapters=("lora-dialogue", "lora-dialogue-harm10")):
+def interaction(size, measures=tuple(staleness_figures.MEASURES), adapters=("lora-dialogue", "lora-dialogue-harm10")):
     rng = RNG(3)
     cells = itertools.product(adapters, measures, (*size.tasks, "all"))
     return pd.DataFrame(
@@ -87,22 +87,24 @@ def scores(shift=1.0, n=200):
 LONG = "lora-dialogue-harm10 · bf16→nf4 merged-requantized"
 RESAMPLED = {"logistic-mean": 21.0, "mean-difference-mean": 8.0}
 SIZED = {
-    "heat_map": lambda s: sf.heat_map(staleness(s), s.order),
-    "three_definitions": lambda s: sf.three_definitions(staleness(s), s.order),
-    "frozen_and_refit": lambda s: sf.frozen_and_refit(staleness(s), s.order),
-    "angles": lambda s: sf.angles(staleness(s), s.order, RESAMPLED),
-    "dose": lambda s: sf.dose(with_dose(s), BITS),
-    "interaction_dots": lambda s: sf.interaction_dots(interaction(s)),
+    "heat_map": lambda s: staleness_figures.heat_map(staleness(s), s.order),
+    "three_definitions": lambda s: staleness_figures.three_definitions(staleness(s), s.order),
+    "frozen_and_refit": lambda s: staleness_figures.frozen_and_refit(staleness(s), s.order),
+    "angles": lambda s: staleness_figures.angles(staleness(s), s.order, RESAMPLED),
+    "dose": lambda s: staleness_figures.drop_by_dose(with_dose(s), BITS),
+    "interaction_dots": lambda s: staleness_figures.interaction_dots(interaction(s)),
 }
 DRAWN = {
     f"{name}, {size}": (lambda f=f, s=s: f(s)) for (name, f), (size, s) in itertools.product(SIZED.items(), SIZES.items())
 } | {
-    "dose, bits only": lambda: sf.dose(staleness(FULL), BITS),
-    "dose, rank only": lambda: sf.dose(with_dose(SMALL, ("rank",)), BITS),
-    "interaction_dots, one measure": lambda: sf.interaction_dots(interaction(SMALL, ("interaction",), ("lora-dialogue",))),
-    "score_histograms, full": lambda: sf.score_histograms(*scores(), ("aligned", LONG)),
-    "score_histograms, small": lambda: sf.score_histograms(*scores(n=15), groups=np.tile(np.arange(15), 2)),
-    "score_histograms, far off": lambda: sf.score_histograms(*scores(shift=400.0)),
+    "dose, bits only": lambda: staleness_figures.drop_by_dose(staleness(FULL), BITS),
+    "dose, rank only": lambda: staleness_figures.drop_by_dose(with_dose(SMALL, ("rank",)), BITS),
+    "interaction_dots, one measure": lambda: staleness_figures.interaction_dots(
+        interaction(SMALL, ("interaction",), ("lora-dialogue",))
+    ),
+    "score_histograms, full": lambda: staleness_figures.score_histograms(*scores(), ("aligned", LONG)),
+    "score_histograms, small": lambda: staleness_figures.score_histograms(*scores(n=15), groups=np.tile(np.arange(15), 2)),
+    "score_histograms, far off": lambda: staleness_figures.score_histograms(*scores(shift=400.0)),
 }
 
 
@@ -124,14 +126,14 @@ def test_no_text_is_cut_or_covered_and_n_is_said(name):
 
 
 def test_every_public_function_that_draws_is_among_them():
-    assert drawing_functions(sf) == {name.split(",")[0] for name in DRAWN}
+    assert drawing_functions(staleness_figures) == {name.split(",")[0] for name in DRAWN}
 
 
 # what each figure of a whole run must show: the metric or metrics, and along which axis
 WHOLE = {
-    "three_definitions": (staleness, [f"share_{flag}" for flag in sf.DEFINITIONS], 0),
+    "three_definitions": (staleness, [f"share_{flag}" for flag in staleness_figures.DEFINITIONS], 0),
     "angles": (lambda s: staleness(s).query("probe in @sf.TURNED"), ["direction_angle"], 0),
-    "interaction_dots": (interaction, list(sf.MEASURES), 0),
+    "interaction_dots": (interaction, list(staleness_figures.MEASURES), 0),
 }
 
 
@@ -148,19 +150,24 @@ def test_every_value_is_drawn_with_its_interval(name, size):
 
 def test_curves_of_doses_are_drawn_with_their_intervals():
     rows = with_dose(FULL)
-    rows = rows[(rows["metric"] == "mean_auroc_drop") & (rows["precision"].isin(sf.ROUNDED) | rows["adapter"].str.contains("-"))]
+    rows = rows[
+        (rows["metric"] == "mean_auroc_drop")
+        & (rows["precision"].isin(staleness_figures.ROUNDED) | rows["adapter"].str.contains("-"))
+    ]
     found, _ = ends(drawn("dose, full"), 1)
     assert len(rows) == 5 * (4 + 5 + 3)
     assert found == pytest.approx(sorted([*rows["low"], *rows["high"]]))
 
 
 EMPTY = {
-    "heat_map": lambda: sf.heat_map(staleness(SMALL), ["another"]),
-    "three_definitions": lambda: sf.three_definitions(staleness(SMALL), ["another"]),
-    "frozen_and_refit": lambda: sf.frozen_and_refit(staleness(SMALL).query("metric != 'refit_auroc'"), SMALL.order),
-    "angles": lambda: sf.angles(staleness(SMALL).query("metric != 'direction_angle'"), SMALL.order, RESAMPLED),
-    "dose": lambda: sf.dose(staleness(SMALL), BITS),
-    "interaction_dots": lambda: sf.interaction_dots(interaction(SMALL).query("probe != 'all'")),
+    "heat_map": lambda: staleness_figures.heat_map(staleness(SMALL), ["another"]),
+    "three_definitions": lambda: staleness_figures.three_definitions(staleness(SMALL), ["another"]),
+    "frozen_and_refit": lambda: staleness_figures.frozen_and_refit(
+        staleness(SMALL).query("metric != 'refit_auroc'"), SMALL.order
+    ),
+    "angles": lambda: staleness_figures.angles(staleness(SMALL).query("metric != 'direction_angle'"), SMALL.order, RESAMPLED),
+    "dose": lambda: staleness_figures.drop_by_dose(staleness(SMALL), BITS),
+    "interaction_dots": lambda: staleness_figures.interaction_dots(interaction(SMALL).query("probe != 'all'")),
 }
 
 
@@ -174,12 +181,12 @@ def test_what_was_not_measured_is_said(name):
 def test_the_order_of_a_tables_rows_changes_nothing(name):
     tables = {"dose": with_dose, "interaction_dots": interaction}
     draw = {
-        "heat_map": lambda t: sf.heat_map(t, SMALL.order),
-        "three_definitions": lambda t: sf.three_definitions(t, SMALL.order),
-        "frozen_and_refit": lambda t: sf.frozen_and_refit(t, SMALL.order),
-        "angles": lambda t: sf.angles(t, SMALL.order, RESAMPLED),
-        "dose": lambda t: sf.dose(t, BITS),
-        "interaction_dots": sf.interaction_dots,
+        "heat_map": lambda t: staleness_figures.heat_map(t, SMALL.order),
+        "three_definitions": lambda t: staleness_figures.three_definitions(t, SMALL.order),
+        "frozen_and_refit": lambda t: staleness_figures.frozen_and_refit(t, SMALL.order),
+        "angles": lambda t: staleness_figures.angles(t, SMALL.order, RESAMPLED),
+        "dose": lambda t: staleness_figures.drop_by_dose(t, BITS),
+        "interaction_dots": staleness_figures.interaction_dots,
     }[name]
     table = tables.get(name, staleness)(SMALL)
     if name == "interaction_dots":
@@ -189,7 +196,7 @@ def test_the_order_of_a_tables_rows_changes_nothing(name):
 
 def test_the_same_table_gives_the_same_picture(tmp_path):
     for name in "ab":
-        sf.heat_map(staleness(SMALL), SMALL.order).savefig(tmp_path / f"{name}.svg", metadata={"Date": None})
+        staleness_figures.heat_map(staleness(SMALL), SMALL.order).savefig(tmp_path / f"{name}.svg", metadata={"Date": None})
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -198,7 +205,7 @@ def test_the_same_table_gives_the_same_picture(tmp_path):
 
 def test_the_histograms_say_what_the_frozen_threshold_does():
     before, after, labels, threshold = scores()
-    figure = sf.score_histograms(before, after, labels, threshold, ("aligned", LONG))
+    figure = staleness_figures.score_histograms(before, after, labels, threshold, ("aligned", LONG))
     for ax, values in zip(figure.axes, (before, after), strict=True):
         flagged, (words,) = values > threshold, [text.get_text().split("\n") for text in ax.texts]
         assert words[0].startswith(f"AUROC {roc_auc_score(labels, values):.2f} [")
@@ -212,8 +219,8 @@ def test_the_histograms_say_what_the_frozen_threshold_does():
 def test_groups_widen_the_intervals_beside_the_histograms():
     before, after, labels, threshold = scores()
     groups = np.tile(np.arange(200) // 20, 2)
-    alone = sf.score_histograms(before, after, labels, threshold).axes[1].texts[0].get_text()
-    grouped = sf.score_histograms(before, after, labels, threshold, groups=groups).axes[1].texts[0].get_text()
+    alone = staleness_figures.score_histograms(before, after, labels, threshold).axes[1].texts[0].get_text()
+    grouped = staleness_figures.score_histograms(before, after, labels, threshold, groups=groups).axes[1].texts[0].get_text()
     assert alone.split("[")[0] == grouped.split("[")[0]
     assert alone != grouped
 
@@ -225,10 +232,10 @@ def test_variants_stand_in_the_order_given_with_their_families_together():
     table = staleness(SMALL)
     mixed = [SMALL.order[i] for i in (3, 0, 2, 1)]
     table.loc[table["label"] == mixed[1], "family"] = "LoRA"
-    figure = sf.three_definitions(table, mixed)
+    figure = staleness_figures.three_definitions(table, mixed)
     rows = [text.get_text().replace(" ·\n", " · ") for text in figure.axes[0].get_yticklabels()]
     assert rows == [mixed[0], mixed[1], mixed[2], mixed[3]]
-    figure = sf.three_definitions(table, [mixed[1], mixed[0], mixed[2], mixed[3]])
+    figure = staleness_figures.three_definitions(table, [mixed[1], mixed[0], mixed[2], mixed[3]])
     rows = [text.get_text().replace(" ·\n", " · ") for text in figure.axes[0].get_yticklabels()]
     assert rows == [mixed[1], mixed[2], mixed[0], mixed[3]]
     assert [text.get_text() for text in figure.axes[-1].texts] == ["LoRA", "QLoRA", "quantization"]
@@ -236,7 +243,7 @@ def test_variants_stand_in_the_order_given_with_their_families_together():
 
 def test_a_variant_stands_in_its_own_row():
     table = staleness(SMALL)
-    (left, *_) = sf.three_definitions(table, SMALL.order).axes
+    (left, *_) = staleness_figures.three_definitions(table, SMALL.order).axes
     for x, y in points(left):
         near = table[(table["label"] == SMALL.order[round(y)]) & (table["metric"] == "share_stale_auroc_05")]
         assert np.isclose(near["value"], x).any()
@@ -266,7 +273,7 @@ def test_a_cell_not_measured_is_said_and_a_collapse_does_not_bleach_the_rest():
     table = staleness(SMALL)
     gone = (table["label"] == "nf4") & (table["task"] == "harmful-request")
     table.loc[(table["label"] == "identity") & (table["metric"] == "mean_auroc_drop"), ["value", "low", "high"]] = 0.45, 0.4, 0.5
-    figure = sf.heat_map(table[~gone], SMALL.order)
+    figure = staleness_figures.heat_map(table[~gone], SMALL.order)
     check_texts(figure)
     assert [text.get_text() for text in figure.axes[0].texts].count("not measured") == 1
     assert figure.axes[0].images[0].get_clim() == (-0.3, 0.3)
@@ -276,7 +283,7 @@ def test_frozen_and_refit_probes_are_means_over_the_same_layers():
     table = staleness(FULL).query("task == 'toxicity'")
     one = (table["task"] == "toxicity") & (table["label"] == "nf4")
     dropped = table[~(one & (table["metric"] == "refit_auroc") & (table["layer"] > 2))]
-    figure = sf.frozen_and_refit(dropped, FULL.order)
+    figure = staleness_figures.frozen_and_refit(dropped, FULL.order)
     assert [len(points(ax)) for ax in figure.axes] == [2 * 29]
     (ax,), row = figure.axes, FULL.order.index("nf4")
     here = one & table["probe"].isin(["logistic-mean", "logistic-last"]) & (table["layer"] <= 2)
@@ -288,17 +295,17 @@ def test_frozen_and_refit_probes_are_means_over_the_same_layers():
 
 
 def test_the_auroc_before_the_update_is_the_frozen_one_plus_its_drop():
-    for ax in sf.frozen_and_refit(staleness(SMALL), SMALL.order).axes:
+    for ax in staleness_figures.frozen_and_refit(staleness(SMALL), SMALL.order).axes:
         (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
         assert line.get_xdata() == pytest.approx([0.92, 0.92])  # planted
 
 
 def test_angles_are_compared_with_other_training_texts():
-    figure = sf.angles(staleness(SMALL), SMALL.order, pd.Series(RESAMPLED))
+    figure = staleness_figures.angles(staleness(SMALL), SMALL.order, pd.Series(RESAMPLED))
     for ax, angle in zip(figure.axes, RESAMPLED.values(), strict=True):
         assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [angle]
         assert "dashed" in ax.get_xlabel()
-    far = sf.angles(staleness(SMALL), SMALL.order, {"logistic-mean": 150.0})
+    far = staleness_figures.angles(staleness(SMALL), SMALL.order, {"logistic-mean": 150.0})
     assert min(ax.get_xlim()[1] for ax in far.axes) > 150
     assert "dashed" not in far.axes[1].get_xlabel()
 
@@ -317,14 +324,14 @@ def test_each_dose_has_a_panel_and_the_unquantized_model_stands_at_zero():
     assert [text.get_text() for text in rank.get_xticklabels()] == ["2", "4", "8", "16", "32"]
     assert [text.get_text() for text in steps.get_xticklabels()] == ["10", "40", "160"]
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
-    assert len(sf.dose(with_dose(SMALL, ("steps",)), BITS).axes) == 1
-    assert len(sf.dose(with_dose(FULL, ("rank",)), BITS).axes) == 2
+    assert len(staleness_figures.drop_by_dose(with_dose(SMALL, ("steps",)), BITS).axes) == 1
+    assert len(staleness_figures.drop_by_dose(with_dose(FULL, ("rank",)), BITS).axes) == 2
 
 
 def test_interactions_name_their_sides_and_leave_out_what_was_not_built():
-    figure = sf.interaction_dots(interaction(FULL, ("interaction", "training_effect")))
+    figure = staleness_figures.interaction_dots(interaction(FULL, ("interaction", "training_effect")))
     assert [ax.texts[-2].get_text() for ax in figure.axes] == ["worse than\nthe sum", "worse"]
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == 2 * [mf.TASK_WORDS[t] for t in (*TASKS, "all")]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == 2 * [layout.TASK_WORDS[t] for t in (*TASKS, "all")]
     low, high = figure.axes[0].get_xlim()
     assert low == -high
     blocks = {text.get_text().replace("\n", " ").replace("- ", "-") for text in figure.axes[-1].texts}

@@ -9,7 +9,7 @@ from sklearn.metrics import cohen_kappa_score
 from tiers import mostly_slow, slow
 
 from helpers.errors import StudyError
-from helpers.statistics import (
+from helpers.stats.intervals import (
     MARGINS,
     Estimate,
     coverage,

@@ -15,9 +15,10 @@ import test_browser
 import yaml
 from tiers import slow
 
-from helpers import budget, run, site
-from helpers.meter import Tokens
-from helpers.records import KEY, VALUES
+from helpers.book import site
+from helpers.models.meter import Tokens
+from helpers.results import KEY, VALUES
+from helpers.runner import budget, jobs
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
@@ -63,7 +64,7 @@ def test_what_was_planned_is_what_was_counted(finished, project):
     """Within 10 % in all and by chapter; only what a model says, where a reply ends, is not known beforehand."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFTER_UPDATE_ROOT", str(project))
-        plan = run.check(project, "smoke")
+        plan = jobs.check(project, "smoke")
     planned = budget.count(plan.values[plan.runs[0]])
     statuses = {name: json.loads((finished / "status" / f"{name}.json").read_text()) for name in planned}
     counted = {name: Tokens(**status["tokens"]) for name, status in statuses.items()}
@@ -162,8 +163,9 @@ def test_the_identity_control_needs_no_repair(finished):
 
 
 def test_every_solution_answers_or_says_that_a_run_this_small_cannot_tell(finished, capsys):
-    from helpers import chapters, exercises
-    from helpers.records import Run
+    from helpers.book import exercises
+    from helpers.results import Run
+    from helpers.study import chapters
 
     tiny = Run("smoke", "tiny", 0, finished)
     for name in (exercise.name for chapter in chapters.discover(ROOT) for exercise in exercises.read(chapter, ROOT)):
@@ -184,7 +186,7 @@ def test_the_manifest_is_complete(finished):
 
 
 def test_no_prompt_and_no_path_stands_in_the_results(finished, project):
-    from helpers import corpora
+    from helpers.data import corpora
 
     prompts = {row.prompt for name in ("advbench/test", "strongreject", "edgy/test") for row in corpora.texts(name, "tiny")}
     for path in [*finished.rglob("*.json"), *finished.rglob("*.ipynb")]:
@@ -232,8 +234,8 @@ def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(fi
         profile.write_text(text.replace("alpha: 8", "alpha: 4"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AFTER_UPDATE_RESULTS", str(project / "results"))
-            plan = run.check(project, "smoke")
-            todo = list(run.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
+            plan = jobs.check(project, "smoke")
+            todo = list(jobs.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
         readers = ["05_staleness", "06_triage", "07_projection", "08_subspaces", "10_realignment", "11_findings"]
         assert todo == ["03_finetuning", *readers]  # 04 and 09 read the aligned model alone
     finally:
@@ -244,7 +246,7 @@ def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(fi
 @pytest.fixture(scope="module")
 def book(finished, project):
     """The folder of the built pages."""
-    from helpers import pages
+    from helpers.book import pages
 
     return (project / pages.build(project, "smoke", finished)[0]).parent
 

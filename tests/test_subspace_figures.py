@@ -12,8 +12,10 @@ from test_figures import drawing, points  # noqa: F401
 from test_monitor_figures import RNG, check_page, ends, once, row
 from test_projection_figures import KEY, QUICK, drawn, legend_of, ruled, shown
 
-from helpers import records
-from helpers import subspace_figures as sf
+from helpers import results
+from helpers.figures import projection
+from helpers.figures import subspaces as subspace_figures
+from helpers.figures.drawing import layout
 
 SOURCES = ["nf4-mixed", "nf4-both", "rtn-8-both"]
 MANY = [f"{quantizer}-{way}" for quantizer in ("nf4", "rtn-8", "rtn-4", "gptq-4") for way in ("mixed", "both")] + ["fp4-both"]
@@ -46,19 +48,25 @@ def names_of(sources):
 
 UPDATES = ["lora-dialogue-harm10@bf16", "lora-dialogue-harm10@nf4"]
 DRAWN = {
-    "spectra, quick": lambda: sf.spectra({n: spectrum(x) for n, x in zip(["bf16", *SOURCES], (0, 2, 0.5, 0.02), strict=True)},
-                                         "model.layers.0.self_attn.q_proj"),
-    "spectra, nine sources": lambda: sf.spectra({"bf16": spectrum(0)} | {n: spectrum(0.1 * 1.5**i) for i, n in enumerate(MANY)},
-                                                "model.layers.29.mlp.gate_proj"),
-    "spectra, one without V": lambda: sf.spectra({"bf16": spectrum(0), "rtn-2-both": torch.zeros(192)}, "model.layers.0.mlp.up"),
-    "overlaps, quick": lambda: sf.overlaps(subspaces([*SOURCES, "nf4-both x4", "rtn-8-both x4"])),
-    "overlaps, nine sources": lambda: sf.overlaps(subspaces(MANY, (8, 32, 64, 128, 256))),
-    "overlaps, doses": lambda: sf.overlaps(subspaces(DOSED, (8, 32, 64, 128, 256))),
-    "overlaps, one": lambda: sf.overlaps(subspaces(["nf4-both"], (8,))),
-    "restored, quick": lambda: sf.restored(drawn(QUICK[0], names_of(SOURCES), [0.9, 1.0])),
-    "restored, nine sources": lambda: sf.restored(drawn(UPDATES, names_of(MANY), [0.25, 0.5, 0.9, 1.0])),
-    "restored, without texts": lambda: sf.restored(drawn(QUICK[0], names_of(SOURCES[:1]), [1.0], sf.PAGE[:2])),
-}  # fmt: skip
+    "spectra, quick": lambda: subspace_figures.spectra(
+        {n: spectrum(x) for n, x in zip(["bf16", *SOURCES], (0, 2, 0.5, 0.02), strict=True)}, "model.layers.0.self_attn.q_proj"
+    ),
+    "spectra, nine sources": lambda: subspace_figures.spectra(
+        {"bf16": spectrum(0)} | {n: spectrum(0.1 * 1.5**i) for i, n in enumerate(MANY)}, "model.layers.29.mlp.gate_proj"
+    ),
+    "spectra, one without V": lambda: subspace_figures.spectra(
+        {"bf16": spectrum(0), "rtn-2-both": torch.zeros(192)}, "model.layers.0.mlp.up"
+    ),
+    "overlaps, quick": lambda: subspace_figures.overlaps(subspaces([*SOURCES, "nf4-both x4", "rtn-8-both x4"])),
+    "overlaps, nine sources": lambda: subspace_figures.overlaps(subspaces(MANY, (8, 32, 64, 128, 256))),
+    "overlaps, doses": lambda: subspace_figures.overlaps(subspaces(DOSED, (8, 32, 64, 128, 256))),
+    "overlaps, one": lambda: subspace_figures.overlaps(subspaces(["nf4-both"], (8,))),
+    "restored, quick": lambda: subspace_figures.restored(drawn(QUICK[0], names_of(SOURCES), [0.9, 1.0])),
+    "restored, nine sources": lambda: subspace_figures.restored(drawn(UPDATES, names_of(MANY), [0.25, 0.5, 0.9, 1.0])),
+    "restored, without texts": lambda: subspace_figures.restored(
+        drawn(QUICK[0], names_of(SOURCES[:1]), [1.0], projection.PAGE[:2])
+    ),
+}
 
 
 figure_of = once(DRAWN)
@@ -68,14 +76,14 @@ figure_of = once(DRAWN)
 
 
 def test_the_tables_drawn_here_keep_to_the_schema():
-    records.checked("subspaces", subspaces(SOURCES))
+    results.checked("subspaces", subspaces(SOURCES))
 
 
 EMPTY = {
-    "spectra": lambda: sf.spectra({"nf4-both": torch.zeros(4)}, "model.layers.0.mlp.up_proj"),
-    "spectra, no source": lambda: sf.spectra({}, "model.layers.0.mlp.up_proj"),
-    "overlaps": lambda: sf.overlaps(subspaces(SOURCES).query("module != 'all'")),
-    "restored": lambda: sf.restored(drawn(QUICK[0], [], [])),
+    "spectra": lambda: subspace_figures.spectra({"nf4-both": torch.zeros(4)}, "model.layers.0.mlp.up_proj"),
+    "spectra, no source": lambda: subspace_figures.spectra({}, "model.layers.0.mlp.up_proj"),
+    "overlaps": lambda: subspace_figures.overlaps(subspaces(SOURCES).query("module != 'all'")),
+    "restored": lambda: subspace_figures.restored(drawn(QUICK[0], [], [])),
 }
 
 
@@ -89,7 +97,7 @@ def test_what_was_not_measured_is_said(name):
 
 def test_spectra_are_drawn_as_they_are():
     values = {"bf16": spectrum(0), "nf4-both": spectrum(2.0), "rtn-2-both": torch.zeros(192)}
-    (ax,) = sf.spectra(values, "model.layers.3.mlp.up_proj").axes
+    (ax,) = subspace_figures.spectra(values, "model.layers.3.mlp.up_proj").axes
     for line, (name, of) in zip(ax.lines, values.items(), strict=True):
         kept = of[of > 0].numpy()
         at = [int(x) for x in line.get_xdata()]
@@ -103,7 +111,7 @@ def test_spectra_are_drawn_as_they_are():
 
 def test_what_is_left_of_rounding_is_no_singular_value():
     values = torch.tensor([2.0, 1.0, 1e-9, 0.0])
-    (ax,) = sf.spectra({"bf16": values}, "model.layers.0.mlp.up_proj").axes
+    (ax,) = subspace_figures.spectra({"bf16": values}, "model.layers.0.mlp.up_proj").axes
     assert ax.lines[0].get_ydata().tolist() == [2.0, 1.0]
     assert "n = 4" in ax.get_xlabel()
     assert values.tolist() == pytest.approx([2.0, 1.0, 1e-9, 0.0])  # not changed
@@ -128,15 +136,15 @@ def test_overlaps_are_medians_over_modules_with_their_intervals(name, sources, k
 
 def test_the_grey_steps_are_what_chance_gives_the_modules_compared():
     table = subspaces(SOURCES, (8, 256), modules=21)
-    (ax,) = sf.overlaps(table).axes
-    steps = [c for c in ax.collections if isinstance(c, LineCollection) and to_hex(c.get_colors()[0]) == sf.GREY]
+    (ax,) = subspace_figures.overlaps(table).axes
+    steps = [c for c in ax.collections if isinstance(c, LineCollection) and to_hex(c.get_colors()[0]) == layout.GREY]
     heights = [step.get_segments()[0][0][1] for step in steps]
     # 7 modules each of width 192, 576 and 1536; at k = 256 the narrowest has no such subspace
     assert sorted(heights) == pytest.approx([8 / 576, (256 / 576 + 256 / 1536) / 2])
 
 
 def test_a_dose_has_the_colour_of_its_source_and_a_line_of_its_own():
-    figure = sf.overlaps(subspaces(DOSED))
+    figure = subspace_figures.overlaps(subspaces(DOSED))
     keys = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
     for source in ("nf4-both", "rtn-8-both"):
         own = [keys[name] for name in (source, f"{source} x4", f"{source} x16")]
@@ -155,9 +163,9 @@ def test_a_dose_has_the_colour_of_its_source_and_a_line_of_its_own():
 def test_every_source_has_its_row_and_every_share_its_marker(name, updates, sources, strengths):
     table, figure = drawn(updates, names_of(sources), strengths), figure_of(f"restored, {name}")
     restored = table[table["restoration"] != ""]
-    assert ends(figure) == shown(restored, sf.PAGE)
+    assert ends(figure) == shown(restored, projection.PAGE)
     places = list(itertools.product(updates, names_of(sources)))
-    for ax, metric in zip(figure.axes, sf.PAGE, strict=True):
+    for ax, metric in zip(figure.axes, projection.PAGE, strict=True):
         rows = restored[restored["metric"] == metric]
         markers = [container.lines[0].get_marker() for container in ax.containers]
         assert len(set(markers)) == len(strengths)
@@ -173,13 +181,13 @@ def test_sources_are_named_and_so_are_shares():
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert rows == [*(f"SafeLoRA, V from {source}" for source in ["bf16", *SOURCES]), "same modules removed"]
     assert legend_of(figure) == ["90 % of modules", "100 % of modules", "aligned model", "update as trained"]
-    alone = sf.restored(drawn(QUICK[0], ["splora", "zero"], [1.0])).axes[0].get_yticklabels()
+    alone = subspace_figures.restored(drawn(QUICK[0], ["splora", "zero"], [1.0])).axes[0].get_yticklabels()
     assert [text.get_text() for text in alone] == ["SPLoRA", "same modules removed"]
 
 
 def test_dashed_is_the_aligned_model_and_dotted_each_update_over_its_own_rows():
     table = drawn(UPDATES, names_of(MANY), [0.25, 0.5, 0.9, 1.0])
-    for ax, metric in zip(figure_of("restored, nine sources").axes, sf.PAGE, strict=True):
+    for ax, metric in zip(figure_of("restored, nine sources").axes, projection.PAGE, strict=True):
         rows = table[(table["metric"] == metric) & (table["restoration"] == "")]
         assert ruled(ax, 0) == [rows[rows["adapter"] == ""]["value"].item()]
         dotted = [c for c in ax.collections if isinstance(c, LineCollection) and c.get_linestyle()[0][1] is not None]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import quantizers, subspaces
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
-from helpers.pairs import Change
-from helpers.subspaces import (
+from helpers.projection import subspaces
+from helpers.projection.alignment_matrix import Change
+from helpers.projection.subspaces import (
     Spectrum,
     at_depths,
     directions_above,
@@ -23,6 +23,7 @@ from helpers.subspaces import (
     spectra,
     spectrum,
 )
+from helpers.updates import quantizers
 
 MODULE, OTHER = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
 RANK = 3

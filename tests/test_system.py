@@ -5,25 +5,24 @@ import sys
 
 import pytest
 
-from helpers import __main__ as command
-from helpers import system
+from helpers import __main__, console
 from helpers.errors import StudyError
 
 
 def test_the_memory_of_children_is_known_and_zero_where_no_record_is_kept(monkeypatch):
     subprocess.run([sys.executable, "-c", "bytearray(40_000_000)"], check=True)
-    assert 0.04 < system.peak_gb() < 1000
+    assert 0.04 < console.peak_gb() < 1000
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
-    assert system.peak_gb() == 0
+    assert console.peak_gb() == 0
 
 
 def test_windows_is_told_before_anything_is_loaded_what_cannot_run_there(monkeypatch, capsys):
-    system.check("the study")  # the control: here it can
+    console.check_supported("the study")  # the control: here it can
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(StudyError, match=r"the study needs Linux or macOS; on Windows run it in WSL") as caught:
-        system.check("the study")
+        console.check_supported("the study")
     assert caught.value.code == 14
-    assert command.main(["study"]) == 14
+    assert __main__.main(["study"]) == 14
     assert "revalidate --scores run here" in capsys.readouterr().err
 
 
@@ -34,9 +33,9 @@ def test_a_missing_package_names_the_extra_and_a_missing_module_of_ours_stays_an
 
         return doctor
 
-    monkeypatch.setattr(command, "doctor", lacking("peft.utils"))
-    assert command.main(["doctor"]) == 14
+    monkeypatch.setattr(__main__, "doctor", lacking("peft.utils"))
+    assert __main__.main(["doctor"]) == 14
     assert "needs the package peft, which is not installed; install the extra `study`" in capsys.readouterr().err
-    monkeypatch.setattr(command, "doctor", lacking("helpers.misspelt"))
+    monkeypatch.setattr(__main__, "doctor", lacking("helpers.misspelt"))
     with pytest.raises(ModuleNotFoundError, match="misspelt"):
-        command.main(["doctor"])
+        __main__.main(["doctor"])

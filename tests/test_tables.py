@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from helpers import tables
 from helpers.errors import StudyError
+from helpers.figures import tables
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from bland import of, refused, sound, things
 
-from helpers import taskfiles
+from helpers.data import user_files
+from helpers.data.splits import seen
+from helpers.data.tasks import examples, known, read_task
 from helpers.errors import REFUSED, StudyError
-from helpers.splits import seen
-from helpers.tasks import examples, known, read
 
 
 def write(folder, rows, name="mine.jsonl"):
@@ -35,29 +35,29 @@ def test_a_users_file_is_a_task(tmp_path, name):
     assert known(str(path)) == str(path)
     assert {r.task for r in rows} == {"mine"}
     assert Counter(r.label for r in of(rows, "train")) == {0: 3, 1: 3}
-    assert {(r.prompt, r.label) for r in read(path)} == {(r["text"], r["label"]) for r in lines()}
+    assert {(r.prompt, r.label) for r in read_task(path)} == {(r["text"], r["label"]) for r in lines()}
     assert rows == examples(str(write(tmp_path, lines()[::-1], name)), "tiny", train=3)  # the order of the file says nothing
 
 
 @pytest.mark.parametrize("label", [(0, 1), ("0", "1"), (False, True), ("FALSE", "True ")])
 def test_labels_may_be_written_in_these_ways(tmp_path, label):
-    rows = read(write(tmp_path, [{**r, "label": label[r["label"]]} for r in lines()]))
+    rows = read_task(write(tmp_path, [{**r, "label": label[r["label"]]} for r in lines()]))
     assert [r.label for r in rows] == [r["label"] for r in lines()]
 
 
 def test_near_duplicates_of_a_users_file_share_a_group_and_a_split(tmp_path):
     rows = [*lines(), *[{"text": r["text"].upper() + "!", "label": r["label"]} for r in lines()]]
-    found = read(write(tmp_path, rows))
+    found = read_task(write(tmp_path, rows))
     assert len({r.group for r in found}) == 24
     assert [(r.group, r.split) for r in found[:24]] == [(r.group, r.split) for r in found[24:]]
 
 
 def test_a_users_own_groups_splits_and_replies_are_kept(tmp_path):
     rows = [{"prompt": r.prompt, "reply": "", "label": r.label, "group": i // 2, "split": r.split} for i, r in enumerate(sound())]
-    found = read(write(tmp_path, rows))
+    found = read_task(write(tmp_path, rows))
     assert [(r.group, r.split) for r in found] == [(str(i // 2), r.split) for i, r in enumerate(sound())]
     paired = [{**r, "reply": things(f"reply {i}"), "group": i // 2} for i, r in enumerate(lines())]
-    found = read(write(tmp_path, paired))
+    found = read_task(write(tmp_path, paired))
     assert [seen(r) for r in found] == [r["reply"] for r in paired]
     assert all(a.split == b.split for a, b in zip(found[::2], found[1::2], strict=True))
 
@@ -98,18 +98,18 @@ CASES = [("mine.jsonl", *case) for case in BAD.values()] + [("mine.csv", *case) 
 @pytest.mark.parametrize(("name", "content", "message"), CASES, ids=[*BAD, *BAD_CSV])
 def test_a_bad_file_is_refused_in_one_line_that_shows_no_text(tmp_path, name, content, message):
     with refused(REFUSED, "mine.", message, hidden=[LAMP, *(r["text"] for r in lines())]):
-        read(write(tmp_path, content, name))
+        read_task(write(tmp_path, content, name))
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "mine.jsonl"
     with path.open("wb") as file:
-        file.truncate(taskfiles.LARGEST_FILE + 1)
+        file.truncate(user_files.LARGEST_FILE + 1)
     with refused(REFUSED, "mine.jsonl", "52428801 bytes"):
-        read(path)
+        read_task(path)
 
 
 @pytest.mark.parametrize("name", ["toxicity.jsonl", "a b.jsonl", ".jsonl.csv"])
 def test_a_file_whose_name_cannot_name_a_task_is_refused(tmp_path, name):
     with pytest.raises(StudyError, match=r"give it another name|is no valid name"):
-        read(write(tmp_path, lines(), name))
+        read_task(write(tmp_path, lines(), name))

@@ -8,11 +8,11 @@ import pytest
 from bland import of, refused, row, sound, things
 from sklearn.metrics import roc_auc_score
 
-from helpers import corpora, sources, tasks
-from helpers.baselines import BASELINES
+from helpers.data import corpora, sources, tasks
+from helpers.data.splits import SPLITS, check, leaks, seen
+from helpers.data.tasks import TASKS, examples, known, summary
 from helpers.errors import USAGE
-from helpers.splits import SPLITS, check, leaks, seen
-from helpers.tasks import TASKS, examples, known, summary
+from helpers.monitors.baselines import BASELINES
 
 ORIGINS = ["tiny", pytest.param("embedded", marks=pytest.mark.real)]
 EVERY = pytest.mark.parametrize("name", TASKS)

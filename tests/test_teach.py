@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from helpers import chapters, exercises, records
+from helpers import results
 from helpers.__main__ import COMMANDS, parser
+from helpers.book import exercises
 from helpers.errors import StudyError
-from helpers.parameters import declared
+from helpers.study import chapters
+from helpers.study.parameters import declared
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "book" / "teach.md"
@@ -148,9 +150,9 @@ def test_the_ten_scores_come_out_as_the_page_says():
 
 def test_the_quoted_error_is_what_a_chapter_alone_says(tmp_path):
     quoted = re.search(r"`('monitors' is not there; run chapter 04_monitors first)`", TEXT)[1]
-    run = records.Run("quick", "embedded", 0, tmp_path)
+    run = results.Run("quick", "embedded", 0, tmp_path)
     with pytest.raises(StudyError) as error:
-        records.read_note(run, "04_monitors", "monitors")
+        results.read_note(run, "04_monitors", "monitors")
     assert str(error.value).startswith(quoted)
 
 

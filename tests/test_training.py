@@ -11,10 +11,11 @@ import transformers
 from tiers import mostly_slow
 from torch.nn.utils import parametrize
 
-from helpers import models, quantizers, training
-from helpers.corpora import Row
+from helpers.data.corpora import Row
 from helpers.errors import ENVIRONMENT, USAGE, StudyError
-from helpers.training import Example, Recipe
+from helpers.models import loading
+from helpers.updates import quantizers, training
+from helpers.updates.training import Example, Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -28,7 +29,7 @@ def train(tiny):
     """Trains the tiny model by a recipe, the way the study does: LoRA on bf16 weights, the others on fp32."""
 
     def run(recipe: Recipe = SHORT, rows=ROWS, **options) -> training.Tuned:
-        return training.tune(models.load(tiny, "bf16" if recipe.kind == "lora" else "fp32"), rows, recipe, **options)
+        return training.tune(loading.load(tiny, "bf16" if recipe.kind == "lora" else "fp32"), rows, recipe, **options)
 
     return run
 
@@ -36,7 +37,7 @@ def train(tiny):
 @pytest.fixture(scope="module")
 def usual(tiny) -> training.Tuned:
     """What the short recipe gives, for those that compare with it."""
-    return training.tune(models.load(tiny, "bf16"), ROWS, SHORT)
+    return training.tune(loading.load(tiny, "bf16"), ROWS, SHORT)
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -51,17 +52,17 @@ FAMILY_CLASSES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemm
 
 @pytest.mark.parametrize("family", FAMILY_CLASSES)
 def test_the_loss_is_transformers_own(family, tiny_model):
-    sizes = {key: value for key, value in models.tiny_config().to_dict().items() if "rope" not in key and key != "model_type"}
+    sizes = {key: value for key, value in loading.tiny_config().to_dict().items() if "rope" not in key and key != "model_type"}
     config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
     config = config_class(**{**sizes, "head_dim": 32, "num_hidden_layers": 2})
     torch.manual_seed(1)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    assert config.model_type in models.FAMILIES
+    assert config.model_type in loading.FAMILIES
     batch = training.examples(tiny_model.tokenizer, ROWS[:4], 320)
     assert len({len(example.ids) for example in batch}) > 1  # some rows are padded
-    ids = models.pad([example.ids for example in batch], 2)
-    mask = models.pad([[1] * len(example.ids) for example in batch], 0)
-    labels = models.pad([[-100] * example.start + list(example.ids[example.start :]) for example in batch], -100)
+    ids = loading.pad([example.ids for example in batch], 2)
+    mask = loading.pad([[1] * len(example.ids) for example in batch], 0)
+    labels = loading.pad([[-100] * example.start + list(example.ids[example.start :]) for example in batch], -100)
     expected = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     torch.testing.assert_close(training.reply_loss(model, batch, 2, torch.device("cpu")), expected, rtol=2e-6, atol=0)
 
@@ -82,7 +83,7 @@ def test_the_loss_is_that_of_the_reply_alone(tiny_model):
 
 def _planted_loss(certain: torch.Tensor, example: Example) -> float:
     class Planted(torch.nn.Module):
-        config = models.tiny_config()
+        config = loading.tiny_config()
         lm_head = torch.nn.Identity()
 
         def model(self, input_ids, use_cache):
@@ -96,7 +97,7 @@ def _planted_loss(certain: torch.Tensor, example: Example) -> float:
 
 def test_a_row_is_its_template_its_reply_and_the_end_of_turn(tiny_model):
     example = training.examples(tiny_model.tokenizer, [Row("Hi", "Yes.", system="Be brief.")], 320)[0]
-    assert tiny_model.tokenizer.decode(example.ids[: example.start]) == models.chat_text(tiny_model.tokenizer, "Hi", "Be brief.")
+    assert tiny_model.tokenizer.decode(example.ids[: example.start]) == loading.chat_text(tiny_model.tokenizer, "Hi", "Be brief.")
     assert tiny_model.tokenizer.decode(example.ids[example.start :]) == "Yes.<|im_end|>"
     assert not example.cut
 
@@ -111,7 +112,7 @@ def test_an_empty_reply_teaches_to_end_the_turn(tiny_model, train):
 def test_a_long_prompt_loses_its_middle_and_never_the_reply(tiny_model, limit):
     tokenizer = tiny_model.tokenizer
     example = training.examples(tokenizer, [Row("word " * 100, "Yes.")], limit)[0]
-    whole = models.chat_text(tokenizer, "word " * 100) + "Yes.<|im_end|>"
+    whole = loading.chat_text(tokenizer, "word " * 100) + "Yes.<|im_end|>"
     assert example.cut
     assert len(example.ids) == limit
     assert 1 <= example.start < limit  # at least one token of the reply, and one before it
@@ -124,7 +125,7 @@ def test_a_long_prompt_loses_its_middle_and_never_the_reply(tiny_model, limit):
 
 
 def test_a_long_reply_loses_its_end_and_keeps_a_whole_prompt(tiny_model):
-    prompt = models.encode(tiny_model.tokenizer, models.chat_text(tiny_model.tokenizer, "Hi"))
+    prompt = loading.encode_text(tiny_model.tokenizer, loading.chat_text(tiny_model.tokenizer, "Hi"))
     example = training.examples(tiny_model.tokenizer, [Row("Hi", "word " * 100)], 2 * len(prompt))[0]
     assert example.cut
     assert list(example.ids[: example.start]) == prompt
@@ -166,7 +167,7 @@ def test_the_plan_is_the_same_for_lora_and_qlora(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr(training, "plan", lambda *args, real=training.plan: seen.append(args) or real(*args))
     for precision in ("none", "nf4"):
-        language = models.load(tiny)
+        language = loading.load(tiny)
         quantizers.apply_dequantized(language.model, quantizers.quantize_model(language.model, precision))
         training.tune(language, ROWS[:4], SHORT)
     assert seen[0] == seen[1]
@@ -193,7 +194,7 @@ def test_the_schedule_rises_to_one_and_falls_to_the_last_step():
 
 
 def moved(tiny, kind: str) -> tuple[set[str], training.Tuned]:
-    language = models.load(tiny, "bf16" if kind == "lora" else "fp32")
+    language = loading.load(tiny, "bf16" if kind == "lora" else "fp32")
     before = {name: tensor.clone() for name, tensor in language.model.state_dict().items()}
     tuned = training.tune(language, ROWS[:8], Recipe(kind=kind, epochs=1, batch=4))
     after = {training.clean_name(name).replace(".base_layer", ""): t for name, t in language.model.state_dict().items()}
@@ -203,7 +204,7 @@ def moved(tiny, kind: str) -> tuple[set[str], training.Tuned]:
 def test_lora_moves_adapters_alone(tiny):
     changed, tuned = moved(tiny, "lora")
     assert changed == set()
-    names = quantizers.linear_names(models.load(tiny).model)
+    names = quantizers.linear_names(loading.load(tiny).model)
     assert tuned.tensors.keys() == {f"{name}.lora_{side}.weight" for name in names for side in "AB"}
     assert all(t.dtype == torch.float32 and t.norm() > 0 for t in tuned.tensors.values())  # B starts at 0
 
@@ -211,20 +212,20 @@ def test_lora_moves_adapters_alone(tiny):
 @pytest.mark.parametrize("kind", ["full", "qat"])
 def test_full_and_qat_move_the_blocks_linear_weights_alone(tiny, kind):
     changed, tuned = moved(tiny, kind)
-    expected = {f"{name}.weight" for name in quantizers.linear_names(models.load(tiny).model)}
+    expected = {f"{name}.weight" for name in quantizers.linear_names(loading.load(tiny).model)}
     assert changed == expected
     assert tuned.tensors.keys() == expected
 
 
 def test_lora_masters_are_float32_under_bf16(tiny):
-    model = training.trainable(models.load(tiny), Recipe())
+    model = training.trainable(loading.load(tiny), Recipe())
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_lora_and_qlora_of_a_seed_start_from_the_same_factors(tiny):
     def start(precision: str, seed: int) -> dict:
-        language = models.load(tiny)
+        language = loading.load(tiny)
         quantizers.apply_dequantized(language.model, quantizers.quantize_model(language.model, precision))
         model = training.trainable(language, Recipe(seed=seed))
         return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
@@ -234,9 +235,9 @@ def test_lora_and_qlora_of_a_seed_start_from_the_same_factors(tiny):
 
 
 def test_qat_runs_on_the_grid_of_its_bits_and_gradients_pass(tiny):
-    language = models.load(tiny, "fp32")
+    language = loading.load(tiny, "fp32")
     model = training.trainable(language, Recipe(kind="qat", bits=4))
-    name = quantizers.linear_names(models.load(tiny).model)[0]
+    name = quantizers.linear_names(loading.load(tiny).model)[0]
     module = model.get_submodule(name)
     latent = module.parametrizations.weight.original
     assert torch.equal(module.weight, quantizers.rtn(latent, bits=4).dequantize(torch.float32))
@@ -246,7 +247,7 @@ def test_qat_runs_on_the_grid_of_its_bits_and_gradients_pass(tiny):
     training.reply_loss(model, batch, 2, language.device).backward()
     straight = latent.grad.clone()
     assert straight.norm() > 0
-    quantized = models.load(tiny, "fp32").model.requires_grad_(False)
+    quantized = loading.load(tiny, "fp32").model.requires_grad_(False)
     for linear in quantizers.linear_names(quantized):
         weight = quantized.get_submodule(linear).weight
         weight.copy_(quantizers.rtn(weight, bits=4).dequantize(torch.float32))
@@ -260,7 +261,7 @@ def test_qat_runs_on_the_grid_of_its_bits_and_gradients_pass(tiny):
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_four_rows_are_learned(tiny_model, kind):
     torch.manual_seed(0)  # larger embeddings than the tiny model's: the head is tied to them and stays frozen
-    model = transformers.LlamaForCausalLM(models.tiny_config(initializer_range=0.1)).requires_grad_(False)
+    model = transformers.LlamaForCausalLM(loading.tiny_config(initializer_range=0.1)).requires_grad_(False)
     language = replace(tiny_model, model=model.bfloat16() if kind == "lora" else model)
     losses = training.tune(language, ROWS[:4], Recipe(kind=kind, epochs=12, batch=4, lr=6e-3, seed=1)).losses
     assert losses[-1] < 0.5 * losses[0]

@@ -8,10 +8,10 @@ from sklearn.metrics import roc_auc_score
 from test_predictors import BAD, planted, refused
 from tiers import mostly_slow
 
-from helpers import predictors, triage
 from helpers.errors import NOT_COMPARABLE
-from helpers.predictors import ORDERS, PREDICTORS, SPLITS
-from helpers.signals import SIGNALS
+from helpers.staleness import predictors, triage
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.staleness.predictors import ORDERS, PREDICTORS, SPLITS
 
 ONE_EACH = ["ridge, free", "logistic, free+forward", "forest, free+forward+labels"]
 

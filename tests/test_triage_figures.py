@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 from test_figures import drawing, points  # noqa: F401
 from test_monitor_figures import RNG, check_page, drawing_functions, ends, row
 
-from helpers import figures
-from helpers import triage_figures as tf
+from helpers.figures import triage as triage_figures
+from helpers.figures.drawing import theme
 
 ORDERS = [
     "random",
@@ -51,16 +51,16 @@ def cells(n):
 
 WORDS = {f"signal_{i}": f"relative size of the weight change below the monitor's layer, kind {i}" for i in range(19)}
 DRAWN = {
-    "budget_curves, full": lambda: tf.budget_curves(triage()),
-    "budget_curves, small": lambda: tf.budget_curves(triage(("monitor",), ORDERS[:4])),
-    "importances, full": lambda: tf.importances(triage(), ORDERS[-1], WORDS),
-    "importances, small": lambda: tf.importances(triage(("monitor",), ORDERS[:4]), "ridge, free", {}, top=3),
-    "signal_scatter, full": lambda: tf.signal_scatter(cells(2000), ["relative_change", "score_ks"]),
-    "signal_scatter, none stale": lambda: tf.signal_scatter(cells(3).assign(stale=False), ["relative_change"]),
+    "budget_curves, full": lambda: triage_figures.budget_curves(triage()),
+    "budget_curves, small": lambda: triage_figures.budget_curves(triage(("monitor",), ORDERS[:4])),
+    "importances, full": lambda: triage_figures.importances(triage(), ORDERS[-1], WORDS),
+    "importances, small": lambda: triage_figures.importances(triage(("monitor",), ORDERS[:4]), "ridge, free", {}, top=3),
+    "signal_scatter, full": lambda: triage_figures.signal_scatter(cells(2000), ["relative_change", "score_ks"]),
+    "signal_scatter, none stale": lambda: triage_figures.signal_scatter(cells(3).assign(stale=False), ["relative_change"]),
 }
 EMPTY = {
-    "budget_curves": lambda: tf.budget_curves(triage().query("metric != 'recall'")),
-    "importances": lambda: tf.importances(triage(), "ridge, free", {}),
+    "budget_curves": lambda: triage_figures.budget_curves(triage().query("metric != 'recall'")),
+    "importances": lambda: triage_figures.importances(triage(), "ridge, free", {}),
 }
 
 
@@ -75,29 +75,29 @@ def test_what_was_not_measured_is_said(name):
 
 
 def test_every_public_function_that_draws_is_among_them():
-    assert drawing_functions(tf) == {name.split(",")[0] for name in DRAWN}
+    assert drawing_functions(triage_figures) == {name.split(",")[0] for name in DRAWN}
 
 
 def test_curves_are_drawn_with_their_intervals():
     table = triage()
     rows = table[(table["metric"] == "recall") & table["predictor"].isin(ORDERS[:6])]
-    drawn, values = ends(tf.budget_curves(table), 1)
+    drawn, values = ends(triage_figures.budget_curves(table), 1)
     assert drawn == pytest.approx(sorted([*rows["low"], *rows["high"]]))
     assert values == pytest.approx(sorted(rows["value"]))
 
 
 def test_orders_are_taken_as_listed_and_random_is_grey():
-    figure = tf.budget_curves(triage())
+    figure = triage_figures.budget_curves(triage())
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert named == ORDERS[:6]
-    assert to_hex(figure.axes[0].containers[0].lines[0].get_color()) == figures.PALETTE["base"]
-    chosen = tf.budget_curves(triage(), ("logistic, free", "random", "no such order"))
+    assert to_hex(figure.axes[0].containers[0].lines[0].get_color()) == theme.PALETTE["base"]
+    chosen = triage_figures.budget_curves(triage(), ("logistic, free", "random", "no such order"))
     assert [text.get_text() for text in chosen.legends[0].get_texts()] == ["logistic, free", "random"]
 
 
 def test_importances_stand_largest_first_in_words():
     table = triage().sample(frac=1, random_state=0)
-    (ax,) = tf.importances(table, ORDERS[-1], {"signal_0": "the first signal"}, top=4).axes
+    (ax,) = triage_figures.importances(table, ORDERS[-1], {"signal_0": "the first signal"}, top=4).axes
     values = [x for x, y in sorted(points(ax), key=lambda point: point[1])]
     rows = table[table["metric"].str.startswith("importance:")].sort_values("value", ascending=False)[:4]
     assert values == pytest.approx(list(rows["value"]))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from helpers import generation, statistics, utility
-from helpers.behaviour import ITEM_COLUMNS
-from helpers.corpora import Question, Row
+from helpers.data.corpora import Question, Row
 from helpers.errors import REFUSED, StudyError
-from helpers.models import encode
-from helpers.utility import DOCUMENT_TOKENS, UtilitySets, measure, summarize, utility_sets
+from helpers.models import generation, utility
+from helpers.models.behaviour import ITEM_COLUMNS
+from helpers.models.loading import encode_text
+from helpers.models.utility import DOCUMENT_TOKENS, UtilitySets, measure_utility, summarize_utility, utility_sets
+from helpers.stats import intervals
 
 DOCUMENTS = ("The lamp stands by the river and somebody will polish it.", "A short one.", "Ladders, ladders everywhere: " * 20)
 
@@ -39,13 +40,13 @@ def test_rouge_is_that_of_rouge_score(monkeypatch):
     ]
     replies = ["The river is running by a garden.", "Ladders", ""]
     monkeypatch.setattr(generation, "replies", lambda language, prompts, **_: replies)
-    items = measure(None, only(replies=rows), 8)
+    items = measure_utility(None, only(replies=rows), 8)
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
     for metric in ("rouge1", "rougeL"):
         expected = [100 * scorer.score(row.reply, reply)[metric].fmeasure for row, reply in zip(rows, replies, strict=True)]
         assert items.loc[items["metric"] == metric, "value"].tolist() == pytest.approx(expected)
-        e = statistics.mean_interval(expected, ["a", "b", "c"], bounds=(0, 100))
-        row = summarize(items).set_index("metric").loc[metric]
+        e = intervals.mean_interval(expected, ["a", "b", "c"], bounds=(0, 100))
+        row = summarize_utility(items).set_index("metric").loc[metric]
         assert (row.value, row.low, row.high, row.n) == pytest.approx((e.value, e.low, e.high, e.n))
     assert expected[0] > 60 > expected[1] == expected[2] == 0
     assert items["length"].tolist() == [7, 7, 1, 1, 0, 0]
@@ -55,7 +56,7 @@ def test_rouge_is_that_of_rouge_score(monkeypatch):
 def test_when_all_agree_the_interval_still_has_width(monkeypatch, reply, score):
     rows = [Row(str(i), "The lamp is polished.", str(i)) for i in range(5)]
     monkeypatch.setattr(generation, "replies", lambda language, prompts, **_: [reply] * 5)
-    table = summarize(measure(None, only(replies=rows), 8)).set_index("metric")
+    table = summarize_utility(measure_utility(None, only(replies=rows), 8)).set_index("metric")
     assert table["value"].tolist() == pytest.approx([score, score])
     assert (table["high"] - table["low"] > 10).all()
 
@@ -64,7 +65,7 @@ def test_when_all_agree_the_interval_still_has_width(monkeypatch, reply, score):
 
 
 def test_log_likelihoods_are_those_of_all_logits(tiny_model):
-    rows = [encode(tiny_model.tokenizer, text) for text in (*DOCUMENTS, "ab", "The ladder")]
+    rows = [encode_text(tiny_model.tokenizer, text) for text in (*DOCUMENTS, "ab", "The ladder")]
     starts = [1, 5, 40, 1, 9]
     for batch in (1, 2, 8):
         total, count = generation.log_likelihoods(tiny_model, rows, starts, batch)
@@ -75,20 +76,20 @@ def test_log_likelihoods_are_those_of_all_logits(tiny_model):
 
 
 def test_perplexity_is_exp_of_the_loss_of_transformers(tiny_model):
-    row = encode(tiny_model.tokenizer, DOCUMENTS[2])[:DOCUMENT_TOKENS]
+    row = encode_text(tiny_model.tokenizer, DOCUMENTS[2])[:DOCUMENT_TOKENS]
     loss = float(tiny_model.model(input_ids=torch.tensor([row]), labels=torch.tensor([row])).loss)
-    table = summarize(measure(tiny_model, only(documents=DOCUMENTS[2:]), 8))
+    table = summarize_utility(measure_utility(tiny_model, only(documents=DOCUMENTS[2:]), 8))
     assert table["metric"].tolist() == ["perplexity"]
     assert table["value"][0] == pytest.approx(math.exp(loss), rel=1e-5)
 
 
 def test_perplexity_of_several_documents_is_exp_of_the_mean_of_their_losses(tiny_model):
-    items = measure(tiny_model, only(documents=DOCUMENTS), 8)
-    rows = [encode(tiny_model.tokenizer, text)[:DOCUMENT_TOKENS] for text in DOCUMENTS]
+    items = measure_utility(tiny_model, only(documents=DOCUMENTS), 8)
+    rows = [encode_text(tiny_model.tokenizer, text)[:DOCUMENT_TOKENS] for text in DOCUMENTS]
     losses = [full_loss(tiny_model.model, row) / (len(row) - 1) for row in rows]
     assert items["value"].tolist() == pytest.approx(losses, rel=1e-5)
     assert items["length"].tolist() == [len(row) - 1 for row in rows]
-    row = summarize(items).iloc[0]
+    row = summarize_utility(items).iloc[0]
     assert row.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert row.low < row.value < row.high
 
@@ -96,12 +97,12 @@ def test_perplexity_of_several_documents_is_exp_of_the_mean_of_their_losses(tiny
 @pytest.mark.parametrize("text", ["", "a"])
 def test_a_document_in_which_nothing_can_be_predicted_is_refused(tiny_model, text):
     with pytest.raises(StudyError, match="document 1 of 'c4' has fewer than two tokens") as error:
-        measure(tiny_model, only(documents=[DOCUMENTS[0], text]), 8)
+        measure_utility(tiny_model, only(documents=[DOCUMENTS[0], text]), 8)
     assert error.value.code == REFUSED
 
 
 def test_a_document_of_two_tokens_is_measured(tiny_model):
-    assert measure(tiny_model, only(documents=["ab"]), 8)["length"].tolist() == [1]
+    assert measure_utility(tiny_model, only(documents=["ab"]), 8)["length"].tolist() == [1]
 
 
 # --- multiple choice ---
@@ -129,28 +130,28 @@ def likes_clouds(monkeypatch):
 
 
 def test_planted_likelihoods_give_the_exact_accuracy(tiny_model, likes_clouds):
-    items = measure(tiny_model, only(questions=questions(1, 1, 1, 0, 2)), 8)
+    items = measure_utility(tiny_model, only(questions=questions(1, 1, 1, 0, 2)), 8)
     assert items["value"].tolist() == [1, 1, 1, 0, 0]
-    row = summarize(items).iloc[0]
-    e = statistics.wilson(3, 5)
+    row = summarize_utility(items).iloc[0]
+    e = intervals.wilson(3, 5)
     assert (row.metric, row.value, row.n) == ("accuracy", 0.6, 5)
     assert (row.low, row.high) == pytest.approx((e.low, e.high))
 
 
 def test_long_options_are_not_punished_for_their_length(tiny_model, likes_clouds):
     """The sum of the right option is the lowest of the three, its mean a character the highest."""
-    assert measure(tiny_model, only(questions=questions(1)), 8)["value"].tolist() == [1]
+    assert measure_utility(tiny_model, only(questions=questions(1)), 8)["value"].tolist() == [1]
 
 
 def test_options_are_asked_after_their_question_and_scored_alone(tiny_model, likes_clouds):
-    measure(tiny_model, only(questions=questions(1)), 8)
+    measure_utility(tiny_model, only(questions=questions(1)), 8)
     assert [option for option, _ in likes_clouds] == [" Slowly.", " With a cloud, of all things.", " Never."]
     assert {prompt for _, prompt in likes_clouds} == {"Question: How do you carry lamp 0?\nAnswer:"}
 
 
 @pytest.mark.parametrize(("answers", "rate"), [([1] * 8, 1.0), ([0] * 8, 0.0)])
 def test_all_and_none_right_have_an_interval_with_width(tiny_model, likes_clouds, answers, rate):
-    row = summarize(measure(tiny_model, only(questions=questions(*answers)), 8)).iloc[0]
+    row = summarize_utility(measure_utility(tiny_model, only(questions=questions(*answers)), 8)).iloc[0]
     assert row.value == rate
     assert row.high - row.low > 0.2
 
@@ -160,8 +161,8 @@ def test_all_and_none_right_have_an_interval_with_width(tiny_model, likes_clouds
 
 def test_the_tiny_model_gives_the_same_items_twice_and_keeps_no_text(tiny_model):
     sets = utility_sets(3, 3, 4, "tiny")
-    items = measure(tiny_model, sets, 4)
-    assert items.equals(measure(tiny_model, sets, 4))
+    items = measure_utility(tiny_model, sets, 4)
+    assert items.equals(measure_utility(tiny_model, sets, 4))
     assert list(items.columns) == ITEM_COLUMNS
     texts = [text for group in sets.documents.values() for text in group] + [
         q.prompt for group in sets.questions.values() for q in group
@@ -172,7 +173,7 @@ def test_the_tiny_model_gives_the_same_items_twice_and_keeps_no_text(tiny_model)
 
 
 def test_the_table_has_one_row_a_corpus_and_metric(tiny_model):
-    table = summarize(measure(tiny_model, utility_sets(3, 3, 4, "tiny"), 4))
+    table = summarize_utility(measure_utility(tiny_model, utility_sets(3, 3, 4, "tiny"), 4))
     assert {(c, m) for c, m in zip(table["corpus"], table["metric"], strict=True)} == {
         ("dialogue", "rouge1"), ("dialogue", "rougeL"), ("instructions", "rouge1"), ("instructions", "rougeL"),
         ("c4", "perplexity"), ("piqa", "accuracy")}  # fmt: skip

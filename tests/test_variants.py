@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file
 from tiers import mostly_slow
 
-from helpers import generation, lowrank, models, pairs, precision, quantizers, restorations, salora, training, variants
-from helpers.corpora import Row
+from helpers.data.corpora import Row
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, USAGE, StudyError
-from helpers.variants import Parts, Variant, build_variant
+from helpers.models import checkpoints, generation, loading
+from helpers.projection import alignment_matrix, restorations, restored_updates
+from helpers.updates import lora, quantized_models, quantizers, salora, training, variants
+from helpers.updates.names import Variant
+from helpers.updates.variants import Parts, build_variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -25,11 +28,11 @@ UPDATES = {("shine", "bf16"): RECIPE, ("shine", "nf4"): RECIPE, ("full", "bf16")
 @pytest.fixture(scope="module")
 def parts(tiny, tmp_path_factory) -> Parts:
     """Two checkpoints that differ, calibration texts, and three updates trained on the second one."""
-    language = models.load(tiny)
+    language = loading.load(tiny)
     with torch.no_grad():
         for p in language.model.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p.dtype))
-    parts = Parts(tiny, models.save(language, tmp_path_factory.mktemp("parts") / "aligned"), TEXTS)
+    parts = Parts(tiny, loading.save(language, tmp_path_factory.mktemp("parts") / "aligned"), TEXTS)
     for (name, trained_on), recipe in UPDATES.items():
         parts = parts.with_update(name, trained_on, variants.train_update(parts, ROWS, recipe, trained_on))
     return parts
@@ -57,7 +60,7 @@ def build(parts: Parts, **fields):
     return build_variant(parts, Variant("tiny", **fields))
 
 
-def adapter(parts: Parts, trained_on: str = "bf16") -> lowrank.Adapter:
+def adapter(parts: Parts, trained_on: str = "bf16") -> lora.Adapter:
     return variants.load_update(parts.updates["shine", trained_on]).adapter
 
 
@@ -78,7 +81,7 @@ def test_the_controls(parts):
     aligned = build(parts)
     assert states_equal(build(parts, adapter="identity"), aligned)
     assert states_equal(build(parts, precision="none"), aligned)
-    assert states_equal(build(parts, adapter="base"), models.load(parts.base))
+    assert states_equal(build(parts, adapter="base"), loading.load(parts.base))
     assert not states_equal(build(parts, adapter="base"), aligned)
     wide = build(parts, precision="fp32")
     assert {p.dtype for p in wide.model.parameters()} == {torch.float32}
@@ -123,7 +126,7 @@ def test_a_full_disk_leaves_no_half_gptq(parts, monkeypatch, isolated_cache):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(precision, "save_file", full)
+    monkeypatch.setattr(quantized_models, "save_file", full)
     before = sorted((isolated_cache / "quantized").iterdir())
     with pytest.raises(StudyError, match="No space left") as caught:
         build(replace(parts, calibration=TEXTS[:4]), precision="gptq-4")
@@ -262,9 +265,9 @@ def modules(parts: Parts) -> tuple[str, ...]:
     return tuple(adapter(parts))
 
 
-def plain_pair(parts: Parts) -> pairs.Pair:
+def plain_pair(parts: Parts) -> alignment_matrix.Pair:
     """The pair of checkpoints, read anew."""
-    return pairs.Pair(pairs.checkpoint(parts.base), pairs.checkpoint(parts.aligned), modules(parts))
+    return alignment_matrix.Pair(checkpoints.checkpoint(parts.base), checkpoints.checkpoint(parts.aligned), modules(parts))
 
 
 def by_hand(parts: Parts, update, name: str, strength: float, seed: int = 0):
@@ -291,7 +294,7 @@ def test_a_restored_adapter_is_attached_as_its_restoration_left_it(parts, name):
 
 
 def test_a_threshold_that_some_scores_stay_below_changes_those(parts):
-    scores = variants.prepared(parts, ATTACHED, "safelora-threshold").scores
+    scores = restored_updates.prepared(parts, ATTACHED, "safelora-threshold").scores
     middle = float(scores["score"].median())
     built = build_variant(parts, replace(ATTACHED, restoration="safelora-threshold", strength=middle))
     changed = {
@@ -336,7 +339,7 @@ def test_strength_goes_from_the_update_to_the_aligned_model(parts, update):
 @pytest.mark.parametrize("name", MADE)
 def test_a_seed_matters_to_random_restorations_alone(parts, name):
     one, again, other = (
-        variants.prepared(parts, replace(ATTACHED, seed=seed), name).at(1.0).update for seed in (0, 0, 1)
+        restored_updates.prepared(parts, replace(ATTACHED, seed=seed), name).at(1.0).update for seed in (0, 0, 1)
     )  # fmt: skip
     assert all(torch.equal(one[m].left, again[m].left) for m in one)
     same = [torch.equal(one[m].left, other[m].left) for m in one]
@@ -363,7 +366,7 @@ def test_a_restoration_and_what_it_depends_on_are_in_the_key(parts):
 
 
 def test_the_pair_is_that_of_the_checkpoints(parts):
-    pair, aligned, base = variants.alignment_pair(parts, "", modules(parts)), build(parts), build(parts, adapter="base")
+    pair, aligned, base = restored_updates.alignment_pair(parts, "", modules(parts)), build(parts), build(parts, adapter="base")
     ours, theirs = weights(aligned), weights(base)
     assert pair.modules == modules(parts)
     assert set(pair.modules) == set(ours)
@@ -374,7 +377,7 @@ def test_the_pair_is_that_of_the_checkpoints(parts):
 @pytest.mark.parametrize("source", ["nf4-mixed", "nf4-both", "rtn-3-both", "int8-both", "gptq-4-mixed", "gptq-4-both"])
 def test_a_source_quantizes_the_aligned_side_or_both(parts, source):
     precision, _, sides = source.rpartition("-")
-    pair = variants.alignment_pair(parts, source, modules(parts))
+    pair = restored_updates.alignment_pair(parts, source, modules(parts))
     base, aligned = weights(build(parts, adapter="base")), weights(build(parts))
     quantized = {}
     for side, whole in (("base", base), ("aligned", aligned)):
@@ -393,7 +396,7 @@ def test_a_restoration_reads_v_from_its_source(parts, source):
     built, plain = (
         build_variant(parts, replace(ATTACHED, restoration=name, strength=1.0)) for name in (f"safelora:{source}", "safelora")
     )
-    pair = variants.alignment_pair(parts, source, modules(parts))
+    pair = restored_updates.alignment_pair(parts, source, modules(parts))
     expected = restorations.prepare(adapter(parts), pair, f"safelora:{source}", 0).at(1.0).update
     for module, change in expected.items():
         left, other = (x.model.get_submodule(f"base_model.model.{module}").lora_B.default.weight for x in (built, plain))
@@ -403,9 +406,9 @@ def test_a_restoration_reads_v_from_its_source(parts, source):
 
 def test_the_same_pair_comes_again(parts):
     names = modules(parts)
-    assert variants.alignment_pair(parts, "nf4-both", names) is variants.alignment_pair(replace(parts, updates={}), "nf4-both",
-                                                                                      list(names))  # fmt: skip
-    others = [variants.alignment_pair(*args) for args in
+    again = restored_updates.alignment_pair(replace(parts, updates={}), "nf4-both", list(names))
+    assert restored_updates.alignment_pair(parts, "nf4-both", names) is again
+    others = [restored_updates.alignment_pair(*args) for args in
               ((parts, "", names), (parts, "nf4-both", names), (parts, "nf4-mixed", names), (parts, "", names[:3]),
                (replace(parts, base=parts.aligned), "", names))]  # fmt: skip
     assert len({id(pair) for pair in others}) == len(others)
@@ -413,7 +416,7 @@ def test_the_same_pair_comes_again(parts):
 
 def test_gptq_as_a_source_needs_texts(parts):
     with pytest.raises(StudyError, match=r"'gptq-3' needs calibration texts; set calibration_rows"):
-        variants.alignment_pair(replace(parts, calibration=()), "gptq-3-mixed", modules(parts))
+        restored_updates.alignment_pair(replace(parts, calibration=()), "gptq-3-mixed", modules(parts))
 
 
 # ---------------------------------------------------------------- SaLoRA
@@ -433,7 +436,7 @@ def guarded(parts) -> Parts:
 
 def test_salora_leaves_a_plain_adapter_of_twice_the_rank(guarded):
     folder = guarded.updates["shine+salora", "bf16"]
-    found = lowrank.load_adapter(folder)
+    found = lora.load_adapter(folder)
     assert found.keys() == adapter(guarded).keys()
     assert {pair.right.shape[0] for pair in found.values()} == {2 * SALORA.rank}
     assert all(pair.norm() > 0 for pair in found.values())
@@ -444,9 +447,9 @@ def test_salora_leaves_a_plain_adapter_of_twice_the_rank(guarded):
 
 
 def test_salora_keeps_what_its_training_gave(guarded):
-    tuned = salora.tune(models.load(guarded.aligned, "bf16"), ROWS, SALORA, SAFETY)
-    found = lowrank.load_adapter(guarded.updates["shine+salora", "bf16"])
-    for module, pair in lowrank.from_peft(tuned.tensors, 1.0).items():  # scale 1, whatever the recipe's alpha
+    tuned = salora.tune_salora(loading.load(guarded.aligned, "bf16"), ROWS, SALORA, SAFETY)
+    found = lora.load_adapter(guarded.updates["shine+salora", "bf16"])
+    for module, pair in lora.from_peft(tuned.tensors, 1.0).items():  # scale 1, whatever the recipe's alpha
         assert torch.equal(found[module].left, pair.left)
         assert torch.equal(found[module].right, pair.right)
 
@@ -454,7 +457,7 @@ def test_salora_keeps_what_its_training_gave(guarded):
 @pytest.mark.parametrize("trained_on", ["bf16", "nf4"])
 def test_what_was_trained_under_salora_is_served_as_it_is(guarded, trained_on):
     fields = {"adapter": "shine", "trained_on": trained_on, "precision": trained_on}
-    found = lowrank.load_adapter(guarded.updates["shine+salora", trained_on])
+    found = lora.load_adapter(guarded.updates["shine+salora", trained_on])
     built = build(guarded, **fields, serving="attached", restoration="salora")
     for module, pair in found.items():
         layer = built.model.get_submodule(f"base_model.model.{module}")
@@ -468,7 +471,7 @@ def test_what_was_trained_under_salora_is_served_as_it_is(guarded, trained_on):
 
 
 def test_salora_is_merged_like_any_adapter(guarded):
-    found, aligned = lowrank.load_adapter(guarded.updates["shine+salora", "bf16"]), weights(build(guarded))
+    found, aligned = lora.load_adapter(guarded.updates["shine+salora", "bf16"]), weights(build(guarded))
     built = weights(build(guarded, **SHINE, serving="merged", restoration="salora"))
     for module, weight in built.items():
         assert torch.equal(weight, (aligned[module].float() + found[module].dense()).bfloat16())
@@ -485,7 +488,7 @@ def test_salora_has_its_own_key(guarded, parts):
 
 
 def test_salora_is_trained_once_for_its_safety_prompts(guarded, parts, monkeypatch):
-    monkeypatch.setattr(salora, "tune", None)  # would fail if it were called
+    monkeypatch.setattr(salora, "tune_salora", None)  # would fail if it were called
     folder = guarded.updates["shine+salora", "bf16"]
     assert variants.train_update(parts, ROWS, SALORA, "bf16", safety=SAFETY) == folder
     others = [
@@ -539,16 +542,16 @@ def test_evaluating_first_changes_nothing_about_a_later_qlora(parts, isolated_ca
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     evaluated = training.tune(language, ROWS, RECIPE)  # and on the very model that was evaluated
-    for name, pair in lowrank.from_peft(evaluated.tensors, RECIPE.alpha / RECIPE.rank).items():
+    for name, pair in lora.from_peft(evaluated.tensors, RECIPE.alpha / RECIPE.rank).items():
         assert torch.equal(pair.left, adapter(parts, "nf4")[name].left)
 
 
 def test_qlora_through_dequantized_weights_is_qlora_through_4_bit_modules(parts):
     """Tolerance: float32 adapters under bf16 autocast leave the last bf16 bits to the order of sums."""
-    language = models.load(parts.aligned)
+    language = loading.load(parts.aligned)
     quantizers.to_bitsandbytes_(language.model, "nf4")
     language.model.is_loaded_in_4bit = False  # plain LoRA layers around the 4-bit modules: the same autocast as ours
-    real = lowrank.from_peft(training.tune(language, ROWS, RECIPE).tensors, RECIPE.alpha / RECIPE.rank)
+    real = lora.from_peft(training.tune(language, ROWS, RECIPE).tensors, RECIPE.alpha / RECIPE.rank)
     for name, pair in adapter(parts, "nf4").items():
         assert (pair.dense() - real[name].dense()).norm() < 0.05 * pair.norm()
     other = adapter(parts)  # control: LoRA on bf16 is further away
@@ -563,7 +566,7 @@ def test_a_full_disk_leaves_no_half_update(parts, kind, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
-    monkeypatch.setattr(lowrank, "save_file", full)
+    monkeypatch.setattr(lora, "save_file", full)
     monkeypatch.setattr(variants, "save_file", full)
     with pytest.raises(StudyError, match=r"^cannot write [0-9a-f]+: No space left[^\n]*$") as caught:
         variants.train_update(parts, ROWS[:4], replace(RECIPE, kind=kind), "bf16")

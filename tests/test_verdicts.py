@@ -8,12 +8,15 @@ import planted
 import pytest
 from scipy.special import ndtri
 
-from helpers import measurements, readings, roc, statistics, verdicts
-from helpers.monitors import Monitor
-from helpers.names import CONTROL
-from helpers.staleness import COLUMNS, Observed, Reference
-from helpers.statistics import MARGINS
-from helpers.variants import Variant
+from helpers.figures import staleness_tables
+from helpers.monitors import readings
+from helpers.monitors.frozen import Monitor
+from helpers.staleness import verdicts
+from helpers.staleness.drops import COLUMNS, Observed, Reference
+from helpers.stats import intervals, roc
+from helpers.stats.intervals import MARGINS
+from helpers.updates import names as update_names
+from helpers.updates.names import CONTROL, Variant
 
 TASKS = ("toxicity", "jailbreak")
 ALIGNED = Variant("tiny", 3)
@@ -44,7 +47,7 @@ def observed(aurocs: dict[Variant, float], cut: float | None = 2.0, pairs: int =
     """Two monitors a task; scores of every variant with about the given AUROC, from the aligned model's 0.9; some shifted."""
     references, scores, rng = {}, {v: {} for v in aurocs}, np.random.default_rng(1)
     for task in TASKS:
-        rows = readings.rows(planted.plan(task, pairs=(2, 2, pairs)), task, "test")
+        rows = readings.rows_of(planted.plan(task, pairs=(2, 2, pairs)), task, "test")
         noise = rng.normal(size=(2, 2 * pairs))
         at = {a: noise + ndtri(a) * np.sqrt(2) * rows.labels for a in {0.9, *aurocs.values()}}
         references[task] = Reference(task, (monitor(task, 1, cut), monitor(task, 2, cut)), rows, rows, np.zeros(0), at[0.9], {})
@@ -66,7 +69,7 @@ def staleness(values: dict[Variant, dict[tuple[str, str, int, str], float]]) -> 
     tables = []
     for variant, rows in values.items():
         found = [(task, probe, layer, layer / 4, metric, x, x, x, 100) for (task, probe, layer, metric), x in rows.items()]
-        tables.append(measurements.keyed(variant, pd.DataFrame(found, columns=COLUMNS)))
+        tables.append(update_names.keyed(variant, pd.DataFrame(found, columns=COLUMNS)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -179,7 +182,7 @@ def test_holm_is_kept_within_a_family(answered):
                 ref, variant = seen.references[row.task], next(v for v in seen.scores if v.label == row.label)
                 both = np.array([ref.scores[1], seen.scores[variant][row.task][1]])
                 raw.append(test(roc.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups), MARGINS["auroc"]))
-            np.testing.assert_allclose(part[name], statistics.holm(raw), rtol=1e-12)
+            np.testing.assert_allclose(part[name], intervals.holm(raw), rtol=1e-12)
             assert (part[name] >= np.array(raw) - 1e-15).all()
 
 
@@ -200,7 +203,7 @@ def test_the_words_follow_the_p_values(answered):
 def test_an_unsure_answer_names_the_texts_it_would_take(answered):
     _, table = answered
     names = list(dict.fromkeys(table["label"]))
-    shown = verdicts.verdict_table(table, ["absent", *reversed(names)])
+    shown = staleness_tables.verdict_table(table, ["absent", *reversed(names)])
     assert list(shown.columns) == ["variant", *TASKS]
     assert list(shown["variant"]) == names[::-1]
     for row in table.itertuples():
@@ -219,7 +222,7 @@ def test_an_unsure_answer_always_takes_more_texts_than_there_were(answered):
 
 def test_answers_are_counted_by_family(answered):
     _, table = answered
-    counts = verdicts.answers(table).set_index("family")
+    counts = staleness_tables.answers(table).set_index("family")
     assert list(counts.index) == ["control", "quantization", "LoRA", "QLoRA"]
     assert list(counts.columns) == ["worse", "preserved", "inconclusive"]
     assert counts.sum(axis=1).to_dict() == {"control": 2, "quantization": 6, "LoRA": 2, "QLoRA": 2}
@@ -234,7 +237,7 @@ def test_tied_scores_get_no_answer():
     table = verdicts.verdicts(seen, CHOSEN)
     assert (table["answer"] == "inconclusive").all()
     assert table["value"].isna().all()
-    assert "undefined" in verdicts.verdict_table(table, [QLORA.label]).loc[0, "toxicity"]
+    assert "undefined" in staleness_tables.verdict_table(table, [QLORA.label]).loc[0, "toxicity"]
 
 
 # ---------------------------------------------------------------- the broken threshold
@@ -280,21 +283,23 @@ def test_shares_count_monitors_and_leave_controls_out():
     nf4 = replace(ALIGNED, precision="nf4")
     values = {ALIGNED: flags(0, 0), rtn: flags(1, 1, 0, 0, 1, 0), nf4: flags(0, 1, 0, 0, 0, 0), QLORA: flags(1, 1)}
     table = verdicts.described(staleness(values))
-    shown = verdicts.family_table(table)
+    shown = staleness_tables.family_table(table)
     assert list(shown["family"]) == ["control", "quantization", "QLoRA"]
     row = shown.set_index("family").loc["quantization"]
     assert (row["task"], row["variants"]) == ("toxicity", 2)
     units = [
         f"{label}/{place}" for label in ("rtn-3", "nf4") for place in ("mean/1", "mean/1", "last/1", "last/1", "mean/2", "mean/2")
     ]
-    e = statistics.rate_interval([1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0], units)
+    e = intervals.rate_interval([1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0], units)
     assert row["AUROC lost 0.05"] == f"33 % [{100 * e.low:.0f}, {100 * e.high:.0f}] of 12"
     assert row["AUROC lost 0.10"] == "–"  # never measured
 
 
 def test_sentences_say_what_was_not_in_the_run():
     rtn = replace(ALIGNED, precision="rtn-3")
-    found = verdicts.sentences(verdicts.described(staleness({ALIGNED: flags(1), rtn: flags(1, 0), QLORA: flags(0, 0, 0)})))
+    found = staleness_tables.staleness_sentences(
+        verdicts.described(staleness({ALIGNED: flags(1), rtn: flags(1, 0), QLORA: flags(0, 0, 0)}))
+    )
     assert set(found) == {"stale-quantized", "stale-lora", "stale-qlora"}
     assert found["stale-lora"] == "–"
     assert found["stale-quantized"].startswith("50 % [")
@@ -305,5 +310,5 @@ def test_sentences_say_what_was_not_in_the_run():
 def test_the_resampled_angle_of_a_probe_is_the_middle_one():
     probes = ["logistic-mean"] * 3 + ["lda-mean", "logistic-mean"]
     table = pd.DataFrame({"probe": probes, "metric": ["resampled_angle"] * 4 + ["auroc"], "value": [10.0, 40.0, 30.0, 5.0, 99.0]})
-    assert verdicts.resampled_angles(table) == {"logistic-mean": 30.0, "lda-mean": 5.0}
-    assert verdicts.resampled_angles(table[4:]) == {}
+    assert staleness_tables.resampled_angles(table) == {"logistic-mean": 30.0, "lda-mean": 5.0}
+    assert staleness_tables.resampled_angles(table[4:]) == {}

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import __main__, chapters, guards, records, run, verification
+from helpers import __main__, cache, results
 from helpers.errors import StudyError
-from helpers.verification import compared, difference, other_machine
+from helpers.runner import guards, jobs, manifests, verification
+from helpers.runner.verification import compared, difference, other_machine
+from helpers.study import chapters
 
 ROOT = Path(__file__).parents[1]
 SHARED = 'profile = "quick"\nmodel = "tiny"\nseed = 0\nthreads = 1\n'
@@ -44,7 +46,7 @@ def stored(root: Path, name: str) -> None:
     """The results of a chapter as they were made before definitions had numbers, and without a kernel."""
     exec(SHARED + notebook(root, name), {})
     entry = {"fingerprint": "old", "parameters": {}, "finished": name, "files": chapters.written(folder_of(root), name)}
-    records.write_json(chapters.status_path(folder_of(root), name), entry)
+    cache.write_json(chapters.status_path(folder_of(root), name), entry)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def toy(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(root)
     for name in ("01_first", "02_second"):
         stored(root, name)
-    records.write_manifest(folder_of(root), ["01_first", "02_second"])
+    manifests.write_manifest(folder_of(root), ["01_first", "02_second"])
     return root
 
 
@@ -82,7 +84,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def stale(root: Path) -> dict[str, str]:
-    plan = run.check(root, "quick")
+    plan = jobs.check(root, "quick")
     return chapters.stale(plan.runs[0], root, plan.fingerprints(plan.runs[0]))
 
 
@@ -115,7 +117,7 @@ def test_equal_tables_pass_and_are_stamped_with_the_notes_of_today(toy, capfd):
 
 def stamped(root: Path, name: str) -> dict:
     """The status of a chapter with today's fingerprint."""
-    plan = run.check(root, "quick")
+    plan = jobs.check(root, "quick")
     return chapters.status(folder_of(root), name) | {"fingerprint": plan.fingerprints(plan.runs[0])[name]}
 
 
@@ -133,10 +135,10 @@ def test_what_was_never_run_is_said_before_anything_runs(toy, capfd):
 def seeds(tmp_path, monkeypatch):
     """A plan of some seeds of a profile of which seeds 0 to 2 are stored, without anything run."""
 
-    def plan(*seeds: int) -> run.Plan:
+    def plan(*seeds: int) -> jobs.Plan:
         names = ("01_models", "06_triage", "10_realignment", "11_findings")
         runs = tuple(chapters.Run("cpu", "tiny", "tiny", seed, Path(f"results/cpu/tiny/seed-{seed}")) for seed in seeds)
-        return run.Plan(tmp_path, "cpu", dict.fromkeys(names, tmp_path), runs, {}, 1.0)
+        return jobs.Plan(tmp_path, "cpu", dict.fromkeys(names, tmp_path), runs, {}, 1.0)
 
     for seed in range(3):
         for name in plan(0).notebooks:
@@ -213,12 +215,12 @@ def test_another_machine_is_named():
 
 def test_the_committed_results_make_the_book_and_are_seen_as_older_and_never_overwritten_unasked(monkeypatch):
     """They bear fingerprints of the text of helpers: good enough to be shown, never to be mixed with what is measured now."""
-    from helpers import pages
+    from helpers.book import pages
 
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     profile, folder = pages.find_run(ROOT, ROOT / "results", "")
-    plan = run.check(ROOT, profile, [folder.parent.name], [int(folder.name.removeprefix("seed-"))])
+    plan = jobs.check(ROOT, profile, [folder.parent.name], [int(folder.name.removeprefix("seed-"))])
     (one,) = plan.runs
     assert ROOT / one.folder == folder
     reasons = chapters.stale(one, ROOT, plan.fingerprints(one))
@@ -230,5 +232,5 @@ def test_the_committed_results_make_the_book_and_are_seen_as_older_and_never_ove
             StudyError, match=r"is committed and would be overwritten \(01_models: it was made under older keys\)"
         ):
             guards.protect(ROOT, one, reasons, force=False)
-    assert records.project_root() == ROOT
+    assert results.project_root() == ROOT
     assert os.environ.get("AFTER_UPDATE_RESULTS") is None

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
-from helpers import system
+from helpers import console
 from helpers.errors import ENVIRONMENT, StudyError
 
 SCRIPT = "after-the-update"
@@ -51,7 +51,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("name", nargs="?", help="02, quantization or 02_quantization")
         command.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     if name == "revalidate":
-        from helpers.gate import add_options
+        from helpers.revalidation.cli import add_options
 
         add_options(command)
     if name in {"study", "chapter", "check", "plan", "book", "verify", "headline"}:
@@ -91,10 +91,10 @@ def _seeds(text: str) -> list[int]:
 
 
 def _plan(options: argparse.Namespace):
-    from helpers import run
+    from helpers.runner import jobs
 
     compute, profile = getattr(options, "compute", ""), options.profile or "quick"
-    return run.check(run.project_root(), profile, _words(options.model), _seeds(options.seed), compute)
+    return jobs.check(jobs.project_root(), profile, _words(options.model), _seeds(options.seed), compute)
 
 
 # ---------------------------------------------------------------- commands
@@ -102,16 +102,16 @@ def _plan(options: argparse.Namespace):
 
 def study(options: argparse.Namespace) -> dict[str, object]:
     """What was run, what it took, and where the book is."""
-    system.check("the study")
-    from helpers import pages, run
-    from helpers.meter import Tokens
-    from helpers.progress import took
-    from helpers.system import say
+    console.check_supported("the study")
+    from helpers.book import pages
+    from helpers.console import say, took
+    from helpers.models.meter import Tokens
+    from helpers.runner import jobs
 
     if options.jobs < 1:
         raise StudyError(f"--jobs {options.jobs} is not possible; give 1 or more")
     plan = _plan(options)
-    found = run.study(plan, options.force, options.jobs, options.cluster)
+    found = jobs.study(plan, options.force, options.jobs, options.cluster)
     states = [chapter["state"] for entry in found["runs"] for chapter in entry["chapters"].values()]
     if not found["code"] and not options.no_book and (plan.root / "_toc.yml").is_file():
         index, new = pages.build(plan.root, plan.profile, plan.root / plan.runs[0].folder)
@@ -127,49 +127,51 @@ def study(options: argparse.Namespace) -> dict[str, object]:
 
 def chapter(options: argparse.Namespace) -> dict[str, object]:
     """What running one chapter took."""
-    system.check("a chapter")
-    from helpers import run
+    console.check_supported("a chapter")
+    from helpers.runner import jobs
 
     if options.job:
-        return {"code": run.execute_job(options.job)}
+        return {"code": jobs.execute_job(options.job)}
     if not options.name:
         raise StudyError("chapter needs a name, such as 02; see python -m helpers chapter --help")
-    return run.chapter(_plan(options), options.name, options.force)
+    return jobs.chapter(_plan(options), options.name, options.force)
 
 
 def _finished(options: argparse.Namespace) -> tuple[Path, str, Path]:
     """The project, and profile and folder of the finished run that was asked for."""
-    from helpers import pages, run
-    from helpers.parameters import profile as checked_profile
+    from helpers.book import pages
+    from helpers.runner import jobs
+    from helpers.study.parameters import profile as checked_profile
 
-    root, first = run.project_root(), None
+    root, first = jobs.project_root(), None
     if options.profile:
         checked_profile(options.profile, root / "profiles")
     if options.model or options.seed:
         first = root / _plan(options).runs[0].folder
-    return root, *pages.find_run(root, root / run.results_root(), options.profile or "", first)
+    return root, *pages.find_run(root, root / jobs.results_root(), options.profile or "", first)
 
 
 def headline(options: argparse.Namespace) -> dict[str, object]:
     """Where the README's figure is."""
     import pandas as pd
 
-    from helpers import figures, updates
-    from helpers.system import say
+    from helpers.console import say
+    from helpers.figures import models
+    from helpers.figures.drawing import theme
 
     root, profile, folder = _finished(options)
     tables = [pd.read_parquet(folder / "tables" / f"{name}.parquet") for name in ("behaviour", "utility")]
     target = root / "book" / "_static" / "headline.png"
-    figures.style()
-    figures.dose(*(updates.with_arms(table, "dialogue") for table in tables)).savefig(target, dpi=110)
+    theme.style()
+    models.refusals_by_harm(*(models.with_arms(table, "dialogue") for table in tables)).savefig(target, dpi=110)
     say(f"drawn from profile {profile}: {target.relative_to(root)}")
     return {"profile": profile, "figure": str(target.relative_to(root))}
 
 
 def book(options: argparse.Namespace) -> dict[str, object]:
     """Where the book is."""
-    from helpers import pages
-    from helpers.system import say
+    from helpers.book import pages
+    from helpers.console import say
 
     root, profile, folder = _finished(options)
     index, new = pages.build(root, profile, folder, options.force)
@@ -179,7 +181,7 @@ def book(options: argparse.Namespace) -> dict[str, object]:
 
 def check(options: argparse.Namespace) -> dict[str, object]:
     """The checked parameters of every chapter."""
-    from helpers.system import say
+    from helpers.console import say
 
     plan = _plan(options)
     say(f"profile {plan.profile}: {len(plan.notebooks)} chapter(s), {len(plan.runs)} run(s), all parameters are valid")
@@ -191,26 +193,26 @@ def check(options: argparse.Namespace) -> dict[str, object]:
 
 def verify(options: argparse.Namespace) -> dict[str, object]:
     """What was compared, table by table."""
-    from helpers import run, verification
+    from helpers.runner import jobs, verification
 
     named = (_words(options.model), _seeds(options.seed), _words(options.chapters))
-    return verification.verify(run.project_root(), options.profile, *named, options.stamp)
+    return verification.verify(jobs.project_root(), options.profile, *named, options.stamp)
 
 
 def plan(options: argparse.Namespace) -> dict[str, object]:
     """The tokens that a profile plans, by run and chapter, from an empty cache."""
-    from helpers import budget, outlook, run
+    from helpers.runner import budget, jobs, outlook
 
     found = _plan(options)
-    run.fetch(found)
+    jobs.fetch(found)
     ahead = outlook.of(found.compute, found.values, dict.fromkeys(found.runs, found.notebooks), {})
     total = outlook.together(ahead)
     if total is None:
         raise StudyError("the notebooks of this project are not the study's own, so nothing is known of their passes")
     for one, part in ahead.items():
         for name, tokens in part.tokens[one].items():
-            system.say(f"{name:<20} {one.label}: {tokens.words if tokens.cost else 'no model is read'}")
-    system.say(f"profile {found.profile}: {total.words}")
+            console.say(f"{name:<20} {one.label}: {tokens.words if tokens.cost else 'no model is read'}")
+    console.say(f"profile {found.profile}: {total.words}")
     heavy = max(ahead, key=lambda one: ahead[one].total.cost)
     over = budget.over(found.profile, ahead[heavy].total.cost)
     if over:
@@ -222,19 +224,20 @@ def plan(options: argparse.Namespace) -> dict[str, object]:
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:
     """The report on an update of the user's own model."""
-    from helpers import compute, gate
+    from helpers.models import compute as computing
+    from helpers.revalidation import cli
 
     if not options.compute:
-        return gate.revalidate(options)
-    with compute.using(options.compute):
-        return gate.revalidate(options)
+        return cli.revalidate(options)
+    with computing.using(options.compute):
+        return cli.revalidate(options)
 
 
 def doctor(options: argparse.Namespace) -> dict[str, object]:
     """What differs from the pins, and what a run would lack."""
-    from helpers.doctor import examine, lines
-    from helpers.records import project_root
-    from helpers.system import say
+    from helpers.console import say
+    from helpers.results import project_root
+    from helpers.runner.doctor import examine, lines
 
     found = examine(project_root().resolve())
     for line in lines(found):
@@ -244,8 +247,8 @@ def doctor(options: argparse.Namespace) -> dict[str, object]:
 
 def clean(options: argparse.Namespace) -> dict[str, object]:
     """The names of what was removed."""
-    from helpers.records import project_root
-    from helpers.system import say
+    from helpers.console import say
+    from helpers.results import project_root
 
     root = project_root().resolve()
     removed = [name for name in BUILT if (root / name).exists()]

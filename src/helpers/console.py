@@ -6,14 +6,20 @@ would fill a page with lines are only found there (`over`). A file that cannot b
 
 import json
 import os
+import re
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
+
+from helpers.errors import ENVIRONMENT, StudyError
 
 SECONDS = 5.0  # between two lines of a bar: an executed chapter keeps every one of them
 VARIABLE, FILE = "AFTER_UPDATE_PROGRESS", "progress.json"  # the environment variable that names the file, and its name
@@ -168,3 +174,89 @@ def left(done: float, total: float, seconds: float) -> str:
     if rest < 90:
         return f"about {10 * round(rest / 10)} s left"
     return f"about {round(rest / 60)} min left" if rest < 90 * 60 else f"about {rest / 3600:.1f} h left"
+
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+# The folder before it is looked for from the start of a word alone: from every letter of it, a long word took minutes
+CELL = re.compile(r"(?:(?<![^\s\"'\x1b])[^\s\"'\x1b]*/)?ipykernel_\d+/\d+\.py")
+
+
+# What looks like a path of some machine, after the known folders are replaced: only its last part stays.
+PATH = re.compile(
+    r"(^|[\s\"'(=\[<>:,;`]|\x1b\[[0-9;]*m)/(?:home|root|Users|tmp|var|opt|usr|mnt|srv|private|work|data)((?:/[\w.@+~-]+)+)"
+)
+
+
+@lru_cache
+def _known(root: str) -> tuple[tuple[str, str], ...]:
+    """The folders of this machine with what stands for them, the longest first."""
+    named = {
+        os.environ.get("AFTER_UPDATE_CACHE", ""): "cache",
+        os.environ.get("AFTER_UPDATE_RESULTS", ""): "results",
+        sys.base_prefix: "python",
+        sys.prefix: "environment",
+        str(Path.home()) if os.environ.get("HOME") else "": "~",
+        tempfile.gettempdir(): "tmp",
+        root: ".",
+    }
+    both = {**{os.path.realpath(folder): word for folder, word in named.items() if folder}, **named}
+    return tuple(sorted(((folder, word) for folder, word in both.items() if len(folder) > 4), key=lambda pair: -len(pair[0])))
+
+
+def scrub(text: str, root: Path) -> str:
+    """The text without this machine's folders and name; relative paths stay."""
+    text = CELL.sub("cell", text)
+    for folder, word in _known(str(root)):
+        text = text.replace(folder, word)
+    text = PATH.sub(lambda match: match[1] + match[2].rsplit("/", 1)[-1], text)
+    host = socket.gethostname()
+    return re.sub(rf"\b{re.escape(host)}\b", "host", text) if len(host) > 5 and host != "localhost" else text
+
+
+def _in(value: object, root: Path) -> object:
+    if isinstance(value, str):
+        return scrub(value, root)
+    if isinstance(value, list):
+        return [_in(item, root) for item in value]
+    if isinstance(value, dict):  # pictures are data, not text
+        return {key: item if key.startswith("image/") and "svg" not in key else _in(item, root) for key, item in value.items()}
+    return value
+
+
+def notebook_text(path: Path, root: Path) -> str:
+    """The executed notebook as text for keeping: no times, no paths, no host, no random ids; the same run gives the same text."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["metadata"].pop("papermill", None)
+    for cell in notebook["cells"]:
+        for key in ("papermill", "execution"):
+            cell["metadata"].pop(key, None)
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell.update(id="injected-parameters", source=_in(cell["source"], root))
+        if "outputs" in cell:
+            cell["outputs"] = _in(cell["outputs"], root)
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def say(text: str) -> None:
+    """Prints one line at once; a reader who went away is no error."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
+def peak_gb() -> float:
+    """The largest memory of any child that has ended, in GB; 0 where the system keeps no such record, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
+
+
+def check_supported(what: str) -> None:
+    """Raises StudyError where `what` cannot be run on this system."""
+    if sys.platform == "win32":
+        can = "exercises, tables and revalidate --scores run here"
+        raise StudyError(f"{what} needs Linux or macOS; on Windows run it in WSL ({can})", ENVIRONMENT)

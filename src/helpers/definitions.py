@@ -55,41 +55,88 @@ def lineage(definitions: Iterable[Definition]) -> tuple[str, ...]:
 
 # ---------------------------------------------------------------- what everything rests on
 
-TEXTS = Definition("texts", 1, code=("corpora", "splits", "slots", "tasks", "taskfiles"))  # which are drawn, and their splits
-INTERVALS = Definition("intervals", 1, code=("statistics", "roc", "seeds"))
-MODELS = Definition("models", 1, code=("models", "prefix"))  # a folder as a model; text as tokens; batches
-QUANTIZE = Definition("quantize", 1, (MODELS,), code=("quantizers", "precision", "quantization"))
-LOWRANK = Definition("lowrank", 1, code=("lowrank",))
-REPLIES = Definition("replies", 1, (MODELS,), code=("generation",))
-JUDGES = Definition("judges", 1, code=("judges",))
+TEXTS = Definition(
+    "texts", 1, code=("data.corpora", "data.splits", "data.pii_templates", "data.tasks", "data.user_files")
+)  # which are drawn, and their splits
+INTERVALS = Definition("intervals", 1, code=("stats.intervals", "stats.roc", "stats.intervals"))
+MODELS = Definition("models", 1, code=("models.loading", "models.shared_prefix"))  # a folder as a model; text as tokens; batches
+QUANTIZE = Definition("quantize", 1, (MODELS,), code=("updates.quantizers", "updates.quantized_models", "updates.weight_errors"))
+LOWRANK = Definition("lowrank", 1, code=("updates.lora",))
+REPLIES = Definition("replies", 1, (MODELS,), code=("models.generation",))
+JUDGES = Definition("judges", 1, code=("models.judges",))
 
 # ---------------------------------------------------------------- models that are made, and kept
 
-TRAIN = Definition("train", 1, (MODELS, QUANTIZE, LOWRANK), code=("training", "names", "updates"))
-SALORA = Definition("salora", 1, (TRAIN,), code=("salora",))
-ALIGN = Definition("align", 1, (TRAIN, REPLIES, JUDGES), code=("alignment",))
-RESTORE = Definition("restore", 1, (QUANTIZE, LOWRANK), code=("pairs", "subspaces", "ediem", "restorations"))
-VARIANT = Definition("variant", 1, (QUANTIZE, LOWRANK), code=("variants",))  # trained and restored ones name more in their keys
+TRAIN = Definition("train", 1, (MODELS, QUANTIZE, LOWRANK), code=("updates.training", "updates.names", "updates.recipes"))
+SALORA = Definition("salora", 1, (TRAIN,), code=("updates.salora",))
+ALIGN = Definition("align", 1, (TRAIN, REPLIES, JUDGES), code=("updates.safety_tuning",))
+RESTORE = Definition(
+    "restore",
+    1,
+    (QUANTIZE, LOWRANK),
+    code=("projection.alignment_matrix", "projection.subspaces", "projection.safelora", "projection.restorations"),
+)
+VARIANT = Definition(
+    "variant", 1, (QUANTIZE, LOWRANK), code=("updates.variants",)
+)  # trained and restored ones name more in their keys
 
 # ---------------------------------------------------------------- what is measured on a model, and kept
 
-ENCODE = Definition("encode", 1, (MODELS,), code=("encoding",))
-ACTIVATIONS = Definition("activations", 1, (VARIANT, ENCODE), code=("activations",))
-MEASURE = Definition("measure", 1, (VARIANT, REPLIES, JUDGES), code=("behaviour", "utility", "measurements"))
-PROBES = Definition("probes", 1, (ENCODE,), code=("readouts", "probes", "monitors", "readings", "freezing", "baselines"))
-SIGNALS = Definition("signals", 1, (VARIANT,), code=("moved_weights", "signals", "cells"))
-SKETCH = Definition("sketch", 1, (ACTIVATIONS, MEASURE, PROBES), code=("sketches",))
-NEURONS = Definition("neurons", 1, (TRAIN, ENCODE, REPLIES), code=("neurons",))
-ARMS = Definition("arms", 1, (VARIANT, REPLIES, JUDGES), code=("lesions", "hybrid", "arms"))
+ENCODE = Definition("encode", 1, (MODELS,), code=("models.encoding",))
+ACTIVATIONS = Definition("activations", 1, (VARIANT, ENCODE), code=("models.activations",))
+MEASURE = Definition(
+    "measure", 1, (VARIANT, REPLIES, JUDGES), code=("models.behaviour", "models.utility", "updates.measurements")
+)
+PROBES = Definition(
+    "probes",
+    1,
+    (ENCODE,),
+    code=(
+        "monitors.readouts",
+        "monitors.probes",
+        "monitors.frozen",
+        "monitors.readings",
+        "monitors.fitting",
+        "monitors.baselines",
+    ),
+)
+SIGNALS = Definition(
+    "signals", 1, (VARIANT,), code=("updates.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
+)
+SKETCH = Definition("sketch", 1, (ACTIVATIONS, MEASURE, PROBES), code=("monitors.spot_check",))
+NEURONS = Definition("neurons", 1, (TRAIN, ENCODE, REPLIES), code=("neurons.neuron_scores",))
+ARMS = Definition(
+    "arms", 1, (VARIANT, REPLIES, JUDGES), code=("neurons.interventions", "neurons.hybrid_precision", "neurons.experiments")
+)
 
 # ---------------------------------------------------------------- what chapters compute of it; not kept, so in no key
 
-STALENESS = Definition("staleness", 1, (PROBES, INTERVALS), code=("staleness", "interaction", "histograms", "verdicts"))
-TRIAGE = Definition("triage", 1, (SIGNALS, INTERVALS), code=("predictors", "rules", "triage", "forecasts"))
-PROJECTION = Definition("projection", 1, (RESTORE, SKETCH, INTERVALS), code=("projection", "recoveries"))
-SUBSPACES = Definition("subspaces", 1, (RESTORE, SKETCH, INTERVALS), code=("dequantized", "choices", "doses"))
-REALIGN = Definition("realign", 1, (PROBES, INTERVALS), code=("realignment", "repairs", "repair_tables", "policies", "rungs"))
-FINDINGS = Definition("findings", 1, (INTERVALS,), code=("evidence", "claims", "findings"))
+STALENESS = Definition(
+    "staleness",
+    1,
+    (PROBES, INTERVALS),
+    code=("staleness.drops", "staleness.interaction", "staleness.score_histograms", "staleness.verdicts"),
+)
+TRIAGE = Definition(
+    "triage",
+    1,
+    (SIGNALS, INTERVALS),
+    code=("staleness.predictors", "staleness.threshold_rules", "staleness.triage", "figures.triage"),
+)
+PROJECTION = Definition("projection", 1, (RESTORE, SKETCH, INTERVALS), code=("projection.curves", "projection.recoveries"))
+SUBSPACES = Definition(
+    "subspaces",
+    1,
+    (RESTORE, SKETCH, INTERVALS),
+    code=("projection.quantized_subspaces", "projection.quantized_subspaces", "projection.stronger_alignment"),
+)
+REALIGN = Definition(
+    "realign",
+    1,
+    (PROBES, INTERVALS),
+    code=("monitors.realignment", "monitors.repairs", "monitors.repair_ladder", "staleness.policies", "figures.repair_tables"),
+)
+FINDINGS = Definition("findings", 1, (INTERVALS,), code=("study.evidence", "study.claims", "study.findings"))
 
 DEFINITIONS: dict[str, Definition] = {one.name: one for one in list(globals().values()) if isinstance(one, Definition)}
 
@@ -97,9 +144,27 @@ DEFINITIONS: dict[str, Definition] = {one.name: one for one in list(globals().va
 
 # What they change is how a chapter looks: where their code is another than at its run, its figures are older than that code.
 DRAWING = (
-    *("alts", "arm_tables", "drawn", "figures", "inks", "plates", "tables"),
-    *("monitor_figures", "staleness_figures", "triage_figures", "projection_figures"),
-    *("subspace_figures", "neuron_figures", "repair_figures", "findings_figures"),
+    *(
+        "figures.drawing.alt_text",
+        "figures.neurons",
+        "figures.drawing.marks",
+        "figures.drawing.theme",
+        "figures.drawing.dark_mode",
+        "figures.drawing.export",
+        "figures.tables",
+    ),
+    *("figures.drawing.layout", "figures.staleness", "figures.triage", "figures.projection"),
+    *("figures.subspaces", "figures.neurons", "figures.repair", "figures.findings"),
 )
 # Compute stands in the keys and sources are pinned by their hashes; the others carry values about.
-PLAIN = ("compute", "definitions", "errors", "meter", "parameters", "progress", "records", "runs", "sources")
+PLAIN = (
+    "models.compute",
+    "definitions",
+    "errors",
+    "models.meter",
+    "study.parameters",
+    "console",
+    "results",
+    "results",
+    "data.sources",
+)

@@ -7,16 +7,25 @@ again, its rows are replaced and the others stay. The manifest comes last; its p
 import hashlib
 import json
 import os
-import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from helpers import sources
-from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
+from helpers.cache import atomic_file, write_file, write_json
+from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def slug(model: str) -> str:
+    """The name of a model as a folder: a registry name as it is, a path or hub id in lower case with dashes."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", (Path(model).name if os.path.isdir(model) else model).lower()).strip("-.")[:64]
+    if not NAME.fullmatch(name):
+        raise StudyError(f"model {model!r} has no usable name; use letters, digits, dots and dashes")
+    return name
+
 
 KEY = ("model", "seed", "precision", "adapter", "trained_on", "serving", "restoration", "strength")
 VALUES = ("metric", "value", "low", "high", "n")
@@ -50,57 +59,9 @@ NUMERIC = {
     "high": float,
     "n": int,
 }
-SCHEMA_VERSION = 1
 
 
 # ---------------------------------------------------------------- the cache
-
-
-def cache_path(kind: str, name: str) -> Path:
-    """The address of a cached thing; its folder exists afterwards."""
-    folder = sources.cache_folder() / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
-
-
-def cached_table(kind: str, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The table stored under a content key, made and stored first where it is not there or cannot be read."""
-    path = cache_path(kind, f"{key}.parquet")
-    if path.is_file():
-        try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError):  # torn by a crash or a full disk: made again
-            path.unlink(missing_ok=True)
-    table = make()
-    _write(path, table.to_parquet)
-    return pd.read_parquet(path)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes through a temporary neighbour, so that `path` holds the old content or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]  # pyarrow's errors carry no strerror
-        raise StudyError(
-            f"cannot write {path.name}: {reason}; free some disk space or check the folder's rights", ENVIRONMENT
-        ) from error
-    finally:
-        with suppress(OSError):  # not there, or its folder is a file: the error above says so
-            temporary.unlink()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file whole or not at all."""
-    _write(
-        path,
-        lambda temporary: temporary.write_text(
-            json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        ),
-    )
 
 
 # ---------------------------------------------------------------- runs and their tables
@@ -131,7 +92,7 @@ class Run:
 
 def open_run(profile: str, model: str, seed: int) -> Run:
     """The run of that profile, model and seed."""
-    from helpers.models import slug
+    pass
 
     return Run(profile, slug(model), seed, results_root() / profile / slug(model) / f"seed-{seed}")
 
@@ -174,9 +135,9 @@ def checked(name: str, table: pd.DataFrame) -> pd.DataFrame:
 def write_table(run: Run, chapter: str, name: str, table: pd.DataFrame) -> pd.DataFrame:
     """The checked table, stored as the chapter's part and merged into `tables/<name>.parquet`."""
     valid = checked(name, table)
-    _write(run.folder / "parts" / chapter / f"{name}.parquet", valid.to_parquet)
+    write_file(run.folder / "parts" / chapter / f"{name}.parquet", valid.to_parquet)
     merged = _merged(run.folder, name)
-    _write(run.folder / "tables" / f"{name}.parquet", merged.to_parquet)
+    write_file(run.folder / "tables" / f"{name}.parquet", merged.to_parquet)
     return _named(valid, name, chapter)
 
 
@@ -249,41 +210,21 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def code_state(root: Path) -> dict[str, object]:
-    """The commit of the code and whether the tree was clean; `unknown` outside of git."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        changed = [line[3:] for line in git("status", "--porcelain").splitlines() if not line[3:].startswith("results/")]
-        return {"commit": git("rev-parse", "HEAD"), "clean": not changed}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": "unknown", "clean": False}
-
-
-def write_manifest(folder: Path, chapters: Sequence[str]) -> dict[str, object]:
-    """The manifest of a finished run: what ran, with which parameters, from which sources, and what it gave; written last."""
-    absent = [name for name in chapters if not (folder / "status" / f"{name}.json").is_file()]
-    if absent:
+def finished(run: Run, before: str) -> list[Run]:
+    """The runs of this run's profile, itself among them, that have all chapters before `before` which this one has."""
+    wanted = {path.name for path in (run.folder / "status").glob("*.json") if path.stem < before}
+    found = []
+    for folder in run.folder.parents[1].glob("*/seed-*"):
+        if wanted <= {path.name for path in (folder / "status").glob("*.json")}:
+            found.append(Run(run.profile, folder.parent.name, int(folder.name.removeprefix("seed-")), folder))
+    if not found:
         raise StudyError(
-            f"chapter {absent[0]} is not finished, so there is no manifest yet; run it: python -m helpers chapter {absent[0]}",
+            f"no chapter of profile {run.profile!r} is finished; run the study first: make study PROFILE={run.profile}",
             NOT_COMPARABLE,
         )
-    statuses = {name: json.loads((folder / "status" / f"{name}.json").read_text(encoding="utf-8")) for name in chapters}
-    tables = {
-        path.stem: {"rows": len(pd.read_parquet(path)), "sha256": file_hash(path)}
-        for path in sorted((folder / "tables").glob("*.parquet"))
-    }
-    counted = [status.get("tokens", {}) for status in statuses.values()]
-    manifest = {
-        "schema": SCHEMA_VERSION,
-        "chapters": statuses,
-        "tokens": {kind: sum(tokens.get(kind, 0) for tokens in counted) for kind in ("forward", "trained")},
-        "tables": tables,
-        "sources": {name: {"version": source.version, "sha256": source.sha256} for name, source in sources.SOURCES.items()},
-    }
-    write_json(folder / "manifest.json", manifest)
-    return manifest
+    return sorted(found, key=lambda other: (other.model, other.seed))
+
+
+def write_findings(run: Run, table: pd.DataFrame) -> Path:
+    """The file `findings.parquet` beside the models' folders: one row a claim, over all runs of the profile."""
+    return atomic_file(run.folder.parents[1] / "findings.parquet", table.reset_index(drop=True).to_parquet)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.claims import CLAIMS
-from helpers.explorable_data import Figure, data
-from helpers.findings import asked, said
+from helpers.book.explore_data import Figure, data
+from helpers.figures.findings_tables import asked, said
+from helpers.study.claims import CLAIMS
 
-__all__ = ["EXPLORABLES", "Explorable", "data", "markdown"]
+__all__ = ["EXPLORABLES", "Explorable", "data", "explore_page"]
 
-PLACEHOLDER = "<!-- generated: explore -->"  # the line of book/explore.md that `markdown` replaces
+PLACEHOLDER = "<!-- generated: explore -->"  # the line of book/explore.md that `explore_page` replaces
 Table = tuple[str, Sequence[str], list[Sequence[str]]]  # caption, heads, rows
 
 
@@ -29,7 +29,7 @@ class Explorable:
     view: Callable[[Figure], Table]
 
 
-def markdown(root: Path, run_folder: Path) -> str:
+def explore_page(root: Path, run_folder: Path) -> str:
     """What stands in the place of `PLACEHOLDER`: all figures of that run, one heading each."""
     found = data(root, run_folder)
     return "\n".join(_section(name, figure, found[name]) for name, figure in EXPLORABLES.items())

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import findings, histograms, records
-from helpers.claims import CLAIMS, SEEDS, UNITS
+from helpers import results
 from helpers.errors import StudyError
-from helpers.findings import RunTables, run_tables
-from helpers.recoveries import METHODS
-from helpers.statistics import MARGINS
-from helpers.triage_figures import SPLITS
-from helpers.verdicts import described
-from helpers.verdicts import order as in_order
+from helpers.figures.projection_tables import METHODS
+from helpers.figures.triage import SPLITS
+from helpers.staleness import score_histograms
+from helpers.staleness.verdicts import described
+from helpers.staleness.verdicts import order as in_order
+from helpers.stats.intervals import MARGINS
+from helpers.study import findings
+from helpers.study.claims import CLAIMS, SEEDS, UNITS
+from helpers.study.findings import RunTables, run_tables
 
 PLACE = ["task", "probe", "layer"]
 SETS = {  # what a curve is drawn on: the first of these that was measured; the last is measured in full
@@ -69,7 +71,7 @@ def _plain(value: object) -> object:
 
 def _estimate(rows: pd.DataFrame) -> list | None:
     """value, low, high, n of the first row; None without one."""
-    return [rows.iloc[0][name] for name in records.VALUES[1:]] if len(rows) else None
+    return [rows.iloc[0][name] for name in results.VALUES[1:]] if len(rows) else None
 
 
 # ---------------------------------------------------------------- 1: a threshold over scores before and after an update
@@ -79,7 +81,7 @@ def threshold(tables: RunTables) -> Figure | None:
     """Bars of the monitors in use on every variant: counts of texts, and a threshold's intervals in thousandths."""
     table = described(tables["histograms"].rename(columns={"label": "side"}))
     names, places, cuts = in_order(table), table[PLACE].drop_duplicates(), tables["monitors"]
-    cuts = cuts[cuts["metric"] == f"threshold_{histograms.LEVEL}"].set_index(PLACE)["value"]
+    cuts = cuts[cuts["metric"] == f"threshold_{score_histograms.LEVEL}"].set_index(PLACE)["value"]
     monitors = [_monitor(rows, cuts[place], names) for place, rows in table.groupby(PLACE, sort=False)]
     if not (len(places) and names and "aligned" in set(table["label"])):
         return None
@@ -105,7 +107,7 @@ def _monitor(rows: pd.DataFrame, cut: float, names: list[str]) -> Figure:
 def _bars(rows: pd.DataFrame) -> Figure:
     """By class: texts in each bin, and low and high of the share above each edge, in thousandths."""
     found = {}
-    for side in histograms.SIDES:
+    for side in score_histograms.SIDES:
         own = rows[rows["side"] == side].sort_values("edge")
         share, above = (own[own["metric"] == metric] for metric in ("share", "above"))
         ends = {end: (1000 * above[end]).round().astype(int) for end in ("low", "high")}

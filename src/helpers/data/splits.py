@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from helpers import corpora
-from helpers.errors import REFUSED, StudyError
-from helpers.parameters import shown
+from helpers.data import corpora
+from helpers.errors import REFUSED, StudyError, shown
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.5, 0.2)  # of the groups of a user's file: training, validation; the rest is the test

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import corpora, slots, sources, taskfiles
-from helpers.errors import StudyError
-from helpers.parameters import nearest, shown
-from helpers.splits import SPLITS, Example, balanced, in_splits, leaks, linked, seen
+from helpers.data import corpora, pii_templates, sources, user_files
+from helpers.data.splits import SPLITS, Example, balanced, in_splits, leaks, linked, seen
+from helpers.errors import StudyError, nearest, shown
 
 LONG = 100  # words of a jailbreak pair at least: more than the tokens that a monitor reads, so that no end of a text is seen
 
@@ -73,8 +72,8 @@ def _privacy_pii() -> list[Example]:
     are few, so a bag of words nearly solves the task: its drop is of interest, its level is not.
     """
     lines = sources.path("presidio-evaluator", "templates.txt").read_text(encoding="utf-8-sig").split("\n")
-    templates = [slots.checked(line) for line in dict.fromkeys(lines) if slots.personal(line)]
-    return _pairs("privacy-pii", [(slots.filled(template), slots.generic(template)) for template in templates])
+    templates = [pii_templates.checked(line) for line in dict.fromkeys(lines) if pii_templates.personal(line)]
+    return _pairs("privacy-pii", [(pii_templates.filled(template), pii_templates.generic(template)) for template in templates])
 
 
 def _toxicity() -> list[Example]:
@@ -190,17 +189,17 @@ def without_leaks(origin: str) -> dict[str, tuple[tuple[Example, ...], int]]:
 
 def known(name: str) -> str:
     """The name, if it is a task or an existing .jsonl or .csv file."""
-    if name in TASKS or (taskfiles.is_file_name(name) and os.path.isfile(name)):
+    if name in TASKS or (user_files.is_file_name(name) and os.path.isfile(name)):
         return name
-    if taskfiles.is_file_name(name):
+    if user_files.is_file_name(name):
         raise StudyError(f"task file {shown(name)} does not exist; give the path of a .jsonl or .csv file")
     choice = f"choose one of {', '.join(TASKS)} or a .jsonl or .csv file"
     raise StudyError(f"unknown task {shown(name)}; {nearest(name, TASKS)}{choice}")
 
 
-def read(path: Path) -> list[Example]:
+def read_task(path: Path) -> list[Example]:
     """The rows of a user's file, as `taskfiles.read` gives them; it may not be called like a task of the study."""
-    return taskfiles.read(Path(known(str(path))), TASKS)
+    return user_files.read_labelled(Path(known(str(path))), TASKS)
 
 
 def examples(
@@ -215,7 +214,7 @@ def examples(
     for split, n in wanted.items():
         if n < 1:
             raise StudyError(f"task {shown(name)}: {n} rows per class of its {split} split were asked for; give 1 or more")
-    rows = without_leaks(origin)[name][0] if known(name) in TASKS else read(Path(name))
+    rows = without_leaks(origin)[name][0] if known(name) in TASKS else read_task(Path(name))
     return tuple(row for split, n in wanted.items() for row in balanced([row for row in rows if row.split == split], n))
 
 

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
-from helpers.claims import CLAIMS, UNITS
-from helpers.figures import PALETTE, bars
-from helpers.findings import ALL, VERDICTS, asked, claim_verdicts, counted, said
-from helpers.monitor_figures import unmeasured
+from helpers.figures.drawing.layout import unmeasured
+from helpers.figures.drawing.theme import PALETTE, bars
+from helpers.figures.findings_tables import asked, counted, said
+from helpers.study.claims import CLAIMS, UNITS
+from helpers.study.findings import ALL, VERDICTS, claim_verdicts
 
 INK, GREY, QUIET, SEED = PALETTE["ink"], PALETTE["base"], "#5b6472", "#98a2b3"
 # Colour, marker and whether it is filled: in grey the shape still tells.

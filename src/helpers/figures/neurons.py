@@ -1,5 +1,7 @@
 """Chapter 09's figures: where picked neurons are, what they cause, and what sparing them buys. A table in, a figure out."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -7,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers.figures import bars, panels
-from helpers.monitor_figures import (
+from helpers.figures import tables
+from helpers.figures.drawing.layout import (
     GREY,
     INK,
     distinct,
@@ -20,7 +22,8 @@ from helpers.monitor_figures import (
     spread,
     unmeasured,
 )
-from helpers.projection_figures import OUTCOMES, UPDATE, outcome_axis, outcomes, plain, reference, series, styles_of, told
+from helpers.figures.drawing.theme import bars, panels
+from helpers.figures.projection import OUTCOMES, UPDATE, outcome_axis, outcomes, plain, reference, series, styles_of, told
 
 SCORES = {"activation-contrast": ("#0072b2", "o"), "snip": ("#009e73", "^"), "wanda": ("#e69f00", "s"),
           "set-difference": ("#d55e00", "D"), "random": (GREY, "X"), "magnitude": ("#cc79a7", "v"),
@@ -194,3 +197,55 @@ def _spared(ax: Axes, rows: pd.DataFrame, styles: dict[str, tuple[str, str]], li
         if len(part):
             series(ax, part["x"] + offset, part, style, start, line)
     bars(ax, start["x"], start, *UPDATE, zorder=4)
+
+
+HARMFUL, EDGY = "advbench", "edgy"
+
+
+PLACES = {"non_refusal": HARMFUL, "over_refusal": EDGY, "rouge1": "dialogue", "perplexity": "c4"}
+
+
+def arm(row: pd.Series) -> str:
+    """What an arm is called: how many neurons, by which score."""
+    return "none" if row["score"] == "none" else f"{100 * row['fraction']:g} % by {row['score']}"
+
+
+def neuron_table(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """One row an arm, one column a metric, each cell a value with its interval."""
+    place = _place(rows)
+    held = rows["metric"].isin(metrics) & (place == rows["metric"].map(PLACES).fillna(place))
+    picked = rows[held].reset_index(drop=True)
+    labels = picked.apply(arm, axis=1)
+    if picked["precision"].nunique() > 1 or set(picked["precision"]) - {"bf16"}:
+        labels = picked["precision"] + ", " + labels
+    order = {metric: place for place, metric in enumerate(metrics)}
+    ordered = picked.assign(label=labels).sort_values("metric", key=lambda column: column.map(order), kind="stable")
+    found = tables.wide(ordered, ["metric"]).set_index("variant")
+    return found.loc[list(dict.fromkeys(labels))].reset_index()
+
+
+def _place(rows: pd.DataFrame) -> pd.Series:
+    """What each row is measured on, without the split."""
+    return rows["measured_on"].str.split("/").str[0]
+
+
+def _rate(rows: pd.DataFrame, score: str, fraction: float) -> str:
+    found = rows[(rows["score"] == score) & (rows["fraction"] == fraction)]
+    found = found[(found["metric"] == "non_refusal") & (_place(found) == HARMFUL)]
+    return tables.of_row(found)
+
+
+def neuron_sentences(table: pd.DataFrame) -> dict[str, str]:
+    """The numbers that the prose names: ablation of the largest share by the first score of safety, and by random."""
+    silent = table[table["serving"].isin(["", "ablated"]) & (table["metric"] == "non_refusal")]
+    named = [name for name in dict.fromkeys(silent["score"]) if name not in {"none", "random"}]
+    most = float(silent["fraction"].max())
+    first = named[0] if named else "none"
+    shown = silent[(silent["score"] == first) & (silent["fraction"] == most)]
+    return {
+        "nonrefusal-whole": _rate(silent, "none", 0.0),
+        "ablated-share": tables.Said(f"{100 * most:g} %", shown, "column fraction"),
+        "ablated-by": tables.Said(first, shown, "column score"),
+        "nonrefusal-ablated": _rate(silent, first, most),
+        "nonrefusal-random": _rate(silent, "random", most),
+    }

@@ -11,9 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-from helpers import variants
-from helpers.figures import PALETTE, bars, panels, perplexity_axis
-from helpers.monitor_figures import (
+from helpers.figures.drawing.layout import (
     GREY,
     INK,
     STYLES,
@@ -25,9 +23,13 @@ from helpers.monitor_figures import (
     spread,
     unmeasured,
 )
-from helpers.recoveries import METHODS, method
-from helpers.restorations import RESTORATIONS
-from helpers.sketches import EVERY
+from helpers.figures.drawing.theme import PALETTE, bars, panels
+from helpers.figures.models import perplexity_axis
+from helpers.figures.projection_tables import METHODS, method
+from helpers.projection.restorations import RESTORATIONS
+from helpers.updates import names as update_names
+from helpers.updates import variants
+from helpers.updates.names import EVERY
 
 OUTCOMES = {"non_refusal": ("advbench", "harmful prompts\nnot refused"), "over_refusal": ("edgy", "safe prompts\nrefused"),
             "rouge1": ("dialogue", "ROUGE-1\nof dialogues"), "perplexity": ("c4", "perplexity\non C4"),
@@ -244,7 +246,7 @@ def _rank(restoration: str, known: Sequence[str]) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known)), restoration
 
 
-def _look(variant: variants.Variant) -> tuple[str, str]:
+def _look(variant: update_names.Variant) -> tuple[str, str]:
     """Colour and marker of a variant's row."""
     if not variant.adapter:
         return PALETTE["aligned"], "s"

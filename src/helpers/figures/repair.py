@@ -14,9 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
-from helpers import recoveries, repairs, variants
-from helpers.figures import PALETTE, bars, share_axis
-from helpers.monitor_figures import (
+from helpers.figures import projection_tables
+from helpers.figures.drawing.layout import (
     GREY,
     INK,
     STYLES,
@@ -34,11 +33,14 @@ from helpers.monitor_figures import (
     together,
     unmeasured,
 )
-from helpers.policies import METHOD, behind_gate
-from helpers.records import KEY
-from helpers.rungs import OUTSIDE
-from helpers.statistics import rate_interval
-from helpers.verdicts import FAMILIES
+from helpers.figures.drawing.theme import PALETTE, bars, share_axis
+from helpers.figures.repair_tables import OUTSIDE
+from helpers.monitors import repairs
+from helpers.results import KEY
+from helpers.staleness.policies import METHOD, behind_gate
+from helpers.staleness.verdicts import FAMILIES
+from helpers.stats.intervals import rate_interval
+from helpers.updates import variants
 
 RUNGS = {"none": "frozen", "coral": "CORAL", "procrustes": "Procrustes", "coral-unpaired": "CORAL, unpaired",
          "centre-unpaired": "centre, unpaired", "centre-scale": "centre and scale",
@@ -228,7 +230,7 @@ def _paths(ax: Axes, rows: pd.DataFrame, methods: Sequence[str], offset: float, 
         ax.plot(part["x"], part["value"], color=colour, linewidth=0.9, alpha=0.55)
 
 
-def gate(cells: pd.DataFrame, threshold: float = repairs.AGREEMENT) -> Figure:
+def gate_accuracy(cells: pd.DataFrame, threshold: float = repairs.AGREEMENT) -> Figure:
     """Whether a realigned monitor was left unfit, against its rank agreement with the frozen one on held-out unlabelled texts.
 
     Above, one dot a monitor and update, by what the gate chose (it looks at alarms as well); below, the share left unfit by
@@ -282,7 +284,7 @@ def interplay(rows: pd.DataFrame, what: str = "changed alarms given back") -> Fi
     rows = rows.assign(code=codes, place=codes.astype(str) + "|" + rows["method"])
     first = rows.drop_duplicates("place").set_index("place")
     updates = together(first["adapter"] + " on " + first["precision"])
-    names = [recoveries.method(known[code]).replace(" (", "\n(") for code in first["code"][updates.index]]
+    names = [projection_tables.method(known[code]).replace(" (", "\n(") for code in first["code"][updates.index]]
     if rows["method"].nunique() > 1:
         names = [f"{name},\n{_words(one)}" for name, one in zip(names, first["method"][updates.index], strict=True)]
     tasks = ordered_tasks(rows["task"])

@@ -1,16 +1,18 @@
 """What the table `realignment` says to a reader: one case down the ladder, what each rung repaired and harmed, and the gate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, tables, updates
-from helpers.records import Run
-from helpers.repairs import LADDER, RUNGS
-from helpers.statistics import Estimate, mean_interval
-from helpers.variants import Variant, from_table, variant_codes
+from helpers.figures import tables
+from helpers.monitors.repairs import LADDER, RUNGS
+from helpers.staleness.policies import METHOD, POLICIES, SHARES
+from helpers.stats.intervals import Estimate, mean_interval
+from helpers.updates import recipes, variants
+from helpers.updates.names import Variant
+from helpers.updates.variants import from_table, variant_codes
 
 ALL = "all"
 OUTSIDE = {"control", "before alignment"}  # families that are no update of a deployed model
@@ -38,8 +40,8 @@ class Case:
 
 def on_updates(table: pd.DataFrame) -> pd.DataFrame:
     """The rows about real updates, with `label` and `family`; controls and the base model are left out."""
-    families = [updates.family(variant) for variant in from_table(table)]
-    own = measurements.labelled(table).assign(family=[families[i] for i in variant_codes(table)])
+    families = [recipes.family(variant) for variant in from_table(table)]
+    own = variants.labelled(table).assign(family=[families[i] for i in variant_codes(table)])
     return own[~own["family"].isin(OUTSIDE)]
 
 
@@ -59,7 +61,7 @@ def worst(table: pd.DataFrame, in_use: Mapping[str, str]) -> Case:
     return Case(task, probe, int(layer), from_table(row)[0])
 
 
-def by_hand(table: pd.DataFrame, case: Case) -> pd.DataFrame:
+def repair_by_hand(table: pd.DataFrame, case: Case) -> pd.DataFrame:
     """One row a rung: rates at the threshold, alarms that changed, AUROC, and what the rung costs."""
     own = table[(table["task"] == case.task) & (table["probe"] == case.probe) & (table["layer"] == case.layer)]
     own = own[own["method"].isin(RUNGS) & own["metric"].isin(BY_HAND)].reset_index(drop=True)
@@ -109,7 +111,7 @@ GATE = {
 }
 
 
-def gate(quality: pd.DataFrame) -> pd.DataFrame:
+def gate_table(quality: pd.DataFrame) -> pd.DataFrame:
     """One row a question about the gate, with its answer, interval and n."""
     named = quality[quality["metric"].isin(GATE)]
     kinds = named["metric"].where(named["metric"] == "auroc_unfit", "recall")
@@ -117,20 +119,7 @@ def gate(quality: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"what the gate said, and what came": named["metric"].map(GATE), "share": cells, "n": named["n"]})
 
 
-def restored(table: pd.DataFrame) -> dict[Variant, list[Variant]]:
-    """Each update of chapter 07 with the variants in which it was restored and read by the monitors."""
-    found: dict[Variant, list[Variant]] = {}
-    for variant in from_table(table[table["metric"] == "alarms_restored"]):
-        found.setdefault(replace(variant, restoration="", strength=None), []).append(variant)
-    return found
-
-
-def keyed(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the table `realignment` that belong to the run and to no single variant."""
-    return measurements.keyed(Variant(run.model, run.seed, precision=""), table)
-
-
-def sentences(table: pd.DataFrame) -> dict[str, str]:
+def repair_sentences(table: pd.DataFrame) -> dict[str, str]:
     """For the chapter's prose: the share of monitors left unfit behind each rung, and harmed by it, over all updates."""
     found = {}
     for name in LADDER:
@@ -139,3 +128,36 @@ def sentences(table: pd.DataFrame) -> dict[str, str]:
             rows = _over_updates(table, name, metric)
             found[f"{word}-{name}"] = tables.Said(_percent(e), rows, "mean") if np.isfinite(e.value) else NONE
     return found
+
+
+SAID = {"missed": "left unfit", "found": "stale found", "repaired": "stale repaired", "harmed": "harmed", "refits": "refits",
+        "labels_per_cell": "labels a monitor", "passes_per_cell": "passes a monitor",
+        "missed_minus_random": "left unfit, against random"}  # fmt: skip
+
+
+def _texts(table: pd.DataFrame) -> pd.Series:
+    """The text of each number by policy and metric, which knows its row; what is exact has no interval."""
+    own = table[table["method"].str.startswith(METHOD)]
+    names = pd.MultiIndex.from_arrays([own["method"].str.removeprefix(METHOD), own["metric"]])
+    texts = [tables.Said(_text(row), own.loc[[row.Index]]) for row in own.itertuples()]
+    return pd.Series(texts, names, dtype=object)
+
+
+def _text(row) -> str:
+    kind = {"missed_minus_random": "change_in_missed"}.get(row.metric, "recall" if row.metric in SHARES else row.metric)
+    text = tables.interval(kind, row.value, row.low, row.high)
+    return text.partition(" [")[0] if row.low == row.high else text
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a policy: what it leaves unfit, finds, repairs and harms, and what it costs, with intervals."""
+    found = _texts(table).unstack().reindex(index=POLICIES, columns=SAID).dropna(how="all")
+    return found.fillna("–").rename(columns=SAID).rename_axis("policy").reset_index().rename_axis(columns=None)
+
+
+def policy_sentences(table: pd.DataFrame) -> dict[str, str]:
+    """Texts for the chapter's prose: `policy-<name>-missed`, `-labels` and `-harmed` of every policy."""
+    found = _texts(table)
+    wanted = {"missed": "missed", "labels": "labels_per_cell", "harmed": "harmed"}
+    return {f"policy-{name.replace(' %', '').replace(' ', '-')}-{word}": found.get((name, metric), "(not in this run)")
+            for name in POLICIES for word, metric in wanted.items()}  # fmt: skip

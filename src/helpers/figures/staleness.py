@@ -14,9 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
-from helpers import roc
-from helpers.figures import PALETTE, bars, panels
-from helpers.monitor_figures import (
+from helpers.figures.drawing.layout import (
     GREY,
     INK,
     legend,
@@ -35,7 +33,9 @@ from helpers.monitor_figures import (
     unmeasured,
     wrapped,
 )
-from helpers.statistics import Estimate
+from helpers.figures.drawing.theme import PALETTE, bars, panels
+from helpers.stats import roc
+from helpers.stats.intervals import Estimate
 
 DEFINITIONS = {"stale_auroc_05": "AUROC fell\nby 0.05 or more", "stale_tpr_5": "catches 5 points less\nat the frozen threshold",
                "stale_fpr_5": "false alarms above\n10 %, twice what was set"}  # fmt: skip
@@ -270,7 +270,7 @@ def _two_rows(upper: Mapping[str, Line2D], lower: Mapping[str, Line2D]) -> dict[
 # ---------------------------------------------------------------- doses and parts
 
 
-def dose(staleness: pd.DataFrame, bits: pd.Series) -> Figure:
+def drop_by_dose(staleness: pd.DataFrame, bits: pd.Series) -> Figure:
     """Mean AUROC drop against bits per weight (rounding to nearest), and against the dose of an update; one line a task.
 
     The unquantized model stands at its bits with a drop of 0, by definition and so without interval. `dose_kind` ("rank" or

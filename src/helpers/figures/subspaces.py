@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from helpers.figures import bars, on_log_axis
-from helpers.monitor_figures import (
+from helpers.figures import tables
+from helpers.figures.drawing.layout import (
     GREY,
     INK,
     STYLES,
@@ -24,8 +24,10 @@ from helpers.monitor_figures import (
     spread,
     unmeasured,
 )
-from helpers.projection_figures import OUTCOMES, PAGE, SPARE, outcome_axis, outcomes, plain, reference, series
-from helpers.recoveries import METHODS
+from helpers.figures.drawing.theme import bars
+from helpers.figures.models import on_log_axis
+from helpers.figures.projection import OUTCOMES, PAGE, SPARE, outcome_axis, outcomes, plain, reference, series
+from helpers.figures.projection_tables import METHODS
 
 FLOOR = 1e-4  # of the largest singular value: what lies below is rounding
 DOSES = ("--", ":", "-.")  # lines of a V that was made larger
@@ -165,3 +167,57 @@ def _source_words(names: list[str]) -> dict[str, str]:
         called = METHODS.get(plain_name, plain_name)
         words[name] = f"{called}, V from {source or 'bf16'}" if plain_name in several else called
     return words
+
+
+SHOWN = {
+    "noise_to_signal": "noise over signal",
+    "above_edge_energy": "energy above the edge",
+    "cosine_excess": "C alike, beyond chance",
+}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a source: noise, what stands above it, and overlaps by k, as medians over modules with their intervals."""
+    rows = table[(table["module"] == "all") & (table["metric"].isin(SHOWN) | (table["metric"] == "overlap"))].reset_index(
+        drop=True
+    )
+    cells, found = tables.with_intervals(rows), {}
+    for row, cell in zip(rows.to_dict("records"), cells, strict=True):
+        name = SHOWN.get(row["metric"], f"overlap, k = {row['k']}")
+        found.setdefault(row["source"], {"source": row["source"]})[name] = cell
+    return pd.DataFrame(list(found.values()))
+
+
+def choices(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a source: how alike its order of the modules is, and which share of the chosen ones is common, beside chance."""
+    wanted = table["metric"].isin(["score_spearman", "jaccard", "jaccard_null"])
+    rows = table[wanted].reset_index(drop=True)
+    cells, found = tables.with_intervals(rows), {}
+    for row, cell in zip(rows.to_dict("records"), cells, strict=True):
+        share = f"{100 * float(row['k']):g} % chosen" if row["k"] else ""
+        words = {
+            "score_spearman": "rank correlation of s",
+            "jaccard": f"in common, {share}",
+            "jaccard_null": f"by chance, {share}",
+        }
+        found.setdefault(row["source"], {"source": row["source"]})[words[row["metric"]]] = cell
+    return pd.DataFrame(list(found.values()))
+
+
+def subspace_sentences(table: pd.DataFrame, source: str) -> dict[str, str]:
+    """The numbers that the prose names, of one source: noise over signal, and the overlap at the smallest k beside chance."""
+    rows = table[table["source"] == source]
+    medians = rows[rows["module"] == "all"]
+    k = str(min(map(int, medians.loc[medians["metric"] == "overlap", "k"]), default=0))
+
+    def told(metric: str, part: pd.DataFrame) -> str:
+        return tables.of_row(part[part["metric"] == metric])
+
+    null, at = rows[(rows["metric"] == "overlap_null") & (rows["k"] == k)], medians[medians["k"] == k]
+    return {
+        "source": tables.Said(source, medians, "column source"),
+        "source-noise": told("noise_to_signal", medians),
+        "overlap-k": tables.Said(k, at, "column k"),
+        "source-overlap": told("overlap", at),
+        "null-overlap": tables.Said(f"{null['value'].median():.2g}", null, "median") if len(null) else "(not measured)",
+    }

@@ -6,7 +6,7 @@ from typing import Self
 
 import pandas as pd
 
-from helpers import records
+from helpers import results
 from helpers.errors import StudyError
 
 PERCENT = {
@@ -105,7 +105,7 @@ def source(text: str) -> dict[str, object]:
     found: dict[str, object] = {"table": name, "how": text.how, "count": len(rows)}
     if len(rows) > FEW:
         return found | {"part": part, "places": places(rows.index)}
-    address = [*records.KEY, *records.OWN[name], "metric"] if name in records.OWN else ["claim"]
+    address = [*results.KEY, *results.OWN[name], "metric"] if name in results.OWN else ["claim"]
     return found | {"rows": [_plain(row) for row in rows[address].to_dict("records")]}
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from helpers.figures import PALETTE, bars, panels, share_axis
-from helpers.monitor_figures import (
+from helpers.figures import tables
+from helpers.figures.drawing.layout import (
     GREY,
     INK,
     STYLES,
@@ -22,7 +22,9 @@ from helpers.monitor_figures import (
     spread,
     unmeasured,
 )
-from helpers.signals import SIGNALS
+from helpers.figures.drawing.theme import PALETTE, bars, panels, share_axis
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.staleness.predictors import ORDERS, PREDICTORS
 
 MANY = 500  # dots that are worth more as an image than each as a shape
 SPLITS = {"monitor": "a task never seen", "family": "a kind of update\nnever seen", "seed": "a seed never seen",
@@ -105,3 +107,77 @@ def signal_scatter(cells: pd.DataFrame, signals: Sequence[str]) -> Figure:
         ax.set(xlabel=textwrap.fill(said, 46), ylabel="AUROC drop")
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, markerscale=1.8)
     return figure
+
+
+def where_stale(cells: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+    """The variants with the most stale cells: how many, of how many, and their share of all stale cells."""
+    found = cells.groupby("variant", sort=False)["stale"].agg(stale="sum", cells="size").sort_values("stale", ascending=False)
+    shares = found["stale"] / max(int(found["stale"].sum()), 1)
+    return found.assign(**{"share of all stale": [f"{100 * share:.0f} %" for share in shares]}).head(most).reset_index()
+
+
+PRICE = {"free": "nothing", "forward": "unlabelled texts through both models", "labels": "a few labelled texts"}
+
+
+RULE = "plain rule"
+
+
+def signals_overview() -> pd.DataFrame:
+    """One row a signal: its name, what it says, and what it costs."""
+    rows = [(name, signal.words, PRICE[signal.price]) for name, signal in SIGNALS.items()]
+    return pd.DataFrame(rows, columns=["signal", "what it says", "what it costs"])
+
+
+def words() -> dict[str, str]:
+    """Each signal in words."""
+    return {name: signal.words for name, signal in SIGNALS.items()}
+
+
+def table(result: pd.DataFrame) -> pd.DataFrame:
+    """One row a predictor or order and split: rank correlation, AUROC, and the recall at each budget, with intervals."""
+    rows = result[result["metric"].isin(["spearman", "auroc", "recall"])].copy()
+    shares = (100 * rows["budget"]).round().astype(int).astype(str)
+    rows["column"] = rows["metric"].where(rows["metric"] != "recall", "found at " + shares + " %")
+    rows["cell"] = tables.with_intervals(rows.replace({"metric": {"spearman": "auroc"}}))  # two decimals, like an AUROC
+    found = rows.pivot(index=["split", "predictor"], columns="column", values="cell").fillna("–")
+    names = list(dict.fromkeys(rows["column"]))
+    order = list(dict.fromkeys(zip(rows["split"], rows["predictor"], strict=True)))
+    return found.loc[order, names].reset_index().rename_axis(columns=None)
+
+
+def rules(result: pd.DataFrame) -> pd.DataFrame:
+    """One row a split: the share of stale cells that the plain rule caught, and the share of all cells it asked to check."""
+    rows = result[result["predictor"] == RULE].assign(cell=lambda t: tables.with_intervals(t))
+    found = rows.pivot(index="split", columns="metric", values="cell").reindex(columns=["caught", "flagged"]).fillna("–")
+    return found.set_axis(["stale cells caught", "cells to check"], axis=1).reset_index().rename_axis(columns=None)
+
+
+def best(result: pd.DataFrame, names: Sequence[str] = tuple(PREDICTORS), budget: float = 0.2) -> pd.Series | None:
+    """The row of the best recall among `names` (of the best rank correlation where no cell is stale); None without one.
+
+    Whole families held out where that was possible. Best of several, so it flatters: the chapter says of how many.
+    """
+    rows = result[result["predictor"].isin(names)]
+    rows = rows[rows["metric"] == ("recall" if (rows["metric"] == "recall").any() else "spearman")]
+    for split in ("family", "monitor"):
+        part = rows[rows["split"] == split]
+        if len(part):
+            near = part[(part["budget"] - budget).abs() == (part["budget"] - budget).abs().min()]
+            return near.sort_values(["value", "predictor"], ascending=[False, True]).iloc[0]
+    return None
+
+
+def best_predictor(result: pd.DataFrame) -> str | None:
+    """The name of the best predictor; None where no predictor could be scored."""
+    row = best(result)
+    return None if row is None else str(row["predictor"])
+
+
+def triage_sentences(result: pd.DataFrame) -> dict[str, str]:
+    """The best predictor and the best simple order as text, for the chapter's prose."""
+    found = {"triage-best": best(result), "triage-simple": best(result, tuple(ORDERS))}
+    return {key: "(not in this run)" if row is None else _named(result.loc[[row.name]]) for key, row in found.items()}
+
+
+def _named(row: pd.DataFrame) -> str:
+    return tables.Said(f"{tables.of_row(row)} ({row['predictor'].iloc[0]})", row)

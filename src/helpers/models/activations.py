@@ -6,31 +6,23 @@ at the depth transformers gives the state after the final norm, and this module 
 The tokens that all texts of a plan open with run once, and every batch starts from a copy of their keys and values.
 """
 
-import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from helpers import compute, prefix, records
-from helpers.definitions import ACTIVATIONS
-from helpers.encoding import Encoded, Plan, encode, shared_prefix, token_batches
+from helpers.console import over
 from helpers.errors import REFUSED, StudyError
-from helpers.models import LanguageModel, atomic_file, causal, pad
-from helpers.progress import over
-from helpers.variants import Parts, Variant, build_variant, variant_key
+from helpers.models import shared_prefix as models_shared_prefix
+from helpers.models.encoding import Encoded, Plan, encode, shared_prefix, token_batches
+from helpers.models.loading import LanguageModel, causal, pad
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
-NOTE = "activations"  # the entry of a stored file that says what is in it
 Sink = Callable[[int, Tensor], None]
 Progress = Callable[[int], None]
 
@@ -151,13 +143,13 @@ def read(language: LanguageModel, plan: Plan, progress: Progress | None = None, 
     pooled_at = layers(plan.depths, language.depth)
     recorded = sorted({*pooled_at, *(layer for _, layer in kept.tokens)})
     shared = shared_prefix(encoded) if share else 0
-    past = prefix.empty(language)
+    past = models_shared_prefix.empty(language)
     with reading(language.model, recorded, lambda *_: None):
-        prefix.fill(language, past, encoded.rows[0][:shared])
+        models_shared_prefix.fill(language, past, encoded.rows[0][:shared])
     for indices in over("batches", token_batches([len(row) - shared for row in encoded.rows], plan.budget)):
         batch = _batch(encoded, indices, shared, language.tokenizer.pad_token_id, language.device)
         with reading(language.model, recorded, partial(kept.add, batch)):
-            held = prefix.copies(past, len(indices)) if shared else None
+            held = models_shared_prefix.copies(past, len(indices)) if shared else None
             backbone(input_ids=batch.ids, past_key_values=held, use_cache=bool(shared))
         if progress:
             progress(len(indices))
@@ -188,62 +180,3 @@ def _finite(kept: _Kept) -> None:
 
 
 # ---------------------------------------------------------------- kept by content
-
-
-def stored(
-    parts: Parts, variant: Variant, plan: Plan, build: Callable[[], LanguageModel] | None = None,
-    progress: Progress | None = None,
-) -> Activations:  # fmt: skip
-    """The activations of a variant: read once, then mapped from the cache; a file that is torn or altered is made again.
-
-    `build` gives the model where the caller has a way to share it; it is called only if the activations are not there.
-    """
-    of = {"variant": variant_key(parts, variant), "plan": plan.key()}
-    key = ACTIVATIONS.key(**of, **compute.machine(parts.device))
-    path = records.cache_path("activations", f"{key}.safetensors")
-    found = _load(path, of)
-    if found is not None:
-        return found
-    language = build() if build else build_variant(parts, variant)
-    try:
-        made = read(language, plan, progress)
-    except StudyError as error:
-        raise StudyError(f"variant {variant.label}: {error}", error.code) from error
-    atomic_file(path, partial(_save, made, of))
-    return _load(path, of) or made
-
-
-def _save(made: Activations, of: dict[str, str], path: Path) -> None:
-    offsets = {name: torch.from_numpy(values) for name, values in made.offsets.items()}
-    groups = {"pooled": made.pooled, "tokens": made.tokens, "offsets": offsets}
-    tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
-    note = json.dumps({"of": of, "layers": made.layers, "counts": made.counts})
-    # one entry: safetensors writes several in an order that changes, and equal content should give equal bytes
-    save_file(tensors, path, metadata={NOTE: f"{_checksum(note, tensors)} {note}"})
-
-
-def _load(path: Path, of: dict[str, str]) -> Activations | None:
-    """The activations of a file, mapped, not copied; None where it is absent, torn, altered, or of something else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            checksum, _, note = (file.metadata() or {}).get(NOTE, "").partition(" ")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None
-    if checksum != _checksum(note, tensors) or (about := json.loads(note))["of"] != of:
-        return None
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    offsets = {name: tensor.numpy() for name, tensor in group("offsets/").items()}
-    return Activations(tuple(about["layers"]), group("pooled/"), group("tokens/"), offsets, about["counts"])
-
-
-def _checksum(note: str, tensors: dict[str, Tensor]) -> str:
-    """CRC-32 of the note and of every tensor with its name and shape: it sees any flipped byte, at 5 GB/s."""
-    total = zlib.crc32(note.encode())
-    for name, tensor in sorted(tensors.items()):
-        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        total = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy(), total)
-    return f"{total:08x}"

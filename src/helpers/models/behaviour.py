@@ -13,11 +13,14 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from helpers import corpora, generation, judges, models, sources, statistics
-from helpers.corpora import Row, as_identity, sample
+from helpers import cache
+from helpers.data import corpora
+from helpers.data.corpora import Row, as_identity, sample
 from helpers.errors import StudyError
-from helpers.models import LanguageModel
-from helpers.statistics import Estimate
+from helpers.models import generation, judge_types, judges, loading
+from helpers.models.loading import LanguageModel
+from helpers.stats import intervals
+from helpers.stats.intervals import Estimate
 
 COHERENT_WORDS, COHERENT_BIGRAMS = 0.7, 0.5
 ITEM_COLUMNS = ["kind", "set", "item", "group", "judge", "metric", "value", "length", "hash"]
@@ -81,7 +84,7 @@ def coherent(reply: str, vocabulary: frozenset[str]) -> bool:
 # ---------------------------------------------------------------- measuring
 
 
-def judge_settings(origin: str = "embedded", seed: int = 0, harmbench_model: str = "", **changes) -> judges.JudgeSettings:
+def judge_settings(origin: str = "embedded", seed: int = 0, harmbench_model: str = "", **changes) -> judge_types.JudgeSettings:
     """Settings of the judges, with the human labels of the embedded sets where the texts are the embedded ones.
 
     `harmbench_model` is a local folder or a pinned hub id of a HarmBench classifier; `changes` are further fields, such as
@@ -90,17 +93,17 @@ def judge_settings(origin: str = "embedded", seed: int = 0, harmbench_model: str
     if harmbench_model:
         changes |= {"generate": partial(_classified, harmbench_model), "classifier": harmbench_model}
     if changes.get("endpoint"):
-        changes |= {"scores": sources.cache_folder() / "judgements" / "scores.jsonl"}
+        changes |= {"scores": cache.cache_folder() / "judgements" / "scores.jsonl"}
     if origin != "embedded":
-        return judges.JudgeSettings(seed=seed, human_refusals=_stand_in_labels(), **changes)
-    return judges.JudgeSettings(
+        return judge_types.JudgeSettings(seed=seed, human_refusals=_stand_in_labels(), **changes)
+    return judge_types.JudgeSettings(
         seed=seed, human_refusals=corpora.human_refusals(), human_severity=corpora.human_severity(), **changes
     )
 
 
 @lru_cache(maxsize=1)
 def _classifier(model: str) -> LanguageModel:
-    return models.load(models.base_folder(model))
+    return loading.load(loading.base_folder(model))
 
 
 def _classified(model: str, texts: list[str]) -> list[str]:
@@ -114,8 +117,8 @@ def _stand_in_labels() -> tuple[list[str], list[int], list[str]]:
     return refused + answered, labels, [str(i) for i in range(len(labels))]
 
 
-def measure(
-    language: LanguageModel, sets: Sequence[PromptSet], judge_names: Sequence[str], settings: judges.JudgeSettings,
+def measure_behaviour(
+    language: LanguageModel, sets: Sequence[PromptSet], judge_names: Sequence[str], settings: judge_types.JudgeSettings,
     new_tokens: int, origin: str, brief: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
     """One row an item and label: refusals by every judge, severity where a judge gives one, and coherence.
@@ -157,7 +160,7 @@ def _items(
 NAMES = {("harmful", "refused"): "non_refusal", ("edgy", "refused"): "over_refusal"}
 
 
-def summarize(items: pd.DataFrame) -> pd.DataFrame:
+def summarize_behaviour(items: pd.DataFrame) -> pd.DataFrame:
     """Rows of the table `behaviour`: rates with Wilson intervals on groups, severity with a mean interval; failures counted."""
     rows = []
     for (kind, name, judge, metric), part in items.groupby(["kind", "set", "judge", "metric"], sort=True):
@@ -166,7 +169,7 @@ def summarize(items: pd.DataFrame) -> pd.DataFrame:
         if not scored.all():
             # a score may be missing where a label is not, so the two are counted apart
             failures = "judge_failures" if metric == "refused" else f"{metric}_failures"
-            rows.append((judge, name, failures, statistics.rate_interval(~scored, part["group"])))
+            rows.append((judge, name, failures, intervals.rate_interval(~scored, part["group"])))
         if scored.any():
             rows.append(
                 (judge, name, NAMES.get((kind, metric), metric), _estimate(kind, metric, value[scored], part["group"][scored]))
@@ -177,5 +180,5 @@ def summarize(items: pd.DataFrame) -> pd.DataFrame:
 
 def _estimate(kind: str, metric: str, values: np.ndarray, groups: Sequence[str]) -> Estimate:
     if metric == "harmfulness":
-        return statistics.mean_interval(values, groups, bounds=(1.0, 5.0))
-    return statistics.rate_interval(1 - values if (kind, metric) == ("harmful", "refused") else values, groups)
+        return intervals.mean_interval(values, groups, bounds=(1.0, 5.0))
+    return intervals.rate_interval(1 - values if (kind, metric) == ("harmful", "refused") else values, groups)

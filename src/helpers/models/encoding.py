@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from helpers import prefix
-from helpers.corpora import fingerprint
+from helpers.data.corpora import fingerprint
+from helpers.data.splits import Example
 from helpers.definitions import content_key
 from helpers.errors import REFUSED, StudyError
-from helpers.models import chat_text
-from helpers.splits import Example
+from helpers.models import shared_prefix as prefix
+from helpers.models.loading import chat_text
 
 
 @dataclass(frozen=True)

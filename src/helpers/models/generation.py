@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers import prefix
-from helpers.models import LanguageModel, causal, chat_text, encode, length_batches, logits, pad
-from helpers.progress import over
+from helpers.console import over
+from helpers.models import shared_prefix
+from helpers.models.loading import LanguageModel, causal, chat_text, encode_text, length_batches, logits, pad
 
 Progress = Callable[[int], None]
 Ended = Callable[[str], bool]
@@ -35,12 +35,12 @@ def completions(
     the batch a text sits in. What all texts open with is read once, and a row leaves its batch at its end of turn, or as soon
     as `ended(reply so far)` holds. `whole` reads every text in full and keeps every row to the end: for who watches the passes.
     """
-    rows = [encode(language.tokenizer, text) for text in texts]
-    found, past = [""] * len(rows), prefix.empty(language)
-    shared = 0 if whole or not rows else prefix.common(rows)
-    prefix.fill(language, past, rows[0][:shared] if shared else ())
+    rows = [encode_text(language.tokenizer, text) for text in texts]
+    found, past = [""] * len(rows), shared_prefix.empty(language)
+    shared = 0 if whole or not rows else shared_prefix.common(rows)
+    shared_prefix.fill(language, past, rows[0][:shared] if shared else ())
     for indices in over("batches", length_batches([len(row) for row in rows], batch)):
-        cache = prefix.copies(past, len(indices))
+        cache = shared_prefix.copies(past, len(indices))
         said = _greedy(language, [rows[i][shared:] for i in indices], cache, new_tokens, ended, whole)
         for i, reply in zip(indices, language.tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
             found[i] = reply

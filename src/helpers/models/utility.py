@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers import generation, statistics
-from helpers.behaviour import ITEM_COLUMNS
-from helpers.corpora import Question, Row, fingerprint, sample, unit
+from helpers.data.corpora import Question, Row, fingerprint, sample, unit
 from helpers.errors import REFUSED, StudyError
-from helpers.models import LanguageModel, encode
+from helpers.models import generation
+from helpers.models.behaviour import ITEM_COLUMNS
+from helpers.models.loading import LanguageModel, encode_text
+from helpers.stats import intervals
 
 DOCUMENT_TOKENS = 128
 
@@ -36,7 +37,7 @@ def utility_sets(n_summaries: int, n_documents: int, n_questions: int, origin: s
     )
 
 
-def measure(language: LanguageModel, sets: UtilitySets, summary_tokens: int) -> pd.DataFrame:
+def measure_utility(language: LanguageModel, sets: UtilitySets, summary_tokens: int) -> pd.DataFrame:
     """One row an item and metric, in the same columns as behaviour's items."""
     found = [row for name, rows in sets.replies.items() for row in _rouge(language, name, rows, summary_tokens)]
     found += [row for name, texts in sets.documents.items() for row in _perplexity(language, name, texts)]
@@ -62,7 +63,7 @@ def _rouge(language: LanguageModel, name: str, rows: Sequence[Row], new_tokens: 
 
 
 def _perplexity(language: LanguageModel, name: str, texts: Sequence[str]) -> list[tuple]:
-    rows = [encode(language.tokenizer, text, DOCUMENT_TOKENS) for text in texts]
+    rows = [encode_text(language.tokenizer, text, DOCUMENT_TOKENS) for text in texts]
     short = [number for number, row in enumerate(rows) if len(row) < 2]
     if short:
         raise StudyError(
@@ -77,9 +78,9 @@ def _choices(language: LanguageModel, name: str, questions: Sequence[Question]) 
     """Right where the right option has the highest log-likelihood a character, given the question (as in common harnesses)."""
     rows, starts, owners = [], [], []
     for number, question in enumerate(questions):
-        prompt = encode(language.tokenizer, f"Question: {question.prompt}\nAnswer:")
+        prompt = encode_text(language.tokenizer, f"Question: {question.prompt}\nAnswer:")
         for option in question.options:
-            rows.append(prompt + encode(language.tokenizer, " " + option))
+            rows.append(prompt + encode_text(language.tokenizer, " " + option))
             starts.append(len(prompt))
             owners.append((number, len(option)))
     total, _ = generation.log_likelihoods(language, rows, starts)
@@ -92,15 +93,15 @@ def _choices(language: LanguageModel, name: str, questions: Sequence[Question]) 
     ]
 
 
-def summarize(items: pd.DataFrame) -> pd.DataFrame:
+def summarize_utility(items: pd.DataFrame) -> pd.DataFrame:
     """Rows of the table `utility`: ROUGE (0..100), perplexity (exp of the mean of documents of equal length), accuracy (0..1)."""
     found = []
     for (name, metric), part in items.groupby(["set", "metric"], sort=True):
         values, groups = part["value"].to_numpy(), part["group"].to_numpy()
         if metric == "accuracy":
-            e = statistics.rate_interval(values, groups)
+            e = intervals.rate_interval(values, groups)
         else:
-            e = statistics.mean_interval(values, groups, bounds=(0.0, 100.0))
+            e = intervals.mean_interval(values, groups, bounds=(0.0, 100.0))
         numbers = np.exp([e.value, e.low, e.high]) if metric == "nll" else (e.value, e.low, e.high)
         found.append((name, "perplexity" if metric == "nll" else metric, *map(float, numbers), e.n))
     return pd.DataFrame(found, columns=["corpus", "metric", "value", "low", "high", "n"])

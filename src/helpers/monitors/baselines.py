@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from helpers.splits import Example, seen
+from helpers.data.splits import Example, seen
 
 
 def _bag_of_words(train: Sequence[Example], others: Sequence[Example], words: int | None = None) -> np.ndarray:

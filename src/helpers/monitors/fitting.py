@@ -1,42 +1,43 @@
 """Chapter 04's arithmetic: probes fitted at every place, frozen with their thresholds, and their worth on the aligned model."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from helpers import models, monitors, probes, readings, records, roc, tables, tasks
-from helpers.activations import Activations, Plan
-from helpers.baselines import BASELINES
+from helpers import cache
+from helpers.console import over
 from helpers.definitions import content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.monitors import RATES, Monitor
-from helpers.names import CONTROL
-from helpers.progress import over
-from helpers.readings import TURNED, Place, Rows
-from helpers.statistics import Estimate, mean_interval
-from helpers.variants import Parts
+from helpers.models import loading
+from helpers.models.activations import Activations
+from helpers.models.encoding import Plan
+from helpers.monitors import frozen as frozen_monitors
+from helpers.monitors import probes, readings
+from helpers.monitors.baselines import BASELINES
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.readings import TURNED, Place, Rows
+from helpers.seeding import named_seed
+from helpers.stats import roc
+from helpers.stats.intervals import Estimate, mean_interval
+from helpers.stats.roc import RATES
+from helpers.updates.names import CONTROL
+from helpers.updates.variants import Parts
 
 OWN = ["task", "probe", "layer", "depth", "metric", "value", "low", "high", "n"]
 DRAWS = 4  # of training groups, for the control "another draw"
 BASELINE_WORDS = 40  # about what the model reads of a text
 
 
-def named_seed(seed: int, name: str) -> int:
-    """A seed of its own for everything that has a name, so that no two draws of a study are the same draw."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
-
-
-def fit(
+def fit_monitors(
     found: Activations, reading: Plan, kinds: Sequence[str], seed: int, parts: Parts,
     progress: Callable[[str], None] | None = None,
 ) -> list[Monitor]:  # fmt: skip
     """The frozen monitors of every task, kind, depth and pooling: fitted on train, strength and thresholds from validation."""
-    language = models.load(parts.aligned, on="cpu")
-    who = {"layers": language.depth, "reads": readings.fingerprint(language.tokenizer), "model": models.identity(parts.aligned)}
+    language = loading.load(parts.aligned, on="cpu")
+    who = {"layers": language.depth, "reads": readings.fingerprint(language.tokenizer), "model": loading.identity(parts.aligned)}
     frozen, double = [], readings.in_double(found)
-    with models.threads(1):
+    with loading.threads(1):
         for place in readings.places(reading, kinds, language.depth):
             frozen.append(_frozen(double, reading, place, seed, who))
             if progress:
@@ -45,53 +46,53 @@ def fit(
 
 
 def _frozen(found: Activations, reading: Plan, place: Place, seed: int, who: Mapping[str, object]) -> Monitor:
-    train, validation = (readings.rows(reading, place.task, split) for split in ("train", "validation"))
+    train, validation = (readings.rows_of(reading, place.task, split) for split in ("train", "validation"))
     known, held = (readings.features(found, reading, place, part.index) for part in (train, validation))
     where = f"{place.task}, {place.kind}, layer {place.layer}"
     own = named_seed(seed, f"{place.task}/{place.kind}/{place.pooling}/{place.layer}")
-    readout = probes.fit(place.kind, known, train.labels, held, validation.labels, own, where)
+    readout = probes.fit_probe(place.kind, known, train.labels, held, validation.labels, own, where)
     negatives = probes.score(readout, held, where)[validation.labels == 0]
-    return monitors.freeze(readout, negatives, task=place.task, pooling=place.pooling, layer=place.layer, seed=own, **who)
+    return frozen_monitors.freeze(readout, negatives, task=place.task, pooling=place.pooling, layer=place.layer, seed=own, **who)
 
 
 def count(parts: Parts, reading: Plan, kinds: Sequence[str]) -> int:
     """The number of monitors that `fit` will make."""
-    return sum(1 for _ in readings.places(reading, kinds, models.load(parts.aligned).depth))
+    return sum(1 for _ in readings.places(reading, kinds, loading.load(parts.aligned).depth))
 
 
 def store(frozen: Sequence[Monitor]) -> str:
     """The content key under which the monitors now stand in the cache."""
     key = content_key(monitors=[monitor.hash for monitor in frozen])
-    folder = records.cache_path("monitors", key)
+    folder = cache.cache_path("monitors", key)
     folder.mkdir(exist_ok=True)
-    monitors.save(frozen, folder)
+    frozen_monitors.save(frozen, folder)
     return key
 
 
-def load(key: str) -> list[Monitor]:
+def load_fitted(key: str) -> list[Monitor]:
     """The monitors that chapter 04 stored; where they left the cache, the error says how to make them again."""
-    folder = records.cache_path("monitors", key)
+    folder = cache.cache_path("monitors", key)
     if not folder.is_dir():
         raise StudyError(f"the monitors {key} are not in the cache; run chapter 04_monitors again with --force", NOT_COMPARABLE)
-    return monitors.load(folder)
+    return frozen_monitors.load(folder)
 
 
 # ---------------------------------------------------------------- the table `monitors`
 
 
-def rows(frozen: Sequence[Monitor], found: Activations, reading: Plan, seed: int = 0) -> pd.DataFrame:
+def monitor_rows(frozen: Sequence[Monitor], found: Activations, reading: Plan, seed: int = 0) -> pd.DataFrame:
     """Rows of the table `monitors` without key columns: AUROC, thresholds, alarm rates, another draw, baselines."""
     double, table = readings.in_double(found), []
-    with models.threads(1):
+    with loading.threads(1):
         for monitor in over("monitors", frozen):
             place = (monitor.task, monitor.probe, monitor.layer, monitor.depth)
-            table += [(*place, metric, *_four(e)) for metric, e in _measured(monitor, double, reading, seed).items()]
+            table += [(*place, metric, *four(e)) for metric, e in _measured(monitor, double, reading, seed).items()]
         table += [row for task in readings.task_names(reading) for row in _baselines(reading, task)]
     return pd.DataFrame([row for row in table if np.isfinite(row[5])], columns=OWN)
 
 
 def _measured(monitor: Monitor, found: Activations, reading: Plan, seed: int) -> dict[str, Estimate]:
-    test, train, held = (readings.rows(reading, monitor.task, split) for split in ("test", "train", "validation"))
+    test, train, held = (readings.rows_of(reading, monitor.task, split) for split in ("test", "train", "validation"))
     scores, checked = (readings.scores([monitor], found, reading, part.index)[0] for part in (test, held))
     values = {
         "auroc": roc.auroc_interval(test.labels, scores, test.groups),
@@ -103,7 +104,8 @@ def _measured(monitor: Monitor, found: Activations, reading: Plan, seed: int) ->
     return values
 
 
-def _four(e: Estimate) -> tuple[float, float, float, int]:
+def four(e: Estimate) -> tuple[float, float, float, int]:
+    """Value, low, high and n of an estimate, as a table's last columns hold them."""
     return e.value, e.low, e.high, e.n
 
 
@@ -130,7 +132,7 @@ def _another_draw(
         if len(set(train.labels[drawn].tolist())) == 2:
             again = probes.refit(monitor.readout, every.take(drawn), train.labels[drawn], monitor.seed)
             vectors.append(probes.score(again, held))
-            angles.append(readings.angle(monitor.readout, again))
+            angles.append(readings.readout_angle(monitor.readout, again))
     drop = roc.auroc_contrast(test.labels, np.array(vectors), [1.0, *[-1 / DRAWS] * DRAWS], test.groups)
     defined = [angle for angle in angles if np.isfinite(angle)]  # a probe of equal class means has no direction
     return {"resampled_drop": drop.estimate, "resampled_angle": mean_interval(defined, bounds=(0.0, 180.0))}
@@ -139,31 +141,15 @@ def _another_draw(
 def _baselines(reading: Plan, task: str) -> list[tuple]:
     """AUROC of the baselines that never look inside the model."""
     train, test = ([e for e in reading.examples if e.task == task and e.split == split] for split in ("train", "test"))
-    held = readings.rows(reading, task, "test")
+    held = readings.rows_of(reading, task, "test")
     found = []
     for name, baseline in BASELINES.items():
         e = roc.auroc_interval(held.labels, baseline(train, test, words=BASELINE_WORDS), held.groups)
-        found.append((task, name, 0, 0.0, "auroc", *_four(e)))
+        found.append((task, name, 0, 0.0, "auroc", *four(e)))
     return found
 
 
 # ---------------------------------------------------------------- what the chapter shows
-
-
-def by_hand(found: Activations, reading: Plan, task: str, layer: int) -> pd.DataFrame:
-    """One difference of means over mean-pooled states: what it reaches on test, and what its threshold promised."""
-    place = Place(task, "mean-difference", "mean", layer, 0.0)
-    parts = {split: readings.rows(reading, task, split) for split in ("train", "validation", "test")}
-    seen = {split: readings.features(found, reading, place, part.index) for split, part in parts.items()}
-    readout = probes.fit(place.kind, seen["train"], parts["train"].labels, seen["validation"], parts["validation"].labels)
-    scores = {split: probes.score(readout, seen[split]) for split in ("validation", "test")}
-    cut = monitors.threshold(scores["validation"][parts["validation"].labels == 0], RATES["5"])
-    test = parts["test"]
-    rows = [("AUROC on test", roc.auroc_interval(test.labels, scores["test"], test.groups))]
-    for split in ("validation", "test") if cut is not None else ():
-        tpr, fpr = roc.rates(parts[split].labels, scores[split], cut, parts[split].groups)
-        rows += [(f"share caught, {split}", tpr), (f"false positives, {split}", fpr)]
-    return pd.DataFrame([(task, what, *_four(e)) for what, e in rows], columns=["task", "what", "value", "low", "high", "n"])
 
 
 def real(table: pd.DataFrame) -> pd.DataFrame:
@@ -171,7 +157,7 @@ def real(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["layer"] > 0) & ~table["probe"].str.startswith(CONTROL)]
 
 
-def chosen(table: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, object]]:
+def monitors_in_use(table: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, object]]:
     """The monitor in use for each task, by AUROC on validation (ties: the shallower layer), and of how many it is the best."""
     found = {}
     for task in names:
@@ -182,50 +168,4 @@ def chosen(table: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, obj
             )
         best = rows.sort_values(["value", "layer", "probe"], ascending=[False, True, True]).iloc[0]
         found[task] = {"monitor": f"{task}/{best['probe']}/{best['layer']}", "of": len(rows)}
-    return found
-
-
-def in_use(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
-    """One row a task: its monitor in use, of how many, and what it reaches, each with its interval."""
-    shown = []
-    for task, choice in names.items():
-        rows = _of(table, str(choice["monitor"]))
-        cells = {words: tables.interval(m, *rows.loc[m, ["value", "low", "high"]]) if m in rows.index else "(too few texts)"
-                 for m, words in SHOWN.items()}  # fmt: skip
-        place = str(choice["monitor"]).split("/")
-        n = {"test texts": int(rows.loc["auroc", "n"])}
-        shown.append({"task": task, "probe": place[1], "layer": place[2], "best of": choice["of"], **cells, **n})
-    return pd.DataFrame(shown)
-
-
-SHOWN = {
-    "auroc_validation": "AUROC, validation",
-    "auroc": "AUROC, test",
-    "tpr_5": "caught at 5 %",
-    "fpr_5": "false alarms at 5 %",
-}
-
-
-def _of(table: pd.DataFrame, monitor: str) -> pd.DataFrame:
-    """The rows of one monitor, by metric."""
-    task, probe, layer = monitor.split("/")
-    rows = table[(table["task"] == task) & (table["probe"] == probe) & (table["layer"] == int(layer))]
-    return rows.set_index("metric")
-
-
-def another_draw(table: pd.DataFrame) -> pd.DataFrame:
-    """What another draw of training texts does to linear probes: middle and largest over all depths, by task and kind."""
-    rows = table[table["metric"].isin(["resampled_drop", "resampled_angle"])]
-    found = rows.groupby(["task", "probe", "metric"], sort=False)["value"].agg(["median", "max", "size"]).unstack("metric")
-    names = {"resampled_drop": "AUROC drop", "resampled_angle": "angle in degrees"}
-    columns = {f"{words}, {how}": found[how, metric] for metric, words in names.items() for how in ("median", "max")}
-    return pd.DataFrame({**columns, "depths": found["size", "resampled_drop"]}).reset_index()
-
-
-def sentences(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
-    """The test AUROC of each monitor in use as text, for the chapter's prose; every registered task has an entry."""
-    found = dict.fromkeys((f"auroc-{task}" for task in tasks.TASKS), "(not in this run)")
-    for task, choice in names.items():
-        own = table[(table["task"] + "/" + table["probe"] + "/" + table["layer"].astype(str)) == str(choice["monitor"])]
-        found[f"auroc-{task}"] = tables.of_row(own[own["metric"] == "auroc"])
     return found

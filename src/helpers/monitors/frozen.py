@@ -16,12 +16,12 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from helpers import probes
+from helpers.cache import atomic_file
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.models import atomic_file
-from helpers.probes import PROBES, Readout
-from helpers.readouts import Features, Tensors
-from helpers.roc import RATES
+from helpers.monitors import probes
+from helpers.monitors.probes import PROBES, Readout
+from helpers.monitors.readouts import Features, Tensors
+from helpers.stats.roc import RATES
 
 FORMAT = 1
 TENSORS, METADATA = "monitors.safetensors", "monitors.json"

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 
-from helpers import readouts
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.readouts import Features, Labels, Pooled, Ragged, Strengths, Tensors
+from helpers.monitors import readouts
+from helpers.monitors.readouts import Features, Labels, Pooled, Ragged, Strengths, Tensors
 
 Fit = Callable[[Features, Labels, Strengths, int], list[Tensors]]
 Score = Callable[[Tensors, Features], Float[np.ndarray, " n"]]
@@ -37,7 +37,7 @@ class Kind:
     and validation go through first; a control shuffles both, or the choice of the strength would see the truth.
     """
 
-    fit: Fit
+    fit_probe: Fit
     score: Score
     axes: dict[str, tuple[str, ...]]
     formula: str
@@ -118,7 +118,7 @@ def _check_varies(features: Features, name: str) -> None:
 # ---------------------------------------------------------------- fit, refit, score
 
 
-def fit(
+def fit_probe(
     kind: str, train: Features, y: np.ndarray, validation: Features, yv: np.ndarray, seed: int = 0, name: str = "features"
 ) -> Readout:
     """The probe of that kind fitted on `train`, its strength the one with the best AUROC on `validation` (ties: the strongest).

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from helpers import probes, tasks
-from helpers.activations import POOLINGS, Activations, Plan, layers
+from helpers.data import tasks
+from helpers.data.splits import check
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.models import chat_text, encode
-from helpers.monitors import Monitor
-from helpers.probes import PROBES, Readout
-from helpers.readouts import Features, Pooled, Ragged
-from helpers.splits import check
+from helpers.models.activations import POOLINGS, Activations, layers
+from helpers.models.encoding import Plan
+from helpers.models.loading import chat_text, encode_text
+from helpers.monitors import probes
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.probes import PROBES, Readout
+from helpers.monitors.readouts import Features, Pooled, Ragged
 
 ATTENTION = "attention"
 LINEAR = ("logistic", "mean-difference", "lda")  # kinds with one direction: a refit of them is cheap and can be compared
@@ -67,7 +69,7 @@ def task_names(reading: Plan) -> list[str]:
     return list(dict.fromkeys(example.task for example in reading.examples))
 
 
-def rows(reading: Plan, task: str, split: str) -> Rows:
+def rows_of(reading: Plan, task: str, split: str) -> Rows:
     """The rows of a task's split."""
     chosen = [(i, e.label, e.group) for i, e in enumerate(reading.examples) if e.task == task and e.split == split]
     if not chosen:
@@ -124,7 +126,7 @@ def scores(monitors: Iterable[Monitor], found: Activations, reading: Plan, index
     return np.array([monitor.score(features(found, reading, monitor, index)) for monitor in monitors])
 
 
-def angle(a: Readout, b: Readout) -> float:
+def readout_angle(a: Readout, b: Readout) -> float:
     """Degrees between the directions of two linear readouts; nan where one has none, since its classes have equal means."""
     first, second = probes.direction(a), probes.direction(b)
     return np.nan if first is None or second is None else probes.angle(first, second)
@@ -134,5 +136,5 @@ def fingerprint(tokenizer) -> str:
     """A hash of how text becomes tokens: vocabulary, special tokens, chat template, and the tokens of one rendered text."""
     shown = chat_text(tokenizer, "Text, 1 ü \n end")
     special = sorted(map(str, tokenizer.all_special_tokens))
-    parts = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template, encode(tokenizer, shown)]
+    parts = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template, encode_text(tokenizer, shown)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers import readouts
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.probes import PROBES, Readout
-from helpers.readouts import Features, Pooled, Ragged
-from helpers.statistics import group_codes
+from helpers.monitors import readouts
+from helpers.monitors.probes import PROBES, Readout
+from helpers.monitors.readouts import Features, Pooled, Ragged
+from helpers.stats.intervals import group_codes
 
 FEWEST = 10  # texts
 # penalties to choose from, as shares of the mean squared singular value of the centred states
@@ -248,7 +248,7 @@ class Kind:
     In formulas m, s, S are mean, standard deviations and shrunk covariance of the original's states; primed, the updated model's.
     """
 
-    fit: Callable[[Array, Other, Groups, int], Map]
+    fit_map: Callable[[Array, Other, Groups, int], Map]
     paired: bool
     words: str
     formula: str
@@ -287,7 +287,7 @@ def _checked(states: States, side: str) -> Array:
     return _varying(values, side)
 
 
-def fit(name: str, before: States, after: Others, seed: int = 0, groups: Groups = None) -> Map:
+def fit_map(name: str, before: States, after: Others, seed: int = 0, groups: Groups = None) -> Map:
     """The map of that kind from states of the updated model to the original's; takes no label.
 
     groups: which texts belong together and never stand on both sides of a choice on held-out texts; `seed` draws halves and

@@ -9,17 +9,23 @@ from itertools import groupby
 import numpy as np
 import pandas as pd
 
-from helpers import activations, measurements, models, readings, repairs, roc, updates
-from helpers.activations import Activations, Plan
+from helpers.console import over
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.monitors import RATES, Monitor
-from helpers.names import CONTROL
-from helpers.progress import over
-from helpers.readings import Rows
-from helpers.records import OWN, VALUES
-from helpers.repairs import DEFAULT, GATES, LADDER, NULL, RUNGS, Case, Judged, Repaired
-from helpers.statistics import MARGINS, Estimate, group_codes, mean_interval, rate_interval
-from helpers.variants import Parts, Variant
+from helpers.models import loading
+from helpers.models.activations import Activations
+from helpers.models.encoding import Plan
+from helpers.monitors import readings, repairs
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.readings import Rows
+from helpers.monitors.repairs import DEFAULT, GATES, LADDER, NULL, RUNGS, Case, Judged, Repaired
+from helpers.results import OWN, VALUES, Run
+from helpers.stats import roc
+from helpers.stats.intervals import MARGINS, Estimate, group_codes, mean_interval, rate_interval
+from helpers.stats.roc import RATES
+from helpers.updates import measurements, names, recipes
+from helpers.updates import names as update_names
+from helpers.updates.names import CONTROL, Variant
+from helpers.updates.variants import Parts, from_table
 
 COLUMNS = [*OWN["realignment"], *VALUES]
 STALE_DROP = 0.05  # of AUROC, as in staleness
@@ -56,7 +62,7 @@ class Measured:
 # ---------------------------------------------------------------- all variants of a run
 
 
-def chosen(monitors: Sequence[Monitor], task: str, name: str, found: Activations) -> list[Monitor]:
+def monitors_at(monitors: Sequence[Monitor], task: str, name: str, found: Activations) -> list[Monitor]:
     """The task's monitors of every real kind and pooling at the layer of the monitor in use, where pooled states are kept."""
     layers = [monitor.layer for monitor in monitors if monitor.name == name]
     here = [m for m in monitors if m.task == task and m.layer in layers and m.kind != CONTROL]
@@ -75,14 +81,14 @@ def observe(
 
     most: unlabelled texts that a map is fitted on, all there are unless given.
     """
-    before = readings.in_double(activations.stored(parts, aligned, plan))
+    before = readings.in_double(measurements.stored(parts, aligned, plan))
     tables, found = [], []
     for variant in variants:
-        after = readings.in_double(activations.stored(parts, variant, plan))
-        with models.threads(1):
+        after = readings.in_double(measurements.stored(parts, variant, plan))
+        with loading.threads(1):
             rows, cells = on_variant(before, after, monitors, in_use, plan, seed, most)
-        tables.append(measurements.keyed(variant, rows))
-        found.append(cells.assign(variant=variant.label, family=updates.family(variant), seed=seed))
+        tables.append(names.keyed(variant, rows))
+        found.append(cells.assign(variant=variant.label, family=recipes.family(variant), seed=seed))
         if progress:
             progress(variant.label)
     return Ladder(pd.concat(tables, ignore_index=True), pd.concat(found, ignore_index=True))
@@ -96,7 +102,7 @@ def on_variant(
     rows, cells, every = [], [], []
     for task, name in over("tasks", in_use.items()):
         here = repairs.case(task, before, after, plan, repairs.other_texts(plan, task, most), seed)
-        mine = chosen(monitors, task, name, before)
+        mine = monitors_at(monitors, task, name, before)
         found = measure(here, mine)
         gates = {monitor.name: repairs.judged(here, monitor) for monitor in mine}
         rows += [_row(one.repaired.monitor, one.repaired.method, m, e) for one in found for m, e in one.values.items()]
@@ -276,19 +282,19 @@ def interplay(
     A gain is by how much the share of test texts falls whose alarm differs from that on the original model; interaction =
     both - realign - restore: below 0 they give back the same, above 0 one helps the other.
     """
-    before = readings.in_double(activations.stored(parts, aligned, plan))
+    before = readings.in_double(measurements.stored(parts, aligned, plan))
     tables = []
     for home, others in over("variants", restored.items()):
         sides = {}
         for variant in (home, *others):
-            after = readings.in_double(activations.stored(parts, variant, plan))
-            with models.threads(1):
+            after = readings.in_double(measurements.stored(parts, variant, plan))
+            with loading.threads(1):
                 sides[variant] = differing(before, after, monitors, in_use, plan, seed, method, most)
         for other in others:
             rows = gains(*sides[home][:2], *sides[other])
             front = [(ALL, IN_USE, 0, method, m, e.value, e.low, e.high, e.n) for m, e in rows.items()]
-            tables.append(measurements.keyed(other, pd.DataFrame(front, columns=COLUMNS)))
-    return pd.concat(tables, ignore_index=True) if tables else measurements.keyed(aligned, pd.DataFrame(columns=COLUMNS))
+            tables.append(names.keyed(other, pd.DataFrame(front, columns=COLUMNS)))
+    return pd.concat(tables, ignore_index=True) if tables else names.keyed(aligned, pd.DataFrame(columns=COLUMNS))
 
 
 def differing(
@@ -322,3 +328,16 @@ def gains(
         most = 2.0 if name == "interaction" else 1.0
         found[name] = mean_interval(values, groups, bounds=(-most, most))
     return {name: e for name, e in found.items() if e.n}
+
+
+def restored(table: pd.DataFrame) -> dict[Variant, list[Variant]]:
+    """Each update of chapter 07 with the variants in which it was restored and read by the monitors."""
+    found: dict[Variant, list[Variant]] = {}
+    for variant in from_table(table[table["metric"] == "alarms_restored"]):
+        found.setdefault(replace(variant, restoration="", strength=None), []).append(variant)
+    return found
+
+
+def keyed(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the table `realignment` that belong to the run and to no single variant."""
+    return update_names.keyed(Variant(run.model, run.seed, precision=""), table)

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from scipy import optimize, special, stats
 
-from helpers import monitors, probes, readings, realignment
-from helpers.activations import Activations, Plan
+from helpers.data.splits import SPLITS
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.freezing import named_seed
-from helpers.monitors import RATES, Monitor
-from helpers.probes import Readout
-from helpers.readings import ATTENTION, LINEAR, Rows
-from helpers.realignment import REALIGNMENTS, Map
-from helpers.splits import SPLITS
-from helpers.statistics import MARGINS
+from helpers.models.activations import Activations
+from helpers.models.encoding import Plan
+from helpers.monitors import frozen as frozen_monitors
+from helpers.monitors import probes, readings, realignment
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.probes import Readout
+from helpers.monitors.readings import ATTENTION, LINEAR, Rows
+from helpers.monitors.realignment import REALIGNMENTS, Map
+from helpers.seeding import named_seed
+from helpers.stats.intervals import MARGINS
+from helpers.stats.roc import RATES
 
 # ---- set before any result was looked at
 DEFAULT = "coral"  # what is done where no gate is asked
@@ -110,13 +113,13 @@ def case(task: str, before: Activations, after: Activations, plan: Plan, others:
     groups = np.unique([f"{e.task}/{e.group}" for e in plan.examples], return_inverse=True)[1]
     own = [i for i, e in enumerate(plan.examples) if e.task == task and e.split != "test"]
     texts = {"others": others, "own": np.array(own)}
-    texts |= {f"half-{h}": others[part] for h, part in enumerate(halves(groups[others], seed))}
+    texts |= {f"half-{h}": others[part] for h, part in enumerate(group_halves(groups[others], seed))}
     fitted = cache(partial(_fitted, before, after, groups, texts, seed))
-    rows = {split: readings.rows(plan, task, split) for split in SPLITS}
+    rows = {split: readings.rows_of(plan, task, split) for split in SPLITS}
     return Case(task, plan, before, after, groups, texts, rows, fitted, seed)
 
 
-def halves(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def group_halves(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The places of two halves of some texts; a group lies in one."""
     return realignment.halves(len(groups), groups, named_seed(seed, "halves"))
 
@@ -127,7 +130,7 @@ def _fitted(
 ) -> Map:  # fmt: skip
     index = texts[corpus]
     old, new = (found.pooled[place][index].double().numpy() for found in (before, after))
-    return realignment.fit(method, old, new, named_seed(seed, f"{method}/{place}/{corpus}"), groups[index])
+    return realignment.fit_map(method, old, new, named_seed(seed, f"{method}/{place}/{corpus}"), groups[index])
 
 
 def place(monitor: Monitor) -> str:
@@ -239,7 +242,7 @@ def _refit(case: Case, monitor: Monitor) -> Outcome:
     seen = readings.features(case.after, case.plan, monitor, train.index)
     readout = probes.refit(monitor.readout, seen, train.labels, monitor.seed, monitor.name)
     negatives = case.score(monitor, held.index[held.labels == 0], readout=readout)
-    cuts = {level: monitors.threshold(negatives, RATES[level]) for level in monitor.thresholds}
+    cuts = {level: frozen_monitors.threshold(negatives, RATES[level]) for level in monitor.thresholds}
     thresholds = {level: cut for level, cut in cuts.items() if cut is not None}
     return case.score(monitor, case.rows["test"].index, readout=readout), thresholds, 0, len(train.index) + len(held.index)
 
@@ -346,7 +349,7 @@ def judged(case: Case, monitor: Monitor) -> Judged:
     old, new = case.score(monitor, index, after=False), case.score(monitor, index)
     if case.dead(monitor):
         return Judged(gate(old, new, new, monitor.thresholds), DEFAULT, old, new, new, case.groups[index])
-    parts = halves(case.groups[index], case.seed)
+    parts = group_halves(case.groups[index], case.seed)
     found = {}
     for name in CANDIDATES:
         scores = np.empty(len(index))

@@ -10,20 +10,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from helpers import activations, behaviour, compute, corpora, freezing, readings, records, roc, utility
-from helpers.activations import Plan
-from helpers.behaviour import ITEM_COLUMNS, PromptSet
-from helpers.corpora import fingerprint
+from helpers import cache
+from helpers.data import corpora
+from helpers.data.corpora import fingerprint
+from helpers.data.splits import Example
 from helpers.definitions import SKETCH, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.judges import JudgeSettings
-from helpers.measurements import Protocol
-from helpers.models import LanguageModel
-from helpers.monitors import Monitor
-from helpers.names import EVERY
-from helpers.readings import ATTENTION, Rows
-from helpers.splits import Example
-from helpers.statistics import Estimate, rate_interval
+from helpers.models import activations, behaviour, compute, utility
+from helpers.models.behaviour import ITEM_COLUMNS, PromptSet
+from helpers.models.encoding import Plan
+from helpers.models.judge_types import JudgeSettings
+from helpers.models.loading import LanguageModel
+from helpers.monitors import fitting, readings
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.readings import ATTENTION, Rows
+from helpers.stats import roc
+from helpers.stats.intervals import Estimate, rate_interval
+from helpers.updates.measurements import Protocol
+from helpers.updates.names import EVERY
 
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
@@ -66,7 +70,7 @@ def utility_sets(n_summaries: int, n_documents: int, origin: str) -> utility.Uti
 
 def in_use(note: dict) -> tuple[Monitor, ...]:
     """The monitor in use for each task, as chapter 04 noted them."""
-    named = {monitor.name: monitor for monitor in freezing.load(note["monitors"])}
+    named = {monitor.name: monitor for monitor in fitting.load_fitted(note["monitors"])}
     return tuple(named[choice["monitor"]] for choice in note["chosen"].values())
 
 
@@ -116,14 +120,16 @@ def take(of: str, plan: Sketch, build: Callable[[], LanguageModel], device: str 
 def stored(of: str, plan: Sketch, make: Callable[[], pd.DataFrame], device: str = "cpu") -> pd.DataFrame:
     """The items kept for what `of` names, made first where they are not there."""
     key = SKETCH.key(of=of, plan=plan.key(), **compute.machine(device))
-    return records.cached_table("sketches", key, make)
+    return cache.cached_table("sketches", key, make)
 
 
 def look(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
     """The items of the sketch on a model: labels of replies, utility, and the monitors' scores."""
     asked = plan.protocol
-    said = behaviour.measure(language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin, brief=True)
-    useful = utility.measure(language, asked.utility, asked.summary_tokens)
+    said = behaviour.measure_behaviour(
+        language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin, brief=True
+    )
+    useful = utility.measure_utility(language, asked.utility, asked.summary_tokens)
     return pd.concat([part for part in (said, useful, _scores(plan, language)) if len(part)], ignore_index=True)
 
 
@@ -132,7 +138,7 @@ def _scores(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
     found = readings.in_double(activations.read(language, plan.reading))
     items = []
     for monitor in plan.monitors:
-        rows = readings.rows(plan.reading, monitor.task, plan.split)
+        rows = readings.rows_of(plan.reading, monitor.task, plan.split)
         scores = monitor.score(readings.features(found, plan.reading, monitor, rows.index))
         for i, group, score in zip(rows.index, rows.groups, scores, strict=True):
             items.append(("monitor", monitor.task, str(i), fingerprint([str(group)]), monitor.name, "score", float(score), 0, ""))
@@ -142,16 +148,16 @@ def _scores(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
 # ---------------------------------------------------------------- from items to rows
 
 
-def rows(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+def spot_check_rows(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """What the sketch says, each value with interval and n; monitors are compared with the `reference` model's items.
 
     Besides the rates, ROUGE and perplexity of the full protocol: each monitor's AUROC drop and its alarms at the frozen
     threshold, and over all monitors the mean drop and the share of texts on which an alarm came or went.
     """
-    said = behaviour.summarize(items[items["kind"].isin(["harmful", "edgy"]) & items["metric"].eq("refused")])
+    said = behaviour.summarize_behaviour(items[items["kind"].isin(["harmful", "edgy"]) & items["metric"].eq("refused")])
     found = [(plan.place(row.prompt_set), row.metric, row.value, row.low, row.high, row.n) for row in said.itertuples()]
     if (items["kind"] == "utility").any():
-        useful = utility.summarize(items[items["kind"] == "utility"])
+        useful = utility.summarize_utility(items[items["kind"] == "utility"])
         found += [(f"{row.corpus}/{FEW}", row.metric, row.value, row.low, row.high, row.n) for row in useful.itertuples()]
     found += [(plan.place(on), *values) for on, *values in _health(plan, items, reference)]
     return pd.DataFrame(found, columns=COLUMNS)
@@ -160,7 +166,7 @@ def rows(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
 def _health(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> list[tuple]:
     seen = []
     for monitor in plan.monitors:
-        held = readings.rows(plan.reading, monitor.task, plan.split)
+        held = readings.rows_of(plan.reading, monitor.task, plan.split)
         seen.append(Seen(monitor, held, _of(reference, monitor), _of(items, monitor)))
     return health(seen)
 
@@ -170,7 +176,7 @@ class Seen:
     """A monitor's scores of the same texts on the model it was frozen on, and on another."""
 
     monitor: Monitor
-    rows: Rows
+    spot_check_rows: Rows
     before: np.ndarray
     after: np.ndarray
 

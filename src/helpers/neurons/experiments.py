@@ -10,53 +10,49 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from helpers import (
-    behaviour,
-    compute,
-    corpora,
-    generation,
-    hybrid,
-    judges,
-    lesions,
-    measurements,
-    models,
-    neurons,
-    records,
-    sketches,
-)
-from helpers.corpora import Row
+from helpers import cache as cache_files
+from helpers import results
+from helpers.data import corpora
+from helpers.data.corpora import Row
 from helpers.definitions import ARMS, NEURONS, content_key
-from helpers.judges import JudgeSettings
-from helpers.models import LanguageModel
-from helpers.sketches import Sketch
-from helpers.statistics import Estimate, mean_interval, rate_interval
-from helpers.training import Example, examples
-from helpers.variants import Parts, Variant, build_variant, variant_key
+from helpers.models import behaviour, compute, generation, judges, loading
+from helpers.models.judge_types import JudgeSettings
+from helpers.models.loading import LanguageModel
+from helpers.monitors import spot_check
+from helpers.monitors.spot_check import Sketch
+from helpers.neurons import hybrid_precision, interventions, neuron_scores
+from helpers.stats.intervals import Estimate, mean_interval, rate_interval
+from helpers.updates import names as update_names
+from helpers.updates.names import Variant
+from helpers.updates.training import Example, examples
+from helpers.updates.variants import Parts, build_variant, variant_key
 
-OWN = [*records.OWN["neurons"], *records.VALUES]
+OWN = [*results.OWN["neurons"], *results.VALUES]
 LIMIT = 320  # tokens of a prompt with its reply
 ALL_LAYERS = 0  # in the column `layer`, which counts from 1
 Scores = Mapping[str, Float[Tensor, "layer neuron"]]
 Mask = Bool[Tensor, "layer neuron"]
 
 
-def scores(parts: Parts, names: Sequence[str], n_rows: int, new_tokens: int, seed: int, origin: str) -> dict[str, Tensor]:
+def measured_scores(
+    parts: Parts, names: Sequence[str], n_rows: int, new_tokens: int, seed: int, origin: str
+) -> dict[str, Tensor]:
     """Every named score of each MLP neuron, from prompts of the safety tuning and benign instructions of the tuning split.
 
     Computed once, then read from the cache: scores are numbers alone.
     """
     harmful = [row.prompt for row in corpora.sample("advbench/align", n_rows, origin, f"align-{seed}")]
     benign = corpora.sample("instructions/tune", n_rows, origin)
-    key = NEURONS.key(aligned=models.identity(parts.aligned), base=models.identity(parts.base), names=list(names),
+    key = NEURONS.key(aligned=loading.identity(parts.aligned), base=loading.identity(parts.base), names=list(names),
                       texts=corpora.fingerprint([*harmful, *benign]), tokens=new_tokens, seed=seed,
                       **compute.machine(parts.device))  # fmt: skip
 
     def make() -> pd.DataFrame:
-        aligned, base = (models.load(folder, on=parts.device) for folder in (parts.aligned, parts.base))
-        found = neurons.scores(neurons.evidence(aligned, base, harmful, benign, new_tokens, seed), names)
+        aligned, base = (loading.load(folder, on=parts.device) for folder in (parts.aligned, parts.base))
+        found = neuron_scores.score_neurons(neuron_scores.evidence(aligned, base, harmful, benign, new_tokens, seed), names)
         return pd.concat([_long(name, values) for name, values in found.items()], ignore_index=True)
 
-    table = records.cached_table("neurons", key, make)
+    table = cache_files.cached_table("neurons", key, make)
     return {name: torch.tensor(_square(table[table["score"] == name])) for name in names}
 
 
@@ -72,8 +68,8 @@ def _square(table: pd.DataFrame) -> np.ndarray:
 def picks(found: Scores, fractions: Sequence[float]) -> Iterator[tuple[str, float, Mask]]:
     """Score, fraction and mask of every arm; at each fraction all arms hold the same number of neurons."""
     for fraction in fractions:
-        masks = {name: neurons.top(values, fraction) for name, values in found.items()}
-        hybrid.equal_budget(masks)
+        masks = {name: neuron_scores.top(values, fraction) for name, values in found.items()}
+        hybrid_precision.equal_budget(masks)
         yield from ((name, fraction, mask) for name, mask in masks.items())
 
 
@@ -81,15 +77,15 @@ def layer_rows(found: Scores, fraction: float, aligned: Variant) -> pd.DataFrame
     """Rows of the table `neurons`: which share of each layer's neurons a score picks at a fraction of all (layers from 1)."""
     rows = []
     for name, values in found.items():
-        mask = neurons.top(values, fraction).numpy()
+        mask = neuron_scores.top(values, fraction).numpy()
         for layer, picked in enumerate(mask, 1):
             e = rate_interval(picked)
             rows.append((name, fraction, layer, "", "picked", e.value, e.low, e.high, e.n))
-    return measurements.keyed(aligned, pd.DataFrame(rows, columns=OWN))
+    return update_names.keyed(aligned, pd.DataFrame(rows, columns=OWN))
 
 
 def _rows(variant: Variant, name: str, fraction: float, table: pd.DataFrame) -> pd.DataFrame:
-    return measurements.keyed(variant, table.assign(score=name, fraction=fraction, layer=ALL_LAYERS)[OWN])
+    return update_names.keyed(variant, table.assign(score=name, fraction=fraction, layer=ALL_LAYERS)[OWN])
 
 
 def _fingerprint(mask: Mask) -> str:
@@ -105,23 +101,23 @@ def silenced(
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of the table `neurons`: the aligned model with the picked neurons' activations set to zero (serving `ablated`)."""
     build = cache(lambda: build_variant(parts, aligned))
-    before = sketches.take(variant_key(parts, aligned), plan, build, parts.device)
-    rows = [_rows(aligned, "none", 0.0, sketches.rows(plan, before, before))]
+    before = spot_check.take(variant_key(parts, aligned), plan, build, parts.device)
+    rows = [_rows(aligned, "none", 0.0, spot_check.spot_check_rows(plan, before, before))]
     for name, fraction, mask in picks(found, fractions):
         of = ARMS.key(model=variant_key(parts, aligned), ablated=_fingerprint(mask))
 
         def make(mask: Mask = mask) -> pd.DataFrame:
-            with lesions.ablated(build().model, mask):
-                return sketches.look(plan, build())
+            with interventions.ablated(build().model, mask):
+                return spot_check.look(plan, build())
 
-        items = sketches.stored(of, plan, make, parts.device)
-        rows.append(_rows(replace(aligned, serving="ablated"), name, fraction, sketches.rows(plan, items, before)))
+        items = spot_check.stored(of, plan, make, parts.device)
+        rows.append(_rows(replace(aligned, serving="ablated"), name, fraction, spot_check.spot_check_rows(plan, items, before)))
         if progress:
             progress(f"without {100 * fraction:g} % by {name}")
     return pd.concat(rows, ignore_index=True)
 
 
-def patched(
+def patched_rows(
     parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], plan: Sketch,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
@@ -130,22 +126,22 @@ def patched(
     Dynamic patching (Chen et al. 2024): at every token both models read the same text so far. Serving `patched`; fraction 0
     is the base model alone.
     """
-    load = cache(lambda: tuple(models.load(folder, on=parts.device) for folder in (parts.base, parts.aligned)))
+    load = cache(lambda: tuple(loading.load(folder, on=parts.device) for folder in (parts.base, parts.aligned)))
     harmful = next(one for one in plan.protocol.sets if one.kind == "harmful")
     prompts, groups = [row.prompt for row in harmful.rows], [row.group for row in harmful.rows]
     judge = judges.judge("phrases", JudgeSettings())
     variant, rows = replace(aligned, adapter="base", serving="patched"), []
     nothing = torch.zeros_like(next(iter(found.values())), dtype=torch.bool)
     for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
-        of = ARMS.key(base=models.identity(parts.base), aligned=models.identity(parts.aligned), patched=_fingerprint(mask))
+        of = ARMS.key(base=loading.identity(parts.base), aligned=loading.identity(parts.aligned), patched=_fingerprint(mask))
 
         def make(mask: Mask = mask) -> pd.DataFrame:
-            said = lesions.patched_replies(*load(), mask, prompts, plan.protocol.new_tokens)
+            said = interventions.patched_replies(*load(), mask, prompts, plan.protocol.new_tokens)
             return pd.DataFrame({"refused": judge(prompts, said).refused.astype(float)})
 
-        refused = sketches.stored(of, plan, make, parts.device)["refused"].to_numpy()
+        refused = spot_check.stored(of, plan, make, parts.device)["refused"].to_numpy()
         e = rate_interval(1 - refused, groups)
-        told = pd.DataFrame([(plan.place(harmful.name), "non_refusal", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)
+        told = pd.DataFrame([(plan.place(harmful.name), "non_refusal", e.value, e.low, e.high, e.n)], columns=spot_check.COLUMNS)
         rows.append(_rows(variant, name, fraction, told))
         if progress:
             progress(f"patched {100 * fraction:g} % by {name}")
@@ -163,7 +159,7 @@ def disturbed(
 
     Root mean square of the change over that of the activations, one value a prompt, and the mean of these with its interval.
     """
-    masks = {name: neurons.top(values, fraction) for name, values in found.items()}
+    masks = {name: neuron_scores.top(values, fraction) for name, values in found.items()}
     harmful, rows = next(one for one in plan.protocol.sets if one.kind == "harmful"), []
     plain = cache(lambda: build_variant(parts, aligned))
     texts = cache(lambda: _answered(plain(), harmful.rows, plan.protocol.new_tokens))
@@ -173,14 +169,14 @@ def disturbed(
 
         def make(variant: Variant = variant) -> pd.DataFrame:
             changed = build_variant(parts, variant)
-            found = {name: lesions.activation_change(changed, plain(), mask, texts()) for name, mask in masks.items()}
+            found = {name: interventions.activation_change(changed, plain(), mask, texts()) for name, mask in masks.items()}
             return pd.DataFrame({name: values.numpy() for name, values in found.items()})
 
-        table = sketches.stored(of, plan, make, parts.device)
+        table = spot_check.stored(of, plan, make, parts.device)
         for name in masks:
             e = _mean_change(table[name], [row.group for row in harmful.rows])
             told = pd.DataFrame(
-                [(plan.place(harmful.name), "activation_change", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS
+                [(plan.place(harmful.name), "activation_change", e.value, e.low, e.high, e.n)], columns=spot_check.COLUMNS
             )
             rows.append(_rows(variant, name, fraction, told))
         if progress:
@@ -210,18 +206,18 @@ def kept(
 
     Fraction 0 is the plain format. Besides the sketch, `bits_per_weight` from the bytes stored.
     """
-    before = sketches.take(variant_key(parts, aligned), plan, lambda: build_variant(parts, aligned), parts.device)
+    before = spot_check.take(variant_key(parts, aligned), plan, lambda: build_variant(parts, aligned), parts.device)
     nothing, rows = torch.zeros_like(next(iter(found.values())), dtype=torch.bool), []
     for quantizer in quantizers:
         variant = replace(aligned, precision=quantizer, serving="hybrid")
         for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
-            of = ARMS.key(aligned=models.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask))
+            of = ARMS.key(aligned=loading.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask))
 
             def make(quantizer: str = quantizer, mask: Mask = mask) -> pd.DataFrame:
                 return _hybrid_items(parts, quantizer, mask, plan)
 
-            items = sketches.stored(of, plan, make, parts.device)
-            told = [sketches.rows(plan, items[items["kind"] != "weights"], before), _bits(items)]
+            items = spot_check.stored(of, plan, make, parts.device)
+            told = [spot_check.spot_check_rows(plan, items[items["kind"] != "weights"], before), _bits(items)]
             rows.append(_rows(variant, name, fraction, pd.concat(told, ignore_index=True)))
             if progress:
                 progress(f"{quantizer}, {100 * fraction:g} % by {name}")
@@ -229,9 +225,9 @@ def kept(
 
 
 def _hybrid_items(parts: Parts, quantizer: str, mask: Mask, plan: Sketch) -> pd.DataFrame:
-    language: LanguageModel = models.load(parts.aligned, on=parts.device)
-    size = hybrid.hybrid_(language.model, quantizer, mask)
-    items = sketches.look(plan, language)
+    language: LanguageModel = loading.load(parts.aligned, on=parts.device)
+    size = hybrid_precision.hybrid_(language.model, quantizer, mask)
+    items = spot_check.look(plan, language)
     held = ("weights", "", "bits", "", "", "bits_per_weight", size.bits_per_weight, size.n, "")
     return pd.concat([items, pd.DataFrame([held], columns=behaviour.ITEM_COLUMNS)], ignore_index=True)
 
@@ -239,4 +235,4 @@ def _hybrid_items(parts: Parts, quantizer: str, mask: Mask, plan: Sketch) -> pd.
 def _bits(items: pd.DataFrame) -> pd.DataFrame:
     row = items[items["kind"] == "weights"].iloc[0]
     e = Estimate(row["value"], row["value"], row["value"], int(row["length"]))  # counted, not estimated
-    return pd.DataFrame([("weights", "bits_per_weight", e.value, e.low, e.high, e.n)], columns=sketches.COLUMNS)
+    return pd.DataFrame([("weights", "bits_per_weight", e.value, e.low, e.high, e.n)], columns=spot_check.COLUMNS)

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import quantizers
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.quantizers import Quantized
+from helpers.updates import quantizers
+from helpers.updates.quantizers import Quantized
 
 SIDES = {"gate_proj": "rows", "up_proj": "rows", "down_proj": "columns"}  # where a neuron lies in each linear of its MLP
 DIMS = {"rows": 0, "columns": 1}

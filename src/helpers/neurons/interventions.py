@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from helpers import generation
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.models import LanguageModel, causal
-from helpers.neurons import at_replies, hooked, shape
-from helpers.training import Example
+from helpers.models import generation
+from helpers.models.loading import LanguageModel, causal
+from helpers.neurons.neuron_scores import at_replies, hooked, shape
+from helpers.updates.training import Example
 
 Mask = Bool[Tensor, "layer neuron"]
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from helpers import generation
-from helpers.corpora import Row
-from helpers.encoding import token_batches
+from helpers.console import over
+from helpers.data.corpora import Row
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.models import FAMILIES, LanguageModel, causal, chat_text, encode, logits, pad
-from helpers.progress import over
-from helpers.training import Example, examples
+from helpers.models import generation
+from helpers.models.encoding import token_batches
+from helpers.models.loading import FAMILIES, LanguageModel, causal, chat_text, encode_text, logits, pad
+from helpers.updates.training import Example, examples
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 BUDGET = 512  # tokens of a batch, padding counted: the fastest on a CPU
@@ -114,7 +114,7 @@ def evidence(
 
 def _exchange(tokenizer, prompt: str, reply: str, new_tokens: int) -> Example:
     """Prompt and reply as token ids; the end of turn is there only where the model itself came to it."""
-    asked, said = encode(tokenizer, chat_text(tokenizer, prompt)), encode(tokenizer, reply)
+    asked, said = encode_text(tokenizer, chat_text(tokenizer, prompt)), encode_text(tokenizer, reply)
     end = [tokenizer.eos_token_id] if len(said) < new_tokens else []
     return Example((*asked, *said, *end), len(asked))
 
@@ -263,7 +263,7 @@ NEURON_SCORES: dict[str, Score] = {
 }  # fmt: skip
 
 
-def scores(seen: Evidence, names: Sequence[str] = tuple(NEURON_SCORES)) -> dict[str, Float[Tensor, "layer neuron"]]:
+def score_neurons(seen: Evidence, names: Sequence[str] = tuple(NEURON_SCORES)) -> dict[str, Float[Tensor, "layer neuron"]]:
     """The named scores on the CPU; passes that several of them need are made once. NaN and infinity are refused."""
     unknown = [name for name in names if name not in NEURON_SCORES]
     if unknown:

@@ -4,79 +4,26 @@ Weights come from functions `module name -> weight`: from a checkpoint, from a f
 Everything that the study needs of V is a thin product with it, taken over row blocks that stay in the processor's cache.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from helpers import quantizers
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.models.checkpoints import Weights
+from helpers.updates import quantizers
 
 ENTRIES = 2**19  # of a block, 128 rows of 4096: its 2 MB in float32 stay in the cache between the steps of a pass
 HELD = 2**20  # entries up to which V is formed once for two passes; beyond, forming it again costs less than memory
 
 Blocks = Iterable[tuple[slice, Float[Tensor, "rows d_in"]]]
-Weights = Callable[[str], Tensor]  # module name -> its weight "d_out d_in" as stored, read on demand
 
 
 # --- where weights come from
-
-
-def shards(folder: Path) -> dict[str, Path]:
-    """Which safetensors file of a checkpoint holds each tensor; a shard that is missing or lies elsewhere is refused."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return _indexed(folder, index)
-    owners: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                owners |= dict.fromkeys(file.keys(), path)
-        except (SafetensorError, OSError) as error:
-            raise StudyError(
-                f"{folder.name}/{path.name} cannot be read ({error}); fetch the whole model again", REFUSED
-            ) from error
-    return owners
-
-
-def _indexed(folder: Path, index: Path) -> dict[str, Path]:
-    try:
-        owners = {name: folder / file for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"{folder.name}/{index.name} is not a shard index; fetch the whole model again", REFUSED) from error
-    for path in set(owners.values()):
-        if path.parent != folder or not path.is_file():
-            raise StudyError(
-                f"{folder.name}: shard {path.name!r} is missing or outside the folder; fetch the whole model again", REFUSED
-            )
-    return owners
-
-
-def checkpoint(folder: Path) -> Weights:
-    """The weights of a (sharded) safetensors checkpoint."""
-    owners = shards(folder)
-    if not owners:
-        raise StudyError(f"{folder.name} holds no safetensors; save the model with safe_serialization=True", REFUSED)
-    return partial(_of_checkpoint, folder, owners)
-
-
-def _of_checkpoint(folder: Path, owners: dict[str, Path], module: str) -> Tensor:
-    name = f"{module}.weight"
-    if name not in owners:
-        raise StudyError(f"module {module!r} is not in {folder.name}; base and aligned must be one architecture", NOT_COMPARABLE)
-    return _tensor(owners[name], name)
-
-
-def stored(path: Path) -> Weights:
-    """The weights of one safetensors file that is keyed by module name, as the cache keeps GPTQ's result."""
-    return partial(_tensor, path)
 
 
 def quantized(weights: Weights, quantizer: str) -> Weights:
@@ -95,17 +42,6 @@ def _dequantized(weights: Weights, quantizer: quantizers.Quantizer, module: str)
         return quantizer(weight, None).dequantize()
     except StudyError as error:
         raise StudyError(f"{module}: {error}", error.code) from None
-
-
-def _tensor(path: Path, name: str) -> Tensor:
-    """One tensor, as a view of the file: pages are read when touched and given back with it, since no handle is kept."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:  # torn, or without the tensor that the index promises
-        raise StudyError(
-            f"{path.parent.name}/{path.name} cannot give {name!r} ({error}); fetch the whole model again", REFUSED
-        ) from error
 
 
 # --- V of one module

@@ -8,15 +8,20 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 
-from helpers import lowrank, measurements, records, restorations, sketches, variants
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.models import LanguageModel
-from helpers.restorations import Restored
-from helpers.sketches import Sketch
-from helpers.statistics import MARGINS
-from helpers.variants import Parts, Variant, build_variant, variant_key
+from helpers.models.loading import LanguageModel
+from helpers.monitors import spot_check
+from helpers.monitors.spot_check import Sketch
+from helpers.projection import restored_updates
+from helpers.projection.restorations import Restored
+from helpers.stats.intervals import MARGINS
+from helpers.updates import lora, variants
+from helpers.updates import names as update_names
+from helpers.updates.names import Variant
+from helpers.updates.variants import Parts, build_variant, variant_key
 
-OWN = [*records.OWN["projection"], *records.VALUES]
+OWN = [*results.OWN["projection"], *results.VALUES]
 REMOVED = "zero"
 PER_MODULE = ("score", "null", "z", "z_robust", "p", "kept")  # what the table says of single modules
 
@@ -26,8 +31,8 @@ def curves(
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of the table `projection`: the aligned model, and every update under the restorations asked of it."""
-    before = sketches.take(variant_key(parts, aligned), plan, partial(build_variant, parts, aligned), parts.device)
-    found = [keyed_rows(aligned, 0, sketches.rows(plan, before, before))]
+    before = spot_check.take(variant_key(parts, aligned), plan, partial(build_variant, parts, aligned), parts.device)
+    found = [keyed_rows(aligned, 0, spot_check.spot_check_rows(plan, before, before))]
     found += [curve(parts, update, names, strengths, plan, before, progress) for update, names in asked.items()]
     return pd.concat(found, ignore_index=True)
 
@@ -42,18 +47,20 @@ def curve(
     serves all points: only the adapter in it is exchanged.
     """
     build = cache(partial(build_variant, parts, update))
-    without = sketches.take(variant_key(parts, update), plan, build, parts.device)
-    found = [keyed_rows(update, 0, sketches.rows(plan, without, before))]
+    without = spot_check.take(variant_key(parts, update), plan, build, parts.device)
+    found = [keyed_rows(update, 0, spot_check.spot_check_rows(plan, without, before))]
     for name in names:
-        prepared = variants.prepared(parts, update, name)
+        prepared = restored_updates.prepared(parts, update, name)
         for strength in strengths:
             variant, restored = replace(update, restoration=name, strength=strength), prepared.at(strength)
             of = _content(variant_key(parts, update), restored)
-            items = sketches.take(of, plan, partial(_served, parts, variant, restored, build), parts.device)
-            found.append(keyed_rows(variant, int(restored.table["changed"].sum()), sketches.rows(plan, items, before)))
+            items = spot_check.take(of, plan, partial(_served, parts, variant, restored, build), parts.device)
+            found.append(
+                keyed_rows(variant, int(restored.table["changed"].sum()), spot_check.spot_check_rows(plan, items, before))
+            )
             if progress:
                 progress(variant.label)
-        found.append(module_rows(replace(update, restoration=name), prepared.at(1.0)))
+        found.append(curve_module_rows(replace(update, restoration=name), prepared.at(1.0)))
     return pd.concat(found, ignore_index=True)
 
 
@@ -62,7 +69,7 @@ def _content(update: str, restored: Restored) -> str:
     digest = hashlib.sha256(update.encode())
     for module, change in sorted(restored.update.items()):
         digest.update(module.encode())
-        for tensor in (change.left, change.right) if isinstance(change, lowrank.LowRank) else (change,):
+        for tensor in (change.left, change.right) if isinstance(change, lora.LowRank) else (change,):
             digest.update(tensor.float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -71,21 +78,21 @@ def _served(parts: Parts, variant: Variant, restored: Restored, build: Callable[
     if variant.serving != "attached":
         return build_variant(parts, variant)
     language = build()
-    lowrank.exchange_(language.model, lowrank.on_grid(restored.update))
+    lora.exchange_(language.model, lora.on_grid(restored.update))
     return language
 
 
 def keyed_rows(variant: Variant, changed: int, found: pd.DataFrame, module: str = "") -> pd.DataFrame:
     """What was found of a variant as rows of the table `projection`."""
-    return measurements.keyed(variant, found.assign(module=module, layers_changed=changed)[OWN])
+    return update_names.keyed(variant, found.assign(module=module, layers_changed=changed)[OWN])
 
 
-def module_rows(variant: Variant, restored: Restored) -> pd.DataFrame:
+def curve_module_rows(variant: Variant, restored: Restored) -> pd.DataFrame:
     """Rows about single modules: score, its null, and the share of the update's norm that is kept; exact, so without width."""
     table = restored.table.assign(kept=restored.table["after"] / restored.table["before"].clip(lower=1e-300))
     held = [(row["module"], name, float(row[name])) for row in table.to_dict("records") for name in PER_MODULE]
     rows = [(module, 1, "", name, value, value, value, 1) for module, name, value in held if np.isfinite(value)]
-    return measurements.keyed(variant, pd.DataFrame(rows, columns=OWN))
+    return update_names.keyed(variant, pd.DataFrame(rows, columns=OWN))
 
 
 def choose(table: pd.DataFrame, prompt_set: str = "advbench/validation") -> dict[tuple[str, str, str], float]:
@@ -126,32 +133,7 @@ def foundations(updates: Sequence[Variant]) -> list[Variant]:
 
 def changed_counts(table: pd.DataFrame, measured: Sequence[Variant]) -> dict[Variant, int]:
     """How many modules each variant's restoration changed, as the curves counted them; 0 without one, all under SaLoRA."""
-    rows = table[table["module"] == ""].drop_duplicates(list(records.KEY))
+    rows = table[table["module"] == ""].drop_duplicates(list(results.KEY))
     drawn = dict(zip(variants.from_table(rows), rows["layers_changed"], strict=True))
     every = int(rows["layers_changed"].max())
     return {variant: int(drawn.get(variant, every if variant.restoration else 0)) for variant in measured}
-
-
-def by_hand(table: pd.DataFrame) -> pd.DataFrame:
-    """A restoration's own table of modules as a reader sees it: score, its null, and norms before and after."""
-    short = table["module"].str.removeprefix("model.layers.").str.replace(".self_attn", "").str.replace(".mlp", "")
-    return pd.DataFrame(
-        {"module": short, "score s": table["score"], "a random update's": table["null"], "norm before": table["before"],
-         "norm after": table["after"]}
-    )  # fmt: skip
-
-
-def dose(restoration: str, strength: float) -> str:
-    """A strength in words: a share of the modules, but for a threshold, which is one on the score."""
-    if restorations.parse(restoration).name == "safelora-threshold":
-        return f"s up to {strength:g}"
-    return f"{100 * strength:.0f} % of modules"
-
-
-def choice_table(choice: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
-    """The chosen strengths, one row an update, one column a restoration."""
-    rows = [(f"{adapter} on {precision}", name, dose(name, s)) for (adapter, precision, name), s in choice.items()]
-    table = pd.DataFrame(rows, columns=["update", "restoration", "strength"])
-    wide = table.pivot(index="update", columns="restoration", values="strength")
-    found = wide.loc[list(dict.fromkeys(table["update"])), list(dict.fromkeys(table["restoration"]))]
-    return found.reset_index().rename_axis(columns=None)

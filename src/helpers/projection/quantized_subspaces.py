@@ -8,7 +8,7 @@ is held at a time.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,15 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from helpers import pairs, records, restorations, subspaces
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.pairs import Change, Pair, Weights
-from helpers.statistics import Estimate, grouped_bootstrap
+from helpers.models.checkpoints import Weights
+from helpers.projection import alignment_matrix, restorations, subspaces
+from helpers.projection.alignment_matrix import Change, Pair
+from helpers.stats.intervals import Estimate, grouped_bootstrap
 
 KS = (8, 32, 64, 128, 256)
-COLUMNS = [*records.OWN["subspaces"], *records.VALUES]
+COLUMNS = [*results.OWN["subspaces"], *results.VALUES]
 SUMMED_UP = ("noise_to_signal", "changed", "above_edge_energy", "cosine_excess", "overlap", "overlap_excess", "excess_predicted")
 REPEATS = 500  # of a bootstrap over modules
 
@@ -35,8 +37,8 @@ def quantized_pair(pair: Pair, source: str) -> Pair:
     quantizer, _, side = source.rpartition("-")
     if side not in restorations.WAYS:
         raise StudyError(f"source {source!r} is unknown; use <quantizer>-mixed or <quantizer>-both")
-    base = pairs.quantized(pair.base, quantizer) if side == "both" else pair.base
-    return replace(pair, base=base, aligned=pairs.quantized(pair.aligned, quantizer))
+    base = alignment_matrix.quantized(pair.base, quantizer) if side == "both" else pair.base
+    return replace(pair, base=base, aligned=alignment_matrix.quantized(pair.aligned, quantizer))
 
 
 def scaled(pair: Pair, dose: float) -> Pair:
@@ -117,7 +119,7 @@ def gram_cosine(exact: Decomposed, found: Decomposed) -> float:
     return float(inner) / math.sqrt(exact.gram[1] * found.gram[1])
 
 
-def module_rows(exact: Decomposed, found: Decomposed, ks: Sequence[int] = KS) -> list[tuple]:
+def source_module_rows(exact: Decomposed, found: Decomposed, ks: Sequence[int] = KS) -> list[tuple]:
     """(k, metric, estimate) of one module for one source: its size, its noise, and what is left of the directions of V."""
     n, errors = math.prod(exact.change.shape), subspaces.noise(found.change, exact.change)
     rows = _exactly("", _size(found) | _noise(exact, errors), n)
@@ -170,7 +172,7 @@ def _angles(exact: Decomposed, found: Decomposed, deviation: float, ks: Sequence
 # --- all modules
 
 
-def rows(
+def source_rows(
     sources: Mapping[str, Pair], reference: str = "bf16", modules: Sequence[str] = (), ks: Sequence[int] = KS, seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
@@ -187,7 +189,7 @@ def rows(
             raise StudyError(f"module {module!r} is the same in base and aligned (V = 0); leave it out", NOT_COMPARABLE)
         found += named(reference, module, _exactly("", _size(exact), math.prod(exact.change.shape)))
         for name, pair in others.items():
-            found += named(name, module, module_rows(exact, decompose(_fitting(pair.change(module), exact), ks), ks))
+            found += named(name, module, source_module_rows(exact, decompose(_fitting(pair.change(module), exact), ks), ks))
         if progress:
             progress(module)
     table = pd.DataFrame(found, columns=COLUMNS)
@@ -232,3 +234,71 @@ def over_modules(statistic: Callable[[np.ndarray], float], modules: int, seed: i
         return Estimate(float("nan"), float("nan"), float("nan"), modules)
     e = grouped_bootstrap(statistic, range(modules), REPEATS, seed)
     return replace(e, low=min(e.low, e.value), high=max(e.high, e.value))
+
+
+def choice_rows(
+    update: restorations.Updates, sources: Mapping[str, Pair], shares: Sequence[float], reference: str = "bf16", seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table `subspaces` (module "all"): does SafeLoRA choose the same modules from every source as from the true V?
+
+    `score_spearman` of its scores s, and for each share of modules (column k) the `jaccard` of the two choices, beside that
+    of two random choices of the same sizes (exact). Whatever V is, s depends on the kind of module (q_proj, up_proj and so
+    on: its shape and its s0): `*_by_kind` compares within kinds, the null with random choices that take as many of each kind.
+    A share that chooses no module is left out.
+    """
+    full_precision(sources, reference)
+    prepared = {}
+    for name, pair in sources.items():
+        prepared[name] = restorations.prepare(update, pair, "safelora", seed)
+        if progress:
+            progress(name)
+    truth = prepared.pop(reference)
+    found = [row for name, other in prepared.items() for row in named(name, "all", _choices(truth, other, shares, seed))]
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _choices(truth: restorations.Prepared, other: restorations.Prepared, shares: Sequence[float], seed: int) -> list[tuple]:
+    scores, found = _by_module([prepared.scores for prepared in (truth, other)], "score"), []
+    kinds = [module.rpartition(".")[2] for module in scores.index]
+    for metric, table in (("", scores), ("_by_kind", scores.groupby(kinds).rank(pct=True))):
+        ranked = partial(_spearman, table.to_numpy().T)
+        found.append(("", f"score_spearman{metric}", over_modules(ranked, len(table), seed)))
+    for share in shares:
+        chosen = _by_module([prepared.at(share).table for prepared in (truth, other)], "changed")
+        if chosen.to_numpy().any():
+            counts = chosen.assign(modules=1).groupby(kinds).sum()[["modules", 0, 1]]
+            common = partial(_jaccard, chosen.to_numpy().T)
+            found.append((f"{share:g}", "jaccard", over_modules(common, len(chosen), seed)))
+            found.append((f"{share:g}", "jaccard_null", jaccard_null([tuple(counts.sum())])))
+            found.append((f"{share:g}", "jaccard_null_by_kind", jaccard_null(list(counts.itertuples(index=False, name=None)))))
+    return [row for row in found if np.isfinite(row[2].value)]  # no rank correlation of scores that are all equal
+
+
+def _by_module(found: Sequence[pd.DataFrame], name: str) -> pd.DataFrame:
+    """One column of several tables side by side (0, 1, ...), matched by the name of the module."""
+    return pd.DataFrame({i: table.set_index("module")[name] for i, table in enumerate(found)})
+
+
+def _spearman(scores: np.ndarray, drawn: np.ndarray) -> float:
+    ranks = stats.rankdata(scores[:, drawn], axis=1)
+    return float(np.corrcoef(ranks)[0, 1]) if (np.ptp(ranks, axis=1) > 0).all() else float("nan")
+
+
+def _jaccard(chosen: np.ndarray, drawn: np.ndarray) -> float:
+    one, other = chosen[:, drawn]
+    return float((one & other).sum() / union) if (union := (one | other).sum()) else float("nan")
+
+
+def jaccard_null(strata: Sequence[tuple[int, int, int]]) -> Estimate:
+    """|A and B| / |A or B| of random sets of modules: its mean and 95 % of it, exact.
+
+    strata: modules, those in A and those in B; within each the common ones are hypergeometric, and their sums convolve.
+    """
+    common = [stats.hypergeom(n, a, b).pmf(np.arange(min(a, b) + 1)) for n, a, b in strata]
+    chances, chosen = reduce(np.convolve, common), sum(a + b for _, a, b in strata)
+    shared = np.arange(len(chances))
+    values = shared / (chosen - shared)
+    mean = float(chances @ values)
+    low, high = values[np.searchsorted(chances.cumsum(), (0.025, 0.975))]
+    return Estimate(mean, min(float(low), mean), max(float(high), mean), sum(n for n, _, _ in strata))

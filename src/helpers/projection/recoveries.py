@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, records, roc, sketches, staleness, tables, updates, variants
-from helpers.projection import OWN, dose, keyed_rows
-from helpers.sketches import EVERY, Seen
-from helpers.staleness import Observed
-from helpers.variants import Variant
+from helpers import results
+from helpers.monitors import spot_check
+from helpers.monitors.spot_check import Seen
+from helpers.projection.curves import OWN, keyed_rows
+from helpers.staleness import drops
+from helpers.staleness.drops import Observed
+from helpers.stats import roc
+from helpers.updates import measurements, variants
+from helpers.updates.names import EVERY, Variant
 
-ALPHA = 0.05
 Restored = Mapping[Variant, Sequence[Variant]]  # an update as it was trained -> the same under restorations
 
 
@@ -29,7 +32,7 @@ def monitor_rows(observed: Observed, in_use: Mapping[str, str], changed: Mapping
     """Rows of the table `projection`: the monitors in use on every variant, against the model they were frozen on."""
     rows = [
         keyed_rows(
-            variant, count, pd.DataFrame(sketches.health(_seen(observed, in_use, None, variant)), columns=sketches.COLUMNS)
+            variant, count, pd.DataFrame(spot_check.health(_seen(observed, in_use, None, variant)), columns=spot_check.COLUMNS)
         )
         for variant, count in changed.items()
     ]
@@ -44,7 +47,7 @@ def recovery(observed: Observed, in_use: Mapping[str, str], update: Variant, res
     """
     rows = []
     for task, reference in observed.references.items():
-        loss = staleness.mean_drop(reference, observed.scores[update][task], observed.scores[restored][task])
+        loss = drops.mean_drop(reference, observed.scores[update][task], observed.scores[restored][task])
         rows.append((task, "auroc_gain", 0.0 - loss.value, -loss.high, -loss.low, loss.n))
     pair = [_seen(observed, in_use, None, variant) for variant in (update, restored)]
     alarmed = [(one, other) for one, other in zip(*pair, strict=True) if one.alarms() is not None]
@@ -53,24 +56,24 @@ def recovery(observed: Observed, in_use: Mapping[str, str], update: Variant, res
         e = roc.rate_change(differs[1], differs[0], np.concatenate([one.units() for one, _ in alarmed]))
         rows.append((EVERY, "alarms_restored", e.value, e.low, e.high, e.n))
     kept = [row for row in rows if np.isfinite(row[2:5]).all()]
-    return keyed_rows(restored, changed, pd.DataFrame(kept, columns=sketches.COLUMNS))
+    return keyed_rows(restored, changed, pd.DataFrame(kept, columns=spot_check.COLUMNS))
 
 
 def full_rows(behaviour: pd.DataFrame, utility: pd.DataFrame, changed: Mapping[Variant, int]) -> pd.DataFrame:
     """Rows of the table `projection`: behaviour (by the phrases judge, and the severity proxy) and utility of whole variants."""
     said = behaviour[(behaviour["judge"] == "phrases") | (behaviour["metric"] == "harmfulness")]
     parts = [said.rename(columns={"prompt_set": "measured_on"}), utility.rename(columns={"corpus": "measured_on"})]
-    together = pd.concat([part[[*records.KEY, "measured_on", *records.VALUES]] for part in parts], ignore_index=True)
+    together = pd.concat([part[[*results.KEY, "measured_on", *results.VALUES]] for part in parts], ignore_index=True)
     codes, known = variants.variant_codes(together), variants.from_table(together)
     counts = [changed.get(variant, 0) for variant in known]
     own = together.assign(module="", layers_changed=[counts[code] for code in codes])
-    return own[[*records.KEY, *OWN]].drop_duplicates([*records.KEY, *records.OWN["projection"], "metric"])
+    return own[[*results.KEY, *OWN]].drop_duplicates([*results.KEY, *results.OWN["projection"], "metric"])
 
 
 def recovered(observed: Observed, in_use: Mapping[str, str], restored: Restored, changed: Mapping[Variant, int]) -> pd.DataFrame:
     """`recovery` of every restored variant against its own update."""
     rows = [recovery(observed, in_use, home, other, changed[other]) for home, others in restored.items() for other in others]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*records.KEY, *OWN])
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*results.KEY, *OWN])
 
 
 def paired(items: Mapping[Variant, pd.DataFrame], restored: Restored) -> pd.DataFrame:
@@ -82,92 +85,8 @@ def paired(items: Mapping[Variant, pd.DataFrame], restored: Restored) -> pd.Data
             compared = {v: items[v] for v in (reference, *others) if reference == home or v.strength == reference.strength}
             if len(compared) > 1:
                 rows.append(measurements.comparison_rows(compared, reference))
-    empty = pd.DataFrame(columns=[*records.KEY, *records.OWN["comparisons"], *records.VALUES])
+    empty = pd.DataFrame(columns=[*results.KEY, *results.OWN["comparisons"], *results.VALUES])
     return pd.concat(rows, ignore_index=True) if rows else empty
 
 
 # ---------------------------------------------------------------- as a reader sees it
-
-COLUMNS_OF_TABLE_1 = {
-    ("dialogue", "rouge1"): "ROUGE-1",
-    ("advbench", "non_refusal"): "ASR (non-refusal)",
-    ("advbench", "harmfulness"): "HS (proxy)",
-    ("edgy", "over_refusal"): "over-refusal",
-    (EVERY, "mean_auroc_drop"): "AUROC drop",
-    (EVERY, "alarms_changed"): "alarms changed",
-}
-METHODS = {"safelora": "SafeLoRA", "splora": "SPLoRA", "salora": "SaLoRA", "zero": "same modules removed"}
-
-
-def method(variant: Variant) -> str:
-    """What a variant is called beside others of its weights: the literature's name where there is one."""
-    if not variant.adapter:
-        return "aligned, no update"
-    if not variant.restoration:  # whatever the precision: the literature's table has a column for that
-        named = updates.parse(f"{variant.adapter}@{variant.trained_on}")
-        return "LoRA" if named.kind == "lora" else named.arm
-    name = METHODS.get(variant.restoration, variant.restoration)
-    return name if variant.strength is None else f"{name} ({dose(variant.restoration, variant.strength)})"
-
-
-def _names(known: Sequence[Variant]) -> list[dict[str, str]]:
-    """Weights and method of each variant, and its update where there is more than one."""
-    several = len({variant.adapter for variant in known} - {""}) > 1
-    told = [{"update": variant.adapter or "none"} if several else {} for variant in known]
-    return [{"weights": v.precision, **update, "method": method(v)} for v, update in zip(known, told, strict=True)]
-
-
-def table_one(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant: weights, method, and the measures of Le (2026, Table 1) beside ours, each with its interval."""
-    wanted = table[[pair in COLUMNS_OF_TABLE_1 for pair in zip(table["measured_on"], table["metric"], strict=True)]]
-    wanted = wanted[wanted["module"] == ""].reset_index(drop=True)
-    cells, known, codes = tables.with_intervals(wanted), variants.from_table(wanted), variants.variant_codes(wanted)
-    found = _names(known)
-    for i, on, metric, cell in zip(codes, wanted["measured_on"], wanted["metric"], cells, strict=True):
-        found[i][COLUMNS_OF_TABLE_1[on, metric]] = cell
-    precisions = list(dict.fromkeys(v.precision for v in known))
-    ordered = sorted(found, key=lambda row: precisions.index(row["weights"]))
-    named = [name for name in ("weights", "update", "method") if any(name in row for row in found)]
-    columns = [*named, *(c for c in COLUMNS_OF_TABLE_1.values() if any(c in row for row in found))]
-    return pd.DataFrame(ordered, columns=columns)
-
-
-def recovery_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a restored variant: AUROC given back by task, and alarms given back over all monitors in use."""
-    rows = table[table["metric"].isin(["auroc_gain", "alarms_restored"])].reset_index(drop=True)
-    cells, known, codes = tables.with_intervals(rows), variants.from_table(rows), variants.variant_codes(rows)
-    found = _names(known)
-    for i, on, metric, cell in zip(codes, rows["measured_on"], rows["metric"], cells, strict=True):
-        found[i]["alarms restored" if metric == "alarms_restored" else f"auroc gain, {on}"] = cell
-    return pd.DataFrame(found)
-
-
-def against_zero(comparisons: pd.DataFrame, judge: str = "phrases") -> pd.DataFrame:
-    """One row an update: refusal rates under SafeLoRA minus those with the same modules removed, paired."""
-    rows = comparisons[(comparisons["restoration"] == "safelora") & comparisons["reference"].str.contains(" · zero ")]
-    rows = rows[rows["judge"] == judge].assign(label=lambda t: t["adapter"] + " on " + t["precision"])
-    if not len(rows):
-        return pd.DataFrame({"variant": ["SafeLoRA and the same modules removed were not measured at one strength"]})
-    return tables.wide(rows, ["prompt_set"])
-
-
-def sentences(table: pd.DataFrame, choice: Mapping[tuple[str, str, str], float]) -> dict[str, str]:
-    """The numbers that the chapter's prose names, about the first update; "not measured" where the profile leaves one out."""
-    first = next(iter(choice), ("", ""))[:2]
-    own = table[(table["adapter"] == first[0]) & (table["precision"] == first[1])]
-    texts = dict.fromkeys(("safelora-strength", "safelora-kept", "splora-failed"), "(not measured)")
-    kept = own[(own["restoration"] == "safelora") & (own["metric"] == "kept")]
-    if len(kept):
-        texts["safelora-kept"] = tables.Said(f"{100 * kept['value'].median():.3g} %", kept, "median")
-    chosen, tried = choice.get((*first, "safelora")), own[(own["restoration"] == "safelora") & (own["metric"] == "non_refusal")]
-    if chosen is not None:
-        texts["safelora-strength"] = tables.Said(f"{100 * chosen:.3g} %", tried[tried["strength"] == chosen], "choice")
-    p_values = own[(own["restoration"] == "splora") & (own["metric"] == "p")]
-    if len(p_values):
-        failed = f"{int((p_values['value'] < ALPHA).sum())} of {len(p_values)}"
-        texts["splora-failed"] = tables.Said(failed, p_values, "significant")
-    asked = own[(own["metric"] == "non_refusal") & (own["measured_on"] == "advbench")]
-    for name, restoration in (("update", ""), ("safelora", "safelora"), ("zero", "zero")):
-        rows = asked[asked["restoration"] == restoration]
-        texts[f"{name}-nonrefusal"] = tables.of_row(rows)
-    return texts

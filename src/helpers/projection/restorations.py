@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers import ediem
-from helpers.ediem import Case, Form, Score, left_of, mapped, norm
-from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.lowrank import LowRank
-from helpers.pairs import Pair
-from helpers.parameters import derive_seed, nearest, shown
-from helpers.quantizers import QUANTIZERS
+from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
+from helpers.projection import safelora
+from helpers.projection.alignment_matrix import Pair
+from helpers.projection.safelora import Case, Form, Score, left_of, mapped, norm
+from helpers.seeding import derive_seed
+from helpers.updates.lora import LowRank
+from helpers.updates.quantizers import QUANTIZERS
 
 WAYS = ("mixed", "both")  # a source quantizes the aligned checkpoint alone, or both
 
@@ -55,7 +55,7 @@ def _shrink(case: Case) -> Form:
 
 def _keep(case: Case) -> Form:
     """U_k U_k^T BA, on the k leading left singular vectors of V."""
-    return _onto(case, ediem.leading(case.pair, case.change.module, case.k))
+    return _onto(case, safelora.module_leading(case.pair, case.change.module, case.k))
 
 
 def _remove(case: Case) -> Form:
@@ -66,7 +66,7 @@ def _remove(case: Case) -> Form:
 
 def _keep_random(case: Case) -> Form:
     """The same on k random directions."""
-    return _onto(case, ediem.haar_frame(case.change.shape[0], case.k, case.generator))
+    return _onto(case, safelora.haar_frame(case.change.shape[0], case.k, case.generator))
 
 
 def _onto(case: Case, frame: Float[Tensor, "d_out k"]) -> Form:
@@ -75,8 +75,8 @@ def _onto(case: Case, frame: Float[Tensor, "d_out k"]) -> Form:
 
 def _conjugate(case: Case) -> Form:
     """C' BA with C' of one random V' that has the singular values of V."""
-    values = ediem.singular_values(case.pair, case.change.module)
-    return mapped(case.update, lambda left: ediem.conjugated(left.float(), values, case.generator))
+    values = safelora.module_singular_values(case.pair, case.change.module)
+    return mapped(case.update, lambda left: safelora.conjugated(left.float(), values, case.generator))
 
 
 Pick = Callable[[pd.DataFrame, float], int]  # how many modules a strength changes
@@ -101,7 +101,7 @@ class Rule:
     """What a module becomes (None: made by training), the score that orders modules, the number to change, the default k."""
 
     restore: Restore | None
-    score: Callable[[Case], Score] = ediem.by_cosine
+    score: Callable[[Case], Score] = safelora.by_cosine
     pick: Pick = _share
     k: int = 0  # takes none
 
@@ -111,7 +111,7 @@ RESTORATIONS: dict[str, Rule] = {
     "none": Rule(_unchanged, pick=_nothing),
     "safelora": Rule(_project),
     "safelora-threshold": Rule(_project, pick=_below),
-    "splora": Rule(_zero, ediem.by_distance),
+    "splora": Rule(_zero, safelora.by_distance),
     "salora": Rule(None),
     "orthogonal-keep": Rule(_keep, k=32),
     "orthogonal-remove": Rule(_remove, k=32),
@@ -236,7 +236,7 @@ def _case(module: str, update: Form, pair: Pair, named: Named, seed: int) -> Cas
         raise StudyError(
             f"restoration {named.name!r}: k {named.k} is beyond the {min(change.shape)} directions of {module!r}; use fewer"
         )
-    return Case(pair, change, update, ediem.moved(change, update), named.k, seed)
+    return Case(pair, change, update, safelora.moved(change, update), named.k, seed)
 
 
 def _check_update(module: str, update: Form, shape: tuple[int, int]) -> None:

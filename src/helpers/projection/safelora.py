@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers import lowrank, subspaces
-from helpers.lowrank import LowRank
-from helpers.pairs import Change, Pair, projected
+from helpers.projection import subspaces
+from helpers.projection.alignment_matrix import Change, Pair, projected
+from helpers.updates import lora
+from helpers.updates.lora import LowRank
 
 DRAWS = 200
 CHUNK = 2**20  # numbers drawn at a time
@@ -49,7 +50,7 @@ def mapped(update: Form, function: Callable[[Tensor], Tensor]) -> Form:
 def inner(a: Form, b: Form) -> float:
     """The Frobenius inner product of two updates of one form, in float64."""
     if isinstance(a, LowRank):
-        return lowrank.inner(a, b)
+        return lora.inner(a, b)
     return sum(float((x.double() * y.double()).sum()) for x, y in zip(a.split(COLUMNS), b.split(COLUMNS), strict=True))
 
 
@@ -221,12 +222,12 @@ def by_cosine(case: Case) -> Score:
     """
     size, left = norm(case.update), norm(case.moved)
     s = inner(case.moved, case.update) / (size * left or 1.0) if size > 0 else math.nan
-    return Score(s, null_cosine(case.pair, case.change.module), (s,))
+    return Score(s, module_null_cosine(case.pair, case.change.module), (s,))
 
 
 def by_distance(case: Case) -> Score:
     """SPLoRA's d = ||C BA - BA||_F (Ao et al. 2025) by E-DIEM, the most distant first."""
-    values = singular_values(case.pair, case.change.module)
+    values = module_singular_values(case.pair, case.change.module)
     null = null_distances(values, energies(case.update), case.change.shape[0], case.generator)
     # in float64: C BA is small, so the distance and its whole null lie close to ||BA||
     return ediem(norm(mapped(case.update, lambda left: left_of(case.moved).double() - left.double())), null)
@@ -236,18 +237,18 @@ def by_distance(case: Case) -> Score:
 
 
 @lru_cache(KEPT)
-def singular_values(pair: Pair, module: str) -> Float[Tensor, " k"]:
+def module_singular_values(pair: Pair, module: str) -> Float[Tensor, " k"]:
     """All singular values of V."""
     return subspaces.singular_values(pair.change(module))
 
 
 @lru_cache(KEPT)
-def null_cosine(pair: Pair, module: str) -> float:
+def module_null_cosine(pair: Pair, module: str) -> float:
     """SafeLoRA's s0."""
     return subspaces.null_cosine(pair.change(module))
 
 
 @lru_cache(256)  # of one k for every module
-def leading(pair: Pair, module: str, k: int) -> Float[Tensor, "d_out k"]:
+def module_leading(pair: Pair, module: str, k: int) -> Float[Tensor, "d_out k"]:
     """The k leading left singular vectors of V."""
     return subspaces.leading(pair.change(module), k).vectors

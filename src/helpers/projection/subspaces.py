@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.pairs import Change, Pair, checkpoint
-from helpers.quantizers import linear_names
+from helpers.models.checkpoints import checkpoint
+from helpers.projection.alignment_matrix import Change, Pair
+from helpers.updates.names import Variant, keyed
+from helpers.updates.quantizers import linear_names
 
 SMALL = 1024  # the largest smaller side whose Gram matrix is formed for leading directions and norms
 OVERSAMPLED, POWERS = 16, 2  # of the randomized decomposition: columns beyond k, and power steps
@@ -256,3 +259,13 @@ def noise_edge(errors: Change) -> float:
 def directions_above(values: Float[Tensor, " rank"], edge: float) -> int:
     """How many singular values lie above the edge of the noise."""
     return int((values > edge).sum())
+
+
+def subspace_rows(spectra: Sequence[Spectrum], variant: Variant, ranks: Sequence[int] = (8, 32, 128)) -> pd.DataFrame:
+    """Rows of the table `subspaces`: size, stable rank and energy in k directions of each V; exact, so no interval has width."""
+    found = []
+    for s in spectra:
+        values = [("norm", "", s.norm), ("relative_norm", "", s.norm / s.base_norm), ("stable_rank", "", s.stable_rank)]
+        values += [("energy", str(k), s.energy(k)) for k in ranks if k <= len(s.values)]
+        found += [("bf16", s.module, k, metric, value, value, value, s.entries) for metric, k, value in values]
+    return keyed(variant, pd.DataFrame(found, columns=["source", "module", "k", "metric", "value", "low", "high", "n"]))

@@ -11,12 +11,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from helpers import lowrank, models, monitors, moved_weights, pairs, precision, readings
-from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.lowrank import Adapter
-from helpers.models import LanguageModel
-from helpers.parameters import nearest, shown
-from helpers.quantizers import QUANTIZERS
+from helpers import results
+from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
+from helpers.models import checkpoints, loading
+from helpers.models.loading import LanguageModel
+from helpers.monitors import frozen, readings
+from helpers.updates import lora, moved_weights, quantized_models
+from helpers.updates.lora import Adapter
+from helpers.updates.quantizers import QUANTIZERS
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 ADAPTER, CONFIG = "adapter_config.json", "config.json"
@@ -50,7 +52,7 @@ def fingerprint(folder: Path) -> str:
     return readings.fingerprint(tokenizer)
 
 
-def check(name: str, precision: str, base: Path, reads: str) -> Update:
+def check_update(name: str, precision: str, base: Path, reads: str) -> Update:
     """The update of that name or folder, if it can be put on the base, whose tokenizer and template are `reads`."""
     folder = Path(name)
     if not folder.is_dir():
@@ -59,7 +61,7 @@ def check(name: str, precision: str, base: Path, reads: str) -> Update:
         return _adapter(folder, base, reads)
     if not (folder / CONFIG).is_file():
         raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; give one that has", REFUSED)
-    models.check_folder(folder)
+    loading.check_folder(folder)
     ours, theirs = config(base), config(folder)
     for field in ("model_type", "num_hidden_layers", "hidden_size"):
         if ours.get(field) != theirs.get(field):
@@ -68,7 +70,7 @@ def check(name: str, precision: str, base: Path, reads: str) -> Update:
                 NOT_COMPARABLE,
             )
     _same_tokens(folder, reads)
-    return Update(models.slug(str(folder)), "merged", folder)
+    return Update(results.slug(str(folder)), "merged", folder)
 
 
 def _quantizer(name: str, precision: str) -> Update:
@@ -82,14 +84,14 @@ def _quantizer(name: str, precision: str) -> Update:
 
 def _adapter(folder: Path, base: Path, reads: str) -> Update:
     """The adapter of a folder, which fits the base's modules; pickles in it are never opened."""
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in monitors.PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in frozen.PICKLES)
     if pickles and not (folder / "adapter_model.safetensors").is_file():
         raise StudyError(f"{folder.name} holds {pickles[0]}, which can run code when opened; save it as safetensors", REFUSED)
-    adapter = lowrank.load_adapter(folder)
+    adapter = lora.load_adapter(folder)
     if (folder / TOKENIZER[0]).is_file() and (folder / TOKENIZER[1]).is_file():
         _same_tokens(folder, reads)
     _check_modules(folder, adapter, _empty_model(base))
-    return Update(models.slug(str(folder)), "adapter", folder, adapter)
+    return Update(results.slug(str(folder)), "adapter", folder, adapter)
 
 
 def _check_modules(folder: Path, adapter: Adapter, model: torch.nn.Module) -> None:
@@ -127,12 +129,12 @@ def _same_tokens(folder: Path, reads: str) -> None:
 def build(update: Update, base: Path, served_in: str, device: str, texts: Sequence[str]) -> LanguageModel:
     """The updated model, served in a precision; `texts` calibrate GPTQ, where it is asked for."""
     grid = "fp32" if served_in == "fp32" else "bf16"
-    language = models.load(update.folder if update.kind == "merged" else base, grid, device)
-    precision.quantize_(language, update.name if update.kind == "quantizer" else served_in, tuple(texts[:CALIBRATION]))
+    language = loading.load(update.folder if update.kind == "merged" else base, grid, device)
+    quantized_models.quantize_(language, update.name if update.kind == "quantizer" else served_in, tuple(texts[:CALIBRATION]))
     if update.adapter is None:
         return language
-    adapter = {name: lowrank.LowRank(pair.left.to(device), pair.right.to(device)) for name, pair in update.adapter.items()}
-    return replace(language, model=lowrank.attach(language.model, lowrank.on_grid(adapter)))
+    adapter = {name: lora.LowRank(pair.left.to(device), pair.right.to(device)) for name, pair in update.adapter.items()}
+    return replace(language, model=lora.attach(language.model, lora.on_grid(adapter)))
 
 
 def serving(update: Update) -> str:
@@ -194,7 +196,7 @@ def _block(name: str, depth: int) -> int:
 
 def _stored(folder: Path) -> Callable[[str], Tensor]:
     """The tensors of a checkpoint by name, read on demand."""
-    owners = pairs.shards(folder)
+    owners = checkpoints.shards(folder)
 
     def read(name: str) -> Tensor:
         if name not in owners:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # every command imports this file
-    from helpers.options import Options
+    from helpers.revalidation.options import Options
 
 FILES = {
     "--base": "the model that the monitors were frozen on: embedded, a folder, or owner/name@revision",
@@ -38,10 +38,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def project_path(name: str) -> Path:
     """A path as it stands, or where there is no such thing and it is relative, the same in the project's folder."""
-    from helpers import records
+    from helpers import results
 
     path = Path(name)
-    return path if path.is_absolute() or path.exists() else records.project_root() / path
+    return path if path.is_absolute() or path.exists() else results.project_root() / path
 
 
 def in_project(**given: str) -> dict[str, str]:
@@ -51,13 +51,13 @@ def in_project(**given: str) -> dict[str, str]:
 
 def revalidate(options: argparse.Namespace) -> dict[str, object]:
     """The report, whose `code` is the exit code; its files and the monitors that came out are written below `--out`."""
-    from helpers.system import say
+    from helpers.console import say
 
     if options.diff:
-        return compare(*map(Path, options.diff))
+        return compare_files(*map(Path, options.diff))
     say("revalidate: starting")  # before anything heavy is loaded, which takes seconds
-    from helpers import reports
-    from helpers.options import Options
+    from helpers.revalidation.options import Options
+    from helpers.revalidation.report import files as report_files
 
     required = tuple(name.strip() for name in options.required.split(",") if name.strip())
     files = {name.strip("-"): getattr(options, name.strip("-")) for name in FILES}
@@ -65,9 +65,9 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
                     budget=options.budget, depths=(options.depth,), texts_limit=options.texts_limit, device=options.device,
                     threads=options.threads)  # fmt: skip
     folder = Path(options.out)
-    reports.ready(folder)
+    report_files.ready(folder)
     report = _of_scores(asked, folder) if asked.scores else _of_models(asked, folder)
-    for line in reports.lines(report):
+    for line in report_files.report_lines(report):
         say(line)
     say(f"report: {folder / 'report.html'}")
     return report
@@ -75,31 +75,34 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
 
 def _of_scores(asked: "Options", folder: Path) -> dict[str, object]:
     """The report of scores alone, written; no torch and no transformers are needed for it."""
-    from helpers import reports, scorefiles
-    from helpers.system import say
+    from helpers.console import say
+    from helpers.revalidation import score_file
+    from helpers.revalidation.report import files as report_files
 
-    report = scorefiles.run(asked, say)
-    reports.write(report, folder)
+    report = score_file.run_scores(asked, say)
+    report_files.write(report, folder)
     return report
 
 
 def _of_models(asked: "Options", folder: Path) -> dict[str, object]:
     """The report of two models, written with the monitors that came out."""
-    from helpers import reports, revalidation
-    from helpers.system import say
+    from helpers.console import say
+    from helpers.revalidation import run
+    from helpers.revalidation.report import files as report_files
 
-    found = revalidation.run(asked, say)
-    reports.write(found.report, folder)
-    revalidation.save(found, folder)
+    found = run.run(asked, say)
+    report_files.write(found.report, folder)
+    run.save(found, folder)
     return found.report
 
 
-def compare(old: Path, new: Path) -> dict[str, object]:
+def compare_files(old: Path, new: Path) -> dict[str, object]:
     """What changed between two reports; it ends with 0, since it is no verdict."""
-    from helpers import report_diff, reports
-    from helpers.system import say
+    from helpers.console import say
+    from helpers.revalidation.report import diff as report_diff
+    from helpers.revalidation.report import files as report_files
 
-    diff = report_diff.compare(*(reports.read(path) for path in (old, new)))
-    for line in report_diff.lines(diff):
+    diff = report_diff.compare(*(report_files.read(path) for path in (old, new)))
+    for line in report_diff.diff_lines(diff):
         say(line)
     return {**diff, "code": 0}

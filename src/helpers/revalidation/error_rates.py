@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from helpers import roc, screening
-from helpers.assessment import Call, Panel, call, p_values
-from helpers.roc import RATES
-from helpers.statistics import MARGINS, Estimate, wilson
+from helpers.revalidation import screening
+from helpers.revalidation.hypotheses import Call, Panel, call, p_values
+from helpers.stats import roc
+from helpers.stats.intervals import MARGINS, Estimate, wilson
+from helpers.stats.roc import RATES
 
 DRAWS, LEAST = 200, 40
 MANY = 12  # monitors that get all draws
@@ -51,7 +52,7 @@ class Control:
     detail: str
 
 
-def judge(panels: Sequence[Panel], required: np.ndarray) -> Call:
+def judge_states(panels: Sequence[Panel], required: np.ndarray) -> Call:
     """The states of the monitors of all panels, in their order."""
     return call(np.concatenate([p_values(panel) for panel in panels]), required)
 
@@ -134,12 +135,12 @@ def simulate(panels: Sequence[Panel], required: np.ndarray, seed: int) -> Surene
     counts = dict.fromkeys(("alarm", "open", "miss", "through"), 0)
     for draw in range(draws):
         now = [_swapped(_drawn(panel, deck, rng), rng) for panel, deck in still]
-        states = judge(now, required).states
+        states = judge_states(now, required).states
         counts["alarm"] += "stale" in states
         counts["open"] += all(state == "fine" for state, asked in zip(states, required, strict=True) if asked)
         if places:
             i, j, share = places[draw % len(places)]
-            state = judge([*now[:i], planted(now[i], j, share, rng), *now[i + 1 :]], required).states[starts[i] + j]
+            state = judge_states([*now[:i], planted(now[i], j, share, rng), *now[i + 1 :]], required).states[starts[i] + j]
             counts["miss"] += state != "stale"
             counts["through"] += state == "fine"
     rates = {name: wilson(count, draws) for name, count in counts.items()}
@@ -162,7 +163,7 @@ def identity(panels: Sequence[Panel], required: np.ndarray, again: Sequence[np.n
     else:
         still = [replace(panel, after=scores) for panel, scores in zip(panels, again, strict=True)]
         how = "the base read twice, in other batches"
-    states = judge(still, required).states
+    states = judge_states(still, required).states
     called = f"{states.count('fine')} fine, {states.count('inconclusive')} inconclusive, {states.count('stale')} stale"
     return Control("identity", "stale" not in states, f"{how}: {called} of {len(states)}")
 
@@ -194,7 +195,7 @@ def noised(panels: Sequence[Panel], required: np.ndarray, seed: int) -> Control:
     after = panels[i].after.copy()
     after[j] = scores + NOISE * scores.std() * rng.standard_normal(scores.size)
     start = sum(len(panel.names) for panel in panels[:i])
-    state = judge([*panels[:i], replace(panels[i], after=after), *panels[i + 1 :]], required).states[start + j]
+    state = judge_states([*panels[:i], replace(panels[i], after=after), *panels[i + 1 :]], required).states[start + j]
     name = panels[i].names[j]
     return Control("planted stale", state == "stale", f"{name} with noise of {NOISE:g} sd on its score is called {state}")
 

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from helpers import pairedrates, roc
-from helpers.pairedrates import LEVEL
-from helpers.roc import ALPHA, NEVER
-from helpers.statistics import MARGINS, Estimate, holm
+from helpers.stats import paired_rates, roc
+from helpers.stats.intervals import MARGINS, Estimate, holm
+from helpers.stats.paired_rates import LEVEL
+from helpers.stats.roc import ALPHA, NEVER
 
 MEASURES = ("tpr", "fpr", "auroc")
 HARM = np.array([-1.0, 1.0, -1.0])  # the sign of a change for the worse
@@ -61,7 +61,7 @@ class Measure:
     margin: float
     p_worse: float
     p_preserved: float
-    needed: int
+    texts_needed: int
     needed_alone: int
 
 
@@ -93,7 +93,7 @@ def _pairs(panel: Panel, label: int) -> _Pairs:
     rows = panel.labels == label
     before, after = (side[:, rows] > panel.cuts[:, None] for side in (panel.before, panel.after))
     harmed, helped = (before & ~after, after & ~before) if label else (after & ~before, before & ~after)
-    shares = np.array([pairedrates.effective_share(d, panel.groups[rows]) for d in harmed.astype(float) - helped])
+    shares = np.array([paired_rates.effective_share(d, panel.groups[rows]) for d in harmed.astype(float) - helped])
     return _Pairs(harmed.sum(1) * shares, helped.sum(1) * shares, rows.sum() * shares, after.mean(axis=1))
 
 
@@ -104,7 +104,7 @@ def _alarm_tests(pairs: _Pairs, nominal: np.ndarray) -> Float[np.ndarray, "k 2"]
     """
     limit = MARGINS["fpr_ratio"] * nominal
     level = (pairs.rate - limit) / np.sqrt(limit * (1 - limit) / pairs.n)  # Wilson's score test
-    z = np.array([pairedrates.score_test(pairs.harmed, pairs.helped, pairs.n, limit - nominal), level])
+    z = np.array([paired_rates.score_test(pairs.harmed, pairs.helped, pairs.n, limit - nominal), level])
     return np.stack([special.ndtr(-z).max(axis=0), np.minimum(2 * special.ndtr(z).min(axis=0), 1.0)], axis=1)
 
 
@@ -115,7 +115,7 @@ def p_values(panel: Panel) -> Float[np.ndarray, "k 3 2"]:
     the ranking is gone for certain, 0 and 1.
     """
     caught, cried = _pairs(panel, 1), _pairs(panel, 0)
-    z = pairedrates.score_test(caught.harmed, caught.helped, caught.n, MARGINS["tpr"])
+    z = paired_rates.score_test(caught.harmed, caught.helped, caught.n, MARGINS["tpr"])
     drops = roc.many_contrasts(panel.labels, panel.before, panel.after, panel.groups, LEVEL)
     ranks = [(roc.worse(drop, MARGINS["auroc"]), roc.preserved(drop, MARGINS["auroc"])) for drop in drops]
     found = np.stack([np.stack([special.ndtr(-z), special.ndtr(z)], 1), _alarm_tests(cried, panel.nominal), np.array(ranks)], 1)
@@ -204,7 +204,7 @@ def _levels(lost: bool, family: int) -> tuple[float, float]:
 def _rate_test(panel: Panel, j: int, label: int, pairs: _Pairs, p: np.ndarray, family: int) -> Measure:
     sides = [roc.rates(panel.labels, side[j], panel.cuts[j], panel.groups)[1 - label] for side in (panel.before, panel.after)]
     counts = [float(part[j]) for part in (pairs.harmed, pairs.helped, pairs.n)]
-    value, (low, high) = sides[1].value - sides[0].value, pairedrates.score_interval(*counts)
+    value, (low, high) = sides[1].value - sides[0].value, paired_rates.score_interval(*counts)
     if (panel.before[j] == panel.after[j]).all():
         low = high = 0.0
     change = Estimate(value, *((-high, -low) if label else (low, high)), sides[1].n)
@@ -212,16 +212,16 @@ def _rate_test(panel: Panel, j: int, label: int, pairs: _Pairs, p: np.ndarray, f
     margin = MARGINS["tpr"] if label else (MARGINS["fpr_ratio"] - 1) * nominal
     share = pairs.n[j] / len(panel.labels)  # of a labelled text, in pairs that count
     levels = _levels((counts[0] - counts[1]) / counts[2] > margin, family)
-    needed = [pairedrates.needed_pairs(*counts, margin, alpha) for alpha in levels]
+    needed = [paired_rates.needed_pairs(*counts, margin, alpha) for alpha in levels]
     if not label:  # the promise may also be kept by its level alone, which is the other of two tests
         limit = MARGINS["fpr_ratio"] * nominal
-        needed = [min(n, pairedrates.needed_level(sides[1].value, limit, a / 2)) for n, a in zip(needed, levels, strict=True)]
+        needed = [min(n, paired_rates.needed_level(sides[1].value, limit, a / 2)) for n, a in zip(needed, levels, strict=True)]
     rows = [int(min(np.ceil(n / share), NEVER)) for n in needed]
     name = f"{MEASURES[1 - label]}_{100 * nominal:g}"
     return Measure(name, sides[0], sides[1], change, margin, *map(float, p[1 - label]), *rows)
 
 
-def needed(found: Sequence[Measure]) -> int:
+def texts_needed(found: Sequence[Measure]) -> int:
     """Labelled texts that would decide an inconclusive monitor.
 
     The fewest that show a loss, where one is seen; else the most that an open test takes; where all are shown but for the

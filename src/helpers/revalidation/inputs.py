@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers import activations, candidates, models, monitors, rowfiles, splits, taskfiles
-from helpers.candidates import Update
-from helpers.corpora import near_pairs
-from helpers.errors import REFUSED, StudyError
-from helpers.monitors import Monitor
-from helpers.names import CONTROL
-from helpers.options import Options, check_required
-from helpers.parameters import shown
-from helpers.probes import PROBES
-from helpers.quantizers import QUANTIZERS
-from helpers.screening import FEW
-from helpers.splits import Example
+from helpers.data import splits, user_files
+from helpers.data.corpora import near_pairs
+from helpers.data.splits import Example
+from helpers.errors import REFUSED, StudyError, shown
+from helpers.models import activations, loading
+from helpers.monitors import frozen
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.probes import PROBES
+from helpers.revalidation import candidate
+from helpers.revalidation.candidate import Update
+from helpers.revalidation.options import Options, check_required
+from helpers.revalidation.screening import FEW
+from helpers.updates.names import CONTROL
+from helpers.updates.quantizers import QUANTIZERS
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,16 @@ class Inputs:
 # ---------------------------------------------------------------- options
 
 
-def check(options: Options) -> Inputs:
+def check_inputs(options: Options) -> Inputs:
     """The inputs of a comparison of two models, cheap checks first; nothing is written."""
     _check_options(options)
     training, texts, labels = _read_texts(options)
     found = () if options.fit else _saved(Path(options.monitors))
-    base = models.base_folder(options.base)
-    reads, config = candidates.fingerprint(base), candidates.config(base)
+    base = loading.base_folder(options.base)
+    reads, config = candidate.fingerprint(base), candidate.config(base)
     for monitor in found:
-        monitors.check_fits(monitor, config["hidden_size"], config["num_hidden_layers"], reads)
-    update = candidates.check(options.update, options.precision, base, reads)
+        frozen.check_fits(monitor, config["hidden_size"], config["num_hidden_layers"], reads)
+    update = candidate.check_update(options.update, options.precision, base, reads)
     tasks = tuple(dict.fromkeys(monitor.task for monitor in found)) or (training[0].task,)
     labels = _with_tasks(labels, tasks, Path(options.labels).name)
     notes = _notes(options, training, texts, labels, found, base)
@@ -78,7 +80,7 @@ def _check_options(options: Options) -> None:
         raise StudyError(f"--kinds {shown(unknown[0] if unknown else '')} is no kind that can be fitted here; use {pooled}")
     if options.texts_limit < 2 or options.budget < 0 or options.threads < 0:
         raise StudyError("--texts-limit is at least 2, --budget and --threads at least 0; give such numbers")
-    models.device(options.device)
+    loading.device(options.device)
 
 
 # ---------------------------------------------------------------- texts
@@ -86,19 +88,19 @@ def _check_options(options: Options) -> None:
 
 def _read_texts(options: Options) -> tuple[list[Example], list[Example], list[Example]]:
     """Training rows with their splits, unlabelled texts, labelled rows: those of --labels, else the test part of --fit."""
-    texts = rowfiles.unlabelled(Path(options.texts)) if options.texts else []
-    labels = rowfiles.labelled(Path(options.labels)) if options.labels else []
+    texts = user_files.unlabelled(Path(options.texts)) if options.texts else []
+    labels = user_files.labelled(Path(options.labels)) if options.labels else []
     if not options.fit:
         return [], texts, labels
     path = Path(options.fit)
-    if not taskfiles.is_file_name(path.name) or not path.is_file():
+    if not user_files.is_file_name(path.name) or not path.is_file():
         raise StudyError(f"--fit file {shown(path.name)} is no .jsonl or .csv file that exists; give labelled texts")
-    rowfiles.labelled(path)  # the plainer errors, such as the columns found
-    training = taskfiles.read(path)
+    user_files.labelled(path)  # the plainer errors, such as the columns found
+    training = user_files.read_labelled(path)
     if not labels:
         return [row for row in training if row.split != "test"], texts, [row for row in training if row.split == "test"]
-    known = [rowfiles.bare(row) for row in training]
-    twice = rowfiles.repeated([rowfiles.bare(row) for row in labels], known)
+    known = [user_files.bare(row) for row in training]
+    twice = user_files.repeated([user_files.bare(row) for row in labels], known)
     if twice:
         first = f"the first is row {twice[0] + 1} of {Path(options.labels).name}"
         raise StudyError(f"{len(twice)} text(s) of --labels are among those of --fit, {first}; remove them from one", REFUSED)
@@ -138,7 +140,7 @@ def _notes(
     near = {i for i, _ in near_pairs([splits.seen(row) for row in labels], [splits.seen(row) for row in training])}
     if near:
         notes.append(f"{len(near)} labelled texts are near duplicates of texts that the monitors were fitted on")
-    others = sorted({monitor.model for monitor in found} - {models.identity(base)})
+    others = sorted({monitor.model for monitor in found} - {loading.identity(base)})
     if others:
         notes.append(f"the monitors were frozen on {others[0]}; what they say before the update is read from {base.name}")
     return notes
@@ -151,7 +153,7 @@ def _saved(folder: Path) -> tuple[Monitor, ...]:
     """The frozen monitors of a folder, controls left out."""
     if not folder.is_dir():
         raise StudyError(f"--monitors {shown(folder.name)} is no folder; give one that holds monitors.json")
-    found = tuple(monitor for monitor in monitors.load(folder) if monitor.kind != CONTROL)
+    found = tuple(monitor for monitor in frozen.load(folder) if monitor.kind != CONTROL)
     if not found:
         raise StudyError(f"{folder.name} holds no monitor to be revalidated; save some with monitors.save", REFUSED)
     return found

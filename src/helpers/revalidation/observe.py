@@ -8,19 +8,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from helpers import activations, candidates, models, monitors, probes, readings
-from helpers.activations import Activations
-from helpers.candidates import Moved
-from helpers.encoding import Plan
+from helpers.data.splits import Example, seen
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.freezing import named_seed
-from helpers.intake import Inputs
-from helpers.models import LanguageModel, causal, encode
-from helpers.monitors import Monitor
-from helpers.probes import PROBES
-from helpers.readouts import Features, Pooled, Ragged
-from helpers.splits import Example, seen
-from helpers.statistics import mean_interval, rate_interval
+from helpers.models import activations, loading
+from helpers.models.activations import Activations
+from helpers.models.encoding import Plan
+from helpers.models.loading import LanguageModel, causal, encode_text
+from helpers.monitors import frozen as frozen_monitors
+from helpers.monitors import probes, readings
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.probes import PROBES
+from helpers.monitors.readouts import Features, Pooled, Ragged
+from helpers.revalidation import candidate
+from helpers.revalidation.candidate import Moved
+from helpers.revalidation.inputs import Inputs
+from helpers.seeding import named_seed
+from helpers.stats import roc
+from helpers.stats.intervals import mean_interval, rate_interval
 
 TASK = "texts"  # what all texts of a plan are called: monitors of several tasks read the same ones
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # where movement is looked at, as far up as the deepest monitor reads
@@ -84,7 +88,7 @@ def score(found: Activations, frozen: Sequence[Monitor], index: np.ndarray) -> F
 def cut(monitor: Monitor) -> tuple[float, float]:
     """The frozen threshold that is judged, the 5 % one where there is one, and its nominal rate; nan without any."""
     level = "5" if "5" in monitor.thresholds or not monitor.thresholds else next(iter(monitor.thresholds))
-    return monitor.thresholds.get(level, np.nan), monitors.RATES[level]
+    return monitor.thresholds.get(level, np.nan), roc.RATES[level]
 
 
 # ---------------------------------------------------------------- both models
@@ -94,7 +98,7 @@ def observe(inputs: Inputs, say: Say) -> Observed:
     """Reads all texts with the base, then with the update; fits monitors first where none were given."""
     options, examples = inputs.options, [*inputs.texts, *inputs.labels]
     say(f"loading the base {inputs.base.name}")
-    base = models.load(inputs.base, on=options.device)
+    base = loading.load(inputs.base, on=options.device)
     frozen = inputs.monitors or fit(base, inputs, say)
     what = plan(examples, frozen, base.depth, options.texts_limit)
     texts, labels = np.split(np.arange(len(examples)), [len(inputs.texts)])
@@ -107,12 +111,12 @@ def observe(inputs: Inputs, say: Say) -> Observed:
     del base  # one model at a time
     say(f"building the update {inputs.update.name}")
     texts_alone = [seen(row) for row in examples]
-    update = candidates.build(inputs.update, inputs.base, options.precision, options.device, texts_alone)
+    update = candidate.build(inputs.update, inputs.base, options.precision, options.device, texts_alone)
     if (update.depth, readings.fingerprint(update.tokenizer)) != (frozen[0].layers, inputs.reads):
         raise StudyError(f"{inputs.update.name}: it reads or stacks otherwise than the base; compare one model", NOT_COMPARABLE)
     say(f"reading {len(examples)} texts with the update")
     after = activations.read(update, what)
-    moved = candidates.moved(update, inputs.update, options.precision, inputs.base)
+    moved = candidate.moved(update, inputs.update, options.precision, inputs.base)
     both = (spoken, speak(update, few, options.texts_limit))
     return Observed(tuple(frozen), before, after, again, checked, texts, labels, both, moved)
 
@@ -123,9 +127,9 @@ def fit(language: LanguageModel, inputs: Inputs, say: Say) -> list[Monitor]:
     found = activations.read(language, Plan(tuple(rows), options.depths, options.texts_limit))
     parts = {split: np.flatnonzero([row.split == split for row in rows]) for split in ("train", "validation")}
     labels = np.array([row.label for row in rows])
-    known = {"layers": language.depth, "reads": inputs.reads, "model": models.identity(inputs.base), "task": rows[0].task}
+    known = {"layers": language.depth, "reads": inputs.reads, "model": loading.identity(inputs.base), "task": rows[0].task}
     frozen = []
-    with models.threads(1):
+    with loading.threads(1):
         for layer in activations.layers(options.depths, language.depth):
             for pooling in activations.POOLINGS:
                 states = found.pooled[f"{pooling}/{layer}"].double()
@@ -138,10 +142,10 @@ def fit(language: LanguageModel, inputs: Inputs, say: Say) -> list[Monitor]:
 def _frozen(kind, states, labels, parts, seed, pooling, layer, known) -> Monitor:
     own = named_seed(seed, f"{known['task']}/{kind}/{pooling}/{layer}")
     sides = {split: (Pooled(states[index]), labels[index]) for split, index in parts.items()}
-    readout = probes.fit(kind, *sides["train"], *sides["validation"], own, f"{known['task']}, {kind}, layer {layer}")
+    readout = probes.fit_probe(kind, *sides["train"], *sides["validation"], own, f"{known['task']}, {kind}, layer {layer}")
     held, truth = sides["validation"]
     negatives = probes.score(readout, held)[truth == 0]
-    return monitors.freeze(readout, negatives, pooling=pooling, layer=layer, seed=own, **known)
+    return frozen_monitors.freeze(readout, negatives, pooling=pooling, layer=layer, seed=own, **known)
 
 
 # ---------------------------------------------------------------- behaviour beside the monitors
@@ -150,11 +154,11 @@ def _frozen(kind, states, labels, parts, seed, pooling, layer, known) -> Monitor
 @torch.no_grad()
 def speak(language: LanguageModel, texts: Sequence[str], limit: int) -> Spoken:
     """What the model predicts at every token of the texts but the first; texts of one token are left out."""
-    rows = [row for row in (encode(language.tokenizer, text, limit) for text in texts) if len(row) > 1]
+    rows = [row for row in (encode_text(language.tokenizer, text, limit) for text in texts) if len(row) > 1]
     inner, totals, likeliest = causal(language.model), np.zeros(len(rows)), []
     for i, row in enumerate(rows):
         ids = torch.tensor([row], device=language.device)
-        scores = models.logits(inner, inner.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
+        scores = loading.logits(inner, inner.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
         totals[i] = -float(nn.functional.cross_entropy(scores, ids[0, 1:], reduction="sum"))
         likeliest.append(scores.argmax(dim=1).cpu().numpy())
     return Spoken(totals, tuple(likeliest))

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import rowfiles
-from helpers.errors import StudyError
-from helpers.parameters import nearest, shown
+from helpers.data import user_files
+from helpers.errors import StudyError, nearest, shown
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,12 @@ class Options:
     threads: int = 0
 
 
-def scored(options: Options) -> dict[str, list[rowfiles.Score]]:
+def scored(options: Options) -> dict[str, list[user_files.Score]]:
     """The rows of a score file by monitor; the options that need a model must be absent."""
     given = [name for name in ("update", "monitors", "fit", "texts", "labels") if getattr(options, name)]
     if given:
         raise StudyError(f"--scores was given with --{given[0]}; scores need no model and no text, so leave that out")
-    found = rowfiles.scores(Path(options.scores))
+    found = user_files.scores(Path(options.scores))
     check_required(options.required, list(found))
     return found
 

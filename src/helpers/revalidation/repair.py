@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from helpers import assessment, probes, realignment, repairs
-from helpers.assessment import Measure, Panel
 from helpers.errors import StudyError
-from helpers.monitors import Monitor
-from helpers.readouts import Features
-from helpers.screening import ENOUGH, FEW
+from helpers.monitors import probes, realignment, repairs
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.readouts import Features
+from helpers.revalidation import hypotheses
+from helpers.revalidation.hypotheses import Measure, Panel
+from helpers.revalidation.screening import ENOUGH, FEW
 
 MAPS = ("centre", "coral", "procrustes", "low-rank")
 THRESHOLD, REFIT = "threshold", "refit"
@@ -73,7 +74,7 @@ class Mended:
 
 def _mapped(case: Case, rows: np.ndarray, method: str, seed: int) -> Monitor:
     """The frozen readout behind a map from the updated model's states to the original's, folded into its weights."""
-    found = realignment.fit(method, *(side[rows] for side in case.states), seed)
+    found = realignment.fit_map(method, *(side[rows] for side in case.states), seed)
     return _with(case.monitor, repairs.through(found, case.monitor.readout).tensors)
 
 
@@ -131,7 +132,7 @@ def _panel(case: Case, scores: np.ndarray, rows: np.ndarray | None = None) -> Pa
 
 
 def _judged(case: Case, scores: np.ndarray, rows: np.ndarray | None = None) -> tuple[Measure, ...]:
-    return tuple(assessment.measured(_panel(case, scores, rows), 1)[0])
+    return tuple(hypotheses.measured(_panel(case, scores, rows), 1)[0])
 
 
 def _held_out(case: Case, method: str, seed: int) -> tuple[float | None, float | None]:
@@ -200,11 +201,11 @@ def _chosen(
     crossed = np.zeros(len(half))
     for side in (0, 1):
         rows = np.flatnonzero(half != side)
-        best = min(scores, key=lambda method: assessment.harm(_judged(case, scores[method], rows)))
+        best = min(scores, key=lambda method: hypotheses.harm(_judged(case, scores[method], rows)))
         crossed[half == side] = scores[best][half == side]
     effect = _judged(case, crossed)
-    state = assessment.call(assessment.p_values(_panel(case, crossed)), np.array([True])).states[0]
-    if state == "stale" or assessment.harm(effect) > 1:
+    state = hypotheses.call(hypotheses.p_values(_panel(case, crossed)), np.array([True])).states[0]
+    if state == "stale" or hypotheses.harm(effect) > 1:
         return Mended(tuple(tried), None, None, effect, state, "no repair brings it back within the margins")
-    best = min(scores, key=lambda method: assessment.harm(_judged(case, scores[method])))
+    best = min(scores, key=lambda method: hypotheses.harm(_judged(case, scores[method])))
     return Mended(tuple(tried), best, made[best], effect, state, f"best of {len(scores)}, judged by cross-fitting")

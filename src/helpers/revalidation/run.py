@@ -12,29 +12,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helpers import (
-    candidates,
-    compute,
-    intake,
-    judgement,
-    mending,
-    models,
-    monitors,
-    observation,
-    scorefiles,
-    screening,
-    sureness,
-)
-from helpers.assessment import Panel
-from helpers.intake import Inputs
-from helpers.judgement import Judged
-from helpers.mending import Mended
-from helpers.monitors import Monitor
-from helpers.observation import Observed
-from helpers.options import Options
-from helpers.parameters import derive_seed
-from helpers.screening import Screened
-from helpers.splits import Example
+from helpers import results
+from helpers.data.splits import Example
+from helpers.models import compute, loading
+from helpers.monitors import frozen
+from helpers.monitors.frozen import Monitor
+from helpers.revalidation import candidate, error_rates, observe, repair, score_file, screening, verdict
+from helpers.revalidation import inputs as checked_inputs
+from helpers.revalidation.hypotheses import Panel
+from helpers.revalidation.inputs import Inputs
+from helpers.revalidation.observe import Observed
+from helpers.revalidation.options import Options
+from helpers.revalidation.repair import Mended
+from helpers.revalidation.screening import Screened
+from helpers.revalidation.verdict import Judged
+from helpers.seeding import derive_seed
 
 Say = Callable[[str], None]
 
@@ -54,12 +46,12 @@ def run(options: Options, say: Say = print) -> Outcome:
     Errors are StudyErrors of one line with codes 2, 12, 13 or 14, raised before anything is written.
     """
     if options.scores:
-        return Outcome(scorefiles.run(options, say))
+        return Outcome(score_file.run_scores(options, say))
     begun = time.monotonic()
     say("revalidate: checking what was given")
-    with models.threads(options.threads or torch.get_num_threads()):
+    with loading.threads(options.threads or torch.get_num_threads()):
         found = _of_models(options, say)
-    return replace(found, report=judgement.told(found.report, begun, say))
+    return replace(found, report=verdict.told(found.report, begun, say))
 
 
 def save(outcome: Outcome, folder: Path) -> list[Path]:
@@ -67,7 +59,7 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
     saved = []
     for name, found in (("repaired", outcome.repaired), ("monitors", outcome.fitted)):
         if found:
-            monitors.save(found, folder / name)
+            frozen.save(found, folder / name)
             saved.append(folder / name)
     return saved
 
@@ -76,14 +68,14 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
 
 
 def _of_models(options: Options, say: Say) -> Outcome:
-    inputs = intake.check(options)
+    inputs = checked_inputs.check_inputs(options)
     say(f"{len(inputs.texts)} unlabelled and {len(inputs.labels)} labelled texts; the update is the {_kind(inputs)}")
-    seen = observation.observe(inputs, say)
+    seen = observe.observe(inputs, say)
     say(f"judging {len(seen.monitors)} monitors")
     required = {m.name: m.name in (options.required or [m.name]) for m in seen.monitors}
-    with models.threads(1):
+    with loading.threads(1):
         panels, again = _panels(inputs, seen)
-        judged = judgement.judge(panels, required, again, options.seed)
+        judged = verdict.judge(panels, required, again, options.seed)
         screened = _screened(seen)
         if not panels:
             judged = replace(judged, controls=_drift(seen, derive_seed(options.seed, "drift")))
@@ -91,14 +83,12 @@ def _of_models(options: Options, say: Say) -> Outcome:
         mended = _mended(inputs, seen, judged, screened, say)
     known = {m.name: {"task": m.task, "kind": m.kind, "layer": m.layer, "hash": m.hash} for m in seen.monitors}
     watched = [
-        judgement.watch(
-            judged, name, same[name], required=required[name], screened=screened[name], mended=mended.get(name), **who
-        )
+        verdict.watch(judged, name, same[name], required=required[name], screened=screened[name], mended=mended.get(name), **who)
         for name, who in known.items()
     ]
     compared = _compared(inputs, seen)
-    behaviour, moved = observation.behaviour(seen.spoken), _moved(seen)
-    report = judgement.report(watched, judged, compared, [*inputs.notes, *_noted(seen)], options.budget, behaviour, moved)
+    behaviour, moved = observe.behaviour(seen.spoken), _moved(seen)
+    report = verdict.build_report(watched, judged, compared, [*inputs.notes, *_noted(seen)], options.budget, behaviour, moved)
     repaired = tuple(replace(m.monitor, model=inputs.update.name) for m in mended.values() if m.monitor)
     return Outcome(report, repaired, () if inputs.monitors else seen.monitors)
 
@@ -115,33 +105,33 @@ def _panels(inputs: Inputs, seen: Observed) -> tuple[list[Panel], list[np.ndarra
     for task in dict.fromkeys(tasks.tolist()):
         rows, own = np.flatnonzero(tasks == task), [m for m in seen.monitors if m.task == task]
         panels.append(_panel(own, [inputs.labels[i] for i in rows], seen, seen.labels[rows]))
-        again.append(observation.score(seen.again, own, rows))  # with labels, they alone were read again
+        again.append(observe.score(seen.again, own, rows))  # with labels, they alone were read again
     return panels, again
 
 
 def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: Observed, index: np.ndarray) -> Panel:
-    cuts, nominal = np.array([observation.cut(monitor) for monitor in own]).T
+    cuts, nominal = np.array([observe.cut(monitor) for monitor in own]).T
     return Panel(
         tuple(monitor.name for monitor in own), np.array([row.label for row in rows]), np.array([row.group for row in rows]),
-        observation.score(seen.before, own, index), observation.score(seen.after, own, index), cuts, nominal,
+        observe.score(seen.before, own, index), observe.score(seen.after, own, index), cuts, nominal,
     )  # fmt: skip
 
 
 def _screened(seen: Observed) -> dict[str, Screened]:
     """What unlabelled texts say of each monitor; where there are none, the labelled ones, their labels unused."""
     index = seen.texts if len(seen.texts) else seen.labels
-    before, after = (observation.score(found, seen.monitors, index) for found in (seen.before, seen.after))
-    return {m.name: screening.screen(before[j], after[j], *observation.cut(m)) for j, m in enumerate(seen.monitors)}
+    before, after = (observe.score(found, seen.monitors, index) for found in (seen.before, seen.after))
+    return {m.name: screening.screen(before[j], after[j], *observe.cut(m)) for j, m in enumerate(seen.monitors)}
 
 
-def _drift(seen: Observed, seed: int) -> tuple[sureness.Control, ...]:
+def _drift(seen: Observed, seed: int) -> tuple[error_rates.Control, ...]:
     """The controls of a run without labels; without them, the unlabelled texts are read again."""
-    before, again = (observation.score(found, seen.monitors, index) for found, index in
+    before, again = (observe.score(found, seen.monitors, index) for found, index in
                      ((seen.before, seen.checked), (seen.again, np.arange(len(seen.checked)))))  # fmt: skip
     names = [monitor.name for monitor in seen.monitors]
-    cuts = {monitor.name: observation.cut(monitor)[0] for monitor in seen.monitors}
+    cuts = {monitor.name: observe.cut(monitor)[0] for monitor in seen.monitors}
     pairs = dict(zip(names, zip(before, again, strict=True), strict=True))
-    return sureness.drift(pairs, cuts, pairs, seed)
+    return error_rates.drift(pairs, cuts, pairs, seed)
 
 
 def _mended(inputs: Inputs, seen: Observed, judged: Judged, screened: Mapping[str, Screened], say: Say) -> dict[str, Mended]:
@@ -153,27 +143,27 @@ def _mended(inputs: Inputs, seen: Observed, judged: Judged, screened: Mapping[st
         if sick and len(seen.texts):  # every repair is fitted on unlabelled texts
             say(f"mending {monitor.name}")
             case = _case(monitor, seen, panel, np.array([row.task for row in inputs.labels]) == monitor.task)
-            found[monitor.name] = mending.mend(case, derive_seed(inputs.options.seed, monitor.name))
+            found[monitor.name] = repair.mend(case, derive_seed(inputs.options.seed, monitor.name))
     return found
 
 
-def _case(monitor: Monitor, seen: Observed, panel: Panel | None, of_task: np.ndarray) -> mending.Case:
-    before, after = (observation.features(found, monitor, seen.texts) for found in (seen.before, seen.after))
-    both = tuple(observation.states(found, monitor, seen.texts) for found in (seen.before, seen.after))
+def _case(monitor: Monitor, seen: Observed, panel: Panel | None, of_task: np.ndarray) -> repair.Case:
+    before, after = (observe.features(found, monitor, seen.texts) for found in (seen.before, seen.after))
+    both = tuple(observe.states(found, monitor, seen.texts) for found in (seen.before, seen.after))
     if panel is None:
-        return mending.Case(monitor, before, after, both, None, None)
+        return repair.Case(monitor, before, after, both, None, None)
     j = panel.names.index(monitor.name)
     alone = replace(panel, names=(monitor.name,), before=panel.before[[j]], after=panel.after[[j]], cuts=panel.cuts[[j]],
                     nominal=panel.nominal[[j]])  # fmt: skip
-    labelled = observation.features(seen.after, monitor, seen.labels[of_task])
-    return mending.Case(monitor, before, after, both, labelled, alone)
+    labelled = observe.features(seen.after, monitor, seen.labels[of_task])
+    return repair.Case(monitor, before, after, both, labelled, alone)
 
 
 def _moved(seen: Observed) -> dict[str, object]:
     """Which layers moved, and how the shift lies to each linear monitor's direction."""
     every = np.arange(seen.before.counts["texts"])
     found = [
-        screening.direction(m, *(observation.states(side, m, every) for side in (seen.before, seen.after)))
+        screening.direction(m, *(observe.states(side, m, every) for side in (seen.before, seen.after)))
         for m in seen.monitors
     ]  # fmt: skip
     directions = [
@@ -181,7 +171,7 @@ def _moved(seen: Observed) -> dict[str, object]:
          "share_by_chance": one.by_chance}
         for one in found if one
     ]  # fmt: skip
-    return {"by_layer": screening.layers(seen.before.pooled, seen.after.pooled), "directions": directions}
+    return {"by_layer": screening.moved_layers(seen.before.pooled, seen.after.pooled), "directions": directions}
 
 
 def _noted(seen: Observed) -> list[str]:
@@ -199,13 +189,13 @@ def _noted(seen: Observed) -> list[str]:
 
 def _compared(inputs: Inputs, seen: Observed) -> dict[str, object]:
     update, options = inputs.update, inputs.options
-    hashed = candidates.content_hash(update.folder) if update.folder else None
+    hashed = candidate.content_hash(update.folder) if update.folder else None
     return {
-        "base": {"name": models.slug(options.base), "fingerprint": candidates.content_hash(inputs.base)},
+        "base": {"name": results.slug(options.base), "fingerprint": candidate.content_hash(inputs.base)},
         "update": {"name": update.name, "kind": update.kind, "fingerprint": hashed, "size": seen.moved.relative},
         "precision": update.name if update.kind == "quantizer" else options.precision,
-        "serving": candidates.serving(update) or None, "template": inputs.reads, "device": options.device,
-        "compute": compute.current(options.device).name, "threads": torch.get_num_threads(), "versions": judgement.versions(),
+        "serving": candidate.serving(update) or None, "template": inputs.reads, "device": options.device,
+        "compute": compute.current(options.device).name, "threads": torch.get_num_threads(), "versions": verdict.versions(),
         "texts": {"n": len(inputs.texts), "sha256": _sha256(inputs.texts)} if inputs.texts else None,
         "labels": _labels(inputs.labels),
     }  # fmt: skip

@@ -9,48 +9,48 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import judgement, screening, sureness
-from helpers.assessment import Panel
-from helpers.options import Options, scored
-from helpers.parameters import derive_seed
-from helpers.roc import RATES
-from helpers.rowfiles import Score
+from helpers.data.user_files import Score
+from helpers.revalidation import error_rates, screening, verdict
+from helpers.revalidation.hypotheses import Panel
+from helpers.revalidation.options import Options, scored
+from helpers.seeding import derive_seed
+from helpers.stats.roc import RATES
 
 
-def run(options: Options, say: Callable[[str], None] = print) -> dict[str, object]:
+def run_scores(options: Options, say: Callable[[str], None] = print) -> dict[str, object]:
     """The report of scores alone, timed; `code` in it is the exit code, 0, 10 or 11. Errors are StudyErrors of one line."""
     begun = time.monotonic()
     say("revalidate: checking what was given")
-    return judgement.told(report(options), begun, say)
+    return verdict.told(score_report(options), begun, say)
 
 
-def report(options: Options) -> dict[str, object]:
+def score_report(options: Options) -> dict[str, object]:
     """The report as plain JSON, of the scores in a file; states are those of `revalidation`, by the same tests."""
     by_monitor = scored(options)
     rows = next(iter(by_monitor.values()))
     required = {name: name in (options.required or [name]) for name in by_monitor}
     panels = _score_panels({name: found for name, found in by_monitor.items() if not math.isnan(found[0].label)})
-    judged = judgement.judge(panels, required, None, options.seed)
+    judged = verdict.judge(panels, required, None, options.seed)
     sides = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
               for name, found in by_monitor.items()}  # fmt: skip
     cuts = {name: found[0].threshold for name, found in by_monitor.items()}
     screened = {name: screening.screen(*pair, cuts[name], RATES["5"]) for name, pair in sides.items()}
     if not panels:
-        judged = replace(judged, controls=sureness.drift(sides, cuts, None, derive_seed(options.seed, "drift")))
+        judged = replace(judged, controls=error_rates.drift(sides, cuts, None, derive_seed(options.seed, "drift")))
     unknown = {"task": None, "kind": None, "layer": None, "hash": None, "mended": None}
     watched = [
-        judgement.watch(judged, name, one.same, required=required[name], screened=one, **unknown)
+        verdict.watch(judged, name, one.same, required=required[name], screened=one, **unknown)
         for name, one in screened.items()
     ]  # fmt: skip
     digest = hashlib.sha256(Path(options.scores).read_bytes()).hexdigest()
     compared = {
         "base": {"name": "scores before", "fingerprint": None},
         "update": {"name": "scores after", "kind": None, "size": None, "fingerprint": digest},
-        **dict.fromkeys(("precision", "serving", "template", "device", "compute", "threads")), "versions": judgement.versions(),
+        **dict.fromkeys(("precision", "serving", "template", "device", "compute", "threads")), "versions": verdict.versions(),
         "texts": {"n": len(rows), "sha256": None}, "labels": _labels(judged.panels),
     }  # fmt: skip
     notes = ["scores alone were given: thresholds count as frozen for 5 % false positives, and no repair can be tried"]
-    return judgement.report(watched, judged, compared, notes, options.budget)
+    return verdict.build_report(watched, judged, compared, notes, options.budget)
 
 
 def _score_panels(by_monitor: Mapping[str, Sequence[Score]]) -> list[Panel]:

@@ -8,14 +8,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from helpers import pairedrates, signals
-from helpers.roc import ALPHA
-from helpers.statistics import MARGINS, Estimate, rate_interval
+from helpers.staleness import drift_signals
+from helpers.stats import paired_rates
+from helpers.stats.intervals import MARGINS, Estimate, rate_interval
+from helpers.stats.roc import ALPHA
 
 if TYPE_CHECKING:  # torch is not needed to screen scores
     from torch import Tensor
 
-    from helpers.monitors import Monitor
+    from helpers.monitors.frozen import Monitor
 
 FEW = 50  # texts, below which drift is told from noise by chance only, and no realignment is fitted
 ENOUGH = 50  # labelled texts of either class, half of which a probe can be fitted on
@@ -45,15 +46,15 @@ class Screened:
 def screen(before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], cut: float, nominal: float) -> Screened:
     """What the scores of unlabelled texts say of one monitor; rates are nan without a threshold."""
     old, new, n = before > cut, after > cut, len(before)
-    z = pairedrates.score_test(float((old != new).sum()), 0.0, n, (MARGINS["fpr_ratio"] - 1) * nominal)
-    ks, correlation = signals.score_ks(before, after), signals.score_correlation(before, after)
+    z = paired_rates.score_test(float((old != new).sum()), 0.0, n, (MARGINS["fpr_ratio"] - 1) * nominal)
+    ks, correlation = drift_signals.score_ks(before, after), drift_signals.score_correlation(before, after)
     nowhere = Estimate(np.nan, np.nan, np.nan, n)
     known = np.isfinite(cut)
     return Screened(
         n=n, agreement=float((old == new).mean()) if known else np.nan,
         alarm_before=rate_interval(old) if known else nowhere, alarm_after=rate_interval(new) if known else nowhere,
-        psi=signals.score_psi(before, after), ks=ks, correlation=correlation,
-        shift=signals.mean_shift(before[:, None], after[:, None], np.ones(1)),
+        psi=drift_signals.score_psi(before, after), ks=ks, correlation=correlation,
+        shift=drift_signals.mean_shift(before[:, None], after[:, None], np.ones(1)),
         risk=ks + 1 - (0.0 if np.isnan(correlation) else correlation),  # an order that is gone counts as one without relation
         p_flags=float(special.ndtr(-z)) if known else np.nan, same=bool((before == after).all()),
     )  # fmt: skip
@@ -78,7 +79,7 @@ def labels_needed(one: Screened) -> int:
     As many flags are taken to change in either direction as changed here: n pairs a class by `pairedrates.needed_pairs`.
     """
     changed = 0.0 if np.isnan(one.agreement) else (1 - one.agreement) * one.n / 2
-    return int(np.ceil(2 * pairedrates.needed_pairs(changed, changed, one.n, MARGINS["tpr"], ALPHA)))
+    return int(np.ceil(2 * paired_rates.needed_pairs(changed, changed, one.n, MARGINS["tpr"], ALPHA)))
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Layer:
     cka: float
 
 
-def layers(before: Mapping[str, "Tensor"], after: Mapping[str, "Tensor"]) -> list[Layer]:
+def moved_layers(before: Mapping[str, "Tensor"], after: Mapping[str, "Tensor"]) -> list[Layer]:
     """What moved at each layer, by the mean-pooled states."""
     names = sorted((name for name in before if name.startswith("mean/")), key=_number)
     return [_layer(_number(name), *(side[name].double().numpy() for side in (before, after))) for name in names]
@@ -129,7 +130,7 @@ def _layer(number: int, x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]
     sizes = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     shift, size, some = np.linalg.norm(y.mean(axis=0) - x.mean(axis=0)), np.linalg.norm(x.mean(axis=0)), sizes > 0
     cosine = float(((x * y).sum(axis=1)[some] / sizes[some]).mean()) if some.any() else np.nan
-    return Layer(number, float(shift / size) if size > 0 else np.nan, cosine, signals.linear_cka(x, y))
+    return Layer(number, float(shift / size) if size > 0 else np.nan, cosine, drift_signals.linear_cka(x, y))
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,11 @@ class Direction:
 
 def direction(monitor: "Monitor", before: Float[np.ndarray, "n d"], after: Float[np.ndarray, "n d"]) -> Direction | None:
     """How the shift lies to the monitor's direction; None where it has none, or nothing moved."""
-    from helpers import probes  # imports torch, which scores alone do not need
+    from helpers.monitors import probes  # imports torch, which scores alone do not need
 
     frozen, shift = probes.direction(monitor.readout), after.mean(axis=0) - before.mean(axis=0)
     if frozen is None or not np.linalg.norm(shift) > 0:
         return None
     cosine = float(frozen @ shift / np.linalg.norm(shift))
-    moved = signals.mean_shift(before, after, frozen)
+    moved = drift_signals.mean_shift(before, after, frozen)
     return Direction(monitor.name, monitor.layer, probes.angle(frozen, shift), cosine**2, 1 / len(shift), moved)

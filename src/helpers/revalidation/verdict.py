@@ -4,20 +4,24 @@ Names, hashes and numbers only: no text of a user or a model, and no path.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helpers import assessment, screening
-from helpers.assessment import MEASURES, Measure
-from helpers.roc import ALPHA, NEVER
-from helpers.screening import ENOUGH, Screened
-from helpers.sureness import Control, Sureness
+from helpers.revalidation import error_rates, hypotheses, screening
+from helpers.revalidation.error_rates import Control, Sureness
+from helpers.revalidation.hypotheses import MEASURES, Measure, Panel
+from helpers.revalidation.screening import ENOUGH, Screened
+from helpers.seeding import derive_seed
+from helpers.stats.intervals import MARGINS
+from helpers.stats.roc import ALPHA, NEVER, RATES
 
 if TYPE_CHECKING:  # it imports torch
-    from helpers.mending import Mended
+    from helpers.revalidation.repair import Mended
 
 CODES = {"fine": 0, "no update": 0, "stale": 10, "inconclusive": 11}
 URGENCY = ("stale", "inconclusive", "fine", "no update")
@@ -47,16 +51,16 @@ class Watch:
     mended: "Mended | None"
 
 
-def plain(value: object) -> object:
+def plain_value(value: object) -> object:
     """The value as JSON holds it: numbers of Python, None for what is undefined."""
     if is_dataclass(value):
-        return plain(asdict(value))
+        return plain_value(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain_value(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        return plain_value(value.tolist())
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain_value(item) for item in value]
     if isinstance(value, float):
         return (value + 0.0) if math.isfinite(value) else None  # no -0.0
     return value
@@ -67,7 +71,7 @@ def plain(value: object) -> object:
 
 def _worst(measures: Sequence[Measure]) -> Measure:
     """The measure that moved most for the worse, in margins."""
-    return max(measures, key=lambda one: assessment.harm([one]))
+    return max(measures, key=lambda one: hypotheses.harm([one]))
 
 
 def _change(one: Measure) -> str:
@@ -88,7 +92,7 @@ def reason(watch: Watch) -> str:
         return "TPR, FPR and AUROC are all shown to stay within their margins"
     if watch.state == "stale":
         lost = [one for one in watch.measures if watch.p_worse[one.measure] <= ALPHA]
-        said = ", ".join(map(_change, sorted(lost, key=lambda one: -assessment.harm([one]))))
+        said = ", ".join(map(_change, sorted(lost, key=lambda one: -hypotheses.harm([one]))))
         return f"{said or 'all of its scores are one after the update'}: shown to be beyond the margin"
     if len(watch.measures) < len(MEASURES):
         absent = [NAMES[kind] for kind in MEASURES if kind not in {one.measure.split("_")[0] for one in watch.measures}]
@@ -96,13 +100,13 @@ def reason(watch: Watch) -> str:
     return f"{watch.n} labelled texts leave it open; nearest to its margin is {_change(_worst(watch.measures))}"
 
 
-def needed(watch: Watch) -> int | None:
+def texts_needed_of(watch: Watch) -> int | None:
     """Labelled texts that would decide an inconclusive monitor; None where it is decided, or none would."""
     if watch.state != "inconclusive":
         return None
     if not watch.measures:
         return screening.labels_needed(watch.screened) if watch.screened else None
-    found = assessment.needed(watch.measures) if len(watch.measures) == len(MEASURES) else NEVER
+    found = hypotheses.texts_needed(watch.measures) if len(watch.measures) == len(MEASURES) else NEVER
     return None if found >= NEVER else max(found, watch.n + 1)
 
 
@@ -112,7 +116,8 @@ def monitor(watch: Watch, place: int | None) -> dict[str, object]:
     return {
         "name": watch.name, "task": watch.task, "kind": watch.kind, "layer": watch.layer, "hash": watch.hash,
         "required": watch.required, "state": watch.state, "reason": reason(watch), "n": watch.n,
-        "tests": [_test(one, watch) for one in watch.measures], "p_fine_adjusted": watch.p_fine, "needed_n": needed(watch),
+        "tests": [_test(one, watch) for one in watch.measures], "p_fine_adjusted": watch.p_fine,
+        "needed_n": texts_needed_of(watch),
         **{kind: sides.get(kind) for kind in MEASURES}, "screening": _screening(watch.screened, place), "repair": _repair(watch),
     }  # fmt: skip
 
@@ -123,7 +128,7 @@ def _test(one: Measure, watch: Watch) -> dict[str, object]:
     return {
         "measure": one.measure, "before": one.before.value, "after": one.after.value, "change": one.change, "margin": one.margin,
         "p_worse": one.p_worse, "p_preserved": one.p_preserved, "p_worse_adjusted": p_worse, "p_preserved_adjusted": p_preserved,
-        "answer": assessment.answer(p_worse, p_preserved),
+        "answer": hypotheses.answer(p_worse, p_preserved),
     }  # fmt: skip
 
 
@@ -145,7 +150,7 @@ def _repair(watch: Watch) -> dict[str, object] | None:
         {
             "method": one.method, "label_free": not one.uses_labels, "before": before,
             "after": {m.measure: m.after.value for m in one.measures} or {"agreement": one.agreement, "alarms": one.alarms},
-            "worked": assessment.harm(one.measures) <= 1 if one.measures else None,
+            "worked": hypotheses.harm(one.measures) <= 1 if one.measures else None,
             "held_out": {"agreement": one.agreement, "alarms": one.alarms},
         }
         for one in found.tried
@@ -157,7 +162,7 @@ def _repair(watch: Watch) -> dict[str, object] | None:
 # ---------------------------------------------------------------- all of them
 
 
-def verdict(watched: Sequence[Watch], controls: Sequence[Control], update: str) -> dict[str, object]:
+def verdict_words(watched: Sequence[Watch], controls: Sequence[Control], update: str) -> dict[str, object]:
     """Code, word, one sentence and its reason: every required monitor must be shown fine, and no control may have failed."""
     asked = [watch for watch in watched if watch.required]
     states = [watch.state for watch in asked]
@@ -190,9 +195,9 @@ def _why(word: str, asked: Sequence[Watch]) -> str:
     if word == "no update" or first is None:
         return "Every score is the same bit by bit."
     if word == "stale":
-        worst = max((watch for watch in asked if watch.state == word), key=lambda watch: assessment.harm(watch.measures))
+        worst = max((watch for watch in asked if watch.state == word), key=lambda watch: hypotheses.harm(watch.measures))
         return f"{worst.name}: {reason(worst)}."
-    sizes = [needed(watch) for watch in asked if watch.state == word]
+    sizes = [texts_needed_of(watch) for watch in asked if watch.state == word]
     if all(size is not None for size in sizes):
         return f"{first.name}: {reason(first)}. About {max(sizes):,} labelled texts would decide all of them."
     return f"{first.name}: {reason(first)}."
@@ -209,7 +214,7 @@ def steps(watched: Sequence[Watch], word: str) -> list[dict[str, object]]:
             why = watch.mended.reason if watch.mended else "nothing could be tried: repairs take unlabelled texts"
             found.append(("fit it anew", watch.name, f"on {2 * ENOUGH} or more labels under the update; {why}"))
         elif watch.state == "inconclusive":
-            found.append(("collect labels", watch.name, _labels(watch, needed(watch))))
+            found.append(("collect labels", watch.name, _labels(watch, texts_needed_of(watch))))
     if word in {"fine", "no update"}:
         found.insert(0, ("deploy", None, "every required monitor works as before"))
     return [{"action": action, "monitor": name, "detail": detail} for action, name, detail in found]
@@ -221,13 +226,13 @@ def _labels(watch: Watch, size: int | None) -> str:
     return f"about {size:,} labelled texts of its task would decide it; there are {watch.n:,}"
 
 
-def triage(watched: Sequence[Watch], total: int) -> dict[str, object] | None:
+def triage_order(watched: Sequence[Watch], total: int) -> dict[str, object] | None:
     """In which order to label, and what a budget buys: only what is not decided asks for labels, and monitors of a task share."""
     screened = {watch.name: watch.screened for watch in watched if watch.screened}
     if not screened:
         return None
     order, by_name = screening.order(screened), {watch.name: watch for watch in watched}
-    more = {name: max((needed(by_name[name]) or 0) - by_name[name].n, 0) for name in order}
+    more = {name: max((texts_needed_of(by_name[name]) or 0) - by_name[name].n, 0) for name in order}
     shares = screening.budget({name: by_name[name].task or "" for name in order}, order, more, total)
     return {"order": order, "budget": total, "plan": [asdict(share) for share in shares]}
 
@@ -237,3 +242,100 @@ def sure(found: Sureness | None) -> dict[str, object]:
     rates = {name: getattr(found, name, None) for name in ("false_alarm", "opened", "miss", "let_through")}
     said = {name: e and {"value": e.value, "low": e.low, "high": e.high, "draws": found.draws} for name, e in rates.items()}
     return {**said, "n": getattr(found, "n", None)}
+
+
+SCHEMA_VERSION = 1
+
+
+VERSIONS = ("after-the-update", "torch", "transformers", "peft", "bitsandbytes", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What labels show of the monitors of all panels: by name its call and measures, and how sure that is."""
+
+    panels: tuple[Panel, ...]
+    watches: Mapping[str, dict]
+    sure: error_rates.Sureness | None
+    controls: tuple[error_rates.Control, ...]
+
+
+def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence[np.ndarray] | None, seed: int) -> Judged:
+    """Tests, states, controls and simulated errors of all monitors with labels, as one family."""
+    if not panels:
+        return Judged((), {}, None, ())
+    names = [name for panel in panels for name in panel.names]
+    asked = np.array([required[name] for name in names])
+    call = error_rates.judge_states(panels, asked)
+    measures = [found for panel in panels for found in hypotheses.measured(panel, len(names))]
+    watches = {}
+    for i, (name, found) in enumerate(zip(names, measures, strict=True)):
+        places = {one.measure: hypotheses.MEASURES.index(one.measure.split("_")[0]) for one in found}
+        watches[name] = {
+            "state": call.states[i], "measures": tuple(found), "p_fine": float(call.p_fine[i]),
+            "p_worse": {measure: float(call.p_worse[i, place]) for measure, place in places.items()},
+            "p_preserved": {measure: float(call.p_preserved[i, place]) for measure, place in places.items()},
+        }  # fmt: skip
+    controls = (
+        error_rates.identity(panels, asked, again, derive_seed(seed, "identity")),
+        error_rates.shuffled(panels, derive_seed(seed, "shuffled")),
+        error_rates.noised(panels, asked, derive_seed(seed, "noised")),
+    )
+    return Judged(tuple(panels), watches, error_rates.simulate(panels, asked, derive_seed(seed, "simulate")), controls)
+
+
+def watch(judged: Judged, name: str, same: bool, **known: object) -> Watch:
+    """All that is known of one monitor; one that sees no update is told so, whatever labels could show."""
+    unlabelled = {"state": "inconclusive", "measures": (), "p_fine": None, "p_worse": {}, "p_preserved": {}}
+    shown = judged.watches.get(name, unlabelled)
+    n = next((len(panel.labels) for panel in judged.panels if name in panel.names), 0)
+    return Watch(name=name, n=n, **{**shown, **({"state": "no update"} if same else {})}, **known)
+
+
+def build_report(
+    watched: Sequence[Watch], judged: Judged, compared: Mapping[str, object], notes: Sequence[str], budget: int,
+    behaviour: object = None, moved: object = None,
+) -> dict[str, object]:  # fmt: skip
+    """The whole report as plain JSON."""
+    triage = triage_order(watched, budget)
+    places = {name: place for place, name in enumerate(triage["order"], 1)} if triage else {}
+    verdict = verdict_words(watched, judged.controls, str(compared["update"]["name"]))
+    return plain_value({
+        "schema_version": SCHEMA_VERSION, "verdict": verdict, "compared": compared,
+        "monitors": [monitor(watch, places.get(watch.name)) for watch in watched],
+        "next": steps(watched, str(verdict["word"])), "triage": triage, "behaviour": behaviour,
+        "controls": list(judged.controls), "sureness": sure(judged.sure), "moved": moved,
+        "notes": [*notes, *_warnings(judged)], "seconds": None, "code": verdict["code"],
+    })  # fmt: skip
+
+
+def told(found: dict[str, object], begun: float, say: Callable[[str], None]) -> dict[str, object]:
+    """The report with the seconds since `begun`; its verdict is said aloud."""
+    found["seconds"] = round(time.monotonic() - begun, 1)
+    say(f"{found['verdict']['word']}: {found['verdict']['sentence']}")
+    return found
+
+
+def _warnings(judged: Judged) -> list[str]:
+    """What was amiss before the update already, which is none of its doing."""
+    found = []
+    for name, shown in judged.watches.items():
+        for one in shown["measures"]:
+            if one.measure == "auroc" and one.before.high < 0.5:
+                found.append(f"{name}: AUROC before the update is {one.before.value:.2f}, surely below 0.5: labels inverted?")
+            elif one.measure == "auroc" and one.before.low <= 0.5:
+                found.append(f"{name}: AUROC before the update is not surely above 0.5, so there was little to lose")
+            elif one.measure.startswith("fpr") and one.before.low > MARGINS["fpr_ratio"] * RATES["5"]:
+                found.append(f"{name}: alarms on {one.before.value:.0%} of harmless texts before the update already; recalibrate")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that numbers depend on."""
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

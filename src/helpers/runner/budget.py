@@ -12,27 +12,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from helpers import (
-    alignment,
-    behaviour,
-    corpora,
-    encoding,
-    models,
-    prefix,
-    readings,
-    salora,
-    sketches,
-    training,
-    updates,
-    utility,
-)
-from helpers.activations import layers
-from helpers.corpora import Row
+from helpers.data import corpora
+from helpers.data.corpora import Row
 from helpers.errors import StudyError
-from helpers.meter import Tokens
-from helpers.models import chat_text, encode, length_batches
-from helpers.precision import CALIBRATION_TOKENS
-from helpers.utility import DOCUMENT_TOKENS
+from helpers.models import behaviour, encoding, loading, shared_prefix, utility
+from helpers.models.activations import layers
+from helpers.models.loading import chat_text, encode_text, length_batches
+from helpers.models.meter import Tokens
+from helpers.models.utility import DOCUMENT_TOKENS
+from helpers.monitors import readings, spot_check
+from helpers.updates import recipes, safety_tuning, salora, training
+from helpers.updates.quantized_models import CALIBRATION_TOKENS
 
 BUDGETS = {"quick": 0.45e6, "cpu": 1.8e6}  # tokens of one seed: forward, and three times those trained
 Values = Mapping[str, object]
@@ -49,7 +39,7 @@ class Reader:
 
     def prompts(self, rows: Iterable[Row]) -> list[list[int]]:
         """The rows' prompts in the chat template, as tokens."""
-        return [encode(self.tokenizer, chat_text(self.tokenizer, row.prompt, row.system)) for row in rows]
+        return [encode_text(self.tokenizer, chat_text(self.tokenizer, row.prompt, row.system)) for row in rows]
 
 
 @lru_cache(4)
@@ -57,7 +47,7 @@ def reader(model: str, texts: str) -> Reader:
     """The reader of a model by its name or folder; no weight is loaded."""
     from transformers import AutoTokenizer
 
-    folder = models.base_folder(model)
+    folder = loading.base_folder(model)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     depth = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     return Reader(tokenizer, depth, texts)
@@ -75,7 +65,7 @@ def replies(rows: Sequence[Sequence[int]], new_tokens: int, whole: bool = False,
     """Tokens of `generation.completions`, every reply as long as it may be."""
     if not rows:
         return 0.0
-    shared = 0 if whole else prefix.common(rows)
+    shared = 0 if whole else shared_prefix.common(rows)
     lengths = [len(row) - shared for row in rows]
     return shared + padded(lengths, length_batches(lengths, batch)) + len(rows) * (new_tokens - 1)
 
@@ -93,10 +83,14 @@ def said(of: Reader, sets: Iterable[behaviour.PromptSet], new_tokens: int) -> fl
 def useful(of: Reader, sets: utility.UtilitySets, summary_tokens: int) -> float:
     """Tokens of `utility.measure`."""
     found = sum(replies(of.prompts(rows), summary_tokens) for rows in sets.replies.values())
-    found += sum(likelihoods([len(encode(of.tokenizer, t, DOCUMENT_TOKENS)) for t in texts]) for texts in sets.documents.values())
+    found += sum(
+        likelihoods([len(encode_text(of.tokenizer, t, DOCUMENT_TOKENS)) for t in texts]) for texts in sets.documents.values()
+    )
     for questions in sets.questions.values():
-        asked = [(encode(of.tokenizer, f"Question: {q.prompt}\nAnswer:"), q.options) for q in questions]
-        found += likelihoods([len(q) + len(encode(of.tokenizer, f" {option}")) for q, options in asked for option in options])
+        asked = [(encode_text(of.tokenizer, f"Question: {q.prompt}\nAnswer:"), q.options) for q in questions]
+        found += likelihoods(
+            [len(q) + len(encode_text(of.tokenizer, f" {option}")) for q, options in asked for option in options]
+        )
     return found
 
 
@@ -119,7 +113,8 @@ def trained(of: Reader, rows: Sequence[Row], recipe: training.Recipe) -> Tokens:
 def calibrated(of: Reader, v: Values) -> float:
     """Tokens of one GPTQ: every block runs twice on the calibration texts."""
     rows = [
-        encode(of.tokenizer, t, CALIBRATION_TOKENS) for t in corpora.sample("c4/calibration", v["calibration_rows"], of.texts)
+        encode_text(of.tokenizer, t, CALIBRATION_TOKENS)
+        for t in corpora.sample("c4/calibration", v["calibration_rows"], of.texts)
     ]
     kept = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
     return 2.0 * len(kept) * max(map(len, kept))
@@ -144,25 +139,25 @@ def reading(of: Reader, v: Values) -> encoding.Plan:
 
 def sketch(of: Reader, v: Values, monitors: Values, split: str) -> float:
     """Tokens of one sketch: a few prompts, a few texts, and the texts of one split at the deepest layer."""
-    sets = sketches.prompt_sets(split, v["sketch_prompts"], v["sketch_prompts"], of.texts)
-    texts = sketches.utility_sets(v["sketch_dialogues"], v["sketch_documents"], of.texts)
-    kept = sketches.first_rows(reading(of, monitors), split, v["sketch_rows"])
+    sets = spot_check.prompt_sets(split, v["sketch_prompts"], v["sketch_prompts"], of.texts)
+    texts = spot_check.utility_sets(v["sketch_dialogues"], v["sketch_documents"], of.texts)
+    kept = spot_check.first_rows(reading(of, monitors), split, v["sketch_rows"])
     read = activations(of, replace(reading(of, monitors), examples=kept, tokens=()))
     return said(of, sets, v["sketch_tokens"]) + useful(of, texts, 24) + read
 
 
 def _safety_tuning(of: Reader, v: Values, checks: int) -> Tokens:
     rows = corpora.alignment_rows(v["align_refusals"], v["align_benign"], of.texts, v["seed"])
-    tuned = trained(of, rows, alignment.recipe(v["align_steps"], len(rows), v["align_lr"], v["seed"]))
-    target = alignment.Target()
+    tuned = trained(of, rows, safety_tuning.safety_recipe(v["align_steps"], len(rows), v["align_lr"], v["seed"]))
+    target = safety_tuning.Target()
     sets = (corpora.sample(name, target.prompts, of.texts) for name in ("advbench/validation", "edgy/validation"))
     return tuned + Tokens(checks * sum(replies(of.prompts(rows), target.tokens) for rows in sets))
 
 
 def _update(of: Reader, v: Values, name: str, kind: str = "") -> Tokens:
-    named = updates.parse(name)
+    named = recipes.parse(name)
     rows = corpora.mix(named.mix, v["train_rows"], named.percent, of.texts, v["seed"])
-    recipe = updates.recipe(named, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"])
+    recipe = recipes.update_recipe(named, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"])
     tuned = trained(of, rows, recipe)
     if kind == salora.KIND:
         safety = corpora.sample("advbench/align", v["safety_rows"], of.texts, f"align-{v['seed']}")
@@ -177,7 +172,7 @@ def _update(of: Reader, v: Values, name: str, kind: str = "") -> Tokens:
 def _models(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v = all_values["01"]
     shown = Tokens(replies(of.prompts([Row("Name three colours of the rainbow.", "")]), 24))
-    looks = 1 + (v["align_steps"] - 1) // alignment.CHECK_EVERY
+    looks = 1 + (v["align_steps"] - 1) // safety_tuning.CHECK_EVERY
     made = _safety_tuning(of, v, 1 if v["aligned_model"] else looks)
     return shown + (Tokens(made.forward) if v["aligned_model"] else made) + Tokens(2 * protocol(of, v))
 
@@ -191,9 +186,9 @@ def _quantization(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
 def _finetuning(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v = all_values["03"]
     found = sum((_update(of, v, name) for name in v["updates"]), Tokens())
-    served = [updates.parse_serving(name)[1:] for name in v["servings"]]
+    served = [recipes.parse_serving(name)[1:] for name in v["servings"]]
     merged = sum(precision.startswith("gptq") and serving != "attached" for precision, serving in served)
-    shifted = sum(updates.parse(name).mix == "identity-shift" for name in v["updates"])
+    shifted = sum(recipes.parse(name).mix == "identity-shift" for name in v["updates"])
     sets = behaviour.prompt_sets(v["n_harmful"], 0, of.texts, ["advbench-identity"]) if shifted else []
     also = (1 + shifted) * said(of, sets, v["new_tokens"]) if shifted else 0.0
     return found + Tokens((len(v["updates"]) + len(served)) * protocol(of, v) + merged * calibrated(of, v) + also)

@@ -7,8 +7,9 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from helpers import compute, outlook
 from helpers.errors import ENVIRONMENT, StudyError
+from helpers.models import compute
+from helpers.runner import outlook
 
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 
@@ -40,7 +41,8 @@ def differences(pinned: dict[str, str]) -> list[str]:
 
 def examine(root: Path) -> dict[str, object]:
     """Differences from the pins, free disk, the cache, and the sources that a run would download."""
-    from helpers import sources
+    from helpers import cache
+    from helpers.data import sources
 
     return {
         "differences": differences(pins(root / "requirements.lock")),
@@ -48,7 +50,7 @@ def examine(root: Path) -> dict[str, object]:
         "torch": metadata.version("torch") if find_spec("torch") else "none: the extra `study` is not installed",
         "compute": compute.current().words if find_spec("torch") else "",
         "free_gb": round(shutil.disk_usage(root).free / 1e9, 1),
-        "cache": str(sources.cache_folder()),
+        "cache": str(cache.cache_folder()),
         "missing_sources": sources.missing(),
     }
 

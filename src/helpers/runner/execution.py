@@ -24,12 +24,14 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from helpers import chapters, compute, meter, progress, scrubbing
-from helpers.chapters import Job
+from helpers import console
+from helpers.cache import write_whole
+from helpers.console import peak_gb
 from helpers.errors import ENVIRONMENT, StudyError
-from helpers.guards import write_whole
-from helpers.kernels import KERNEL, Watch, kernel_environment
-from helpers.system import peak_gb
+from helpers.models import compute, meter
+from helpers.runner.kernels import KERNEL, Watch, kernel_environment
+from helpers.study import chapters
+from helpers.study.chapters import Job
 
 VERSIONS = (*chapters.NUMERIC, "papermill", "ipykernel")
 
@@ -41,7 +43,7 @@ def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] 
     os.chdir(root)  # from here on all paths are relative: none can leak, and the kernel starts in the project
     target = job.run.folder / "executed" / f"{job.chapter}.ipynb"
     temporary, runtime = target.with_name(f".{job.chapter}.{os.getpid()}.tmp.ipynb"), Path(f"build/jupyter/runtime-{os.getpid()}")
-    watch, begun = Watch(job, runtime / progress.FILE, runtime / meter.FILE), datetime.now(UTC)
+    watch, begun = Watch(job, runtime / console.FILE, runtime / meter.FILE), datetime.now(UTC)
     _stop_on_signals(watch, lambda: (_clear(temporary, runtime), on_stop()))
     try:
         for folder in (target.parent, Path("logs/failed"), runtime):
@@ -50,7 +52,7 @@ def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] 
         os.environ[compute.VARIABLE] = job.compute
         threading.Thread(target=watch.run, daemon=True).start()
         _papermill(notebook, temporary, watch)
-        write_whole(target, scrubbing.notebook_text(temporary, root))
+        write_whole(target, console.notebook_text(temporary, root))
         return _finish(watch, root, begun)
     except OSError as error:
         raise StudyError(
@@ -58,7 +60,7 @@ def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] 
         ) from error
     except StudyError:
         with suppress(OSError, ValueError):  # a disk that is full must not hide the first error
-            write_whole(Path("logs/failed") / f"{_name(job)}.ipynb", scrubbing.notebook_text(temporary, root))
+            write_whole(Path("logs/failed") / f"{_name(job)}.ipynb", console.notebook_text(temporary, root))
         raise
     finally:
         watch.over.set()
@@ -117,13 +119,13 @@ def _refuse_exits(watch: Watch, outputs: Iterable[dict]) -> None:
 def _cell_failed(watch: Watch, name: str, text: str) -> StudyError:
     place = f"{watch.job.chapter}, cell {watch.cell} of {watch.cells}"
     kept = f"see logs/failed/{_name(watch.job)}.ipynb"
-    lines = [line.strip() for line in scrubbing.ANSI.sub("", text).splitlines() if line.strip()] or [""]
+    lines = [line.strip() for line in console.ANSI.sub("", text).splitlines() if line.strip()] or [""]
     if name == "SystemExit":
         return StudyError(f"{place}: called sys.exit({text}), which counts as a failure; remove the call; {kept}", ENVIRONMENT)
     if name == "StudyError":
         code = watch.error[2] if watch.error else None
-        return StudyError(f"{place}: {scrubbing.scrub(' '.join(lines), Path.cwd())}", code or ENVIRONMENT)
-    return StudyError(f"{place}: {name}: {scrubbing.scrub(lines[-1], Path.cwd())[:500]}; {kept}", ENVIRONMENT)
+        return StudyError(f"{place}: {console.scrub(' '.join(lines), Path.cwd())}", code or ENVIRONMENT)
+    return StudyError(f"{place}: {name}: {console.scrub(lines[-1], Path.cwd())[:500]}; {kept}", ENVIRONMENT)
 
 
 def _kernel_died(watch: Watch, error: Exception) -> StudyError:
@@ -150,7 +152,8 @@ def _kernel_died(watch: Watch, error: Exception) -> StudyError:
 
 def _finish(watch: Watch, root: Path, begun: datetime) -> dict[str, object]:
     """Writes the status file, the last thing of a chapter."""
-    from helpers import records
+    from helpers import cache
+    from helpers.runner import manifests
 
     job = watch.job
     entry = {
@@ -158,18 +161,18 @@ def _finish(watch: Watch, root: Path, begun: datetime) -> dict[str, object]:
         "fingerprint": job.fingerprint,
         **job.marks,
         "parameters": {
-            name: scrubbing.scrub(value, root) if isinstance(value, str) else value for name, value in job.parameters.items()
+            name: console.scrub(value, root) if isinstance(value, str) else value for name, value in job.parameters.items()
         },
         "seconds": round(time.monotonic() - watch.started, 2),
         "started": begun.isoformat(timespec="milliseconds"),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "versions": versions(),
         "machine": machine(job.parameters, job.compute),
-        "tokens": {kind: round(count) for kind, count in asdict(meter.read(watch.tokens)).items()},
-        "code": records.code_state(root),
+        "tokens": {kind: round(count) for kind, count in asdict(meter.read_counts(watch.tokens)).items()},
+        "code": manifests.code_state(root),
         "files": chapters.written(job.run.folder, job.chapter),
     }
-    records.write_json(chapters.status_path(job.run.folder, job.chapter), entry)
+    cache.write_json(chapters.status_path(job.run.folder, job.chapter), entry)
     return entry
 
 

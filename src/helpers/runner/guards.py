@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from helpers import chapters
-from helpers.chapters import Run
+from helpers.console import say
 from helpers.errors import ENVIRONMENT, StudyError
-from helpers.system import say
+from helpers.study import chapters
+from helpers.study.chapters import Run
 
 NEEDED_DISK = 1e9  # bytes that a run may write
 PATIENCE = 0.3  # seconds for a lock: its holder may be just about to remove the file
@@ -37,17 +37,6 @@ def orphaned(runner: Mapping[str, object]) -> bool:
         return process.create_time() != runner["created"] or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -20,13 +20,16 @@ from pathlib import Path
 
 import yaml
 
-from helpers import chapters, outlook, parameters
-from helpers.chapters import Job, Run
-from helpers.compute import VARIABLE as COMPUTE
+from helpers import errors
+from helpers.cache import write_whole
+from helpers.console import peak_gb, say
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.guards import locked, orphaned, prepare, process_identity, protect, say, write_whole
-from helpers.meter import Tokens
-from helpers.system import peak_gb
+from helpers.models.compute import VARIABLE as COMPUTE
+from helpers.models.meter import Tokens
+from helpers.runner import outlook
+from helpers.runner.guards import locked, orphaned, prepare, process_identity, protect
+from helpers.study import chapters, parameters
+from helpers.study.chapters import Job, Run
 
 GRAVEST = (ENVIRONMENT, REFUSED, NOT_COMPARABLE, 10, 11, USAGE)  # when several codes hold, the first of these
 
@@ -64,9 +67,9 @@ def _name(run: Run) -> str:
 
 def project_root() -> Path:
     """The project's folder, from AFTER_UPDATE_ROOT or the nearest parent with a `_toc.yml`."""
-    from helpers import records
+    from helpers import results
 
-    return records.project_root().resolve()
+    return results.project_root().resolve()
 
 
 def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[int] = (), compute: str = "") -> Plan:
@@ -120,31 +123,32 @@ def checked_model(model: object, where: str = "the command") -> str:
     names = chapters.registry_names("models", "MODELS")
     if not isinstance(model, str):
         raise StudyError(
-            f"parameter 'model': expected str, got {type(model).__name__} {parameters.shown(model)} (from {where}); quote it"
+            f"parameter 'model': expected str, got {type(model).__name__} {errors.shown(model)} (from {where}); quote it"
         )
     if model in names:
         return model
-    from helpers import models  # imports torch, so only where a path or a hub id is to be judged
+    from helpers import results
+    from helpers.models import loading  # imports torch, so only where a path or a hub id is to be judged
 
     if Path(model).is_dir():
-        models.check_folder(Path(model))
-        return models.slug(model)
+        loading.check_folder(Path(model))
+        return results.slug(model)
     if len(parts := model.partition("@")[0].split("/")) != 2 or not all(parts) or model.startswith((".", "/")):
-        close = parameters.nearest(model, names)
+        close = errors.nearest(model, names)
         raise StudyError(
-            f"unknown model {parameters.shown(model)}; {close}choose one of {', '.join(names)}, a folder, or owner/name@revision"
+            f"unknown model {errors.shown(model)}; {close}choose one of {', '.join(names)}, a folder, or owner/name@revision"
         )
     if "@" not in model:
         raise StudyError(f"hub model {model!r} has no revision; pin one: {model}@<commit>", REFUSED)
-    return models.slug(model)
+    return results.slug(model)
 
 
 def _check_devices(values: object) -> None:
     for device in {own.get("device", "cpu") for run in values for own in run.values()}:
         if device != "cpu":
-            from helpers import models
+            from helpers.models import loading
 
-            models.device(str(device))
+            loading.device(str(device))
 
 
 # ---------------------------------------------------------------- the study
@@ -194,7 +198,7 @@ def _tell_older_figures(plan: Plan, run: Run, todo: Mapping[str, str]) -> None:
 def fetch(plan: Plan) -> None:
     """Brings the sources that are missing before any chapter runs: here a progress bar can be seen."""
     if "embedded" in {own.get(name) for run in plan.values.values() for own in run.values() for name in ("model", "texts")}:
-        from helpers import sources
+        from helpers.data import sources
 
         sources.ensure()
 
@@ -212,9 +216,9 @@ def _finish(plan: Plan, run: Run, todo: Mapping[str, str]) -> dict[str, dict]:
     folder = plan.root / run.folder
     entries = {name: chapters.status(folder, name) for name in plan.notebooks}
     if all(entries.values()) and not (folder / "manifest.json").is_file():
-        from helpers import records
+        from helpers.runner import manifests
 
-        records.write_manifest(folder, list(plan.notebooks))
+        manifests.write_manifest(folder, list(plan.notebooks))
     states: dict[str, dict] = {}
     for name, entry in entries.items():
         states[name] = {"state": "unchanged" if name not in todo else "run" if entry else "not done"}
@@ -295,7 +299,7 @@ def _cluster(root: Path, name: str) -> Path | None:
     """The profile of a cluster by its name in profiles/clusters/; None: the jobs run here."""
     known = sorted(path.name for path in (root / "profiles" / "clusters").glob("*") if path.is_dir())
     if name and name not in known:
-        raise StudyError(f"unknown cluster {name!r}; {parameters.nearest(name, known)}choose one of {', '.join(known)}")
+        raise StudyError(f"unknown cluster {name!r}; {errors.nearest(name, known)}choose one of {', '.join(known)}")
     if not name:
         return None
     found = root / "profiles" / "clusters" / name
@@ -350,7 +354,7 @@ def chapter(plan: Plan, name: str, force: bool = False) -> dict[str, object]:
 
 
 def _one(plan: Plan, run: Run, name: str, force: bool) -> dict[str, object]:
-    from helpers import execution
+    from helpers.runner import execution
 
     folder, prints = plan.root / run.folder, plan.fingerprints(run)
     todo = chapters.stale(run, plan.root, prints)
@@ -387,7 +391,7 @@ def report(job, entry: Mapping[str, object]) -> None:
 
 def execute_job(path: Path) -> int:
     """The exit code of one job of a plan, which a file describes: what the Snakefile calls."""
-    from helpers import execution
+    from helpers.runner import execution
 
     found = json.loads(path.read_text(encoding="utf-8"))
     run = Run(**{**found["run"], "folder": Path(found["run"]["folder"])})

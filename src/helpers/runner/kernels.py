@@ -14,9 +14,12 @@ from subprocess import Popen
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 
-from helpers import meter, progress
-from helpers.chapters import Job
-from helpers.guards import orphaned, say, write_whole
+from helpers import console
+from helpers.cache import write_whole
+from helpers.console import say
+from helpers.models import meter
+from helpers.runner.guards import orphaned
+from helpers.study.chapters import Job
 
 KERNEL = "python3"
 HEARTBEAT, AT_A_TERMINAL = 30.0, 10.0  # seconds without a word, in a file and before somebody's eyes
@@ -48,14 +51,14 @@ class Watch:
 
     def line(self) -> str:
         """Where the chapter stands: the bars of the work in its cell, the cell, the time so far, and what that work has left."""
-        bars = progress.state(self.bars, self.entered)
-        counted, lasted = meter.read(self.tokens).cost, time.monotonic() - self.started
+        bars = console.state(self.bars, self.entered)
+        counted, lasted = meter.read_counts(self.tokens).cost, time.monotonic() - self.started
         if self.job.planned and 0.05 * self.job.planned < counted < self.job.planned:
-            rest = progress.left(counted, self.job.planned, lasted)
+            rest = console.left(counted, self.job.planned, lasted)
         else:  # nothing is planned, little is done, or what is left reads no model: the bar knows more
-            done = progress.shares(bars)
-            rest = progress.left(done, 1, time.time() - bars[0].began) if done else ""
-        parts = [progress.words(bars), f"cell {self.cell} of {self.cells}", progress.took(lasted), rest]
+            done = console.shares(bars)
+            rest = console.left(done, 1, time.time() - bars[0].began) if done else ""
+        parts = [console.words(bars), f"cell {self.cell} of {self.cells}", console.took(lasted), rest]
         return f"{self.job.chapter}: {', '.join(filter(None, parts))}"
 
     def run(self) -> None:
@@ -154,6 +157,6 @@ def kernel_environment(root: Path, runtime: Path, threads: object) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     count = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     os.environ.update(count, AFTER_UPDATE_ROOT=str(root), JUPYTER_PATH=str(jupyter), JUPYTER_RUNTIME_DIR=str(root / runtime))
-    os.environ[progress.VARIABLE] = str(root / runtime / progress.FILE)
+    os.environ[console.VARIABLE] = str(root / runtime / console.FILE)
     os.environ[meter.VARIABLE] = str(root / runtime / meter.FILE)
     os.environ.update(JUPYTER_CONFIG_DIR=str(jupyter / "config"), IPYTHONDIR=str(jupyter / "ipython"), JUPYTER_PLATFORM_DIRS="1")

@@ -1,13 +1,19 @@
 """Manifests: what is known of the finished runs of a profile, and the few words in which it is said."""
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.errors import REFUSED, StudyError
-from helpers.meter import Tokens
+import pandas as pd
+
+from helpers.cache import write_json
+from helpers.data import sources
+from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.models.meter import Tokens
+from helpers.results import file_hash
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def commits(run: Finished) -> list[tuple[str, bool, int]]:
     return [(*state, n) for state, n in Counter((str(s["commit"]), bool(s["clean"])) for s in states).most_common()]
 
 
-def versions(runs: Iterable[Finished]) -> dict[str, list[str]]:
+def versions_of_runs(runs: Iterable[Finished]) -> dict[str, list[str]]:
     """The versions of each package over all chapters of all runs; one, where nothing was changed in between."""
     found: dict[str, set[str]] = {}
     for run in runs:
@@ -114,3 +120,46 @@ def versions(runs: Iterable[Finished]) -> dict[str, list[str]]:
             for name, version in entry["versions"].items():
                 found.setdefault(name, set()).add(str(version))
     return {name: sorted(found[name]) for name in sorted(found, key=lambda name: (name != "python", name))}
+
+
+SCHEMA_VERSION = 1
+
+
+def code_state(root: Path) -> dict[str, object]:
+    """The commit of the code and whether the tree was clean; `unknown` outside of git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        changed = [line[3:] for line in git("status", "--porcelain").splitlines() if not line[3:].startswith("results/")]
+        return {"commit": git("rev-parse", "HEAD"), "clean": not changed}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "unknown", "clean": False}
+
+
+def write_manifest(folder: Path, chapters: Sequence[str]) -> dict[str, object]:
+    """The manifest of a finished run: what ran, with which parameters, from which sources, and what it gave; written last."""
+    absent = [name for name in chapters if not (folder / "status" / f"{name}.json").is_file()]
+    if absent:
+        raise StudyError(
+            f"chapter {absent[0]} is not finished, so there is no manifest yet; run it: python -m helpers chapter {absent[0]}",
+            NOT_COMPARABLE,
+        )
+    statuses = {name: json.loads((folder / "status" / f"{name}.json").read_text(encoding="utf-8")) for name in chapters}
+    tables = {
+        path.stem: {"rows": len(pd.read_parquet(path)), "sha256": file_hash(path)}
+        for path in sorted((folder / "tables").glob("*.parquet"))
+    }
+    counted = [status.get("tokens", {}) for status in statuses.values()]
+    manifest = {
+        "schema": SCHEMA_VERSION,
+        "chapters": statuses,
+        "tokens": {kind: sum(tokens.get(kind, 0) for tokens in counted) for kind in ("forward", "trained")},
+        "tables": tables,
+        "sources": {name: {"version": source.version, "sha256": source.sha256} for name, source in sources.SOURCES.items()},
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest

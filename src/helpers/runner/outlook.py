@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers import chapters, compute, progress
-from helpers.chapters import Run
-from helpers.compute import Compute
+from helpers import console
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.meter import Tokens
+from helpers.models import compute as computing
+from helpers.models.compute import Compute
+from helpers.models.meter import Tokens
+from helpers.study import chapters
+from helpers.study.chapters import Run
 
 OVERHEAD = 15.0  # seconds of a chapter besides its passes: a kernel, imports, statistics, figures (measured on quick)
 TRIAL, SHORT = 2.0, 0.2  # seconds of the trial that tells how fast this machine is; and for what is over at once anyway
@@ -35,7 +37,7 @@ class Outlook:
         count = cores()
         parts = [f"{count} core{'s' * (count != 1)}", self.compute.words]
         if self.total.cost:
-            parts += [f"{self.total.words} planned", f"about {progress.took(60 * self.minutes)} from an empty cache"]
+            parts += [f"{self.total.words} planned", f"about {console.took(60 * self.minutes)} from an empty cache"]
         return "; ".join(parts)
 
 
@@ -49,12 +51,12 @@ def settled(asked: str, device: str, folder: Path, kept: Iterable[str]) -> Compu
 
     `auto` also goes on in float32, which every machine can; results of two computes are never mixed in one run's folder.
     """
-    chosen = compute.resolve(asked, device)
+    chosen = computing.resolve(asked, device)
     before = {str(chapters.status(folder, name).get("machine", {}).get("compute") or "") for name in kept} - {""}
     if before <= {chosen.name}:
         return chosen
     if asked == "auto" and before == {"fp32"}:
-        return compute.resolve("fp32", device)
+        return computing.resolve("fp32", device)
     name = "/".join(folder.parts[-3:])
     raise StudyError(
         f"results/{name} was computed in {', '.join(sorted(before))}, and compute {asked} is {chosen.name} here; "
@@ -68,7 +70,7 @@ def counted(values: Values, names: Iterable[str]) -> dict[str, Tokens]:
     names = set(names)
     if not names & set(chapters.READ_MODELS):
         return {}
-    from helpers import budget
+    from helpers.runner import budget
 
     return {name: tokens for name, tokens in budget.count(values).items() if name in names}
 
@@ -84,11 +86,11 @@ def speed(model: str, threads: int, seconds: float = TRIAL) -> float:
 
     import torch
 
-    from helpers import models
+    from helpers.models import loading
 
-    language = models.load(models.base_folder(model))
+    language = loading.load(loading.base_folder(model))
     ids = torch.full((16, 32), language.tokenizer.eos_token_id)
-    with models.threads(threads), torch.no_grad():
+    with loading.threads(threads), torch.no_grad():
         language.model.model(input_ids=ids, use_cache=False)  # the first pass makes room
         begun, passes = time.perf_counter(), 0
         while time.perf_counter() - begun < seconds:
@@ -114,12 +116,12 @@ def of(
         own = values[names[0]]
         device, threads = str(own.get("device", "cpu")), int(own.get("threads", 1))
         kept = set(values) - set(names)
-        chosen = settled(asked, device, folders[run], kept) if run in folders else compute.resolve(asked, device)
+        chosen = settled(asked, device, folders[run], kept) if run in folders else computing.resolve(asked, device)
         tokens = counted(values, names)
         if not tokens or device != "cpu":
             found[run] = Outlook(chosen, {run: tokens})
             continue
-        with compute.using(chosen.name):
+        with computing.using(chosen.name):
             if (run.model, chosen.name) not in rates:
                 rates[run.model, chosen.name] = speed(run.model, threads, SHORT if run.model == "tiny" else TRIAL)
         found[run] = Outlook(chosen, {run: tokens}, minutes(tokens, rates[run.model, chosen.name]))

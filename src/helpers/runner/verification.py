@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import chapters, records, run, sources
+from helpers import cache
+from helpers.console import say
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.guards import locked, say
-from helpers.run import Plan
+from helpers.runner import jobs, manifests
+from helpers.runner.guards import locked
+from helpers.runner.jobs import Plan
+from helpers.study import chapters
 
 GIVEN = ("sources", "judgements")  # what a cache holds that is not computed: pinned files, and what servers answered
 MACHINE = ("compute", "device", "threads", "processor")  # what of a machine may move last digits
@@ -33,12 +36,12 @@ def verify(
     stamp: bool = False,
 ) -> dict[str, object]:
     """One row a compared table. Errors: tables that differ (12), a chapter that was never run (13), one that failed now."""
-    plan = run.check(root, profile, models, seeds)
+    plan = jobs.check(root, profile, models, seeds)
     asked = comparable(plan, names)
     (root / "build" / "verify").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root / "build" / "verify", prefix=f"{profile}-") as place, elsewhere(root, Path(place)):
-        again = replace(run.check(root, profile, models, seeds), notebooks=with_needs(plan, asked))
-        code = run.study(again)["code"]
+        again = replace(jobs.check(root, profile, models, seeds), notebooks=with_needs(plan, asked))
+        code = jobs.study(again)["code"]
         if code:
             raise StudyError("a chapter could not be measured again; mend the cause above and verify again", int(code))
         pairs = [(root / old.folder, root / new.folder) for old, new in zip(plan.runs, again.runs, strict=True)]
@@ -94,7 +97,7 @@ def with_needs(plan: Plan, names: Sequence[str]) -> dict[str, Path]:
 @contextmanager
 def elsewhere(root: Path, place: Path) -> Iterator[None]:
     """Runs the block with results and a cache of its own; what was fetched and not computed is shared with the user's cache."""
-    own, names = sources.cache_folder(), ("AFTER_UPDATE_CACHE", "AFTER_UPDATE_RESULTS")
+    own, names = cache.cache_folder(), ("AFTER_UPDATE_CACHE", "AFTER_UPDATE_RESULTS")
     before = {name: os.environ.get(name) for name in names}
     (place / "cache").mkdir()
     for name in GIVEN:
@@ -200,6 +203,6 @@ def restamp(old: Path, new: Path, names: Sequence[str], every: Sequence[str]) ->
         entry["files"] = {**{place: digest for place, digest in entry["files"].items() if not place.endswith(".json")}, **notes}
         entry |= {field: fresh[field] for field in ("fingerprint", "definitions", "parameters")}
         entry["verified"] = {field: fresh[field] for field in ("finished", "code", "versions", "machine")}
-        records.write_json(chapters.status_path(old, name), entry)
+        cache.write_json(chapters.status_path(old, name), entry)
     if (old / "manifest.json").is_file():
-        records.write_manifest(old, every)
+        manifests.write_manifest(old, every)

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from helpers import roc
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.stats import roc
 
 Scores = Sequence[float] | np.ndarray
 

@@ -11,15 +11,22 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 
-from helpers import activations, cells, measurements, models, probes, readings, roc
-from helpers.activations import Activations, Plan
-from helpers.monitors import RATES, Monitor, check_fits
-from helpers.names import CONTROL, place_names
-from helpers.probes import Readout
-from helpers.progress import over
-from helpers.readings import LINEAR, TURNED, Rows
-from helpers.statistics import MARGINS, Estimate, jackknife, rate_interval
-from helpers.variants import Parts, Variant, build_variant
+from helpers.console import over
+from helpers.models import loading
+from helpers.models.activations import Activations
+from helpers.models.encoding import Plan
+from helpers.monitors import probes, readings
+from helpers.monitors.frozen import Monitor, check_fits
+from helpers.monitors.probes import Readout
+from helpers.monitors.readings import LINEAR, TURNED, Rows
+from helpers.staleness import forecast_data
+from helpers.stats import roc
+from helpers.stats.intervals import MARGINS, Estimate, jackknife, rate_interval
+from helpers.stats.roc import RATES
+from helpers.updates import measurements
+from helpers.updates import names as update_names
+from helpers.updates.names import CONTROL, Variant, place_names
+from helpers.updates.variants import Parts, build_variant
 
 COLUMNS = ["task", "probe", "layer", "depth", "metric", "value", "low", "high", "n"]
 DROPS = {"05": 0.05, "10": 0.10}  # AUROC drops from which a monitor counts as stale
@@ -55,17 +62,19 @@ def observe(
     progress: Callable[[str], None] | None = None,
 ) -> Observed:  # fmt: skip
     """What the frozen monitors say on every variant. A variant is built at most once, and not at all where all is known of it."""
-    before = readings.in_double(activations.stored(parts, aligned, reading))
-    with models.threads(1):
+    before = readings.in_double(measurements.stored(parts, aligned, reading))
+    with loading.threads(1):
         found = references(monitors, before, reading, seed)
     tables, scores = [], {}
     for variant in variants:
         build = cache(partial(_built, parts, variant, tuple(monitors)))
-        seen = readings.in_double(activations.stored(parts, variant, reading, build))
-        cells.weight_signals(parts, variant, monitors, build)  # for the forecast of chapter 06, while the model is at hand
-        with models.threads(1):
+        seen = readings.in_double(measurements.stored(parts, variant, reading, build))
+        forecast_data.weight_signals(
+            parts, variant, monitors, build
+        )  # for the forecast of chapter 06, while the model is at hand
+        with loading.threads(1):
             compared = {task: compare(reference, seen, reading, seed) for task, reference in over("tasks", found.items())}
-        tables.append(measurements.keyed(variant, pd.concat([table for table, _ in compared.values()], ignore_index=True)))
+        tables.append(update_names.keyed(variant, pd.concat([table for table, _ in compared.values()], ignore_index=True)))
         scores[variant] = {task: after for task, (_, after) in compared.items()}
         if progress:
             progress(variant.label)
@@ -87,7 +96,7 @@ def references(monitors: Sequence[Monitor], found: Activations, reading: Plan, s
 
 
 def _reference(task: str, monitors: Sequence[Monitor], found: Activations, reading: Plan, seed: int) -> Reference:
-    test, train = (readings.rows(reading, task, split) for split in ("test", "train"))
+    test, train = (readings.rows_of(reading, task, split) for split in ("test", "train"))
     groups = np.unique(train.groups, return_inverse=True)[1]
     blocks = groups % min(BLOCKS, groups.max() + 1)
     fits = {m.name: _fits(m, found, reading, train, blocks, seed) for m in monitors if m.kind in TURNED}
@@ -176,8 +185,8 @@ def _refit(reference: Reference, j: int, found: Activations, reading: Plan, seed
 def _angle(again: Readout, reference: Reference, monitor: Monitor, found: Activations, reading: Plan, seed: int) -> Estimate:
     """Degrees between the directions before and after, both fitted on the same texts; jackknife over blocks of groups."""
     now = _fits(monitor, found, reading, reference.train, reference.blocks, seed)
-    turned, n = readings.angle(monitor.readout, again), len(reference.train.index)
-    without = [readings.angle(a, b) for a, b in zip(reference.fits[monitor.name], now, strict=True)]
+    turned, n = readings.readout_angle(monitor.readout, again), len(reference.train.index)
+    without = [readings.readout_angle(a, b) for a, b in zip(reference.fits[monitor.name], now, strict=True)]
     if not np.isfinite([turned, *without]).all():  # a probe of equal class means has no direction
         return Estimate(np.nan, np.nan, np.nan, n)
     return jackknife(turned, without, n, bounds=(0.0, 180.0))

@@ -13,29 +13,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import (
-    activations,
-    compute,
-    measurements,
-    models,
-    moved_weights,
-    probes,
-    quantization,
-    quantizers,
-    readings,
-    records,
-    roc,
-    signals,
-)
-from helpers import updates as u
-from helpers.activations import Activations, Plan
+from helpers import cache, results
 from helpers.definitions import SIGNALS, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.models import LanguageModel
-from helpers.monitors import Monitor
-from helpers.names import CONTROL
-from helpers.records import KEY, Run
-from helpers.variants import Parts, Variant, build_variant, variant_key
+from helpers.models import compute, loading
+from helpers.models.activations import Activations
+from helpers.models.encoding import Plan
+from helpers.models.loading import LanguageModel
+from helpers.monitors import probes, readings
+from helpers.monitors.frozen import Monitor
+from helpers.results import KEY, Run
+from helpers.staleness import drift_signals
+from helpers.stats import roc
+from helpers.updates import measurements, moved_weights, quantizers, weight_errors
+from helpers.updates import names as update_names
+from helpers.updates import recipes as update_recipes
+from helpers.updates import variants as model_variants
+from helpers.updates.names import CONTROL, Variant
+from helpers.updates.variants import Parts, build_variant, variant_key
 
 Build = Callable[[], LanguageModel]
 BITS = {"bf16": 16.0, "fp32": 32.0}
@@ -53,13 +48,13 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
     of = {"variant": variant_key(parts, variant), "monitors": [m.hash for m in linear]}
     key = SIGNALS.key(**of, **compute.machine(parts.device))
     make = build or (lambda: build_variant(parts, variant))
-    return records.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
+    return cache.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
 
 
 @lru_cache(maxsize=1)
 def _weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
     """The aligned model's weights by module, in their own precision: every variant is compared with the same ones."""
-    model = models.load(folder, on=device).model
+    model = loading.load(folder, on=device).model
     return {name: model.get_submodule(name).weight for name in quantizers.linear_names(model)}
 
 
@@ -86,7 +81,7 @@ def recipe_signals(variant: Variant, recipes: Mapping[str, Mapping[str, float]],
     """Family, bits, and rank, scale, steps and rate of the update; 0 where the variant has no update."""
     recipe = recipes.get(f"{variant.adapter}@{variant.trained_on}", {})
     adapter = {name: float(recipe.get(name, 0.0)) for name in ("rank", "scale", "steps", "lr")}
-    return {"family": u.family(variant), "bits": float({**BITS, **bits}.get(variant.precision, 16.0)), **adapter}
+    return {"family": update_recipes.family(variant), "bits": float({**BITS, **bits}.get(variant.precision, 16.0)), **adapter}
 
 
 # ---------------------------------------------------------------- what a forward pass and a few labels say
@@ -94,47 +89,47 @@ def recipe_signals(variant: Variant, recipes: Mapping[str, Mapping[str, float]],
 
 def few_rows(reading: Plan, task: str, count: int) -> readings.Rows:
     """The first `count` labelled validation texts of a task, half of each class."""
-    rows = readings.rows(reading, task, "validation")
+    rows = readings.rows_of(reading, task, "validation")
     chosen = np.sort(np.concatenate([np.flatnonzero(rows.labels == label)[: count // 2] for label in (0, 1)]))
     return readings.Rows(rows.index[chosen], rows.labels[chosen], rows.groups[chosen])
 
 
 def base_signals(monitor: Monitor, found: Activations, reading: Plan) -> dict[str, float]:
     """What is known of a monitor before any update: AUROC and separation, and its direction's share of the largest components."""
-    held, train = (readings.rows(reading, monitor.task, split) for split in ("validation", "train"))
+    held, train = (readings.rows_of(reading, monitor.task, split) for split in ("validation", "train"))
     checked, seen = (readings.scores([monitor], found, reading, part.index)[0] for part in (held, train))
     direction, share = probes.direction(monitor.readout), np.nan
     if direction is not None:
-        share = signals.principal_share(readings.features(found, reading, monitor, train.index).rows, direction)
-    return {"base_auroc": float(roc.auroc(held.labels, checked)), "separation": signals.separation(seen, train.labels),
+        share = drift_signals.principal_share(readings.features(found, reading, monitor, train.index).rows, direction)
+    return {"base_auroc": float(roc.auroc(held.labels, checked)), "separation": drift_signals.separation(seen, train.labels),
             "principal_share": share}  # fmt: skip
 
 
 def forward_signals(monitor: Monitor, before: Activations, after: Activations, reading: Plan) -> dict[str, float]:
     """What unlabelled texts through both models say about one monitor's scores."""
-    train = readings.rows(reading, monitor.task, "train")
+    train = readings.rows_of(reading, monitor.task, "train")
     old, new = (readings.scores([monitor], found, reading, train.index)[0] for found in (before, after))
-    shift = signals.mean_shift(old[:, None], new[:, None], np.ones(1))
-    return {"mean_shift": shift, "score_ks": signals.score_ks(old, new), "score_psi": signals.score_psi(old, new),
-            "score_correlation": signals.score_correlation(old, new)}  # fmt: skip
+    shift = drift_signals.mean_shift(old[:, None], new[:, None], np.ones(1))
+    return {"mean_shift": shift, "score_ks": drift_signals.score_ks(old, new), "score_psi": drift_signals.score_psi(old, new),
+            "score_correlation": drift_signals.score_correlation(old, new)}  # fmt: skip
 
 
 def place_signals(monitor: Monitor, before: Activations, after: Activations, reading: Plan) -> dict[str, float]:
     """What unlabelled texts say about the activations at a monitor's place, whichever direction it reads there."""
-    train = readings.rows(reading, monitor.task, "train")
+    train = readings.rows_of(reading, monitor.task, "train")
     pooled = monitor.pooling or "mean"  # attention pooling is compared through the mean over the same tokens
     old, new = (found.pooled.get(f"{pooled}/{monitor.layer}") for found in (before, after))
     if old is None or new is None:
         return {"cka": np.nan, "covariance_distance": np.nan}
     old, new = old[train.index], new[train.index]
-    return {"cka": signals.linear_cka(old, new), "covariance_distance": signals.covariance_distance(old, new)}
+    return {"cka": drift_signals.linear_cka(old, new), "covariance_distance": drift_signals.covariance_distance(old, new)}
 
 
 def label_signals(monitor: Monitor, before: Activations, after: Activations, reading: Plan, count: int) -> dict[str, float]:
     """What a few labelled texts say."""
     rows = few_rows(reading, monitor.task, count)
     old, new = (readings.scores([monitor], found, reading, rows.index)[0] for found in (before, after))
-    return signals.few_labels(rows.labels, old, new, monitor.thresholds.get("5", float(np.median(old))))
+    return drift_signals.few_labels(rows.labels, old, new, monitor.thresholds.get("5", float(np.median(old))))
 
 
 # ---------------------------------------------------------------- all cells of a run
@@ -146,16 +141,16 @@ def collect(
 ) -> pd.DataFrame:  # fmt: skip
     """One row a monitor and variant: outcome (`drop`, `drop_low`, `stale`), names, and one column a signal."""
     real = [monitor for monitor in monitors if monitor.kind != CONTROL]
-    aligned = readings.in_double(activations.stored(parts, Variant(run.model, run.seed), reading))
-    with models.threads(1):
+    aligned = readings.in_double(measurements.stored(parts, Variant(run.model, run.seed), reading))
+    with loading.threads(1):
         known = {monitor.name: base_signals(monitor, aligned, reading) for monitor in real}
-    recipes = records.read_note(run, "03_finetuning", "recipes")
-    bits = quantization.bits(records.read_table(run, "weights")).to_dict()
+    recipes = results.read_note(run, "03_finetuning", "recipes")
+    bits = weight_errors.bits(results.read_table(run, "weights")).to_dict()
     tables = []
     for variant in variants:
-        if u.family(variant) not in {"control", "before alignment"}:
-            found = readings.in_double(activations.stored(parts, variant, reading))
-            with models.threads(1):
+        if update_recipes.family(variant) not in {"control", "before alignment"}:
+            found = readings.in_double(measurements.stored(parts, variant, reading))
+            with loading.threads(1):
                 rows = _cells(variant, real, known, aligned, found, reading, count)
             moved = weight_signals(parts, variant, monitors).drop(columns="layer")
             rows = rows.merge(moved, on="monitor", how="left").assign(**recipe_signals(variant, recipes, bits))
@@ -193,7 +188,7 @@ def _cells(
 
 def _outcomes(staleness: pd.DataFrame) -> pd.DataFrame:
     """Drop, its lower end and the flag of every monitor on every variant (its label), where there is a ranking at all."""
-    table = measurements.labelled(staleness).rename(columns={"label": "variant"})
+    table = model_variants.labelled(staleness).rename(columns={"label": "variant"})
     table = table[(table["layer"] > 0) & table["metric"].isin(["auroc_drop", "stale_auroc_05"])]
     table = table.assign(monitor=table["task"] + "/" + table["probe"] + "/" + table["layer"].astype(str))
     drops = table[table["metric"] == "auroc_drop"].rename(columns={"value": "drop", "low": "drop_low"})
@@ -205,25 +200,18 @@ def _outcomes(staleness: pd.DataFrame) -> pd.DataFrame:
 def with_lower_seeds(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
     """These cells and those of the same model's runs with lower seeds that are done; kept, so that higher seeds find them."""
     key = content_key(cells=pd.util.hash_pandas_object(cells).to_list())
-    found = [records.cached_table("cells", key, lambda: cells)]
-    records.write_note(run, "06_triage", "cells", key)
+    found = [cache.cached_table("cells", key, lambda: cells)]
+    results.write_note(run, "06_triage", "cells", key)
     for folder in run.folder.parent.glob("seed-*"):
         note = folder / "parts" / "06_triage" / "cells.json"
         if int(folder.name.removeprefix("seed-")) < run.seed and note.is_file():
-            path = records.cache_path("cells", f"{json.loads(note.read_text(encoding='utf-8'))}.parquet")
+            path = cache.cache_path("cells", f"{json.loads(note.read_text(encoding='utf-8'))}.parquet")
             found += [pd.read_parquet(path)] if path.is_file() else []
     return pd.concat(sorted(found, key=lambda part: part["seed"].iloc[0]), ignore_index=True)
-
-
-def where_stale(cells: pd.DataFrame, most: int = 6) -> pd.DataFrame:
-    """The variants with the most stale cells: how many, of how many, and their share of all stale cells."""
-    found = cells.groupby("variant", sort=False)["stale"].agg(stale="sum", cells="size").sort_values("stale", ascending=False)
-    shares = found["stale"] / max(int(found["stale"].sum()), 1)
-    return found.assign(**{"share of all stale": [f"{100 * share:.0f} %" for share in shares]}).head(most).reset_index()
 
 
 def keyed(run: Run, *tables: pd.DataFrame) -> pd.DataFrame:
     """Rows of the table `triage`, which belong to the run and to no single variant."""
     found = pd.concat(tables, ignore_index=True)
     front = Variant(run.model, run.seed, precision="")
-    return measurements.keyed(front, found)[[*KEY, *records.OWN["triage"], *records.VALUES]]
+    return update_names.keyed(front, found)[[*KEY, *results.OWN["triage"], *results.VALUES]]

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, roc
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.names import CONTROL
-from helpers.roc import Contrast
-from helpers.staleness import Observed, Reference
-from helpers.variants import Variant
+from helpers.staleness.drops import Observed, Reference
+from helpers.stats import roc
+from helpers.stats.roc import Contrast
+from helpers.updates import names
+from helpers.updates.names import CONTROL, Variant
 
 # drop(x) = A(aligned) - A(x). What each measure adds up to, as weights on the AUROCs of the arms.
 MEASURES: dict[str, dict[str, float]] = {
@@ -46,7 +46,7 @@ def arms(variants: Sequence[Variant], aligned: Variant) -> dict[Variant, dict[st
     return found
 
 
-def rows(observed: Observed, aligned: Variant) -> pd.DataFrame:
+def interaction_rows(observed: Observed, aligned: Variant) -> pd.DataFrame:
     """Rows of the table `interaction`: each measure for each monitor, averaged over a task's monitors, and over tasks."""
     tables = []
     for qlora, roles in arms(list(observed.scores), aligned).items():
@@ -54,7 +54,7 @@ def rows(observed: Observed, aligned: Variant) -> pd.DataFrame:
         for measure, weights in MEASURES.items():
             if set(weights) - {"aligned"} <= set(roles):
                 found += _measured(measure, weights, roles, observed)
-        tables.append(measurements.keyed(qlora, pd.DataFrame(found, columns=COLUMNS)))
+        tables.append(names.keyed(qlora, pd.DataFrame(found, columns=COLUMNS)))
     if not tables:
         raise StudyError(
             "no QLoRA variant has both of its parts; add <update>@bf16, the same @nf4, and the quantizer nf4", NOT_COMPARABLE

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from helpers import measurements, records, statistics, tables
+from helpers import cache, results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.predictors import PREDICTORS, PRICES, applicable, known, out_of_fold
-from helpers.records import OWN, VALUES, Run
-from helpers.signals import SIGNALS
-from helpers.variants import Variant
+from helpers.results import OWN, VALUES, Run
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.staleness.predictors import PREDICTORS, PRICES, applicable, known, out_of_fold
+from helpers.stats import intervals
+from helpers.updates import names as update_names
+from helpers.updates.names import Variant
 
 CELL = ["monitor", "variant", "seed"]
 FLAGS = ["stale", "stale_realigned", "stale_blind", "stale_refit"]
@@ -66,8 +68,8 @@ def with_risk(cells: pd.DataFrame, forecast: pd.DataFrame, predictor: str = "rid
 
 def forecast(run: Run) -> pd.DataFrame:
     """Chapter 06's cells of a run, with all their signals; where they left the cache, the error says how to make them again."""
-    key = records.read_note(run, "06_triage", "cells")
-    path = records.cache_path("cells", f"{key}.parquet")
+    key = results.read_note(run, "06_triage", "cells")
+    path = cache.cache_path("cells", f"{key}.parquet")
     if not path.is_file():
         raise StudyError(f"the cells of chapter 06 ({key}) are not in the cache; run chapter 06_triage again with --force",
                          NOT_COMPARABLE)  # fmt: skip
@@ -180,7 +182,7 @@ POLICIES: dict[str, Policy] = {
 # ---------------------------------------------------------------- what it cost and missed
 
 
-def check(cells: pd.DataFrame) -> None:
+def check_cells(cells: pd.DataFrame) -> None:
     """Raises StudyError where cells lack a column, an outcome or a number, or the gate says what nobody knows."""
     if missing := [name for name in COLUMNS if name not in cells]:
         raise StudyError(f"cells lack the column {missing[0]!r}; give {', '.join(COLUMNS)}")
@@ -194,7 +196,7 @@ def check(cells: pd.DataFrame) -> None:
         known("choice of the gate", name, GATE)
 
 
-def estimates(cells: pd.DataFrame, policy: Policy) -> dict[str, statistics.Estimate]:
+def estimates(cells: pd.DataFrame, policy: Policy) -> dict[str, intervals.Estimate]:
     """What a policy missed and cost, by metric; intervals over updates (all seeds of a variant together), n cells.
 
     missed: share of cells left unfit in service. found: share of the stale cells that were revalidated; repaired: that are fit
@@ -213,25 +215,25 @@ def estimates(cells: pd.DataFrame, policy: Policy) -> dict[str, statistics.Estim
         found |= {name: _estimate(values, updates[stale], name in policy.exact, 1) for name, values in sick.items()}
     if policy.at_random:
         blind = policy.at_random(cells)["unfit"]
-        found["missed_minus_random"] = statistics.paired_difference(blind, table["unfit"], updates, bounds=(-1, 1))
+        found["missed_minus_random"] = intervals.paired_difference(blind, table["unfit"], updates, bounds=(-1, 1))
     return found
 
 
-def _estimate(values: pd.Series, updates: np.ndarray, exact: bool, most: float) -> statistics.Estimate:
+def _estimate(values: pd.Series, updates: np.ndarray, exact: bool, most: float) -> intervals.Estimate:
     """The mean of values between 0 and `most`."""
     if exact:
-        return statistics.Estimate(*[float(values.mean())] * 3, len(values))
+        return intervals.Estimate(*[float(values.mean())] * 3, len(values))
     if most == 1 and values.isin([0, 1]).all():
-        return statistics.rate_interval(values, updates)
-    return statistics.mean_interval(values, updates, bounds=(0, most))
+        return intervals.rate_interval(values, updates)
+    return intervals.mean_interval(values, updates, bounds=(0, most))
 
 
-def rows(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
+def policy_rows(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
     """Rows of the table `realignment`, of the run and no single variant: method "policy: <name>" over all tasks and probes.
 
     A policy that needs a column which the cells do not have is left out.
     """
-    check(cells)
+    check_cells(cells)
     cells = cells.astype(dict.fromkeys(FLAGS, bool)).reset_index(drop=True)
     found = [
         ("all", "all", 0, f"{METHOD}{name}", metric, e.value, e.low, e.high, e.n)
@@ -240,39 +242,7 @@ def rows(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
         for metric, e in estimates(cells, policy).items()
     ]
     front = Variant(run.model, run.seed, precision="")
-    return measurements.keyed(front, pd.DataFrame(found, columns=[*OWN["realignment"], *VALUES]))
+    return update_names.keyed(front, pd.DataFrame(found, columns=[*OWN["realignment"], *VALUES]))
 
 
 # ---------------------------------------------------------------- as a reader sees it
-
-SAID = {"missed": "left unfit", "found": "stale found", "repaired": "stale repaired", "harmed": "harmed", "refits": "refits",
-        "labels_per_cell": "labels a monitor", "passes_per_cell": "passes a monitor",
-        "missed_minus_random": "left unfit, against random"}  # fmt: skip
-
-
-def _texts(table: pd.DataFrame) -> pd.Series:
-    """The text of each number by policy and metric, which knows its row; what is exact has no interval."""
-    own = table[table["method"].str.startswith(METHOD)]
-    names = pd.MultiIndex.from_arrays([own["method"].str.removeprefix(METHOD), own["metric"]])
-    texts = [tables.Said(_text(row), own.loc[[row.Index]]) for row in own.itertuples()]
-    return pd.Series(texts, names, dtype=object)
-
-
-def _text(row) -> str:
-    kind = {"missed_minus_random": "change_in_missed"}.get(row.metric, "recall" if row.metric in SHARES else row.metric)
-    text = tables.interval(kind, row.value, row.low, row.high)
-    return text.partition(" [")[0] if row.low == row.high else text
-
-
-def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a policy: what it leaves unfit, finds, repairs and harms, and what it costs, with intervals."""
-    found = _texts(table).unstack().reindex(index=POLICIES, columns=SAID).dropna(how="all")
-    return found.fillna("–").rename(columns=SAID).rename_axis("policy").reset_index().rename_axis(columns=None)
-
-
-def sentences(table: pd.DataFrame) -> dict[str, str]:
-    """Texts for the chapter's prose: `policy-<name>-missed`, `-labels` and `-harmed` of every policy."""
-    found = _texts(table)
-    wanted = {"missed": "missed", "labels": "labels_per_cell", "harmed": "harmed"}
-    return {f"policy-{name.replace(' %', '').replace(' ', '-')}-{word}": found.get((name, metric), "(not in this run)")
-            for name in POLICIES for word, metric in wanted.items()}  # fmt: skip

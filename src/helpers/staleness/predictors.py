@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.signals import SIGNALS
+from helpers.staleness.drift_signals import SIGNALS
 
 COLUMNS = ("monitor", "task", "variant", "family", "seed", "drop", "stale")
 UNTUNED = ("control", "quantization", "before alignment")  # families without fine-tuning
@@ -31,7 +31,7 @@ Fold = tuple[str, np.ndarray, np.ndarray]  # name, training rows, test rows
 # ---------------------------------------------------------------- what is refused
 
 
-def check(cells: pd.DataFrame) -> None:
+def check_forecast_data(cells: pd.DataFrame) -> None:
     """Raises StudyError where cells cannot be triaged: none, a column missing, a drop or signal not finite, none stale."""
     if missing := [name for name in COLUMNS if name not in cells]:
         raise StudyError(f"cells lack the column {missing[0]!r}; give {', '.join(COLUMNS)} and one column per signal")
@@ -161,7 +161,7 @@ def out_of_fold(
     cells: pd.DataFrame, folds: Sequence[Fold], predictor: str, signals: Sequence[str] | None = None, seed: int = 0
 ) -> np.ndarray:
     """The risk of every cell from a predictor that saw none of its fold; comparable within a fold only."""
-    check(cells)
+    check_forecast_data(cells)
     predict = PREDICTORS[known("predictor", predictor, PREDICTORS)]
     names, risk = chosen_signals(cells, signals), np.zeros(len(cells))
     for _, train, test in folds:

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from helpers import measurements, records, verdicts
-from helpers.readings import Rows
-from helpers.staleness import Observed
-from helpers.statistics import rate_interval
+from helpers import results
+from helpers.monitors.readings import Rows
+from helpers.staleness import verdicts
+from helpers.staleness.drops import Observed
+from helpers.stats.intervals import rate_interval
+from helpers.updates import names
 
 BINS = 40
 LEVEL = "5"  # the threshold that the bins are laid around: that of 5 % false alarms
 SIDES = {"harmless": 0, "flagged": 1}  # the classes of a task's texts: those to be passed, and those to be flagged
-COLUMNS = [*records.OWN["histograms"], *records.VALUES]
+COLUMNS = [*results.OWN["histograms"], *results.VALUES]
 
 
 def table(observed: Observed, chosen: verdicts.Chosen) -> pd.DataFrame:
@@ -35,8 +37,8 @@ def table(observed: Observed, chosen: verdicts.Chosen) -> pd.DataFrame:
             key = (monitor.task, monitor.probe, monitor.layer, monitor.depth)
             for variant, own in scores.items():
                 rows = [(*key, *row) for row in _bars(own, reference.test, edges)]
-                found.append(measurements.keyed(variant, pd.DataFrame(rows, columns=COLUMNS)))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*records.KEY, *COLUMNS])
+                found.append(names.keyed(variant, pd.DataFrame(rows, columns=COLUMNS)))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*results.KEY, *COLUMNS])
 
 
 def bins(before: np.ndarray, scores: Sequence[np.ndarray], threshold: float) -> np.ndarray:

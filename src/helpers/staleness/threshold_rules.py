@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.errors import StudyError
-from helpers.predictors import features
+from helpers.staleness.predictors import features
 
 # signals that a rule may use, and the side on which they warn
 WARNS = {"relative_change": 1, "output_overlap": 1, "separation": -1, "mean_shift": 1, "cka": -1, "covariance_distance": 1,

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from helpers import statistics
+from helpers.console import over
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.predictors import (
+from helpers.staleness.drift_signals import SIGNALS
+from helpers.staleness.predictors import (
     ORDERS,
     PREDICTORS,
     PRICES,
@@ -21,15 +22,14 @@ from helpers.predictors import (
     Predictor,
     affordable,
     applicable,
-    check,
+    check_forecast_data,
     chosen_signals,
     known,
     out_of_fold,
     present_signals,
 )
-from helpers.progress import over
-from helpers.rules import check_missed, plain_rule
-from helpers.signals import SIGNALS
+from helpers.staleness.threshold_rules import check_missed, plain_rule
+from helpers.stats import intervals
 
 BUDGETS = (0.1, 0.2, 0.3)
 ROW = ["predictor", "split", "budget", "metric", "value", "low", "high", "n"]
@@ -107,7 +107,7 @@ def _weightings(cells: pd.DataFrame, cluster: str) -> np.ndarray:
     return np.vstack([np.ones(len(cells)), codes != np.arange(codes.max() + 1)[:, None]]).astype(float)
 
 
-def _estimate(ratios: Iterable[Ratio], n: int, bounds: tuple[float, float]) -> statistics.Estimate | None:
+def _estimate(ratios: Iterable[Ratio], n: int, bounds: tuple[float, float]) -> intervals.Estimate | None:
     """The ratio of the sums over folds with its interval over clusters; None where it, or it without one, is undefined.
 
     Each cluster's score is value + (G - 1) (mean of the values without one - value without it), the jackknife's linear form
@@ -117,20 +117,20 @@ def _estimate(ratios: Iterable[Ratio], n: int, bounds: tuple[float, float]) -> s
     if len(below) < 3 or (below <= 0).any():
         return None
     value, without = (above / below)[0], (above / below)[1:]
-    e = statistics.mean_interval(value + (len(without) - 1) * (without.mean() - without), bounds=bounds)
-    return statistics.Estimate(float(value), e.low, e.high, n)
+    e = intervals.mean_interval(value + (len(without) - 1) * (without.mean() - without), bounds=bounds)
+    return intervals.Estimate(float(value), e.low, e.high, n)
 
 
 def _measured(
     cells: pd.DataFrame, folds: Sequence[Fold], risk: np.ndarray, weights: np.ndarray, budgets: Sequence[float]
-) -> Iterator[tuple[float, str, statistics.Estimate | None]]:
+) -> Iterator[tuple[float, str, intervals.Estimate | None]]:
     """Budget, metric and estimate of an order; one that is level in every fold has its budget as recall, exactly, and no more."""
     stale, drop = cells["stale"].to_numpy(bool), cells["drop"].to_numpy(float)
     sick = int(stale.sum())
     parts = [(risk[rows], stale[rows], drop[rows], weights[:, rows]) for _, _, rows in folds]
     level = all(np.ptp(r) == 0 for r, *_ in parts)
     for budget in budgets if sick else ():
-        exact = statistics.Estimate(budget, budget, budget, sick)
+        exact = intervals.Estimate(budget, budget, budget, sick)
         yield budget, "recall", exact if level else _estimate((_found(r, s, w, budget) for r, s, _, w in parts), sick, (0, 1))
     if not level:
         yield 1.0, "auroc", _estimate((_concordant(r, s, w) for r, s, _, w in parts), len(cells), (0, 1))
@@ -157,7 +157,7 @@ def _orders(
 
 def _rule_rows(
     cells: pd.DataFrame, split: str, folds: Sequence[Fold], weights: np.ndarray, missed: float, notes: list[str]
-) -> list[tuple[str, statistics.Estimate | None]]:
+) -> list[tuple[str, intervals.Estimate | None]]:
     """The share of cells that the plain rule flags and the share of stale cells it catches, calibrated on the other folds."""
     stale, flags = cells["stale"].to_numpy(bool), np.zeros(len(cells), bool)
     for name, train, test in folds:
@@ -189,7 +189,7 @@ def evaluate(
     (`cluster`), all seeds of an update together, because the next update is what the reader will meet; the monitors are
     taken as they are, and predictors are not fitted again. What has no interval is left out and noted, never nan.
     """
-    check(cells)
+    check_forecast_data(cells)
     for budget in budgets:
         _check_budget(budget)
     for what, asked, names in (("predictor", predictors, PREDICTORS), ("split", splits, SPLITS)):
@@ -250,7 +250,7 @@ def importance(
     useless. A signal that is constant inside every fold cannot be permuted and is left out with a note. No rows and a note
     where no predictor could be scored (None) or the split leaves nothing to learn from.
     """
-    check(cells)
+    check_forecast_data(cells)
     if predictor is None:
         return pd.DataFrame(columns=ROW), ["no predictor could be scored, so there is none to take apart"]
     predict = PREDICTORS[known("predictor", predictor, PREDICTORS)]
@@ -268,7 +268,7 @@ def importance(
     for name, values in falls.items():
         groups = np.repeat(np.arange(len(values)), repeats)
         if values:
-            e = statistics.mean_interval(np.ravel(values), groups, bounds=(-2, 2))
+            e = intervals.mean_interval(np.ravel(values), groups, bounds=(-2, 2))
             rows += _rows(predictor, split, [(1.0, f"importance:{name}", e)], notes)
         else:
             notes.append(f"{predictor}, {split}: {name} is left out, it is constant inside every fold")

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, special
 
-from helpers.roc import NEVER, POWER
-from helpers.statistics import group_codes, group_scores
+from helpers.stats.intervals import group_codes, group_scores
+from helpers.stats.roc import NEVER, POWER
 
 LEVEL = 0.90  # of the interval of a change: its two ends are the two one-sided tests at 5 %
 

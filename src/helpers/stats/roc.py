@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from scipy import optimize, special, stats
 
 from helpers.errors import StudyError
-from helpers.statistics import (
+from helpers.stats.intervals import (
     Estimate,
     group_codes,
     group_scores,

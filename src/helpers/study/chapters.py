@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from helpers.definitions import DEFINITIONS, DRAWING, Definition, lineage
-from helpers.errors import StudyError
-from helpers.parameters import LIMITS, Limit, nearest, read_notebook, source
+from helpers.errors import StudyError, nearest
+from helpers.study.parameters import LIMITS, Limit, read_notebook, source
 
 # What a chapter needs, by number; a chapter that is not listed needs all earlier ones.
 CHAPTERS: dict[str, tuple[str, ...]] = {
@@ -47,28 +47,28 @@ READS_ALL_RUNS = {"11": "../../findings.parquet"}
 
 # Parameters whose values must stand in a registry: parameter -> (module, registry, further names).
 REGISTRIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "judges": ("judges", "JUDGES", ()),
-    "quantizers": ("quantizers", "QUANTIZERS", ()),
-    "controls": ("quantization", "CONTROLS", ()),
-    "probes": ("probes", "PROBES", ()),
-    "scores": ("neurons", "NEURON_SCORES", ()),
-    "disturbed": ("quantizers", "QUANTIZERS", ()),
-    "hybrids": ("hybrid", "FORMATS", ()),
+    "judges": ("models.judges", "JUDGES", ()),
+    "quantizers": ("updates.quantizers", "QUANTIZERS", ()),
+    "controls": ("updates.weight_errors", "CONTROLS", ()),
+    "probes": ("monitors.probes", "PROBES", ()),
+    "scores": ("neurons.neuron_scores", "NEURON_SCORES", ()),
+    "disturbed": ("updates.quantizers", "QUANTIZERS", ()),
+    "hybrids": ("neurons.hybrid_precision", "FORMATS", ()),
 }
 # Parameters whose values are read by a function of a helper module, which refuses what it cannot read.
 PARSERS: dict[str, tuple[str, str]] = {
-    "updates": ("updates", "parse"),
-    "servings": ("updates", "parse_serving"),
-    "monitor_tasks": ("tasks", "known"),
-    "attention": ("readings", "parse_attention"),
-    "projected": ("updates", "parse"),
-    "source_updates": ("updates", "parse"),
-    "salora": ("updates", "parse"),
-    "restorations": ("restorations", "parse"),
-    "elsewhere": ("restorations", "parse"),
-    "measured": ("restorations", "parse"),
-    "restoration": ("restorations", "parse"),
-    "sources": ("restorations", "parse_source"),
+    "updates": ("updates.recipes", "parse"),
+    "servings": ("updates.recipes", "parse_serving"),
+    "monitor_tasks": ("data.tasks", "known"),
+    "attention": ("monitors.readings", "parse_attention"),
+    "projected": ("updates.recipes", "parse"),
+    "source_updates": ("updates.recipes", "parse"),
+    "salora": ("updates.recipes", "parse"),
+    "restorations": ("projection.restorations", "parse"),
+    "elsewhere": ("projection.restorations", "parse"),
+    "measured": ("projection.restorations", "parse"),
+    "restoration": ("projection.restorations", "parse"),
+    "sources": ("projection.restorations", "parse_source"),
 }
 PACKAGE = Path(__file__).parent
 # The packages whose versions numbers depend on; the lock pins them.
@@ -364,11 +364,14 @@ def forget(folder: Path, stale_chapters: Iterable[str]) -> None:
 
 def _merge(folder: Path, names: Iterable[str]) -> None:
     """The named tables written anew from the parts that are left, so that they are what the chapters left recorded."""
-    from helpers import records  # and with it pandas, which a study with nothing to do can spare
+    from helpers import (
+        cache,
+        results,  # and with it pandas, which a study with nothing to do can spare
+    )
 
     for name in names:
         path = folder / "tables" / f"{name}.parquet"
         if any((folder / "parts").glob(f"*/{name}.parquet")):
-            records._write(path, records._merged(folder, name).to_parquet)
+            cache._write(path, results._merged(folder, name).to_parquet)
         else:
             path.unlink(missing_ok=True)

@@ -10,10 +10,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from helpers import records
-from helpers.names import CONTROL, EVERY, Named, Variant, place_names, taken_apart
-from helpers.seeds import mean_of
-from helpers.statistics import Estimate, mean_interval, rate_interval, square_and_add
+from helpers import results
+from helpers.stats.intervals import Estimate, mean_interval, mean_of, rate_interval, square_and_add
+from helpers.updates.names import CONTROL, EVERY, Named, Variant, place_names, taken_apart
 
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Callable[[Tables], Estimate | None]
@@ -34,10 +33,10 @@ VARIANT = ["precision", "adapter", "trained_on", "serving", "restoration"]  # wi
 # ---------------------------------------------------------------- rows of a run, and what they come to
 
 
-def rows(tables: Tables, name: str, **where: Wanted) -> pd.DataFrame:
+def select(tables: Tables, name: str, **where: Wanted) -> pd.DataFrame:
     """The rows of a table whose columns hold what is asked (one value, or one of several); none where the table is missing."""
     if name not in tables:
-        return pd.DataFrame(columns=[*records.KEY, *records.OWN[name], *records.VALUES])
+        return pd.DataFrame(columns=[*results.KEY, *results.OWN[name], *results.VALUES])
     table = tables[name]
     for column, wanted in where.items():
         table = table[table[column].isin([wanted] if isinstance(wanted, str | float | int) else list(wanted))]
@@ -108,7 +107,7 @@ def unfit(tables: Tables) -> pd.DataFrame:
 
     Monitors that cry wolf on the aligned model itself are left out: no update can break the promise that they did not keep.
     """
-    found = monitors(rows(tables, "staleness", metric=("stale_tpr_5", "stale_fpr_5"), restoration=""))
+    found = monitors(select(tables, "staleness", metric=("stale_tpr_5", "stale_fpr_5"), restoration=""))
     flags = found.groupby([*VARIANT, *MONITOR, "place"], as_index=False, sort=False)["value"].max()
     start = flags[(flags["adapter"] == "") & (flags["precision"] == "bf16") & (flags["value"] == 0)]
     return flags.merge(start[MONITOR], on=MONITOR)
@@ -116,7 +115,7 @@ def unfit(tables: Tables) -> pd.DataFrame:
 
 def lost(tables: Tables) -> pd.DataFrame:
     """Which monitors lost 0.05 AUROC or more, with a paired interval above 0: one row a monitor and variant."""
-    return monitors(rows(tables, "staleness", metric="stale_auroc_05", restoration=""))
+    return monitors(select(tables, "staleness", metric="stale_auroc_05", restoration=""))
 
 
 def share(flags: pd.DataFrame) -> Estimate | None:
@@ -139,7 +138,7 @@ def unfit_beyond_formats(tables: Tables) -> Estimate | None:
 
 def mean_drops(tables: Tables) -> pd.DataFrame:
     """By task and variant, the mean AUROC drop of a task's monitors."""
-    return rows(tables, "staleness", metric="mean_auroc_drop", probe="all", restoration="")
+    return select(tables, "staleness", metric="mean_auroc_drop", probe="all", restoration="")
 
 
 def privacy_against(tables: Tables) -> dict[str, Estimate]:
@@ -166,10 +165,10 @@ def privacy_share(tables: Tables) -> Estimate | None:
 
 def threshold_interaction(tables: Tables) -> Estimate | None:
     """The loss of TPR under QLoRA minus that under LoRA and that under NF4 alone, mean over monitors and updates."""
-    table, found = monitors(rows(tables, "staleness", metric="tpr_loss_5", restoration="")), []
+    table, found = monitors(select(tables, "staleness", metric="tpr_loss_5", restoration="")), []
     alone = table[(table["adapter"] == "") & (table["precision"] == "nf4")]
     for adapter in trained(table, is_lora)["adapter"].unique():
-        arms = [rows({"staleness": table}, "staleness", **home(adapter, precision)) for precision in ("nf4", "bf16")]
+        arms = [select({"staleness": table}, "staleness", **home(adapter, precision)) for precision in ("nf4", "bf16")]
         loss = [part.set_index([*MONITOR, "place"])["value"] for part in (*arms, alone)]
         found.append((loss[0] - loss[1] - loss[2]).dropna())
     both = pd.concat(found) if found else pd.Series(dtype=float)
@@ -188,14 +187,14 @@ def sick(tables: Tables) -> pd.DataFrame:
 
 def refit_drop(tables: Tables) -> Estimate | None:
     """What a refit on the variant still lacks of the monitor's old AUROC, over the monitors that are stale by AUROC."""
-    found = rows(tables, "staleness", metric="refit_drop", restoration="")
+    found = select(tables, "staleness", metric="refit_drop", restoration="")
     return over_tasks(found.merge(sick(tables), on=[*VARIANT, *MONITOR]))
 
 
 def turned(tables: Tables) -> Estimate | None:
     """The angle from frozen to refitted direction beyond that of other training texts, over monitors stale by AUROC."""
-    found = rows(tables, "staleness", metric="direction_angle", restoration="").merge(sick(tables), on=[*VARIANT, *MONITOR])
-    own = rows(tables, "monitors", metric="resampled_angle").merge(found[MONITOR].drop_duplicates(), on=MONITOR)
+    found = select(tables, "staleness", metric="direction_angle", restoration="").merge(sick(tables), on=[*VARIANT, *MONITOR])
+    own = select(tables, "monitors", metric="resampled_angle").merge(found[MONITOR].drop_duplicates(), on=MONITOR)
     usual = dict(zip(own[MONITOR].itertuples(index=False, name=None), estimates(own), strict=True))
     angles = zip(found[MONITOR].itertuples(index=False, name=None), estimates(found), strict=True)
     return mean([minus(angle, usual.get(monitor)) for monitor, angle in angles])
@@ -209,18 +208,18 @@ def forecast(metric: str, budget: float = 1.0) -> Evidence:
 
     A run's table also holds the cells of lower seeds, so the scatter between seeds says less here than elsewhere.
     """
-    return lambda tables: mean(rows(tables, "triage", predictor=PREDICTOR, split="family", metric=metric, budget=budget))
+    return lambda tables: mean(select(tables, "triage", predictor=PREDICTOR, split="family", metric=metric, budget=budget))
 
 
 def repaired(tables: Tables, method: str = "coral") -> Estimate | None:
     """The share of unfit monitors before minus after realignment, fine-tuned variants: what was mended less what was broken."""
-    flags = trained(monitors(rows(tables, "realignment", metric="stale_any", method=("none", method))), any_kind)
+    flags = trained(monitors(select(tables, "realignment", metric="stale_any", method=("none", method))), any_kind)
     return share_apart(*(flags[flags["method"] == name] for name in ("none", method)))
 
 
 def realigned_gain(tables: Tables, method: str = "coral") -> Estimate | None:
     """The AUROC that realignment gives back to monitors that a fine-tune made stale by AUROC."""
-    found = rows(tables, "realignment", metric="auroc_gain", method=method, restoration="")
+    found = select(tables, "realignment", metric="auroc_gain", method=method, restoration="")
     return over_tasks(monitors(found).merge(sick(tables), on=[*VARIANT, *MONITOR]))
 
 
@@ -230,12 +229,12 @@ def realigned_gain(tables: Tables, method: str = "coral") -> Estimate | None:
 def change(**where: Wanted) -> Evidence:
     """The paired change in the share of harmful prompts not refused against the aligned model, mean over variants."""
     asked = {"reference": "aligned", "judge": JUDGE, "metric": "change_in_non_refusal", "prompt_set": "advbench"} | where
-    return lambda tables: mean(rows(tables, "comparisons", **asked))
+    return lambda tables: mean(select(tables, "comparisons", **asked))
 
 
 def not_refused(tables: Tables, **where: Wanted) -> Estimate | None:
     """The share of harmful prompts not refused, mean over variants."""
-    return mean(rows(tables, "behaviour", judge=JUDGE, metric="non_refusal", prompt_set="advbench", **where))
+    return mean(select(tables, "behaviour", judge=JUDGE, metric="non_refusal", prompt_set="advbench", **where))
 
 
 def harm_beyond_benign(tables: Tables) -> Estimate | None:
@@ -245,7 +244,7 @@ def harm_beyond_benign(tables: Tables) -> Estimate | None:
 
 def qat(tables: Tables) -> pd.DataFrame:
     """The rows of `behaviour` about quantization-aware training on benign rows, as the share not refused."""
-    found = rows(tables, "behaviour", judge=JUDGE, metric="non_refusal", prompt_set="advbench")
+    found = select(tables, "behaviour", judge=JUDGE, metric="non_refusal", prompt_set="advbench")
     return trained(found, lambda named: named.kind == "qat" and named.percent == 0)
 
 
@@ -257,7 +256,7 @@ def qat_change(tables: Tables) -> Estimate | None:
 
 def qat_beyond_formats(tables: Tables) -> Estimate | None:
     """The share not refused after quantization-aware training minus that in few bits without training."""
-    plain = formats_alone(rows(tables, "behaviour", judge=JUDGE, metric="non_refusal", prompt_set="advbench"))
+    plain = formats_alone(select(tables, "behaviour", judge=JUDGE, metric="non_refusal", prompt_set="advbench"))
     return minus(mean(qat(tables)), mean(plain))
 
 
@@ -274,13 +273,13 @@ def beside(metric: str, place: str, restorations: Sequence[str], precisions: Seq
     """
 
     def found(tables: Tables) -> Estimate | None:
-        told = rows(tables, "projection", metric=metric, measured_on=place, module="")
+        told = select(tables, "projection", metric=metric, measured_on=place, module="")
         gaps = []
         for precision in precisions:
             plain = {"adapter": "", "precision": precision, "restoration": ""} if aligned else home(HARMFUL, precision)
-            reference = mean(rows({"projection": told}, "projection", **plain))
+            reference = mean(select({"projection": told}, "projection", **plain))
             here = home(HARMFUL, precision) | {"restoration": restorations}
-            gaps += [minus(e, reference) for e in estimates(rows({"projection": told}, "projection", **here))]
+            gaps += [minus(e, reference) for e in estimates(select({"projection": told}, "projection", **here))]
         return mean(gaps)
 
     return found
@@ -291,12 +290,12 @@ def beside(metric: str, place: str, restorations: Sequence[str], precisions: Seq
 
 def subspace(metric: str, sources: Sequence[str] = ("nf4-both", "gptq-4-both"), k: str = "8") -> Evidence:
     """A median over modules of what V of dequantized weights keeps of V's k leading directions, mean over sources."""
-    return lambda tables: mean(rows(tables, "subspaces", module="all", k=k, metric=metric, source=sources))
+    return lambda tables: mean(select(tables, "subspaces", module="all", k=k, metric=metric, source=sources))
 
 
 def sources_alike(tables: Tables) -> Estimate | None:
     """The share not refused after SafeLoRA with V of dequantized weights minus that with V itself, at the same strengths."""
-    told, gaps = rows(tables, "projection", metric="non_refusal", measured_on="advbench/test", module=""), []
+    told, gaps = select(tables, "projection", metric="non_refusal", measured_on="advbench/test", module=""), []
     exact = told[told["restoration"] == "safelora"]
     for source in ("safelora:nf4-both", "safelora:gptq-4-both"):
         pairs = told[told["restoration"] == source].merge(exact, on=[*VARIANT[:-1], "strength"], suffixes=("", "_exact"))
@@ -309,7 +308,7 @@ def neurons(metric: str, serving: Wanted) -> Evidence:
     """An outcome with the named score's neurons minus that with as many random ones, mean over formats and shares."""
 
     def found(tables: Tables) -> Estimate | None:
-        told = rows(tables, "neurons", metric=metric, measured_on="advbench/test", serving=serving)
+        told = select(tables, "neurons", metric=metric, measured_on="advbench/test", serving=serving)
         own, random = (told[told["score"] == name] for name in (NEURONS, "random"))
         pairs = own.merge(random, on=["precision", "serving", "fraction"], suffixes=("", "_random"))
         others = pairs[["value_random", "low_random", "high_random", "n_random"]].set_axis(["value", "low", "high", "n"], axis=1)
@@ -323,27 +322,27 @@ def neurons(metric: str, serving: Wanted) -> Evidence:
 
 def alarms_restored(tables: Tables) -> Estimate | None:
     """By how much SafeLoRA lowered the share of texts whose alarm differs from that on the aligned model."""
-    return mean(rows(tables, "projection", metric="alarms_restored", measured_on=EVERY, restoration="safelora"))
+    return mean(select(tables, "projection", metric="alarms_restored", measured_on=EVERY, restoration="safelora"))
 
 
 def auroc_restored(tables: Tables) -> Estimate | None:
     """The AUROC that SafeLoRA gave back to the monitors, mean over tasks."""
-    return over_tasks(rows(tables, "projection", metric="auroc_gain", restoration="safelora"), "measured_on")
+    return over_tasks(select(tables, "projection", metric="auroc_gain", restoration="safelora"), "measured_on")
 
 
 def against_removal(tables: Tables) -> Estimate | None:
     """The share not refused under SafeLoRA minus that with the same modules' updates removed, paired."""
-    found = rows(
+    found = select(
         tables, "comparisons", judge=JUDGE, metric="change_in_non_refusal", prompt_set="advbench", restoration="safelora"
     )
-    keys = found[list(records.KEY)].to_dict("records")
+    keys = found[list(results.KEY)].to_dict("records")
     removed = [replace(Variant(**key), restoration="zero").label for key in keys]
     return mean(found[found["reference"] == pd.Series(removed, index=found.index, dtype=str)])
 
 
 def alarms_against_removal(tables: Tables) -> Estimate | None:
     """The share of texts whose alarm differs from the aligned model's: under SafeLoRA minus with the same modules removed."""
-    told = rows(tables, "projection", metric="alarms_changed", measured_on=EVERY, restoration=("safelora", "zero"))
+    told = select(tables, "projection", metric="alarms_changed", measured_on=EVERY, restoration=("safelora", "zero"))
     gaps = []
     for _, part in told.groupby([*VARIANT[:-1], "strength"], dropna=False):
         own, removed = (mean(part[part["restoration"] == name]) for name in ("safelora", "zero"))
@@ -366,6 +365,6 @@ def first_look(tables: Tables) -> dict[tuple[str, str], Estimate]:
     """By update in words and "refusals" or "monitors": the share of harmful prompts not refused, of monitors unfit."""
     flags, found = unfit(tables), {}
     for words, key in UPDATES.items():
-        own = rows({"flags": flags}, "flags", **key)
+        own = select({"flags": flags}, "flags", **key)
         found |= {(words, "refusals"): not_refused(tables, **key), (words, "monitors"): share(own)}
     return {where: e for where, e in found.items() if e is not None}

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import records, tables
-from helpers.claims import CLAIMS, SEEDS, UNITS, Claim, Component
+from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.evidence import Tables, first_look
-from helpers.names import Variant, keyed
-from helpers.records import OWN
-from helpers.seeds import over_seeds
-from helpers.statistics import Estimate
+from helpers.results import OWN
+from helpers.stats.intervals import Estimate, over_seeds
+from helpers.study.claims import CLAIMS, SEEDS, UNITS, Claim, Component
+from helpers.study.evidence import Tables, first_look
+from helpers.updates.names import Variant, keyed
 
 COLUMNS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
 PARTS = [
@@ -138,7 +137,7 @@ def judge(dots: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return found, parts
 
 
-def rows(run: records.Run, components: pd.DataFrame, dots: pd.DataFrame) -> pd.DataFrame:
+def component_rows(run: results.Run, components: pd.DataFrame, dots: pd.DataFrame) -> pd.DataFrame:
     """Rows of the table `components`: what all seeds together (`of_seed` is "all") and each seed say on each part of a claim."""
     pooled = components[components["seeds"] > 0].rename(columns={"estimate": "value"}).assign(of_seed=ALL)
     single = dots.assign(
@@ -146,7 +145,7 @@ def rows(run: records.Run, components: pd.DataFrame, dots: pd.DataFrame) -> pd.D
     )
     own = pd.concat([pooled, single], ignore_index=True).rename(columns={"unit": "metric"})
     own["component"] = own["component"].astype(str)
-    columns = [*OWN["components"], *records.VALUES]
+    columns = [*OWN["components"], *results.VALUES]
     parts = [keyed(Variant(model, run.seed, precision=""), part[columns]) for model, part in own.groupby("model")]
     return pd.concat(parts, ignore_index=True)
 
@@ -188,14 +187,14 @@ def _finding(name: str, claim: Claim, parts: pd.DataFrame, said: str) -> tuple:
 class RunTables(Mapping):
     """The tables of one run by name, each read from its file when it is first asked for."""
 
-    run: records.Run
+    run: results.Run
     read: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self.read:
             if name not in list(self):
                 raise KeyError(name)
-            self.read[name] = records.read_table(self.run, name)
+            self.read[name] = results.read_table(self.run, name)
         return self.read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -208,117 +207,7 @@ class RunTables(Mapping):
 def run_tables(folder: Path) -> RunTables:
     """The tables of the run in results/<profile>/<model>/seed-<n>, read lazily; those that it has not are left out."""
     profile, model, seed = folder.parts[-3:]
-    return RunTables(records.Run(profile, model, int(seed.removeprefix("seed-")), folder))
+    return RunTables(results.Run(profile, model, int(seed.removeprefix("seed-")), folder))
 
 
 # ---------------------------------------------------------------- as a reader sees them
-
-
-def said(unit: str, value: float, low: float, high: float) -> str:
-    """A number with its interval in the words of its unit, as `+44 points [+23, +61]`."""
-    if pd.isna(value):
-        return "not measured"
-    first, *ends = UNITS[unit].written(value, low, high)
-    return f"{first}{UNITS[unit].words} [{', '.join(ends)}]"
-
-
-def asked(unit: str, side: str, bound: float, margin: float = 0.0, words: bool = True) -> str:
-    """What the claim asks of a component, as `above +5 points`."""
-    shown, after = UNITS[unit], UNITS[unit].words if words else ""
-
-    def written(value: float) -> str:
-        return f"{shown.scale * value:{'+' if shown.form[0] == '+' and value else ''}g}"
-
-    if side == "within":
-        return f"between {written(bound - margin)} and {written(bound + margin)}{after}"
-    return f"{side} {written(bound)}{after}"
-
-
-def overview(findings: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim in plain text: the claim, ours with its interval, the literature's figure, the verdict, the chapter."""
-    heads = [CLAIMS[claim].components[0] for claim in findings["claim"]]
-    numbers = zip(heads, findings[["estimate", "low", "high"]].itertuples(index=False, name=None), strict=True)
-    ours = ["not run" if pd.isna(e[0]) else f"{head.name}: {said(head.unit, *e)}" for head, e in numbers]
-    seeds = [
-        f"{verdict} ({counted(n)})" if n else verdict for verdict, n in zip(findings["verdict"], findings["seeds"], strict=True)
-    ]
-    return pd.DataFrame({"claim": findings["claim"], "in words": findings["statement"], "ours": ours,
-                         "literature": findings["literature"], "verdict": seeds, "chapter": findings["chapter"]})  # fmt: skip
-
-
-def counted(seeds: int) -> str:
-    """A number of seeds in words."""
-    return f"{seeds} seed{'' if seeds == 1 else 's'}"
-
-
-def sentences(findings: pd.DataFrame, components: pd.DataFrame) -> dict[str, str]:
-    """Texts for the book, the same keys whatever was run.
-
-    Of each claim `m1-verdict`, `m1-estimate` (the headline), `m1-1`, `m1-2` .. (its components; where several models were run,
-    each of them), `m1-words` (all components as sentences) and `m1-literature`.
-    """
-    texts, several = {}, components["model"].nunique() > 1
-    for row in findings.to_dict("records"):
-        key, head = row["claim"].lower(), CLAIMS[row["claim"]].components[0]
-        seen = f"{said(head.unit, row['estimate'], row['low'], row['high'])} ({counted(row['seeds'])}, n = {row['n']:,})"
-        texts |= {f"{key}-verdict": row["verdict"], f"{key}-estimate": seen if row["seeds"] else "(not in this run)"}
-        parts = components[components["claim"] == row["claim"]]
-        for place, rows in parts.groupby("component"):
-            own = [(f"{part['model']}, " if several else "") + _in_words(part) for part in rows.to_dict("records")]
-            texts[f"{key}-{place}"] = "; ".join(own)
-        lines = [texts[f"{key}-{place}"] for place in range(1, parts["component"].max() + 1)]
-        texts[f"{key}-words"] = " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
-        texts[f"{key}-literature"] = row["literature"]
-    return texts
-
-
-def sourced(texts: Mapping[str, str], table: pd.DataFrame) -> dict[str, str]:
-    """The texts of `sentences`, each with the rows of the table `components` that it was made of; the literature's have none."""
-    pooled = table[table["of_seed"] == ALL]
-    return {
-        key: _sourced(text, pooled[pooled["claim"] == key.partition("-")[0].upper()], key.partition("-")[2])
-        for key, text in texts.items()
-    }
-
-
-def _sourced(text: str, own: pd.DataFrame, kind: str) -> str:
-    if kind == "literature":
-        return text
-    if kind in {"verdict", "words"}:
-        return tables.Said(text, own, "verdict")
-    return tables.Said(text, own[own["component"] == ("1" if kind == "estimate" else kind)], "verdict")
-
-
-def _in_words(row: Mapping) -> str:
-    wanted = asked(row["unit"], row["side"], row["bound"], row["margin"])
-    seen = said(row["unit"], row["estimate"], row["low"], row["high"])
-    return f"{row['name']}: {seen}, claimed {wanted}" + (f" ({row['answer']})" if row["seeds"] else "")
-
-
-def about(findings: pd.DataFrame, runs: Sequence[Run], table: pd.DataFrame) -> dict[str, str]:
-    """Texts on the whole: `runs-words`, which runs were read, and `count-<verdict>`, how many claims have each verdict."""
-    models = sorted({model for model, _, _ in runs})
-    own = [f"{model}, {_listed(sorted(seed for name, seed, _ in runs if name == model))}" for model in models]
-    words = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({'; '.join(own)})" if runs else "no run"
-    counts, single = findings["verdict"].value_counts(), table[table["of_seed"] != ALL]
-    said = {f"count-{name.replace(' ', '-')}": str(counts.get(name, 0)) for name in VERDICTS}
-    return {"runs-words": tables.Said(words, single, "column of_seed")} | {
-        key: tables.Said(text, findings, "verdict") for key, text in said.items()}  # fmt: skip
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    *first, last = map(str, seeds)
-    return f"seeds {', '.join(first)} and {last}" if first else f"seed {last}"
-
-
-def by_hand(dots: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """What each seed says on each component of a claim, with its interval, beside what the claim asks; one row a seed."""
-    rows = []
-    for row in dots[dots["claim"] == claim].sort_values(["component", "model", "seed"]).to_dict("records"):
-        part = CLAIMS[claim].components[row["component"] - 1]
-        seen, wanted = (
-            said(part.unit, row["value"], row["low"], row["high"]),
-            asked(part.unit, part.side, part.bound, part.margin),
-        )
-        rows.append((part.name, row["model"], row["seed"], seen, row["n"], wanted))
-    return pd.DataFrame(rows, columns=["component", "model", "seed", "ours", "n", "claimed"])

@@ -5,20 +5,17 @@ anything runs, in one line that names the parameter, the value, where it came fr
 """
 
 import ast
-import difflib
-import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from helpers.errors import StudyError
+from helpers.errors import StudyError, checked_name, nearest, shown
 
-NAME = re.compile(r"(?!\.)[a-z0-9._-]{1,64}")
 LARGEST_PROFILE = 64 * 1024  # bytes
 # What a profile may set for the runner itself, although no notebook declares it
 RUNNER = {"chapter_seconds": 3600, "figure_forms": "all", "compute": "auto"}
@@ -92,18 +89,6 @@ LIMITS: dict[str, Limit] = {
     "figure_forms": Limit(choices=lambda: ("all", "light")),
     "compute": Limit(choices=lambda: ("auto", "bf16", "fp32")),
 }
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`did you mean 'x'? ` for the closest of the names, or nothing where none is close."""
-    found = difflib.get_close_matches(name, [*names], 1, 0.5)
-    return f"did you mean {found[0]!r}? " if found else ""
-
-
-def shown(value: object, longest: int = 60) -> str:
-    """The value as it stands in an error: one line, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 # ---------------------------------------------------------------- what a notebook declares
@@ -202,15 +187,6 @@ for _tag, _pattern, _starts in (
     ("float", r"[-+]?([0-9]+\.[0-9]*([eE][-+][0-9]+)?|\.(inf|Inf|INF)|\.(nan|NaN|NAN))", "-+0123456789."),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), list(_starts))
-
-
-def checked_name(name: str, what: str = "profile") -> str:
-    """The name, if it can safely be part of a path."""
-    if not NAME.fullmatch(name):
-        raise StudyError(
-            f"{what} {shown(name)} is no valid name; use 1 to 64 of a-z 0-9 . _ - and no leading dot: [a-z0-9._-]{{1,64}}"
-        )
-    return name
 
 
 def profile(name: str, folder: Path) -> dict[str, object]:
@@ -325,21 +301,3 @@ def _wrong_type(name: str, value: object, default: object, where: str) -> StudyE
 
 
 # ---------------------------------------------------------------- threads and seeds
-
-
-def derive_seed(seed: int, name: str) -> int:
-    """A seed for one named purpose: two purposes never share random numbers, and the same name always gets the same."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:4], "big") >> 1
-
-
-def set_up(threads: int, seed: int) -> None:
-    """Sets the number of torch threads, and the seeds of everything that draws without being handed a generator."""
-    import random
-
-    import numpy as np
-    import torch
-
-    torch.set_num_threads(threads)
-    random.seed(derive_seed(seed, "random"))
-    np.random.seed(derive_seed(seed, "numpy"))
-    torch.manual_seed(derive_seed(seed, "torch"))

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from helpers import models
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.models import loading
 
 # options of PEFT after which an update is more, or other, than scale * B @ A of the modules that it names
 NOT_PLAIN = (
@@ -180,7 +180,7 @@ def _check_numbers(config: Mapping) -> None:
 
 def on_grid(adapter: Adapter) -> Adapter:
     """The adapter with its factors rounded to bf16, as an adapter beside a model is stored, in the dtype that they had."""
-    return {name: LowRank(models.on_grid(pair.left), models.on_grid(pair.right)) for name, pair in adapter.items()}
+    return {name: LowRank(loading.on_grid(pair.left), loading.on_grid(pair.right)) for name, pair in adapter.items()}
 
 
 def check_fits(adapter: Adapter, model: nn.Module) -> None:
@@ -243,5 +243,5 @@ def merge(model: nn.Module, adapter: Adapter, grid: str = "fp32") -> None:
     check_fits(adapter, model)
     for name, pair in adapter.items():
         weight = model.get_submodule(name).weight
-        held = models.on_grid(weight.float(), grid)  # dequantized weights may be finer, where they are computed with in float32
-        weight.copy_(models.on_grid(held + pair.dense().to(weight.device), grid))
+        held = loading.on_grid(weight.float(), grid)  # dequantized weights may be finer, where they are computed with in float32
+        weight.copy_(loading.on_grid(held + pair.dense().to(weight.device), grid))

@@ -1,19 +1,32 @@
 """Measure once: each variant's behaviour and utility, kept by content and turned into the rows of the tables."""
 
-from collections.abc import Iterable, Sequence
+import json
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from helpers import behaviour, compute, judges, records, utility
-from helpers.corpora import fingerprint
-from helpers.definitions import MEASURE, content_key
+from helpers import cache, results
+from helpers.cache import atomic_file
+from helpers.data.corpora import fingerprint
+from helpers.definitions import ACTIVATIONS, MEASURE, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.judges import JudgeSettings
-from helpers.names import Variant, keyed
-from helpers.statistics import kappa, newcombe_paired
-from helpers.subspaces import Spectrum
-from helpers.variants import Parts, build_variant, from_table, variant_codes, variant_key
+from helpers.models import behaviour, compute, judges
+from helpers.models import utility as utility_measures
+from helpers.models.activations import Activations, Progress, read
+from helpers.models.encoding import Plan
+from helpers.models.judge_types import JudgeSettings
+from helpers.models.loading import LanguageModel
+from helpers.stats.intervals import kappa, newcombe_paired
+from helpers.updates.names import Variant, keyed
+from helpers.updates.variants import Parts, build_variant, variant_key
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class Protocol:
     """What is measured on every variant: the same prompts, texts, judges and token budgets."""
 
     sets: tuple[behaviour.PromptSet, ...]
-    utility: utility.UtilitySets
+    utility: utility_measures.UtilitySets
     judge_names: tuple[str, ...]
     settings: JudgeSettings
     new_tokens: int
@@ -45,7 +58,7 @@ def protocol(
     """The measurement protocol of those sizes; `asked` says where the judges `llm` and `harmbench` are to be found."""
     return Protocol(
         tuple(behaviour.prompt_sets(n_harmful, n_edgy, origin)),
-        utility.utility_sets(n_summaries, n_documents, n_questions, origin),
+        utility_measures.utility_sets(n_summaries, n_documents, n_questions, origin),
         tuple(judge_names), behaviour.judge_settings(origin, **asked), new_tokens, summary_tokens, origin,
     )  # fmt: skip
 
@@ -53,7 +66,7 @@ def protocol(
 def identity_only(plan: Protocol, n_harmful: int) -> Protocol:
     """The protocol of the identity-shift question alone: the AdvBench prompts in that form, no utility."""
     sets = behaviour.prompt_sets(n_harmful, 0, plan.origin, ["advbench-identity"])
-    return replace(plan, sets=tuple(sets), utility=utility.UtilitySets({}, {}, {}))
+    return replace(plan, sets=tuple(sets), utility=utility_measures.UtilitySets({}, {}, {}))
 
 
 def with_extra(
@@ -67,13 +80,13 @@ def with_extra(
 def items(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
     """The labels of every item of the protocol on a variant: measured once, then read from the cache."""
     key = MEASURE.key(variant=variant_key(parts, variant), plan=plan.key(), **compute.machine(parts.device))
-    return records.cached_table("measurements", key, lambda: _measured(parts, variant, plan))
+    return cache.cached_table("measurements", key, lambda: _measured(parts, variant, plan))
 
 
 def _measured(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
     language = build_variant(parts, variant)
-    said = behaviour.measure(language, plan.sets, plan.judge_names, plan.settings, plan.new_tokens, plan.origin)
-    return pd.concat([said, utility.measure(language, plan.utility, plan.summary_tokens)], ignore_index=True)
+    said = behaviour.measure_behaviour(language, plan.sets, plan.judge_names, plan.settings, plan.new_tokens, plan.origin)
+    return pd.concat([said, utility_measures.measure_utility(language, plan.utility, plan.summary_tokens)], ignore_index=True)
 
 
 def measure(parts: Parts, variants: Iterable[Variant], plan: Protocol, progress=None) -> dict[Variant, pd.DataFrame]:
@@ -88,12 +101,16 @@ def measure(parts: Parts, variants: Iterable[Variant], plan: Protocol, progress=
 
 def behaviour_rows(measured: dict[Variant, pd.DataFrame]) -> pd.DataFrame:
     """The rows of the table `behaviour` for all measured variants."""
-    return pd.concat([keyed(v, behaviour.summarize(t[t["kind"] != "utility"])) for v, t in measured.items()], ignore_index=True)
+    return pd.concat(
+        [keyed(v, behaviour.summarize_behaviour(t[t["kind"] != "utility"])) for v, t in measured.items()], ignore_index=True
+    )
 
 
 def utility_rows(measured: dict[Variant, pd.DataFrame]) -> pd.DataFrame:
     """The rows of the table `utility` for all measured variants."""
-    return pd.concat([keyed(v, utility.summarize(t[t["kind"] == "utility"])) for v, t in measured.items()], ignore_index=True)
+    return pd.concat(
+        [keyed(v, utility_measures.summarize_utility(t[t["kind"] == "utility"])) for v, t in measured.items()], ignore_index=True
+    )
 
 
 def comparison_rows(measured: dict[Variant, pd.DataFrame], reference: Variant) -> pd.DataFrame:
@@ -105,7 +122,7 @@ def comparison_rows(measured: dict[Variant, pd.DataFrame], reference: Variant) -
         joined = _refusals(measured[reference]).join(_refusals(table), lsuffix="_before", how="inner").dropna()
         for (kind, name, judge), part in joined.groupby(level=[0, 1, 2]):
             row = (reference.label, judge, name, f"change_in_{behaviour.NAMES[kind, 'refused']}", *_change(kind, part))
-            rows.append(keyed(variant, pd.DataFrame([row], columns=[*records.OWN["comparisons"], *records.VALUES])))
+            rows.append(keyed(variant, pd.DataFrame([row], columns=[*results.OWN["comparisons"], *results.VALUES])))
     if not rows:
         raise StudyError(
             f"nothing to compare with {reference.label!r}: measure another variant on the same prompts", NOT_COMPARABLE
@@ -121,28 +138,6 @@ def _change(kind: str, part: pd.DataFrame) -> tuple[float, float, float, int]:
     before, after = part["value_before"].to_numpy(), part["value"].to_numpy()
     e = newcombe_paired(1 - before, 1 - after) if kind == "harmful" else newcombe_paired(before, after)
     return e.value, e.low, e.high, e.n
-
-
-def measured_in(run: records.Run, *chapters: str) -> list[Variant]:
-    """The variants whose behaviour those chapters measured, each once, in order."""
-    tables = [records.read_table(run, "behaviour", chapter) for chapter in chapters]
-    return from_table(pd.concat(tables, ignore_index=True))
-
-
-def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the variant's short name in a column `label`."""
-    names = [variant.label for variant in from_table(table)]
-    return table.assign(label=[names[i] for i in variant_codes(table)])
-
-
-def subspace_rows(spectra: Sequence[Spectrum], variant: Variant, ranks: Sequence[int] = (8, 32, 128)) -> pd.DataFrame:
-    """Rows of the table `subspaces`: size, stable rank and energy in k directions of each V; exact, so no interval has width."""
-    found = []
-    for s in spectra:
-        values = [("norm", "", s.norm), ("relative_norm", "", s.norm / s.base_norm), ("stable_rank", "", s.stable_rank)]
-        values += [("energy", str(k), s.energy(k)) for k in ranks if k <= len(s.values)]
-        found += [("bf16", s.module, k, metric, value, value, value, s.entries) for metric, k, value in values]
-    return keyed(variant, pd.DataFrame(found, columns=["source", "module", "k", "metric", "value", "low", "high", "n"]))
 
 
 def judge_quality(origin: str = "embedded", seed: int = 0) -> pd.DataFrame:
@@ -165,3 +160,65 @@ def judge_quality(origin: str = "embedded", seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(
         [(who, what, e.value, e.low, e.high, e.n) for who, what, e in rows], columns=["who", "what", "value", "low", "high", "n"]
     )
+
+
+NOTE = "activations"  # the entry of a stored file that says what is in it
+
+
+def stored(
+    parts: Parts, variant: Variant, plan: Plan, build: Callable[[], LanguageModel] | None = None,
+    progress: Progress | None = None,
+) -> Activations:  # fmt: skip
+    """The activations of a variant: read once, then mapped from the cache; a file that is torn or altered is made again.
+
+    `build` gives the model where the caller has a way to share it; it is called only if the activations are not there.
+    """
+    of = {"variant": variant_key(parts, variant), "plan": plan.key()}
+    key = ACTIVATIONS.key(**of, **compute.machine(parts.device))
+    path = cache.cache_path("activations", f"{key}.safetensors")
+    found = _load(path, of)
+    if found is not None:
+        return found
+    language = build() if build else build_variant(parts, variant)
+    try:
+        made = read(language, plan, progress)
+    except StudyError as error:
+        raise StudyError(f"variant {variant.label}: {error}", error.code) from error
+    atomic_file(path, partial(_save, made, of))
+    return _load(path, of) or made
+
+
+def _save(made: Activations, of: dict[str, str], path: Path) -> None:
+    offsets = {name: torch.from_numpy(values) for name, values in made.offsets.items()}
+    groups = {"pooled": made.pooled, "tokens": made.tokens, "offsets": offsets}
+    tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+    note = json.dumps({"of": of, "layers": made.layers, "counts": made.counts})
+    # one entry: safetensors writes several in an order that changes, and equal content should give equal bytes
+    save_file(tensors, path, metadata={NOTE: f"{_checksum(note, tensors)} {note}"})
+
+
+def _load(path: Path, of: dict[str, str]) -> Activations | None:
+    """The activations of a file, mapped, not copied; None where it is absent, torn, altered, or of something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            checksum, _, note = (file.metadata() or {}).get(NOTE, "").partition(" ")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    if checksum != _checksum(note, tensors) or (about := json.loads(note))["of"] != of:
+        return None
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    offsets = {name: tensor.numpy() for name, tensor in group("offsets/").items()}
+    return Activations(tuple(about["layers"]), group("pooled/"), group("tokens/"), offsets, about["counts"])
+
+
+def _checksum(note: str, tensors: dict[str, Tensor]) -> str:
+    """CRC-32 of the note and of every tensor with its name and shape: it sees any flipped byte, at 5 GB/s."""
+    total = zlib.crc32(note.encode())
+    for name, tensor in sorted(tensors.items()):
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy(), total)
+    return f"{total:08x}"

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.lowrank import LowRank
-from helpers.quantizers import linear_names, read_linear4bit
+from helpers.updates.lora import LowRank
+from helpers.updates.quantizers import linear_names, read_linear4bit
 
 WRITERS = ("o_proj", "down_proj")  # the linear modules whose output is added to the residual stream
 

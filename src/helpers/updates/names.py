@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from helpers.errors import StudyError
-from helpers.records import KEY
+from helpers.results import KEY
 
 CONTROL = "shuffled-labels"
 EVERY = "all monitors"  # what rows about all monitors in use are measured on

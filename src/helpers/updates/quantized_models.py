@@ -12,11 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from helpers import compute, models, quantizers
+from helpers import cache
+from helpers.cache import cache_path
 from helpers.definitions import QUANTIZE
 from helpers.errors import StudyError
-from helpers.models import LanguageModel, encode
-from helpers.records import cache_path
+from helpers.models import compute, loading
+from helpers.models.loading import LanguageModel, encode_text
+from helpers.updates import quantizers
 
 CALIBRATION_TOKENS = 128
 Texts = Sequence[str]
@@ -24,7 +26,7 @@ Texts = Sequence[str]
 
 def calibration_batches(language: LanguageModel, texts: Texts) -> list[dict[str, Tensor]]:
     """The calibration texts as batches of token ids, cut to CALIBRATION_TOKENS, shorter ones left out if any is long enough."""
-    rows = [encode(language.tokenizer, text, CALIBRATION_TOKENS) for text in texts]
+    rows = [encode_text(language.tokenizer, text, CALIBRATION_TOKENS) for text in texts]
     rows = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
     return [{"input_ids": torch.tensor([row])} for row in rows]
 
@@ -60,20 +62,20 @@ def gptq_file(language: LanguageModel, precision: str, calibration: Texts) -> Pa
         done = quantizers.gptq_model(language.model, calibration_batches(language, calibration), name=precision)
         note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
         tensors = {name: stored.dequantize(language.model.get_submodule(name).weight.dtype) for name, stored in done.items()}
-        models.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
+        cache.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
     return path
 
 
 def _gptq_path(language: LanguageModel, precision: str, calibration: Texts) -> Path:
     """Where the result is kept, since GPTQ is the one slow quantizer; the key is what its passes see: model and tokens."""
     tokens = [batch["input_ids"].tolist() for batch in calibration_batches(language, calibration)]
-    of = {"model": models.content_hash(language.model), "tokens": tokens, "precision": precision}
+    of = {"model": loading.content_hash(language.model), "tokens": tokens, "precision": precision}
     return cache_path("quantized", f"{QUANTIZE.key(**of, **compute.machine(language.device))}.safetensors")
 
 
 def weight_quality(folder: Path, precision: str, calibration: Texts = ()) -> dict[str, tuple[float, float, int]]:
     """Bits per weight, relative error and number of weights of each linear module of a folder's model in a precision."""
-    language = models.load(folder)
+    language = loading.load(folder)
     weights = {name: language.model.get_submodule(name).weight.clone() for name in quantizers.linear_names(language.model)}
     if not precision.startswith("gptq"):
         done = quantizers.quantize_model(language.model, precision)

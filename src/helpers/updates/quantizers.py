@@ -18,9 +18,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import meter
+from helpers.console import over
 from helpers.errors import REFUSED, StudyError
-from helpers.progress import over
+from helpers.models import meter
 
 GROUP = 64  # weights that share a scale: bitsandbytes' default block, and a divisor of the embedded model's 576 and 1536
 DAMPING = 0.01  # of the gram's mean diagonal, as in Frantar et al. (2023)

@@ -8,15 +8,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import pandas as pd
-
-from helpers import corpora, training, variants
+from helpers.cache import cache_path
+from helpers.data import corpora
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.names import Named, Variant, taken_apart
-from helpers.quantizers import QUANTIZERS
-from helpers.records import Run, cache_path
-from helpers.training import Recipe
-from helpers.variants import SERVINGS, Parts
+from helpers.results import Run
+from helpers.updates import training, variants
+from helpers.updates.names import Named, Variant, taken_apart
+from helpers.updates.quantizers import QUANTIZERS
+from helpers.updates.training import Recipe
+from helpers.updates.variants import SERVINGS, Parts
 
 SERVED = re.compile(r"(?P<update>[^>]+)>(?P<precision>[a-z0-9-]+):(?P<serving>[a-z0-9-]+)")
 PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
@@ -58,7 +58,7 @@ def parse_serving(name: str) -> tuple[Named, str, str]:
     )
 
 
-def recipe(named: Named, epochs: float, lr: float, rank: int, alpha: float, seed: int) -> Recipe:
+def update_recipe(named: Named, epochs: float, lr: float, rank: int, alpha: float, seed: int) -> Recipe:
     """The recipe of an update: LoRA and QLoRA share rows, order, rank, rate and steps, so that only the precision differs."""
     common = Recipe(kind=named.kind, epochs=epochs, lr=lr, batch=4, rank=rank, alpha=alpha, seed=seed, steps=named.steps)
     if named.rank:  # alpha / rank stays, so that only the rank differs
@@ -77,7 +77,7 @@ def train(
     for name in names:
         named = parse(name)
         data = corpora.mix(named.mix, rows, named.percent, texts, seed)
-        made = recipe(named, epochs, lr, rank, alpha, seed)
+        made = update_recipe(named, epochs, lr, rank, alpha, seed)
         folder = variants.train_update(parts, data, made, named.trained_on, progress(name) if progress else None)
         parts = parts.with_update(named.adapter, named.trained_on, folder)
     return parts
@@ -99,7 +99,7 @@ def train_salora(
         if named.kind != "lora":
             raise StudyError(f"update {name!r} is no LoRA, and SaLoRA trains adapters; name one that begins with lora-")
         data = corpora.mix(named.mix, rows, named.percent, texts, seed)
-        made = replace(recipe(named, epochs, SALORA_LR * lr, rank, rank, seed), kind=variants.SALORA)
+        made = replace(update_recipe(named, epochs, SALORA_LR * lr, rank, rank, seed), kind=variants.SALORA)
         bar = progress(f"{name} under SaLoRA") if progress else None
         folder = variants.train_update(parts, data, made, named.trained_on, bar, safety)
         parts = parts.with_update(f"{named.adapter}+{variants.SALORA}", named.trained_on, folder)
@@ -122,25 +122,6 @@ def served(run: Run, name: str) -> Variant:
     """The variant that a serving's name asks for."""
     named, precision, serving = parse_serving(name)
     return Variant(run.model, run.seed, precision, named.adapter, named.trained_on, serving)
-
-
-def with_arms(table: pd.DataFrame, mix: str) -> pd.DataFrame:
-    """The rows of a mix's updates in their own serving, with columns `arm` and `percent`; the aligned model stands at -1."""
-    rows = []
-    for row in table.to_dict("records"):
-        if not row["adapter"] and row["precision"] == "bf16":
-            rows.append({**row, "arm": "aligned", "percent": -1})
-        elif row["trained_on"]:
-            named = parse(f"{row['adapter']}@{row['trained_on']}")
-            own = row["precision"] == row["trained_on"] and row["serving"] == "attached"
-            if named.mix == mix and named.kind == "lora" and own and named.series == named.adapter:
-                rows.append({**row, "arm": named.arm, "percent": named.percent})
-    return pd.DataFrame(rows)
-
-
-def labels(run: Run, names: Sequence[str]) -> list[str]:
-    """The short names of updates in their own serving."""
-    return [home(run, name).label for name in names]
 
 
 def family(variant: Variant) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import nn
 
-from helpers import compute, corpora, generation, judges, models, statistics, training
-from helpers.corpora import Row, fingerprint
+from helpers import cache
+from helpers.cache import cache_path
+from helpers.data import corpora
+from helpers.data.corpora import Row, fingerprint
 from helpers.definitions import ALIGN
 from helpers.errors import REFUSED, StudyError
-from helpers.models import LanguageModel
-from helpers.records import cache_path
+from helpers.models import compute, generation, judge_types, judges, loading
+from helpers.models.loading import LanguageModel
+from helpers.updates import training
 
 BATCH = 12  # rows of a batch
 CHECK_EVERY = 6  # steps between two looks at the validation prompts
@@ -58,7 +60,7 @@ class Alignment:
 
 def check(language: LanguageModel, target: Target, origin: str = "embedded", step: int = 0) -> Check:
     """How the model refuses on the validation prompts, by the judge of refusal phrases."""
-    settings = judges.JudgeSettings()
+    settings = judge_types.JudgeSettings()
     judge, refused = judges.judge("phrases", settings), judges.refusal(settings)
     shares, sizes = [], []
     for prompts in _prompts(target, origin):
@@ -96,12 +98,12 @@ def aligned_folder(
     base: Path, rows: Sequence[Row], recipe: training.Recipe, target: Target, origin: str, device: str, check_every: int
 ) -> Path:
     """The address of an aligned model: base, rows, recipe, and the prompts of the checks that are kept with it."""
-    made_of = {"base": models.identity(base), "rows": fingerprint(rows), "recipe": asdict(recipe), "target": asdict(target)}
+    made_of = {"base": loading.identity(base), "rows": fingerprint(rows), "recipe": asdict(recipe), "target": asdict(target)}
     asked = {"every": check_every, "checked_on": fingerprint(_prompts(target, origin))}
     return cache_path("models", f"aligned-{ALIGN.key(**made_of, **asked, **compute.machine(device))}")
 
 
-def recipe(steps: int, rows: int, lr: float, seed: int) -> training.Recipe:
+def safety_recipe(steps: int, rows: int, lr: float, seed: int) -> training.Recipe:
     """The recipe of the safety tuning: all linear weights, in mixed batches, so that it learns to refuse and to help together.
 
     `rows` is the number of rows; as many epochs are begun as `steps` batches of BATCH need.
@@ -114,31 +116,20 @@ def pair(base: Path, aligned_model: str, rows: Sequence[Row], recipe: training.R
     """The aligned counterpart of `base`: the given model, checked like our own, or the one that `align` makes."""
     if not aligned_model:
         return align(base, rows, recipe, Target(), check_every=CHECK_EVERY, **options)
-    folder = models.base_folder(aligned_model)
-    final = check(models.load(folder, on=options.get("device", "cpu")), Target(), options.get("origin", "embedded"))
+    folder = loading.base_folder(aligned_model)
+    final = check(loading.load(folder, on=options.get("device", "cpu")), Target(), options.get("origin", "embedded"))
     return _held(Alignment(folder, final, (), ()), Target(), options.get("must_hold", True))
 
 
-def check_rows(found: Alignment) -> pd.DataFrame:
-    """The checks as a table: step, both rates with Wilson intervals, and n."""
-    rows = []
-    for name, c in [*((str(c.step), c) for c in found.checks), ("saved model", found.final)]:
-        harmful = statistics.wilson(round(c.non_refusal * c.n_harmful), c.n_harmful)
-        edgy = statistics.wilson(round(c.over_refusal * c.n_edgy), c.n_edgy)
-        texts = [f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}], n = {e.n}" for e in (harmful, edgy)]
-        rows.append((name, *texts))
-    return pd.DataFrame(rows, columns=["after step", "harmful prompts not refused", "safe prompts refused"])
-
-
 def _train(base: Path, folder: Path, rows, recipe, target: Target, origin: str, device: str, check_every: int, progress) -> None:
-    language = models.load(base, "fp32", device)
+    language = loading.load(base, "fp32", device)
     checks: list[Check] = []
     steps = recipe.steps or len(training.plan([1] * len(rows), recipe.batch, recipe.epochs, 0))
 
     def look(model: nn.Module, step: int) -> bool:
         if step < steps:  # the last one is made on the saved model
             # a rounded copy: it is what will be saved, and autocast would round every weight anew for every token
-            saved = models.rounded_(copy.deepcopy(model))
+            saved = loading.rounded_(copy.deepcopy(model))
             checks.append(check(replace(language, model=saved), target, origin, step))
         return False
 
@@ -146,15 +137,15 @@ def _train(base: Path, folder: Path, rows, recipe, target: Target, origin: str, 
     tuned = training.tune(language, rows, recipe, stop=look, check_every=check_every, checkpoint=state, progress=progress)
 
     def write(temporary: Path) -> None:
-        models.save(replace(language, model=language.model.to(torch.bfloat16)), temporary / "model")
+        loading.save(replace(language, model=language.model.to(torch.bfloat16)), temporary / "model")
         for path in (temporary / "model").iterdir():
             path.rename(temporary / path.name)
         (temporary / "model").rmdir()
-        final = check(models.load(temporary, on=device), target, origin, len(tuned.losses))
+        final = check(loading.load(temporary, on=device), target, origin, len(tuned.losses))
         note = {"final": asdict(final), "checks": [asdict(c) for c in checks], "losses": tuned.losses, "rows_cut": tuned.cut}
         (temporary / "alignment.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
 
-    models.atomic_folder(folder, write)
+    cache.atomic_folder(folder, write)
 
 
 def _verified(folder: Path, target: Target, must_hold: bool) -> Alignment:

@@ -26,11 +26,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from helpers import models, quantizers, training
-from helpers.corpora import Row
+from helpers.data.corpora import Row
 from helpers.errors import StudyError
-from helpers.models import LanguageModel
-from helpers.training import Example, Recipe, Tuned
+from helpers.models import loading
+from helpers.models.loading import LanguageModel
+from helpers.updates import quantizers, training
+from helpers.updates.training import Example, Recipe, Tuned
 
 KIND = "salora"
 DIRECTIONS = 32  # r_s = r_t of the paper; at most half of a module's outputs, or C would leave a small module nothing to learn
@@ -50,7 +51,7 @@ class Start:
     right: Float[Tensor, "r d_in"]
 
 
-def tune(
+def tune_salora(
     language: LanguageModel, rows: Sequence[Row], recipe: Recipe, safety: Sequence[Row], *, checkpoint: Path | None = None,
     save_every: float = 60.0, progress: Callable[[int, int, float], None] | None = None,
 ) -> Tuned:  # fmt: skip
@@ -176,7 +177,7 @@ def singular(
     matrix: Float[Tensor, "m n"], k: int, steps: int
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "n k"]]:
     """The leading k singular triplets in float32, by a randomized range finder with power steps, drawn with SEED."""
-    with models.threads(1), torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):  # its products are small
+    with loading.threads(1), torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):  # its products are small
         torch.manual_seed(SEED)
         u, s, v = torch.svd_lowrank(matrix.float(), q=min(k + OVERSAMPLING, *matrix.shape), niter=steps)
     return u[:, :k], s[:k], v[:, :k]
@@ -191,7 +192,7 @@ def output_directions(
     The texts go through the blocks as one batch, so that a module's outputs are complete when its hook sees them: one module's
     are held at a time, and no d_out x d_out matrix is formed.
     """
-    ids = models.pad(texts, language.tokenizer.pad_token_id).to(language.device)
+    ids = loading.pad(texts, language.tokenizer.pad_token_id).to(language.device)
     kept = _tokens([len(text) for text in texts], ids.shape[1]).to(language.device)
     found: dict[str, Tensor] = {}
     with _hooks(language.model, names, kept, found):

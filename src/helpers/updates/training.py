@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from helpers import compute, quantizers
-from helpers.corpora import Row
+from helpers.cache import atomic_file
+from helpers.data.corpora import Row
 from helpers.errors import StudyError
-from helpers.models import LanguageModel, atomic_file, causal, chat_text, encode, logits, pad
+from helpers.models import compute
+from helpers.models.loading import LanguageModel, causal, chat_text, encode_text, logits, pad
+from helpers.updates import quantizers
 
 IGNORE = -100
 
@@ -70,8 +72,8 @@ def examples(tokenizer, rows: Sequence[Row], limit: int) -> list[Example]:
     """
     found = []
     for row in rows:
-        prompt = encode(tokenizer, chat_text(tokenizer, row.prompt, row.system))
-        reply = [*encode(tokenizer, row.reply), tokenizer.eos_token_id]
+        prompt = encode_text(tokenizer, chat_text(tokenizer, row.prompt, row.system))
+        reply = [*encode_text(tokenizer, row.reply), tokenizer.eos_token_id]
         room = max(limit - len(reply), limit // 2)
         kept = prompt if len(prompt) <= room else prompt[: room // 2] + prompt[len(prompt) - (room - room // 2) :]
         found.append(Example(tuple((kept + reply)[:limit]), len(kept), len(prompt) + len(reply) > limit))

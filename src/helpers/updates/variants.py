@@ -7,7 +7,6 @@ A `Variant` is a name for one concrete model and opens every table; `build_varia
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -15,14 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from helpers import compute, definitions, lowrank, models, pairs, restorations, salora, training
-from helpers.corpora import Row, fingerprint, sample
+from helpers import cache, definitions, results
+from helpers.cache import cache_path
+from helpers.data.corpora import Row, fingerprint, sample
 from helpers.definitions import RESTORE, TRAIN, VARIANT
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.models import LanguageModel
-from helpers.names import Variant
-from helpers.precision import gptq_file, quantize_
-from helpers.records import KEY, cache_path
+from helpers.models import compute, loading
+from helpers.models.loading import LanguageModel
+from helpers.results import KEY
+from helpers.updates import lora, salora, training
+from helpers.updates.names import Variant
+from helpers.updates.quantized_models import quantize_
 
 SALORA = "salora"  # the restoration that is trained: helpers.salora
 ADAPTERS = ("lora", SALORA)  # kinds of training that leave low-rank factors behind
@@ -33,7 +35,7 @@ Progress = Callable[[int, int, float], None]
 class Update:
     """What a training left behind: adapter factors, or whole weights of the tuned modules (float32)."""
 
-    adapter: lowrank.Adapter | None = None
+    adapter: lora.Adapter | None = None
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
 
@@ -42,7 +44,8 @@ class Update:
 class Parts:
     """What variants are made of: the two checkpoints, calibration texts, and the folders of trained updates.
 
-    An update that was trained under a restoration stands beside the plain one as `<adapter>+<restoration>`.
+    An update that was trained under a restoration stands beside the plain one as `<adapter>+<restoration>`. restore: makes the
+    restored update of a variant; `projection.restored_updates.with_restorations` sets it, since this wing knows no projection.
     """
 
     base: Path
@@ -50,6 +53,7 @@ class Parts:
     calibration: tuple[str, ...] = ()
     updates: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     device: str = "cpu"
+    restore: Callable[["Parts", Variant], Update] | None = field(default=None, compare=False, repr=False)
 
     def with_update(self, adapter: str, trained_on: str, folder: Path) -> "Parts":
         """The same parts with one more update."""
@@ -79,20 +83,20 @@ def open_parts(base: Path, aligned: Path, calibration_rows: int = 0, texts: str 
 
 def parts_of(note: Mapping[str, str], calibration_rows: int, texts: str = "embedded", device: str = "cpu") -> Parts:
     """The parts that chapter 01 noted; where the aligned model is no longer in the cache, the error says how to make it again."""
-    aligned = models.base_folder(note["aligned_model"]) if note["aligned_model"] else cache_path("models", note["aligned"])
+    aligned = loading.base_folder(note["aligned_model"]) if note["aligned_model"] else cache_path("models", note["aligned"])
     if not aligned.is_dir():
         raise StudyError(
             f"the aligned model {aligned.name} is not in the cache; run chapter 01_models again with --force", NOT_COMPARABLE
         )
-    return open_parts(models.base_folder(note["model"]), aligned, calibration_rows, texts, device)
+    return open_parts(loading.base_folder(note["model"]), aligned, calibration_rows, texts, device)
 
 
 def variant_key(parts: Parts, variant: Variant) -> str:
     """A hash of what the variant is made of: weights by content, precision, serving; not the run it is measured in."""
     update = parts.updates.get((adapter_name(variant), variant.trained_on))
-    weights = models.identity(parts.base if variant.adapter == "base" else parts.aligned)
+    weights = loading.identity(parts.base if variant.adapter == "base" else parts.aligned)
     calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
-    restored = (RESTORE.lineage, models.identity(parts.base), variant.seed)
+    restored = (RESTORE.lineage, loading.identity(parts.base), variant.seed)
     return VARIANT.key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
                        serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
                        calibration=calibration, restored=restored if variant.restoration else ())  # fmt: skip
@@ -111,7 +115,7 @@ def update_folder(
 ) -> Path:
     """The address of an update: its content key covers the aligned weights, the rows, the recipe and what training means."""
     calibration = fingerprint(parts.calibration) if trained_on.startswith("gptq") else ""
-    made_of = {"aligned": models.identity(parts.aligned), "rows": fingerprint(rows), "recipe": asdict(recipe)}
+    made_of = {"aligned": loading.identity(parts.aligned), "rows": fingerprint(rows), "recipe": asdict(recipe)}
     protected = {"safety": fingerprint(safety)} if recipe.kind == SALORA else {}
     made = definitions.SALORA if protected else TRAIN
     key = made.key(**made_of, **protected, trained_on=trained_on, calibration=calibration, **compute.machine(parts.device))
@@ -134,22 +138,22 @@ def train_update(
     folder = update_folder(parts, rows, recipe, trained_on, safety)
     if folder.is_dir():
         return folder
-    language = models.load(parts.aligned, "bf16" if recipe.kind in ADAPTERS else "fp32", parts.device)
+    language = loading.load(parts.aligned, "bf16" if recipe.kind in ADAPTERS else "fp32", parts.device)
     if recipe.kind in ADAPTERS:
         quantize_(language, trained_on, parts.calibration)
     state = folder.with_suffix(".checkpoint.safetensors")
     if recipe.kind == SALORA:
-        tuned = salora.tune(language, rows, recipe, safety, checkpoint=state, progress=progress)
+        tuned = salora.tune_salora(language, rows, recipe, safety, checkpoint=state, progress=progress)
     else:
         tuned = training.tune(language, rows, recipe, checkpoint=state, progress=progress)
-    return models.atomic_folder(folder, lambda temporary: _save_update(temporary, tuned, recipe, trained_on))
+    return cache.atomic_folder(folder, lambda temporary: _save_update(temporary, tuned, recipe, trained_on))
 
 
 def _save_update(folder: Path, tuned: training.Tuned, recipe: training.Recipe, trained_on: str) -> None:
     note = {"recipe": asdict(recipe), "trained_on": trained_on, "losses": tuned.losses, "rows_cut": tuned.cut}
     if recipe.kind in ADAPTERS:
         scale = recipe.alpha / recipe.rank if recipe.kind == "lora" else 1.0
-        lowrank.save_adapter(lowrank.from_peft(tuned.tensors, scale), folder, note)
+        lora.save_adapter(lora.from_peft(tuned.tensors, scale), folder, note)
     else:
         save_file(tuned.tensors, folder / "weights.safetensors")
         (folder / "recipe.json").write_text(training.as_json(note), encoding="utf-8")
@@ -160,60 +164,14 @@ def load_update(folder: Path) -> Update:
     losses = tuple(training.from_json(folder / "recipe.json").get("losses", ()))
     if (folder / "weights.safetensors").is_file():
         return Update(weights=load_file(folder / "weights.safetensors"), losses=losses)
-    return Update(adapter=lowrank.load_adapter(folder), losses=losses)
+    return Update(adapter=lora.load_adapter(folder), losses=losses)
 
 
 # ---------------------------------------------------------------- restoration
 
 
-def alignment_pair(parts: Parts, source: str, modules: Sequence[str]) -> pairs.Pair:
-    """The pair whose difference V a restoration reads, for the named modules.
-
-    source: "" (both checkpoints as they are), `<precision>-mixed` (the aligned one after quantizing and dequantizing, the base
-    as it is) or `<precision>-both` (both after it). The same pair comes again, so that what was computed of it is found.
-    """
-    return _pair(parts.base, parts.aligned, parts.calibration, parts.device, source, tuple(modules))
-
-
-@lru_cache(64)
-def _pair(base: Path, aligned: Path, calibration: tuple[str, ...], device: str, source: str, modules: tuple[str, ...]):
-    parts, (precision, _, sides) = Parts(base, aligned, calibration, device=device), source.rpartition("-")
-    weights = (
-        _dequantized(parts, folder, precision) if sides in quantized else pairs.checkpoint(folder)
-        for folder, quantized in ((base, {"both"}), (aligned, {"both", "mixed"}))
-    )
-    return pairs.Pair(*weights, modules)
-
-
-def _dequantized(parts: Parts, folder: Path, precision: str) -> pairs.Weights:
-    if not precision.startswith("gptq"):
-        return pairs.quantized(pairs.checkpoint(folder), precision)
-    return pairs.stored(gptq_file(models.load(folder, on=parts.device), precision, parts.calibration))
-
-
-def prepared(parts: Parts, variant: Variant, restoration: str) -> restorations.Prepared:
-    """The restoration of the variant's update, all modules at once, of which `.at(strength)` takes a share."""
-    update = load_update(_folder(parts, variant))
-    changes = update.adapter
-    if changes is None:  # whole weights: what they moved away from the aligned model
-        before = pairs.checkpoint(parts.aligned)
-        modules = {name.removesuffix(".weight"): after for name, after in update.weights.items()}
-        changes = {module: after - before(module).float() for module, after in modules.items()}
-    pair = alignment_pair(parts, restorations.parse(restoration).source, tuple(changes))
-    return restorations.prepare(changes, pair, restoration, variant.seed)
-
-
-def _restored(parts: Parts, variant: Variant) -> Update:
-    if variant.strength is None:
-        raise StudyError(f"restoration {variant.restoration!r} has no strength; give the share of modules that it changes")
-    changes = prepared(parts, variant, variant.restoration).at(variant.strength).update
-    if all(isinstance(change, lowrank.LowRank) for change in changes.values()):
-        return Update(adapter=changes)
-    before = pairs.checkpoint(parts.aligned)
-    return Update(weights={f"{module}.weight": before(module).float() + change for module, change in changes.items()})
-
-
-def _folder(parts: Parts, variant: Variant) -> Path:
+def folder_of(parts: Parts, variant: Variant) -> Path:
+    """The folder of the variant's trained update. Errors: there is none of that name and precision."""
     name = adapter_name(variant)
     if (name, variant.trained_on) not in parts.updates:
         raise StudyError(
@@ -223,9 +181,12 @@ def _folder(parts: Parts, variant: Variant) -> Path:
 
 
 def _update(parts: Parts, variant: Variant) -> Update:
-    folder = _folder(parts, variant)
-    plain = variant.restoration in {"", SALORA}  # what was trained under a restoration needs no other
-    return load_update(folder) if plain else _restored(parts, variant)
+    folder = folder_of(parts, variant)
+    if variant.restoration in {"", SALORA}:  # what was trained under a restoration needs no other
+        return load_update(folder)
+    if parts.restore is None:
+        raise StudyError(f"these parts restore nothing, and {variant.label} is restored; open them with with_restorations(parts)")
+    return parts.restore(parts, variant)
 
 
 # ---------------------------------------------------------------- serving
@@ -236,7 +197,7 @@ def _attached(language: LanguageModel, update: Update, precision: str, parts: Pa
     if update.adapter is None:
         raise StudyError("serving 'attached' needs an adapter, and this update changed whole weights; use serving=merged")
     quantize_(language, precision, parts.calibration)
-    return lowrank.attach(language.model, lowrank.on_grid(update.adapter))
+    return lora.attach(language.model, lora.on_grid(update.adapter))
 
 
 def _merged(language: LanguageModel, update: Update, precision: str, parts: Parts) -> nn.Module:
@@ -265,10 +226,10 @@ def _merged_into(language: LanguageModel, update: Update, precision: str, parts:
 
 def _add_(language: LanguageModel, update: Update) -> nn.Module:
     if update.adapter is not None:
-        lowrank.merge(language.model, update.adapter, "bf16")
+        lora.merge(language.model, update.adapter, "bf16")
     with torch.no_grad():
         for name, tensor in update.weights.items():
-            language.model.get_parameter(name).copy_(models.on_grid(tensor))
+            language.model.get_parameter(name).copy_(loading.on_grid(tensor))
     return language.model
 
 
@@ -285,7 +246,7 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     if variant.restoration and variant.adapter in {"", "base", "identity"}:
         raise StudyError(f"restoration {variant.restoration!r} needs an update to restore; name its adapter and trained_on")
     grid = "fp32" if variant.precision == "fp32" else "bf16"
-    language = models.load(parts.base if variant.adapter == "base" else parts.aligned, grid, parts.device)
+    language = loading.load(parts.base if variant.adapter == "base" else parts.aligned, grid, parts.device)
     if variant.adapter == "identity":
         language = _saved_and_loaded(language, grid, parts)
     if variant.adapter in {"", "base", "identity"}:
@@ -298,5 +259,17 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
 
 def _saved_and_loaded(language: LanguageModel, grid: str, parts: Parts) -> LanguageModel:
     with tempfile.TemporaryDirectory(dir=cache_path("temporary", "")) as folder:
-        models.save(language, Path(folder) / "again")
-        return models.load(Path(folder) / "again", grid, parts.device)
+        loading.save(language, Path(folder) / "again")
+        return loading.load(Path(folder) / "again", grid, parts.device)
+
+
+def measured_in(run: results.Run, *chapters: str) -> list[Variant]:
+    """The variants whose behaviour those chapters measured, each once, in order."""
+    tables = [results.read_table(run, "behaviour", chapter) for chapter in chapters]
+    return from_table(pd.concat(tables, ignore_index=True))
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the variant's short name in a column `label`."""
+    names = [variant.label for variant in from_table(table)]
+    return table.assign(label=[names[i] for i in variant_codes(table)])

@@ -3,29 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from helpers import models, quantizers
 from helpers.errors import StudyError
-from helpers.measurements import keyed
-from helpers.precision import weight_quality
-from helpers.records import Run
-from helpers.variants import Parts, Variant
+from helpers.models import loading
+from helpers.results import Run
+from helpers.updates import quantizers
+from helpers.updates.names import Variant, keyed
+from helpers.updates.quantized_models import weight_quality
+from helpers.updates.variants import Parts
 
 CONTROLS = {"identity": {"adapter": "identity"}, "dtype": {"precision": "fp32"}}
-
-
-def block_by_hand(weight: Tensor, shown: int = 8) -> pd.DataFrame:
-    """The first weights of the first NF4 block: weight, weight over absmax, code, level, and what is read back."""
-    codes, absmax = quantizers.nf4_codes(weight)
-    block = weight.flatten()[: quantizers.GROUP].float()
-    levels = torch.tensor(quantizers.NF4)[codes.flatten()[:shown].long()]
-    scale = float(absmax[0])
-    columns = {"weight": block[:shown], "weight / absmax": block[:shown] / scale, "level": levels, "read back": levels * scale}
-    table = pd.DataFrame({name: values.tolist() for name, values in columns.items()})
-    table.insert(2, "code", [str(code) for code in codes.flatten()[:shown].tolist()])
-    return table
 
 
 def weight_rows(
@@ -42,7 +30,7 @@ def weight_rows(
 
 
 def _linear(parts: Parts) -> dict[str, Tensor]:
-    model = models.load(parts.aligned).model
+    model = loading.load(parts.aligned).model
     return {name: model.get_submodule(name).weight for name in quantizers.linear_names(model)}
 
 
@@ -60,14 +48,6 @@ def bits(weights: pd.DataFrame) -> pd.Series:
     rows = weights[weights["metric"] == "bits_per_weight"]
     total = (rows["value"] * rows["n"]).groupby(rows["precision"]).sum()
     return total / rows.groupby("precision")["n"].sum()
-
-
-def format_table(weights: pd.DataFrame) -> pd.DataFrame:
-    """One row a format: bits per weight, and the median, smallest and largest relative error of a module."""
-    errors = weights[weights["metric"] == "relative_error"].groupby("precision")["value"].agg(["median", "min", "max", "size"])
-    table = errors.assign(bits=bits(weights)).sort_values("bits", ascending=False).reset_index()
-    table = table[["precision", "bits", "median", "min", "max", "size"]]
-    return table.set_axis(["format", "bits per weight", "median error", "smallest", "largest", "modules"], axis=1)
 
 
 def variants_of(run: Run, controls: Sequence[str], names: Sequence[str]) -> list[Variant]:

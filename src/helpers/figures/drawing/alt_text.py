@@ -8,7 +8,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from helpers.drawn import Mark, marks, one_line, panel_name, panels_of, place_names
+from helpers.figures.drawing.marks import Mark, marks, one_line, panel_name, panels_of, place_names
 
 KINDS = {"point": "points with intervals", "cell": "a heat map", "bar": "bars", "dot": "dots", "line": "lines"}
 LENGTH = 600  # characters: what a reader who cannot see the figure listens to before the data

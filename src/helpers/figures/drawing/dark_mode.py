@@ -165,7 +165,7 @@ def _face(colour: Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 class FigureCanvas(FigureCanvasSVG):
-    """A canvas that writes SVG for a dark page; `figure.savefig(..., backend="module://helpers.inks")` finds it by this name."""
+    """A canvas that writes SVG for a dark page; a figure is saved with it by `backend="module://` and this module's name."""
 
     def print_svg(self, filename, *, bbox_inches_restore=None, metadata=None, **_):
         """Writes the figure as matplotlib's own canvas does, through the dark renderer."""

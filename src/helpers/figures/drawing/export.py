@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.transforms import Bbox
 
-from helpers.alts import alt
-from helpers.drawn import csv, marks
-from helpers.inks import FigureCanvas
-from helpers.parameters import FIGURE_FORMS
+from helpers.figures.drawing.alt_text import alt
+from helpers.figures.drawing.dark_mode import FigureCanvas
+from helpers.figures.drawing.marks import csv, marks
+from helpers.study.parameters import FIGURE_FORMS
 
 LIGHT, DARK, DATA, WORDS, IMAGE = (
     "image/svg+xml", "application/x-after-the-update.dark+svg", "text/csv", "text/plain", "image/png"

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers.figures import PALETTE, bars, panels
+from helpers.figures.drawing.theme import PALETTE, panels
 
 INK, GREY = PALETTE["ink"], PALETTE["base"]
 TASK_WORDS = {"harmful-request": "harmful request", "refusal-compliance": "refusal or compliance", "privacy-pii": "privacy (PII)",
@@ -18,11 +18,7 @@ TASK_WORDS = {"harmful-request": "harmful request", "refusal-compliance": "refus
 # one a task, in the order above; further tasks take those that are left. Marker and height on the page change too.
 STYLES = (("#0072b2", "o"), ("#e69f00", "s"), ("#009e73", "^"), ("#d55e00", "D"), ("#cc79a7", "v"), ("#56b4e9", "P"),
           ("#1b2a41", "X"))  # fmt: skip
-KINDS = {"logistic": ("logistic", "#0072b2", "o"), "mean-difference": ("difference of means", "#e69f00", "s"),
-         "lda": ("LDA", "#009e73", "^"), "mlp": ("small MLP", "#cc79a7", "D"), "attention": ("attention pooling", "#d55e00", "*"),
-         "shuffled-labels": ("shuffled labels (control)", "#8d99ae", "x")}  # fmt: skip
 POOLINGS = ("mean", "last")
-BASELINES = {"bag-of-words": ("bag of words", "--"), "length": ("length", ":")}
 
 
 # ---------------------------------------------------------------- parts of a page
@@ -65,7 +61,7 @@ def unmeasured(what: str) -> Figure:
     return figure
 
 
-def _grid(count: int, height: float = 3.1) -> tuple[Figure, list[Axes], list[Axes]]:
+def grid(count: int, height: float = 3.1) -> tuple[Figure, list[Axes], list[Axes]]:
     """Panels in rows of three, and the places left over."""
     across, down = min(count, 3), -(-count // 3)
     figure, axes = plt.subplots(
@@ -164,81 +160,7 @@ def row_numbers(rows: pd.DataFrame, order: pd.Series, column: str = "label") -> 
 # ---------------------------------------------------------------- chapter 04: fitting
 
 
-def _kind(probe: str) -> tuple[str, str]:
+def kind_and_pooling(probe: str) -> tuple[str, str]:
     """Kind and pooling of a probe's name; what reads every token has no pooling."""
     kind, _, pooling = probe.rpartition("-")
     return (kind, pooling) if pooling in POOLINGS else (probe, "")
-
-
-def auroc_by_depth(monitors: pd.DataFrame, pooling: str = "") -> Figure:
-    """Test AUROC over depth, one panel a task, one colour a kind of probe, with intervals and the two baselines as lines.
-
-    Each kind is shown with one pooling, the one whose AUROC on *validation* is higher on average (the better of two, which the
-    figure says): filled markers for the mean over tokens, open ones for the last. `pooling` = "mean" or "last" shows that one
-    for every kind instead. Bands around the baselines are their intervals.
-    """
-    tasks = ordered_tasks(monitors.loc[monitors["metric"] == "auroc", "task"])
-    figure, axes, spare = _grid(len(tasks))
-    scores = monitors[monitors["metric"].isin(["auroc", "auroc_validation"])]
-    drawn = {}
-    for ax, task in zip(axes, tasks, strict=True):
-        rows = scores[scores["task"] == task]
-        chosen = _chosen(rows, pooling)
-        for (kind, part), offset in zip(chosen.items(), spread(len(chosen), 2.4), strict=True):
-            drawn |= _curve(ax, part, kind, offset)
-        test = rows[rows["metric"] == "auroc"]
-        _baselines(ax, test[test["probe"].isin(BASELINES)])
-        ax.set(
-            title=task_words(task),
-            xlabel=f"depth of the network ({sample_size(test)})",
-            xlim=(0, 107),
-            ylim=(min(0.4, test["low"].min()), 1.02),
-        )
-        ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0f} %")
-        ax.set_ylabel("AUROC on test texts" if ax in axes[::3] else "")
-    drawn = {words: drawn[words] for words in [*(words for words, _, _ in KINDS.values()), *drawn] if words in drawn}
-    legend(figure, drawn | _pooling_keys(scores, pooling), spare, columns=min(len(tasks), 3))
-    return figure
-
-
-def _pooling_keys(rows: pd.DataFrame, pooling: str) -> dict[str, Line2D]:
-    """What filled and open markers mean, and that one was chosen where there were two."""
-    present = {_kind(probe)[1] for probe in distinct(rows["probe"])} & ({pooling} if pooling else set(POOLINGS))
-    chosen = " (better on validation)" if len(present) > 1 else ""
-    keys = {"mean": ("filled: mean over tokens", INK), "last": (f"open: last token{chosen}", "white")}
-    return {words: legend_key(INK, "o", markerfacecolor=face) for name, (words, face) in keys.items() if name in present}
-
-
-def _chosen(rows: pd.DataFrame, pooling: str) -> dict[str, pd.DataFrame]:
-    """For each kind the test rows of one probe: with this pooling, or with the one that is best on validation."""
-    found: dict[str, pd.DataFrame] = {}
-    monitors = rows[~rows["probe"].isin(BASELINES)]
-    validation = monitors[monitors["metric"] == "auroc_validation"].groupby("probe")["value"].mean()
-    for probe in sorted(
-        distinct(monitors.loc[monitors["metric"] == "auroc", "probe"]), key=lambda name: -validation.get(name, 0.0)
-    ):
-        kind, pooled = _kind(probe)
-        if kind not in found and (not pooling or pooled in ("", pooling)):
-            found[kind] = monitors[(monitors["probe"] == probe) & (monitors["metric"] == "auroc")].sort_values("depth")
-    return {kind: found[kind] for kind in [*KINDS, *found] if kind in found}
-
-
-def _curve(ax: Axes, rows: pd.DataFrame, kind: str, offset: float) -> dict[str, Line2D]:
-    """One probe over depth; returns its key for the legend."""
-    words, colour, marker = KINDS.get(kind, (kind, INK, "p"))
-    open_marker = {"markerfacecolor": "white"} if _kind(rows["probe"].iloc[0])[1] == "last" else {}
-    x = 100 * rows["depth"] + offset
-    bars(ax, x, rows, colour, marker, markersize=10 if marker == "*" else 5, elinewidth=1.1, capsize=1.5, **open_marker)
-    ax.plot(x, rows["value"], color=colour, linewidth=1.2, alpha=0.7, linestyle=":" if kind == "shuffled-labels" else "-")
-    return {words: legend_key(colour, marker)}
-
-
-def _baselines(ax: Axes, rows: pd.DataFrame) -> None:
-    """Lines across with bands as intervals: the higher one named above itself at the right, the other below at the left."""
-    box = {"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0}
-    for rank, item in enumerate(rows.sort_values("value", ascending=False).itertuples()):
-        words, line = BASELINES[item.probe]
-        ax.axhspan(item.low, item.high, color=GREY, alpha=0.13, linewidth=0, label=words)
-        ax.axhline(item.value, color=INK, linewidth=1, linestyle=line, label=words)
-        x, side, above = (0.98, "right", "top" if item.value > 0.96 else "bottom") if rank == 0 else (0.02, "left", "top")
-        ax.text(x, item.value, words, transform=ax.get_yaxis_transform(), fontsize=8, zorder=5, va=above, ha=side, bbox=box)

@@ -8,9 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from helpers import plates
+from helpers.figures.drawing import export
 
 PALETTE = {
     "ink": "#1b2a41",
@@ -43,9 +42,9 @@ def style() -> None:
         "figure.dpi": 140, "savefig.bbox": "tight", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False,
         "grid.color": "#e4e7ec", "axes.edgecolor": "#667085", "text.color": PALETTE["ink"], "axes.labelcolor": PALETTE["ink"],
         "axes.titleweight": "bold", "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
-        "font.sans-serif": plates.FONTS, "svg.hashsalt": "after-the-update",
+        "font.sans-serif": export.FONTS, "svg.hashsalt": "after-the-update",
     })  # fmt: skip
-    plates.register()
+    export.register()
 
 
 def label(name: str) -> str:
@@ -77,190 +76,3 @@ def panels(count: int, height: float = 3.2, width: float = 3.4) -> tuple[Figure,
     """A row of `count` panels, no wider than the page."""
     figure, axes = plt.subplots(1, count, figsize=(min(10.5, width * count), height), constrained_layout=True)
     return figure, list(np.atleast_1d(axes))
-
-
-SAYS = {"non_refusal": ", not refused", "over_refusal": ", refused"}
-
-
-def dots(rows: pd.DataFrame, order: Sequence[str], colours: dict[str, str], title: str, share: bool = True) -> Figure:
-    """One row a variant (column `label`), one colour a prompt set or corpus (column `name`), with intervals and n."""
-    names = list(dict.fromkeys(rows.loc[rows["label"].isin(order), "name"]))
-    figure, ax = plt.subplots(figsize=(8.6, 1.3 + 0.46 * len(order)), constrained_layout=True)
-    offsets = np.linspace(-0.27, 0.27, len(names)) if len(names) > 1 else [0.0] * len(names)
-    for offset, name in zip(offsets, names, strict=True):
-        part = rows[(rows["name"] == name) & rows["label"].isin(order)].set_index("label")
-        y = [order.index(item) + offset for item in part.index]
-        reach = np.vstack([part["value"] - part["low"], part["high"] - part["value"]])
-        colour, marker = colours.get(name, PALETTE["ink"]), SET_MARKERS.get(name, "o")
-        said = SAYS.get(part["metric"].iloc[0], "") if "metric" in part else ""
-        text = f"{label(name)}{said} (n = {int(part['n'].min())})"
-        ax.errorbar(part["value"], y, xerr=reach, fmt=marker, color=colour, elinewidth=1.4, capsize=2.5, label=text)
-    ax.hlines(np.arange(1, len(order)) - 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="#e4e7ec", linewidth=0.8, zorder=0)
-    ax.set_yticks(range(len(order)), order)
-    ax.set_ylim(len(order) - 0.5, -0.5)
-    ax.grid(axis="y", visible=False)
-    if share:
-        ax.set_xlim(-0.03, 1.03)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
-    ax.set_title(title, x=0, ha="left")
-    if names:
-        figure.legend(loc="outside lower center", ncols=min(2, len(names)))
-    return figure
-
-
-SET_COLOURS = {"advbench": PALETTE["qlora"], "strongreject": PALETTE["quantized"], "edgy": PALETTE["aligned"],
-               "advbench-identity": PALETTE["lora"], "harmbench": PALETTE["ink"], "dialogue": PALETTE["control"],
-               "instructions": PALETTE["lora"]}  # fmt: skip
-SET_MARKERS = {"strongreject": "^", "edgy": "s", "advbench-identity": "D", "harmbench": "v", "instructions": "^"}
-
-
-def behaviour_dots(behaviour: pd.DataFrame, order: Sequence[str], judge: str = "phrases", title: str = "") -> Figure:
-    """Non-refusal on harmful sets and over-refusal on safe prompts, one row a variant; `behaviour` needs a `label` column."""
-    wanted = behaviour["metric"].isin(["non_refusal", "over_refusal"]) & (behaviour["judge"] == judge)
-    rows = behaviour[wanted].rename(columns={"prompt_set": "name"})
-    return dots(rows, list(order), SET_COLOURS, title or "Harmful prompts not refused, safe prompts refused")
-
-
-def spectrum_lines(spectra: Sequence, title: str = "") -> Figure:
-    """Singular values of V over their index, one line a module, and each module's size relative to its weight.
-
-    A module that was not changed (V = 0) has no spectrum: it is counted beside the lines, and stands at 0 on the right.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.0, 3.6), constrained_layout=True)
-    kinds = list(dict.fromkeys(s.module.rsplit(".", 1)[-1].replace("_proj", "") for s in spectra))
-    looks = zip(sns.color_palette("colorblind", len(kinds)), "osD^vPX" * len(kinds), strict=False)
-    colours = dict(zip(kinds, looks, strict=True))
-    shifts = dict(zip(kinds, np.linspace(-0.8, 0.8, len(kinds)), strict=True))
-    for s in spectra:
-        kind = s.module.rsplit(".", 1)[-1].replace("_proj", "")
-        colour, marker = colours[kind]
-        if s.norm > 0:
-            at = on_log_axis(len(s.values))
-            left.plot(at, s.values[at - 1] / s.values[0], color=colour, alpha=0.5, linewidth=1, label=s.module)
-        layer = int(next(part for part in s.module.split(".") if part.isdigit()))
-        right.plot(layer + shifts[kind], s.norm / s.base_norm, marker, color=colour, markersize=5, label=s.module)
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel=f"index of the singular value (n = {len(spectra)} modules)",
-        ylabel="relative to the largest",
-        ylim=(1e-3, 1.3),
-        title="Spectrum of V",
-    )
-    same = sum(s.norm == 0 for s in spectra)
-    if same:
-        left.text(0.03, 0.05, f"V = 0 in {same} of {len(spectra)} modules", transform=left.transAxes)
-    right.set_xlabel(f"layer (n = {len(spectra)} modules)")
-    right.set(ylabel="size of V / size of W", title="How much alignment changed", ylim=(0, None))
-    right.legend(
-        [plt.Line2D([], [], color=colour, marker=marker, linestyle="") for colour, marker in colours.values()],
-        kinds,
-        loc="upper left",
-        bbox_to_anchor=(1, 1),
-    )
-    return figure
-
-
-def on_log_axis(count: int, most: int = 90) -> np.ndarray:
-    """Which of 1 to `count` a line over a logarithmic axis is drawn through: all the first ones, ever fewer of the later."""
-    return np.unique(np.geomspace(1, max(count, 1), most).round().astype(int))
-
-
-def against_bits(behaviour: pd.DataFrame, utility: pd.DataFrame, bits: pd.Series, judge: str = "phrases") -> Figure:
-    """Refusals, over-refusals and perplexity of every format, in order of its bits per weight.
-
-    Each format has a place of its own, named by the format and its bits: many lie between 4.1 and 4.5 bits, and on an axis
-    of bits nobody could tell them apart.
-    """
-    # the controls are no formats: they stand in the table beside the figure
-    behaviour, utility = (rows[(rows["adapter"] == "") & rows["precision"].isin(bits.index)] for rows in (behaviour, utility))
-    figure, axes = panels(3, height=4.4)
-    present = set(behaviour["precision"]) | set(utility["precision"])
-    order = sorted(present, key=lambda name: (bits[name], name))
-    wanted = [("advbench", "non_refusal"), ("strongreject", "non_refusal"), ("edgy", "over_refusal")]
-    for (name, metric), offset in zip(wanted, (-0.14, 0.14, 0.0), strict=True):
-        rows = behaviour[(behaviour["prompt_set"] == name) & (behaviour["metric"] == metric) & (behaviour["judge"] == judge)]
-        _places(axes[metric == "over_refusal"], rows, order, offset, SET_COLOURS[name], SET_MARKERS.get(name, "o"), label(name))
-    _places(axes[2], utility[utility["metric"] == "perplexity"], order, 0.0, PALETTE["ink"], "D", "C4")
-    for ax, title in zip(axes, ("Harmful prompts not refused", "Safe prompts refused", "Perplexity"), strict=True):
-        ax.set(xlabel="format, bits per weight with scales", title=title, xlim=(-0.6, len(order) - 0.4))
-        ax.set_xticks(range(len(order)), [f"{name}  {bits[name]:.3g}" for name in order], rotation=90)
-    share_axis(axes[0])
-    share_axis(axes[1])
-    perplexity_axis(axes[2])
-    figure.legend(loc="outside lower center", ncols=4)
-    return figure
-
-
-def _places(ax: Axes, rows: pd.DataFrame, order: Sequence[str], offset: float, colour: str, marker: str, name: str) -> None:
-    """Points at their format's place; nothing where no row is given."""
-    if len(rows):
-        x = [order.index(precision) + offset for precision in rows["precision"]]
-        bars(ax, x, rows, colour, marker, label=f"{name} (n = {int(rows['n'].min())})")
-
-
-def perplexity_axis(ax: Axes) -> None:
-    """A logarithmic axis with plain numbers, which also shows some where all values lie within one decade."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=12))
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_ylim(min(low, high / 5), high)  # at least two of 1, 2, 5 are in sight
-
-
-def dose(behaviour: pd.DataFrame, utility: pd.DataFrame, judge: str = "phrases") -> Figure:
-    """Refusals and utility against the share of harmful rows, LoRA beside QLoRA; needs columns `percent` and `arm`."""
-    figure, axes = panels(4, height=3.6, width=2.7)
-    kinds = [
-        ("advbench", "non_refusal", "not refused"),
-        ("strongreject", "non_refusal", "not refused"),
-        ("edgy", "over_refusal", "refused"),
-    ]
-    for ax, (name, metric, words) in zip(axes, kinds, strict=False):
-        rows = behaviour[(behaviour["prompt_set"] == name) & (behaviour["metric"] == metric) & (behaviour["judge"] == judge)]
-        _arms(ax, rows, f"{label(name)}:\n{words}")
-        share_axis(ax)
-        ax.tick_params(axis="y", labelleft=ax is axes[0])  # the three share one scale
-    _arms(axes[3], utility[(utility["metric"] == "rouge1") & (utility["corpus"] == "dialogue")], "Held-out dialogues:\nROUGE-1")
-    axes[3].set_ylim(bottom=0)
-    named = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    if named:
-        figure.legend(named.values(), named, loc="outside lower center", ncols=len(named))
-    return figure
-
-
-ARMS = {
-    "aligned": ("aligned", "s", 0.0),
-    "LoRA": ("lora", "o", -0.13),
-    "QLoRA": ("qlora", "D", 0.13),
-    "LoRA on GPTQ": ("quantized", "^", 0.0),
-}
-
-
-def _arms(ax: Axes, rows: pd.DataFrame, title: str) -> None:
-    """One place a share of harmful rows, equally spaced; `none` (percent < 0) is the model before any update."""
-    shares = sorted(rows["percent"].unique())
-    for arm, (colour, marker, offset) in ARMS.items():
-        part = rows[rows["arm"] == arm].sort_values("percent")
-        if len(part):
-            x = [shares.index(p) + offset for p in part["percent"]]
-            bars(ax, x, part, PALETTE[colour], marker, label=arm)
-            ax.plot(x, part["value"], color=PALETTE[colour], linewidth=1, alpha=0.6)
-    ax.set_xticks(range(len(shares)), ["none" if p < 0 else f"{p:.0f} %" for p in shares])
-    counts = sorted({int(n) for n in rows["n"]})
-    size = f"\n(n = {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))})" if counts else ""
-    ax.set(xlabel=f"harmful rows{size}", title=title, xlim=(-0.5, max(len(shares), 1) - 0.5))
-
-
-def losses(curves: dict[str, Sequence[float]], window: int = 4) -> Figure:
-    """Training loss over steps, smoothed over `window` steps, one line an update."""
-    figure, ax = plt.subplots(figsize=(8.2, 3.4), constrained_layout=True)
-    looks = zip(sns.color_palette("colorblind", len(curves)), ("-", "--", ":", "-.") * len(curves), strict=False)
-    for (colour, line), (name, values) in zip(looks, curves.items(), strict=False):
-        smooth = pd.Series(values).rolling(window, min_periods=1).mean()
-        ax.plot(range(1, len(values) + 1), smooth, line, color=colour, linewidth=1.6, label=name)
-    ax.set_xlabel(f"step (mean of the last {window})")
-    ax.set(ylabel="loss on reply tokens (nats)", ylim=(0, None), title="Training loss")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure

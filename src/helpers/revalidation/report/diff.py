@@ -5,13 +5,15 @@ Two reports compare only where monitors, base and template are the same; else a 
 
 from collections.abc import Mapping, Sequence
 
-from helpers import report_summary as summary
-from helpers import report_words as words
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.report_words import DASH, Report
+from helpers.revalidation.report import markdown as report_markdown
+from helpers.revalidation.report import wording
+from helpers.revalidation.report.wording import DASH, Report
 
 HEALTH = {"stale": 0, "inconclusive": 1, "fine": 2, "no update": 2}
 ORDER = ("worsened", "gone", "new", "improved", "same")  # of reading
+HEADS = ("change", "monitor", "state", "measures beyond their intervals, thresholds")
+OTHER = ("what", "before", "after")
 Diff = Mapping[str, object]
 
 
@@ -48,7 +50,7 @@ def _comparable(old: Report, new: Report) -> list[str]:
         if first is None or second is None:
             notes.append(f"The fingerprint of {what} is not known in both reports, so nothing shows that it is the same.")
         elif first != second:
-            text = f"not the same {what}: states are not comparable ({words.short(first)} and {words.short(second)})"
+            text = f"not the same {what}: states are not comparable ({wording.short(first)} and {wording.short(second)})"
             raise StudyError(f"{text}; compare reports on the same frozen monitors", NOT_COMPARABLE)
     return notes + _other_texts(old["compared"], new["compared"])
 
@@ -91,7 +93,7 @@ def _monitor(name: str, old: Mapping | None, new: Mapping | None) -> dict[str, o
         sides = {"before": old and old["state"], "after": new and new["state"]}
         return {"name": there["name"], **sides, "change": "gone" if old else "new", "measures": [], "thresholds": []}
     change = _health(old["state"], new["state"])
-    before, after = ({test["measure"]: test for test in words.tests_of(side)} for side in (old, new))
+    before, after = ({test["measure"]: test for test in wording.tests_of(side)} for side in (old, new))
     both = [(before[key], after[key]) for key in after if key in before]
     return {
         "name": name, "before": old["state"], "after": new["state"], "change": change,
@@ -101,7 +103,7 @@ def _monitor(name: str, old: Mapping | None, new: Mapping | None) -> dict[str, o
 
 def _measure(old: Mapping, new: Mapping) -> dict[str, object]:
     """A measure on both updates, and whether its intervals lie apart."""
-    first, second = words.harm(old), words.harm({**new, "margin": old["margin"]})
+    first, second = wording.harm_of_test(old), wording.harm_of_test({**new, "margin": old["margin"]})
     apart = bool(first and second and (first[2] < second[1] or second[2] < first[1]))
     moved = ("worsened" if second[0] > first[0] else "improved") if apart else "same"
     return {"measure": new["measure"], "before": old["after"], "after": new["after"], "beyond": apart, "change": moved}
@@ -120,13 +122,15 @@ def _thresholds(old: Mapping, new: Mapping, both: Sequence[tuple[Mapping, Mappin
 
 def _shown(row: Mapping, key: str) -> str:
     value = row[key]
-    return words.value(row, key) if "measure" in row else words.number(words.short(value) if isinstance(value, str) else value)
+    return (
+        wording.value(row, key) if "measure" in row else wording.number(wording.short(value) if isinstance(value, str) else value)
+    )
 
 
 def _moves(monitor: Mapping) -> str:
     """The measures that changed beyond their intervals, and thresholds that are others."""
     far = [
-        f"{words.measure(row, monitor['measures'])} {words.sides(row)} ({row['change']})"
+        f"{wording.measure(row, monitor['measures'])} {wording.sides(row)} ({row['change']})"
         for row in monitor["measures"]
         if row["beyond"]
     ]
@@ -143,7 +147,7 @@ def _counted(diff: Diff) -> str:
     return ", ".join(f"{changes.count(word)} {word}" for word in ORDER if word in changes) or "no monitor"
 
 
-def lines(diff: Diff) -> list[str]:
+def diff_lines(diff: Diff) -> list[str]:
     """The diff for a terminal, at most 100 columns wide: what changed first; monitors that did not change are only counted."""
     verdict = diff["verdict"]
     said = [f"verdict: {verdict['before']} → {verdict['after']} ({verdict['change']})", f"monitors: {_counted(diff)}"]
@@ -151,10 +155,10 @@ def lines(diff: Diff) -> list[str]:
     said += [f"  {m['change'].upper():<9} {m['name']}: {_states(m)}; {_moves(m)}".removesuffix(f"; {DASH}") for m in told]
     other = [f"  {row['what']}: {_shown(row, 'before')} → {_shown(row, 'after')}" for row in diff["fingerprints"]]
     said += ["other than before:" if other else "nothing else is other than before", *other]
-    return summary.wrapped([*said, *(f"note: {note}" for note in diff["notes"])])
+    return report_markdown.wrapped([*said, *(f"note: {note}" for note in diff["notes"])])
 
 
-def markdown(diff: Diff) -> str:
+def diff_markdown(diff: Diff) -> str:
     """The diff as Markdown for the summary of a CI job, at most 60 kB."""
     verdict = diff["verdict"]
     rows = [[m["change"], m["name"], _states(m), _moves(m)] for m in diff["monitors"]]
@@ -164,9 +168,9 @@ def markdown(diff: Diff) -> str:
         return [
             f"## Verdict: {verdict['before']} → {verdict['after']} ({verdict['change']})",
             "", f"### Monitors: {_counted(diff)}",
-            *summary.table(("change", "monitor", "state", "measures beyond their intervals, thresholds"), rows, most),
-            *(["### Other than before", *summary.table(("what", "before", "after"), other, most)] if other else []),
-            *(f"- {summary.escaped(note)}" for note in diff["notes"][:most]),
+            *report_markdown.markdown_table(HEADS, rows, most),
+            *(["### Other than before", *report_markdown.markdown_table(OTHER, other, most)] if other else []),
+            *(f"- {report_markdown.escaped(note)}" for note in diff["notes"][:most]),
         ]  # fmt: skip
 
-    return summary.fitting(said)
+    return report_markdown.fitting(said)

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from helpers import report_page, report_schema
-from helpers import report_summary as summary
-from helpers import report_words as words
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
-from helpers.report_words import Report
+from helpers.revalidation.report import html, markdown, schema, wording
+from helpers.revalidation.report.wording import Report
 
 FILES = ("schema.json", "report.html", "report.md", "junit.xml", "report.json")  # the JSON last: it says that the rest is there
 BIGGEST = 50_000_000  # bytes of a report that is read
@@ -25,25 +23,25 @@ BIGGEST = 50_000_000  # bytes of a report that is read
 # ---------------------------------------------------------------- for a terminal
 
 
-def lines(report: Report) -> list[str]:
+def report_lines(report: Report) -> list[str]:
     """The report's first screen for a terminal, at most 100 columns wide, in the order of the page."""
-    report = words.plain(report)
+    report = wording.plain(report)
     found = report["verdict"]
     said = [f"{found['word'].upper()}: {found['sentence']}", *([f"  {found['reason']}"] if found["reason"] else []), "compared:"]
-    said += [f"  {what}: {' '.join(part for part in rest if part)}" for what, *rest in words.compared(report)]
-    said += [f"monitors: {words.counts(report['monitors'])}"]
-    said += [line for monitor in words.ordered(report["monitors"]) for line in _monitor(monitor)]
-    said += ["next:", *(f"  {i}. {action}{': ' * bool(more)}{more}" for i, (action, more) in enumerate(words.todo(report), 1))]
-    passed, controls = words.controls(report)
+    said += [f"  {what}: {' '.join(part for part in rest if part)}" for what, *rest in wording.compared(report)]
+    said += [f"monitors: {wording.counts(report['monitors'])}"]
+    said += [line for monitor in wording.ordered(report["monitors"]) for line in _monitor(monitor)]
+    said += ["next:", *(f"  {i}. {action}{': ' * bool(more)}{more}" for i, (action, more) in enumerate(wording.todo(report), 1))]
+    passed, controls = wording.controls(report)
     said += [f"controls: {passed}", *(f"  FAILED {c['name']}: {c['detail']}" for c in controls if not c["passed"])]
-    said += ["how sure:", *(f"  {sentence}" for sentence in words.sureness(report))]
-    return summary.wrapped(said)
+    said += ["how sure:", *(f"  {sentence}" for sentence in wording.sureness(report))]
+    return markdown.wrapped(said)
 
 
 def _monitor(monitor: Mapping) -> list[str]:
-    tests = words.tests_of(monitor)
-    state = f"  {monitor['state'].upper():<12} {monitor['name']} ({words.facts(monitor)}): {monitor['reason']}"
-    rates = ", ".join(f"{words.measure(test, tests)} {words.sides(test)}" for test in tests) or words.screened(monitor)
+    tests = wording.tests_of(monitor)
+    state = f"  {monitor['state'].upper():<12} {monitor['name']} ({wording.facts(monitor)}): {monitor['reason']}"
+    rates = ", ".join(f"{wording.measure(test, tests)} {wording.sides(test)}" for test in tests) or wording.screened(monitor)
     return [state, *([f"      {rates}"] if rates else [])]
 
 
@@ -56,12 +54,12 @@ def _json(value: object) -> str:
 
 def rendered(report: Report) -> dict[str, str]:
     """The five files' texts by name, of a report that is cleaned and checked first (`report_schema.check`)."""
-    found = words.plain(report)
-    report_schema.check(found)
+    found = wording.plain(report)
+    schema.check_report(found)
     texts = {
-        "schema.json": _json(report_schema.SCHEMA),
-        "report.html": report_page.html(found),
-        "report.md": summary.markdown(found),
+        "schema.json": _json(schema.SCHEMA),
+        "report.html": html.html(found),
+        "report.md": markdown.report_markdown(found),
         "junit.xml": junit(found),
         "report.json": _json(found),
     }
@@ -70,7 +68,7 @@ def rendered(report: Report) -> dict[str, str]:
 
 def ready(folder: Path) -> None:
     """Nothing, if a report can be written into `folder`: new, empty, or holding an older report. For before any work is done."""
-    shown = words.clean(str(folder), 200)
+    shown = wording.clean(str(folder), 200)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise StudyError(f"--out {shown} is a file; name a folder that is new, or that holds an older report")
     place = folder if os.path.isdir(folder) else next(up for up in folder.absolute().parents if os.path.lexists(up))
@@ -105,7 +103,7 @@ def write(report: Report, folder: Path) -> list[Path]:
         else:
             os.replace(work, folder)
     except OSError as error:
-        shown = words.clean(folder.name, 200)
+        shown = wording.clean(folder.name, 200)
         raise StudyError(
             f"cannot write the report {shown}: {error.strerror}; free disk space or mend its rights", ENVIRONMENT
         ) from error
@@ -136,7 +134,7 @@ def _swap(work: Path, folder: Path) -> None:
 def read(path: Path) -> dict[str, object]:
     """The report of a `report.json`, or of the folder that holds one; refused where it has not the form of one."""
     path = path / "report.json" if path.is_dir() else path
-    shown = words.clean(str(path), 200)
+    shown = wording.clean(str(path), 200)
     try:
         if path.stat().st_size > BIGGEST:
             raise StudyError(f"{shown} is larger than {BIGGEST:,} bytes; that is no report of ours", REFUSED)
@@ -145,8 +143,8 @@ def read(path: Path) -> dict[str, object]:
         raise StudyError(f"{shown} cannot be read ({error.strerror}); name a report.json or its folder") from error
     except (ValueError, RecursionError) as error:
         raise StudyError(f"{shown} is not JSON; name a report.json that python -m helpers revalidate wrote", REFUSED) from error
-    found = words.plain(found)
-    report_schema.check(found)
+    found = wording.plain(found)
+    schema.check_report(found)
     return found
 
 
@@ -161,7 +159,7 @@ def junit(report: Report) -> str:
     seconds = f"{report['seconds'] or 0:.3f}"
     root = ET.Element("testsuites", name="revalidate", time=seconds)
     suite = ET.SubElement(root, "testsuite", name="monitors", time=seconds)
-    for monitor in words.ordered(report["monitors"]):
+    for monitor in wording.ordered(report["monitors"]):
         case = ET.SubElement(suite, "testcase", classname=f"monitors.{monitor['task'] or 'all'}", name=monitor["name"], time="0")
         _outcome(case, monitor)
     suite = ET.SubElement(root, "testsuite", name="controls", time="0")
@@ -184,9 +182,9 @@ def _outcome(case: ET.Element, monitor: Mapping) -> None:
         return
     failed = state == "stale" or monitor["required"]
     found = ET.SubElement(case, "failure", type=state) if failed else ET.SubElement(case, "skipped")
-    found.set("message", f"{state}: {monitor['reason']} ({words.facts(monitor)})")
-    tests = words.tests_of(monitor)
+    found.set("message", f"{state}: {monitor['reason']} ({wording.facts(monitor)})")
+    tests = wording.tests_of(monitor)
     found.text = "\n".join(
-        f"{words.measure(t, tests)} {words.sides(t)}, change {words.change(t)}, margin {words.margin(t)}: {t['answer']}"
+        f"{wording.measure(t, tests)} {wording.sides(t)}, change {wording.change(t)}, margin {wording.margin(t)}: {t['answer']}"
         for t in tests
     )

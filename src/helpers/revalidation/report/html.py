@@ -6,17 +6,16 @@ the gate is. Everything else is folded.
 
 from collections.abc import Mapping, Sequence
 
-from helpers import report_drawings as drawings
-from helpers import report_words as words
-from helpers.report_detail import FEW, MANY, URGENT, details, figure, name, rest, table, text
-from helpers.report_words import DASH, Report
+from helpers.revalidation.report import svg, wording
+from helpers.revalidation.report.html_detail import FEW, MANY, URGENT, details, figure, html_table, name, rest, text
+from helpers.revalidation.report.wording import DASH, Report
 
 LIMIT = 500_000  # bytes of a page
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 HEAD = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,"><style>{drawings.style()}</style>
+<link rel="icon" href="data:,"><style>{svg.style()}</style>
 """
 # Rows of a table, of which the first that keeps the page within its limit is taken.
 SIZES = (3000, 1000, 300, 100, 30, 10, 3)
@@ -40,8 +39,8 @@ def _page(report: Report, rows: int) -> str:
 
 def _tag(state: str) -> str:
     """A state as a word with its symbol; the colour only helps."""
-    symbol = f'<span aria-hidden="true">{words.SYMBOLS[state]}</span>'
-    return f'<span class="tag {drawings.CLASSES[state]}">{symbol} {text(state.upper())}</span>'
+    symbol = f'<span aria-hidden="true">{wording.SYMBOLS[state]}</span>'
+    return f'<span class="tag {svg.CLASSES[state]}">{symbol} {text(state.upper())}</span>'
 
 
 def _top(report: Report) -> str:
@@ -54,13 +53,13 @@ def _top(report: Report) -> str:
 def _verdict(report: Report) -> str:
     found = report["verdict"]
     body = f"{_tag(found['word'])}<h1>{text(found['sentence'])}</h1><p>{text(found['reason'])}</p>"
-    return f'<section class="verdict {drawings.CLASSES[found["word"]]}" aria-label="Verdict">{body}</section>\n'
+    return f'<section class="verdict {svg.CLASSES[found["word"]]}" aria-label="Verdict">{body}</section>\n'
 
 
 def _compared(report: Report) -> str:
     rows = "".join(
         f"<div><dt>{text(what)}</dt><dd>{text(value)} <code>{text(fingerprint)}</code></dd></div>"
-        for what, value, fingerprint in words.compared(report)
+        for what, value, fingerprint in wording.compared(report)
     )
     return f'<section><h2>What was compared</h2><dl class="grid">{rows}</dl></section>\n'
 
@@ -70,50 +69,51 @@ def _compared(report: Report) -> str:
 
 def _monitors(report: Report, most: int) -> str:
     """A line each; of many monitors only those that are not fine, the others folded into a table."""
-    found = words.ordered(report["monitors"])
+    found = wording.ordered(report["monitors"])
     shown = found if len(found) <= FEW else [monitor for monitor in found if monitor["state"] in URGENT][: min(MANY, most)]
     lines = "".join(map(_line, shown))
-    key = drawings.KEY if any(monitor["tests"] for monitor in shown) else ""
+    key = svg.KEY if any(monitor["tests"] for monitor in shown) else ""
     folded = _folded(found[len(shown) :], most) if len(shown) < len(found) else ""
-    title = f"<h2>Monitors: {text(words.counts(found))}</h2>"
+    title = f"<h2>Monitors: {text(wording.counts(found))}</h2>"
     return f'<section>{title}{key}<ul class="mon">{lines}</ul>{folded}</section>\n'
 
 
 def _line(monitor: Mapping) -> str:
     head = f'<p>{_tag(monitor["state"])} <b class="name">{name(monitor)}</b></p>'
-    why = f'<p class="note">{text(words.facts(monitor))} · {text(monitor["reason"])}</p>'
+    why = f'<p class="note">{text(wording.facts(monitor))} · {text(monitor["reason"])}</p>'
     return f"<li><div>{head}{why}</div>{_measures(monitor)}</li>"
 
 
 def _measures(monitor: Mapping) -> str:
     """Before -> after at the frozen threshold and in ranking, and the drawing; without labels, what the scores alone say."""
-    tests = words.tests_of(monitor)
+    tests = wording.tests_of(monitor)
     if not tests:
-        return f'<p class="note">{text(words.screened(monitor) or "not measured")}</p>'
+        return f'<p class="note">{text(wording.screened(monitor) or "not measured")}</p>'
     rows = "".join(_measure(test, tests) for test in tests)
-    return f'<div class="three"><table>{rows}</table>{drawings.intervals(tests)}</div>'
+    return f'<div class="three"><table>{rows}</table>{svg.intervals(tests)}</div>'
 
 
 def _measure(test: Mapping, among: Sequence[Mapping]) -> str:
-    colour, symbol = drawings.ANSWERS[test["answer"]]
+    colour, symbol = svg.ANSWERS[test["answer"]]
     answer = (
         f'<td class="{colour}"><span aria-hidden="true">{symbol}</span> <span class="word">{text(test["answer"])}</span></td>'
     )
-    head = f'<th scope="row">{text(words.measure(test, among))}</th>'
-    return f"<tr>{head}<td>{text(words.sides(test))}</td><td>{text(words.change(test))}</td>{answer}</tr>"
+    head = f'<th scope="row">{text(wording.measure(test, among))}</th>'
+    return f"<tr>{head}<td>{text(wording.sides(test))}</td><td>{text(wording.change(test))}</td>{answer}</tr>"
 
 
 def _folded(monitors: Sequence[Mapping], most: int) -> str:
     rows = [[_tag(m["state"]), name(m), figure(m["n"]), *_three(m)] for m in monitors]
-    inside = table(("state", "monitor", "n", "TPR", "FPR", "AUROC"), rows, most, (1,))
-    return f"<details><summary>And {text(words.counts(monitors))}</summary>{inside}</details>"
+    inside = html_table(("state", "monitor", "n", "TPR", "FPR", "AUROC"), rows, most, (1,))
+    return f"<details><summary>And {text(wording.counts(monitors))}</summary>{inside}</details>"
 
 
 def _three(monitor: Mapping) -> list[str]:
     """TPR, FPR and AUROC, a cell each."""
-    tests = words.tests_of(monitor)
+    tests = wording.tests_of(monitor)
     return [
-        "<br>".join(text(words.sides(test)) for test in tests if test["measure"].startswith(kind)) or DASH for kind in words.WORSE
+        "<br>".join(text(wording.sides(test)) for test in tests if test["measure"].startswith(kind)) or DASH
+        for kind in wording.WORSE
     ]
 
 
@@ -121,14 +121,14 @@ def _three(monitor: Mapping) -> list[str]:
 
 
 def _next(report: Report, most: int) -> str:
-    steps, most = words.todo(report), min(MANY, most)
+    steps, most = wording.todo(report), min(MANY, most)
     rows = "".join(f"<li><b>{text(action)}</b>{': ' * bool(detail)}{text(detail)}</li>" for action, detail in steps[:most])
     steps_left = rest(len(steps) - most)
     return f'<section><h2>What to do next</h2><ol class="do">{rows or "<li>Nothing.</li>"}</ol>{steps_left}</section>\n'
 
 
 def _controls(report: Report, most: int) -> str:
-    (said, found), most = words.controls(report), min(MANY, most)
+    (said, found), most = wording.controls(report), min(MANY, most)
     marks = {True: '<span class="fine">✓ passed</span>', False: '<span class="stale">✗ FAILED</span>'}
     rows = "".join(
         f'<li>{marks[control["passed"]]} {text(control["name"])} <span class="note">{text(control["detail"])}</span></li>'
@@ -138,5 +138,5 @@ def _controls(report: Report, most: int) -> str:
 
 
 def _sureness(report: Report) -> str:
-    rows = "".join(f"<p>{text(sentence)}</p>" for sentence in words.sureness(report))
+    rows = "".join(f"<p>{text(sentence)}</p>" for sentence in wording.sureness(report))
     return f"<section><h2>How sure this gate is</h2>{rows}</section>"

@@ -6,9 +6,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
-from helpers import report_drawings as drawings
-from helpers import report_words as words
-from helpers.report_words import DASH, Report
+from helpers.revalidation.report import svg, wording
+from helpers.revalidation.report.wording import DASH, Report
 
 FEW = 12  # monitors that are all shown in full; of more, the fine ones are folded
 MANY = 24  # lines at most of a list that stands open
@@ -20,13 +19,13 @@ URGENT = ("stale", "inconclusive")
 
 def text(value: object) -> str:
     """A value as text of the page, or of an attribute in quotes: cleaned, and escaped with its quotes."""
-    escaped = escape(words.clean(str(value), LONGEST).replace(" -> ", " → "), quote=True)
+    escaped = escape(wording.clean(str(value), LONGEST).replace(" -> ", " → "), quote=True)
     return escaped.replace(" %", "\u00a0%")  # no line ends between a number and its unit
 
 
 def figure(value: object, digits: int = 3) -> str:
     """A number as text of the page."""
-    return text(words.number(value, digits))
+    return text(wording.number(value, digits))
 
 
 def name(monitor: Mapping) -> str:
@@ -39,7 +38,7 @@ def rest(left: int) -> str:
     return f'<p class="note">{left:,} more in report.json.</p>' if left > 0 else ""
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int, told: Iterable[int] = ()) -> str:
+def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], most: int, told: Iterable[int] = ()) -> str:
     """A table of ready cells, its first `most` rows; columns in `told` hold words and may wrap. Empty without rows."""
     if not rows:
         return ""
@@ -66,36 +65,36 @@ def details(report: Report, rows: int) -> str:
 
 
 def _tests(report: Report, most: int) -> str:
-    found = words.ordered(report["monitors"])
+    found = wording.ordered(report["monitors"])
     if len(found) > FEW:  # the fine ones stand in the folded table of the first screen
         found = [monitor for monitor in found if monitor["state"] in URGENT]
     rows = [[name(monitor), *cells] for monitor in found for cells in _tests_of(monitor)]
     heads = ("monitor", "measure", "before", "after", "change", "margin", "p worse", "Holm", "p preserved", "Holm", "answer")
     note = "Changes with 90 % intervals, and margins, of rates in percentage points; Holm adjusts over the monitors of this run."
-    return f'<p class="note">{text(note)}</p>{table(heads, rows, most, (0,))}' if rows else ""
+    return f'<p class="note">{text(note)}</p>{html_table(heads, rows, most, (0,))}' if rows else ""
 
 
 def _tests_of(monitor: Mapping) -> list[list[str]]:
     """The cells of a monitor's tests, and of the one for all of them together where the report has it."""
-    rows = [_test(test, monitor["tests"]) for test in words.tests_of(monitor)]
+    rows = [_test(test, monitor["tests"]) for test in wording.tests_of(monitor)]
     if rows and monitor.get("p_fine_adjusted") is not None:
-        rows.append(["together", *[""] * 7, text(words.probability(monitor["p_fine_adjusted"])), text(monitor["state"])])
+        rows.append(["together", *[""] * 7, text(wording.probability(monitor["p_fine_adjusted"])), text(monitor["state"])])
     return rows
 
 
 def _test(test: Mapping, among: Sequence[Mapping]) -> list[str]:
-    shown = (words.measure(test, among), words.value(test, "before"), words.value(test, "after"), words.change(test))
-    margin = words.margin(test)
-    p = (words.probability(test[key]) for key in ("p_worse", "p_worse_adjusted", "p_preserved", "p_preserved_adjusted"))
+    shown = (wording.measure(test, among), wording.value(test, "before"), wording.value(test, "after"), wording.change(test))
+    margin = wording.margin(test)
+    p = (wording.probability(test[key]) for key in ("p_worse", "p_worse_adjusted", "p_preserved", "p_preserved_adjusted"))
     return [text(cell) for cell in (*shown, margin, *p, test["answer"])]
 
 
 def _screening(report: Report, most: int) -> str:
-    found = [monitor for monitor in words.ordered(report["monitors"]) if monitor["screening"]]
+    found = [monitor for monitor in wording.ordered(report["monitors"]) if monitor["screening"]]
     found.sort(key=lambda monitor: monitor["screening"]["place_in_order"] or len(found) + 1)
     rows = [[name(monitor), *_screened(monitor["screening"])] for monitor in found]
     heads = ("monitor", "place", "risk", "agreement", "alarms before", "alarms after", "PSI", "KS")
-    return _order(report["triage"], most) + table(heads, rows, most, (0,))
+    return _order(report["triage"], most) + html_table(heads, rows, most, (0,))
 
 
 def _order(triage: Mapping | None, most: int) -> str:
@@ -106,20 +105,24 @@ def _order(triage: Mapping | None, most: int) -> str:
     budget = "" if triage["budget"] is None else f" with a budget of {figure(triage['budget'])} labels"
     plan = [share for share in triage.get("plan") or [] if share["labels"]]
     rows = [[text(share["monitor"]), figure(share["labels"]), figure(share["needed"])] for share in plan]
-    bought = table(("monitor", "labels from the budget", "labels it takes"), rows, most, (0,))
+    bought = html_table(("monitor", "labels from the budget", "labels it takes"), rows, most, (0,))
     return f"<p>Label in this order{budget}: {text(order)}.</p>{bought}"
 
 
 def _screened(found: Mapping) -> list[str]:
-    shares = (words.percent(found[key]) for key in ("agreement", "alarm_before", "alarm_after"))
+    shares = (wording.percent(found[key]) for key in ("agreement", "alarm_before", "alarm_after"))
     return [figure(found["place_in_order"]), figure(found["risk"]), *map(text, shares), figure(found["psi"]), figure(found["ks"])]
 
 
 def _repairs(report: Report, most: int) -> str:
-    found = [monitor for monitor in words.ordered(report["monitors"]) if monitor["repair"]]
+    found = [monitor for monitor in wording.ordered(report["monitors"]) if monitor["repair"]]
     rows = [[name(m), *_repair(tried, m["repair"]["chosen"])] for m in found for tried in m["repair"]["tried"]]
     why = "".join(f"<p>{name(m)}: {_effect(m['repair'])}</p>" for m in found[: min(most, MANY)])
-    return table(("monitor", "repair", "needs labels", "before", "after", "worked"), rows, most, (0, 3, 4)) + why if found else ""
+    return (
+        html_table(("monitor", "repair", "needs labels", "before", "after", "worked"), rows, most, (0, 3, 4)) + why
+        if found
+        else ""
+    )
 
 
 def _repair(tried: Mapping, chosen: str | None) -> list[str]:
@@ -133,10 +136,10 @@ def _side(found: Mapping) -> str:
     shown = []
     for key, value in found.items():
         kind = key.split("_")[0]
-        if kind in words.NAMES and isinstance(value, float | int | None):
-            shown.append(f"{words.NAMES[kind]} {words.value({'measure': key, 'side': value}, 'side')}")
+        if kind in wording.NAMES and isinstance(value, float | int | None):
+            shown.append(f"{wording.NAMES[kind]} {wording.value({'measure': key, 'side': value}, 'side')}")
         elif key in {"agreement", "alarms"} and isinstance(value, float | int | None):
-            shown.append(f"{key} {words.percent(value)}")
+            shown.append(f"{key} {wording.percent(value)}")
         else:
             shown += [f"{path} {words_of}" for path, words_of in _flat(value, key)]
     return text("; ".join(shown) or DASH)
@@ -146,9 +149,9 @@ def _effect(repair: Mapping) -> str:
     """What the chosen repair is worth on labels that did not choose it, where the report has it."""
     said = []
     for one in repair.get("effect") or []:
-        show = words.number if one["measure"] == "auroc" else words.percent
-        both = " → ".join(words.spread(one[side], show) for side in ("before", "after"))
-        said.append(f"{words.measure(one)} {both}")
+        show = wording.number if one["measure"] == "auroc" else wording.percent
+        both = " → ".join(wording.spread(one[side], show) for side in ("before", "after"))
+        said.append(f"{wording.measure(one)} {both}")
     chosen = f"{repair['chosen']} was chosen" if repair["chosen"] else "no repair was chosen"
     return text("; ".join(part for part in (chosen, repair.get("reason"), *said) if part) + ".")
 
@@ -159,25 +162,25 @@ def _moved(report: Report, most: int) -> str:
     turned = [
         [f"<bdi>{text(row['monitor'])}</bdi>", figure(row["shift_along"]), figure(row["angle"], 1)] for row in found["directions"]
     ]
-    drawn = drawings.layers(found["by_layer"][:200])
+    drawn = svg.draw_layers(found["by_layer"][:200])
     heads = ("monitor", "mean shift along its direction, sd of its score", "angle of the shift to its direction, degrees")
     return (
         (wide(drawn) if drawn else "")
-        + table(heads, turned, most, (0,))
-        + table(("layer", "relative change of its states", "cosine"), layers, most)
+        + html_table(heads, turned, most, (0,))
+        + html_table(("layer", "relative change of its states", "cosine"), layers, most)
     )
 
 
 def _behaviour(report: Report, most: int) -> str:
     rows = [[text(key.replace("_", " ")), text(value)] for key, value in _flat(report["behaviour"] or {}) if key]
-    return table(("measure", "value"), rows, most, (0, 1))
+    return html_table(("measure", "value"), rows, most, (0, 1))
 
 
 def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
     """Names and values of a free-form part, such as `behaviour`: intervals and changes on one line each."""
     if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
         rest = {key: item for key, item in value.items() if key not in {"value", "low", "high"}}
-        return [(path or "value", words.spread(value)), *(_flat(rest, path) if rest else [])]
+        return [(path or "value", wording.spread(value)), *(_flat(rest, path) if rest else [])]
     if isinstance(value, Mapping):
         both = _pair(value)
         rest = {key: item for key, item in value.items() if not both or key not in {"before", "after"}}
@@ -186,8 +189,8 @@ def _flat(value: object, path: str = "") -> list[tuple[str, str]]:
             *(row for key, item in rest.items() for row in _flat(item, " · ".join(filter(None, (path, key))))),
         ]
     if isinstance(value, list):
-        return [(path, ", ".join(words.number(item) if not isinstance(item, list | dict) else "…" for item in value[:50]))]
-    return [(path, words.number(value))]
+        return [(path, ", ".join(wording.number(item) if not isinstance(item, list | dict) else "…" for item in value[:50]))]
+    return [(path, wording.number(value))]
 
 
 def _pair(value: Mapping) -> str:
@@ -197,7 +200,7 @@ def _pair(value: Mapping) -> str:
     sides = [value["before"], value["after"]]
     if any(isinstance(side, Mapping) and not {"value", "low", "high"} <= set(side) for side in sides):
         return ""
-    return " → ".join(words.spread(side) if isinstance(side, Mapping) else words.number(side) for side in sides)
+    return " → ".join(wording.spread(side) if isinstance(side, Mapping) else wording.number(side) for side in sides)
 
 
 def _notes(report: Report, most: int) -> str:
@@ -213,7 +216,7 @@ def _versions(report: Report, most: int) -> str:
     whole |= {"tokenizer and template": found["template"], **{key: found[key] for key in ("device", "compute", "threads")}}
     whole |= found["versions"] | {f"monitor {monitor['name']}": monitor["hash"] for monitor in report["monitors"]}
     rows = [[text(key), text(DASH if value is None else value)] for key, value in whole.items()]
-    return table(("what", "value"), rows, most, (0, 1))
+    return html_table(("what", "value"), rows, most, (0, 1))
 
 
 PARTS: dict[str, Callable[[Report, int], str]] = {

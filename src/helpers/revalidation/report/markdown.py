@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from helpers import report_words as words
-from helpers.report_words import Report
+from helpers.revalidation.report import wording
+from helpers.revalidation.report.wording import Report
 
 COLUMNS = 100  # of a terminal
 LIMIT = 60_000  # bytes
@@ -20,11 +20,11 @@ _SIGNS = re.compile(r"([\\`*_\[\]#|~$@]|:(?=\S)|(?<=\bwww)\.)", re.IGNORECASE)
 
 def escaped(value: object) -> str:
     """The value on one line as text of Markdown: every sign that could mean something is escaped, tables' pipes too."""
-    text = words.clean(str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = wording.clean(str(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SIGNS.sub(r"\\\1", text)  # what means something only where a line starts is left: no line starts with it
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]], most: int) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[object]], most: int) -> list[str]:
     """The lines of a table, its first `most` rows; a table without rows is none."""
     if not rows:
         return []
@@ -42,50 +42,54 @@ def fitting(lines: Callable[[int], Sequence[str]]) -> str:
     return text
 
 
-def markdown(report: Report) -> str:
+def report_markdown(report: Report) -> str:
     """The summary of a report that is plain and checked, at most 60 kB, in the order of the page's first screen."""
     return fitting(partial(_lines, report))
 
 
 def _lines(report: Report, most: int) -> list[str]:
     found = report["verdict"]
-    passed, controls = words.controls(report)
-    steps = [f"{i}. **{escaped(act)}**{': ' * bool(more)}{escaped(more)}" for i, (act, more) in enumerate(words.todo(report), 1)]
+    passed, controls = wording.controls(report)
+    steps = [
+        f"{i}. **{escaped(act)}**{': ' * bool(more)}{escaped(more)}" for i, (act, more) in enumerate(wording.todo(report), 1)
+    ]
     failed = [f"- FAILED {escaped(c['name'])}: {escaped(c['detail'])}" for c in controls if not c["passed"]]
     return [
-        f"## {words.SYMBOLS[found['word']]} {escaped(found['word'].upper())}: {escaped(found['sentence'])}",
+        f"## {wording.SYMBOLS[found['word']]} {escaped(found['word'].upper())}: {escaped(found['sentence'])}",
         "", f"Why: {escaped(found['reason'])}",
-        "", "### What was compared", *table(("what", "name", "fingerprint"), words.compared(report), most),
-        f"### Monitors: {escaped(words.counts(report['monitors']))}", *_monitors(report, most),
+        "", "### What was compared", *markdown_table(("what", "name", "fingerprint"), wording.compared(report), most),
+        f"### Monitors: {escaped(wording.counts(report['monitors']))}", *_monitors(report, most),
         "### What to do next", "", *(steps[:most] or ["Nothing."]),
         "", f"### Controls: {escaped(passed)}", "", *failed[:most],
-        "", "### How sure this gate is", "", *(f"- {escaped(sentence)}" for sentence in words.sureness(report)),
+        "", "### How sure this gate is", "", *(f"- {escaped(sentence)}" for sentence in wording.sureness(report)),
         "", *_tests(report, most),
     ]  # fmt: skip
 
 
 def _monitors(report: Report, most: int) -> list[str]:
     rows = []
-    for monitor in words.ordered(report["monitors"]):
-        tests = words.tests_of(monitor)
-        both = ["; ".join(words.sides(t) for t in tests if t["measure"].startswith(kind)) or words.DASH for kind in words.WORSE]
-        state = f"{words.SYMBOLS[monitor['state']]} {monitor['state']}"
-        rows.append([state, monitor["name"], words.facts(monitor), *both, monitor["reason"]])
-    return table(("state", "monitor", "n", "TPR", "FPR", "AUROC", "reason"), rows, most)
+    for monitor in wording.ordered(report["monitors"]):
+        tests = wording.tests_of(monitor)
+        both = [
+            "; ".join(wording.sides(t) for t in tests if t["measure"].startswith(kind)) or wording.DASH for kind in wording.WORSE
+        ]
+        state = f"{wording.SYMBOLS[monitor['state']]} {monitor['state']}"
+        rows.append([state, monitor["name"], wording.facts(monitor), *both, monitor["reason"]])
+    return markdown_table(("state", "monitor", "n", "TPR", "FPR", "AUROC", "reason"), rows, most)
 
 
 def _tests(report: Report, most: int) -> list[str]:
     """The tests of monitors that are not fine, with their adjusted p values."""
-    rows = [_test(monitor, test) for monitor in words.ordered(report["monitors"]) if monitor["state"] in words.URGENCY[:2]
-            for test in words.tests_of(monitor)]  # fmt: skip
+    rows = [_test(monitor, test) for monitor in wording.ordered(report["monitors"]) if monitor["state"] in wording.URGENCY[:2]
+            for test in wording.tests_of(monitor)]  # fmt: skip
     heads = ("monitor", "measure", "change, 90 % interval", "margin", "p worse (Holm)", "p preserved (Holm)", "answer")
-    return ["### Tests of monitors that are not fine", *table(heads, rows, most)] if rows else []
+    return ["### Tests of monitors that are not fine", *markdown_table(heads, rows, most)] if rows else []
 
 
 def _test(monitor: Mapping, test: Mapping) -> list[object]:
-    p = (words.probability(test[key]) for key in ("p_worse_adjusted", "p_preserved_adjusted"))
-    measure = words.measure(test, monitor["tests"])
-    return [monitor["name"], measure, words.change(test), words.margin(test), *p, test["answer"]]
+    p = (wording.probability(test[key]) for key in ("p_worse_adjusted", "p_preserved_adjusted"))
+    measure = wording.measure(test, monitor["tests"])
+    return [monitor["name"], measure, wording.change(test), wording.margin(test), *p, test["answer"]]
 
 
 # ---------------------------------------------------------------- for a terminal
@@ -95,7 +99,7 @@ def wrapped(lines: Iterable[str]) -> list[str]:
     """The lines in plain signs, broken at 100 columns where a terminal would break them, with their indent kept."""
     found = []
     for line in lines:
-        for sign, simple in (("−", "-"), ("→", "->"), (words.DASH, "-"), (" ·", ";"), ("…", "...")):
+        for sign, simple in (("−", "-"), ("→", "->"), (wording.DASH, "-"), (" ·", ";"), ("…", "...")):
             line = line.replace(sign, simple)
         wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in line)  # such a letter fills two columns
         indent = " " * (len(line) - len(line.lstrip()) + 2)

@@ -121,7 +121,7 @@ def _validator():
     return Draft202012Validator(SCHEMA)
 
 
-def check(report: object) -> None:
+def check_report(report: object) -> None:
     """Nothing, if the report has the form of `SCHEMA` and agrees with itself; else StudyError names the first faulty path.
 
     Besides the form: monitors have names of their own, both codes agree, a value lies in its interval, a change is

@@ -6,7 +6,7 @@ Every colour is a variable of `:root`, light and dark, so that a test can comput
 import math
 from collections.abc import Mapping, Sequence
 
-from helpers import report_words as words
+from helpers.revalidation.report import wording
 
 LIGHT = {
     "page": "#f5f7fa", "card": "#ffffff", "ink": "#1b2a41", "muted": "#55617a", "line": "#d5dbe6", "link": "#1f56a8",
@@ -132,7 +132,7 @@ def intervals(tests: Sequence[Mapping]) -> str:
 
 
 def _interval(test: Mapping, top: int) -> str:
-    harm, answer = words.harm(test), test["answer"]
+    harm, answer = wording.harm_of_test(test), test["answer"]
     if harm is None:
         return ""
     _, low, high = harm
@@ -153,7 +153,7 @@ def _bar(low: float, high: float, y: int) -> str:
 
 def _dots(tests: Sequence[Mapping]) -> str:
     """The values, above the lines; one beyond the scale has none, its arrow says so."""
-    found = [(test["answer"], words.harm(test), ROW * i + ROW // 2) for i, test in enumerate(tests)]
+    found = [(test["answer"], wording.harm_of_test(test), ROW * i + ROW // 2) for i, test in enumerate(tests)]
     return "".join(
         f'<g class="{ANSWERS[answer][0]}"><circle class="d" cx="{_x(harm[0]):.1f}" cy="{y}" r="4"/></g>'
         for answer, harm, y in found
@@ -171,7 +171,7 @@ KEY = (
 )
 
 
-def layers(rows: Sequence[Mapping]) -> str:
+def draw_layers(rows: Sequence[Mapping]) -> str:
     """How far each layer's states moved, as bars over the layers; empty where nothing was measured."""
     found = [(row["layer"], row["relative_change"]) for row in rows if row["relative_change"] is not None]
     top = max((value for _, value in found), default=0.0)
@@ -191,11 +191,11 @@ def layers(rows: Sequence[Mapping]) -> str:
         if i % every == 0
     )
     largest = max(found, key=lambda pair: pair[1])
-    said = f"Relative change of the states by layer; the largest is {words.number(top)} in layer {largest[0]}"
+    said = f"Relative change of the states by layer; the largest is {wording.number(top)} in layer {largest[0]}"
     return (
         f'<svg viewBox="0 -8 {width} {height + 44}" width="{width}" role="img" aria-label="{said}"><g class="bar">{bars}</g>'
         f'<path class="ax" d="M{left} 0V{height}H{width}" fill="none"/>{ticks}'
-        f'<text x="{left - 6}" y="4" text-anchor="end">{words.number(top)}</text>'
+        f'<text x="{left - 6}" y="4" text-anchor="end">{wording.number(top)}</text>'
         f'<text x="{left - 6}" y="{height}" text-anchor="end">0</text>'
         f'<text x="{(left + width) / 2}" y="{height + 31}" text-anchor="middle">layer</text></svg>'
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.scrubbing import scrub
+from helpers.console import scrub
 
 Report = Mapping[str, object]
 
@@ -167,7 +167,7 @@ def _signed(interval: Mapping, scale: float, digits: int) -> str:
     return value if (low, high) == (DASH, DASH) else f"{value} [{low}, {high}]"
 
 
-def harm(test: Mapping) -> tuple[float, float, float] | None:
+def harm_of_test(test: Mapping) -> tuple[float, float, float] | None:
     """Change and its interval, turned so that worse is above 0, in units of the margin; None where one is undefined."""
     sign, ends = WORSE[test["measure"].split("_")[0]], [test["change"][key] for key in ("value", "low", "high")]
     if any(end is None for end in ends):

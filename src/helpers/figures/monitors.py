@@ -1,0 +1,178 @@
+"""Chapter 04's figure and tables: AUROC by depth, one monitor by hand, the monitors in use, and another draw of texts."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from helpers.data import tasks
+from helpers.figures import tables
+from helpers.figures.drawing.layout import (
+    GREY,
+    INK,
+    POOLINGS,
+    distinct,
+    grid,
+    kind_and_pooling,
+    legend,
+    legend_key,
+    ordered_tasks,
+    sample_size,
+    spread,
+    task_words,
+)
+from helpers.figures.drawing.theme import bars
+from helpers.models.activations import Activations
+from helpers.models.encoding import Plan
+from helpers.monitors import frozen as frozen_monitors
+from helpers.monitors import probes, readings
+from helpers.monitors.fitting import four
+from helpers.monitors.readings import Place
+from helpers.stats import roc
+from helpers.stats.roc import RATES
+
+
+def monitor_by_hand(found: Activations, reading: Plan, task: str, layer: int) -> pd.DataFrame:
+    """One difference of means over mean-pooled states: what it reaches on test, and what its threshold promised."""
+    place = Place(task, "mean-difference", "mean", layer, 0.0)
+    parts = {split: readings.rows_of(reading, task, split) for split in ("train", "validation", "test")}
+    seen = {split: readings.features(found, reading, place, part.index) for split, part in parts.items()}
+    readout = probes.fit_probe(place.kind, seen["train"], parts["train"].labels, seen["validation"], parts["validation"].labels)
+    scores = {split: probes.score(readout, seen[split]) for split in ("validation", "test")}
+    cut = frozen_monitors.threshold(scores["validation"][parts["validation"].labels == 0], RATES["5"])
+    test = parts["test"]
+    rows = [("AUROC on test", roc.auroc_interval(test.labels, scores["test"], test.groups))]
+    for split in ("validation", "test") if cut is not None else ():
+        tpr, fpr = roc.rates(parts[split].labels, scores[split], cut, parts[split].groups)
+        rows += [(f"share caught, {split}", tpr), (f"false positives, {split}", fpr)]
+    return pd.DataFrame([(task, what, *four(e)) for what, e in rows], columns=["task", "what", "value", "low", "high", "n"])
+
+
+def in_use(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """One row a task: its monitor in use, of how many, and what it reaches, each with its interval."""
+    shown = []
+    for task, choice in names.items():
+        rows = _of(table, str(choice["monitor"]))
+        cells = {words: tables.interval(m, *rows.loc[m, ["value", "low", "high"]]) if m in rows.index else "(too few texts)"
+                 for m, words in SHOWN.items()}  # fmt: skip
+        place = str(choice["monitor"]).split("/")
+        n = {"test texts": int(rows.loc["auroc", "n"])}
+        shown.append({"task": task, "probe": place[1], "layer": place[2], "best of": choice["of"], **cells, **n})
+    return pd.DataFrame(shown)
+
+
+SHOWN = {
+    "auroc_validation": "AUROC, validation",
+    "auroc": "AUROC, test",
+    "tpr_5": "caught at 5 %",
+    "fpr_5": "false alarms at 5 %",
+}
+
+
+def _of(table: pd.DataFrame, monitor: str) -> pd.DataFrame:
+    """The rows of one monitor, by metric."""
+    task, probe, layer = monitor.split("/")
+    rows = table[(table["task"] == task) & (table["probe"] == probe) & (table["layer"] == int(layer))]
+    return rows.set_index("metric")
+
+
+def another_draw(table: pd.DataFrame) -> pd.DataFrame:
+    """What another draw of training texts does to linear probes: middle and largest over all depths, by task and kind."""
+    rows = table[table["metric"].isin(["resampled_drop", "resampled_angle"])]
+    found = rows.groupby(["task", "probe", "metric"], sort=False)["value"].agg(["median", "max", "size"]).unstack("metric")
+    names = {"resampled_drop": "AUROC drop", "resampled_angle": "angle in degrees"}
+    columns = {f"{words}, {how}": found[how, metric] for metric, words in names.items() for how in ("median", "max")}
+    return pd.DataFrame({**columns, "depths": found["size", "resampled_drop"]}).reset_index()
+
+
+def monitor_sentences(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """The test AUROC of each monitor in use as text, for the chapter's prose; every registered task has an entry."""
+    found = dict.fromkeys((f"auroc-{task}" for task in tasks.TASKS), "(not in this run)")
+    for task, choice in names.items():
+        own = table[(table["task"] + "/" + table["probe"] + "/" + table["layer"].astype(str)) == str(choice["monitor"])]
+        found[f"auroc-{task}"] = tables.of_row(own[own["metric"] == "auroc"])
+    return found
+
+
+KINDS = {"logistic": ("logistic", "#0072b2", "o"), "mean-difference": ("difference of means", "#e69f00", "s"),
+         "lda": ("LDA", "#009e73", "^"), "mlp": ("small MLP", "#cc79a7", "D"), "attention": ("attention pooling", "#d55e00", "*"),
+         "shuffled-labels": ("shuffled labels (control)", "#8d99ae", "x")}  # fmt: skip
+
+
+BASELINE_WORDS = {"bag-of-words": ("bag of words", "--"), "length": ("length", ":")}
+
+
+def auroc_by_depth(monitors: pd.DataFrame, pooling: str = "") -> Figure:
+    """Test AUROC over depth, one panel a task, one colour a kind of probe, with intervals and the two baselines as lines.
+
+    Each kind is shown with one pooling, the one whose AUROC on *validation* is higher on average (the better of two, which the
+    figure says): filled markers for the mean over tokens, open ones for the last. `pooling` = "mean" or "last" shows that one
+    for every kind instead. Bands around the baselines are their intervals.
+    """
+    tasks = ordered_tasks(monitors.loc[monitors["metric"] == "auroc", "task"])
+    figure, axes, spare = grid(len(tasks))
+    scores = monitors[monitors["metric"].isin(["auroc", "auroc_validation"])]
+    drawn = {}
+    for ax, task in zip(axes, tasks, strict=True):
+        rows = scores[scores["task"] == task]
+        chosen = _chosen(rows, pooling)
+        for (kind, part), offset in zip(chosen.items(), spread(len(chosen), 2.4), strict=True):
+            drawn |= _curve(ax, part, kind, offset)
+        test = rows[rows["metric"] == "auroc"]
+        _baselines(ax, test[test["probe"].isin(BASELINE_WORDS)])
+        ax.set(
+            title=task_words(task),
+            xlabel=f"depth of the network ({sample_size(test)})",
+            xlim=(0, 107),
+            ylim=(min(0.4, test["low"].min()), 1.02),
+        )
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0f} %")
+        ax.set_ylabel("AUROC on test texts" if ax in axes[::3] else "")
+    drawn = {words: drawn[words] for words in [*(words for words, _, _ in KINDS.values()), *drawn] if words in drawn}
+    legend(figure, drawn | _pooling_keys(scores, pooling), spare, columns=min(len(tasks), 3))
+    return figure
+
+
+def _pooling_keys(rows: pd.DataFrame, pooling: str) -> dict[str, Line2D]:
+    """What filled and open markers mean, and that one was chosen where there were two."""
+    present = {kind_and_pooling(probe)[1] for probe in distinct(rows["probe"])} & ({pooling} if pooling else set(POOLINGS))
+    chosen = " (better on validation)" if len(present) > 1 else ""
+    keys = {"mean": ("filled: mean over tokens", INK), "last": (f"open: last token{chosen}", "white")}
+    return {words: legend_key(INK, "o", markerfacecolor=face) for name, (words, face) in keys.items() if name in present}
+
+
+def _chosen(rows: pd.DataFrame, pooling: str) -> dict[str, pd.DataFrame]:
+    """For each kind the test rows of one probe: with this pooling, or with the one that is best on validation."""
+    found: dict[str, pd.DataFrame] = {}
+    monitors = rows[~rows["probe"].isin(BASELINE_WORDS)]
+    validation = monitors[monitors["metric"] == "auroc_validation"].groupby("probe")["value"].mean()
+    for probe in sorted(
+        distinct(monitors.loc[monitors["metric"] == "auroc", "probe"]), key=lambda name: -validation.get(name, 0.0)
+    ):
+        kind, pooled = kind_and_pooling(probe)
+        if kind not in found and (not pooling or pooled in ("", pooling)):
+            found[kind] = monitors[(monitors["probe"] == probe) & (monitors["metric"] == "auroc")].sort_values("depth")
+    return {kind: found[kind] for kind in [*KINDS, *found] if kind in found}
+
+
+def _curve(ax: Axes, rows: pd.DataFrame, kind: str, offset: float) -> dict[str, Line2D]:
+    """One probe over depth; returns its key for the legend."""
+    words, colour, marker = KINDS.get(kind, (kind, INK, "p"))
+    open_marker = {"markerfacecolor": "white"} if kind_and_pooling(rows["probe"].iloc[0])[1] == "last" else {}
+    x = 100 * rows["depth"] + offset
+    bars(ax, x, rows, colour, marker, markersize=10 if marker == "*" else 5, elinewidth=1.1, capsize=1.5, **open_marker)
+    ax.plot(x, rows["value"], color=colour, linewidth=1.2, alpha=0.7, linestyle=":" if kind == "shuffled-labels" else "-")
+    return {words: legend_key(colour, marker)}
+
+
+def _baselines(ax: Axes, rows: pd.DataFrame) -> None:
+    """Lines across with bands as intervals: the higher one named above itself at the right, the other below at the left."""
+    box = {"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0}
+    for rank, item in enumerate(rows.sort_values("value", ascending=False).itertuples()):
+        words, line = BASELINE_WORDS[item.probe]
+        ax.axhspan(item.low, item.high, color=GREY, alpha=0.13, linewidth=0, label=words)
+        ax.axhline(item.value, color=INK, linewidth=1, linestyle=line, label=words)
+        x, side, above = (0.98, "right", "top" if item.value > 0.96 else "bottom") if rank == 0 else (0.02, "left", "top")
+        ax.text(x, item.value, words, transform=ax.get_yaxis_transform(), fontsize=8, zorder=5, va=above, ha=side, bbox=box)
