@@ -23,7 +23,7 @@ TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: study test test-all cover checks golden book bench clean lock lock-check doctor env help
+.PHONY: study architecture test test-all cover checks golden book bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
@@ -47,6 +47,9 @@ checks: .venv/.stamp
 	shopt -s nullglob
 	notebooks=(notebooks/*.ipynb)
 	if [ $${#notebooks[@]} -gt 0 ]; then $(BIN)/nbstripout --verify $(STRIPPED) "$${notebooks[@]}"; fi
+
+architecture: .venv/.stamp  ## draw the wings in ARCHITECTURE.md from the imports
+	@cd tests && ../$(BIN)/python -m support.house
 
 golden: .venv/.stamp  ## record the golden values of new definitions, and code that gives the old ones still
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py

@@ -37,7 +37,7 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def examples(language: loading.LanguageModel, origin: str) -> list[training.Example]:
+def examples(language: loading.LanguageModel, origin: str) -> list[training.TokenizedRow]:
     """One batch of fine-tuning rows, those of them nearest to TOKENS tokens."""
     rows = corpora.mix("dialogue", 64, origin=origin)
     return sorted(training.examples(language.tokenizer, rows, 320), key=lambda example: abs(len(example.ids) - TOKENS))[:BATCH]
@@ -46,7 +46,7 @@ def examples(language: loading.LanguageModel, origin: str) -> list[training.Exam
 # ---------------------------------------------------------------- the pairs
 
 
-def our_step(folder: Path, batch: list[training.Example], kind: str) -> Callable[[], object]:
+def our_step(folder: Path, batch: list[training.TokenizedRow], kind: str) -> Callable[[], object]:
     """One training step of the study's own loop."""
     language = loading.load(folder, "bf16" if kind == "lora" else "fp32")
     recipe = training.Recipe(kind=kind, lr=1e-5)
@@ -55,7 +55,7 @@ def our_step(folder: Path, batch: list[training.Example], kind: str) -> Callable
     return lambda: loop.advance(batch, language.tokenizer.pad_token_id, language.device)
 
 
-def plain_step(folder: Path, batch: list[training.Example]) -> Callable[[], object]:
+def plain_step(folder: Path, batch: list[training.TokenizedRow]) -> Callable[[], object]:
     """One step of PEFT as its documentation writes it: float32 adapters, attention mask, the loss of the whole model."""
     from peft import LoraConfig, get_peft_model
 

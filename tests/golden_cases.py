@@ -25,7 +25,6 @@ from helpers import results
 from helpers.data import corpora, pii_templates, splits, tasks, user_files
 from helpers.figures import models, monitors, repair_tables, staleness_tables
 from helpers.figures import subspaces as subspace_figures
-from helpers.figures import triage as triage_figures
 from helpers.models import activations, behaviour, encoding, generation, judges, loading, utility
 from helpers.models.judge_types import JudgeSettings
 from helpers.monitors import fitting, readings, repair_ladder, spot_check
@@ -42,6 +41,7 @@ from helpers.projection import (
     subspaces,
 )
 from helpers.projection.alignment_matrix import Pair
+from helpers.projection.restored_updates import with_restorations
 from helpers.results import Run
 from helpers.staleness import (
     drift_signals,
@@ -109,7 +109,7 @@ def _saved(name: str, size: float) -> Path:
 @cache
 def pair_of_models() -> Parts:
     """A base and an aligned model."""
-    return Parts(_saved("base", 0.0), _saved("aligned", 0.01), CALIBRATION)
+    return with_restorations(Parts(_saved("base", 0.0), _saved("aligned", 0.01), CALIBRATION))
 
 
 def loaded(dtype: str = "fp32") -> loading.LanguageModel:
@@ -643,7 +643,7 @@ def ordered():
         "table": table,
         "forest": wooden,
         "importance": worth if isinstance(worth, pd.DataFrame) else worth[0],
-        "best": triage_figures.best(table).to_dict(),
+        "best": triage.best(table).to_dict(),
     }
 
 

@@ -29,8 +29,9 @@ HOSTILE = (
     "\x1b[31mpwned\x1b[0m",  # a link by terminal sequence is a warning of the build, and so no book
 )
 CELLS = (
-    "import sys\nimport pandas as pd\nfrom matplotlib import pyplot as plt\nfrom helpers import exercises, figures, tables\n"
-    f"figures.style()\nhostile = {list(HOSTILE)!r}",
+    "import sys\nimport pandas as pd\nfrom matplotlib import pyplot as plt\n"
+    "from helpers.book import exercises\nfrom helpers.figures import tables\nfrom helpers.figures.drawing import theme\n"
+    f"theme.style()\nhostile = {list(HOSTILE)!r}",
     "tables.show(pd.DataFrame({'reply': hostile, hostile[0]: hostile}), hostile[2])",
     "print(*hostile, sep='\\n')\nprint(*hostile, sep='\\n', file=sys.stderr)",
     "hostile",

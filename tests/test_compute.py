@@ -93,7 +93,7 @@ def test_bf16_without_units_works_and_warns_once_with_the_factor(monkeypatch, ti
 
 def test_a_machine_without_units_is_told_by_what_onednn_may_use():
     """The detection in a process that may use AVX2 at most: what a laptop without bf16 units would say."""
-    code = "from helpers import compute; print(compute.resolve('auto').name)"
+    code = "from helpers.models import compute; print(compute.resolve('auto').name)"
     kept = {k: v for k, v in os.environ.items() if k != compute.VARIABLE}
     limited = {**kept, "DNNL_MAX_CPU_ISA": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     assert subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True).stdout.strip() == "fp32"

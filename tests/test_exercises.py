@@ -135,7 +135,7 @@ def test_an_exercise_is_read_with_all_its_parts(tmp_path):
 def test_a_quiz_is_read_with_options_letter_and_reason(tmp_path):
     root, _ = planted(tmp_path, RATE)
     first, second = exercises.quiz("first", root)
-    assert first == exercises.Question(1, "Which?", ("This, with a second line.", "That.", "Neither."), "b", "Since.")
+    assert first == exercises.QuizQuestion(1, "Which?", ("This, with a second line.", "That.", "Neither."), "b", "Since.")
     assert (second.number, second.answer, second.options) == (2, "a", ("Yes.", "No."))
 
 

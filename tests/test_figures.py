@@ -158,11 +158,14 @@ def test_every_public_function_that_draws_is_among_them():
     assert {name.split(",")[0] for name in DRAWN} == {"dots", "bits", "spectrum", "dose", "losses"}
     public = {
         name
-        for name, f in vars(theme).items()
-        if callable(f) and getattr(f, "__module__", "") == "helpers.figures.drawing.theme" and name[0] != "_"
+        for module in (theme, models)
+        for name, f in vars(module).items()
+        if callable(f) and getattr(f, "__module__", "") == module.__name__ and name[0] != "_"
     }
     helping = {"style", "label", "panels", "bars", "share_axis", "perplexity_axis", "on_log_axis"}
-    assert public == helping | {"dots", "behaviour_dots", "spectrum_lines", "against_bits", "dose", "losses"}
+    tables = {"block_by_hand", "format_table", "check_rows", "labels", "with_arms"}
+    drawn = {"dots", "behaviour_dots", "spectrum_lines", "against_bits", "refusals_by_harm", "losses"}
+    assert public == helping | tables | drawn
 
 
 def points(ax):

@@ -54,16 +54,16 @@ def test_the_table_has_one_row_an_order_and_split_and_one_column_a_budget():
 
 def test_the_best_is_taken_at_the_budget_with_families_held_out():
     assert set(PLANTED["predictor"]) <= {*PREDICTORS, *ORDERS, "plain rule"}
-    best = triage.best(PLANTED)
+    best = triage_orders.best(PLANTED)
     assert (best["predictor"], best["split"], best["budget"]) == ("forest, free", "family", 0.2)
-    assert triage.best(PLANTED, tuple(ORDERS))["predictor"] == "largest drift first"
-    assert triage.best(PLANTED[PLANTED["split"] == "monitor"])["split"] == "monitor"
+    assert triage_orders.best(PLANTED, tuple(ORDERS))["predictor"] == "largest drift first"
+    assert triage_orders.best(PLANTED[PLANTED["split"] == "monitor"])["split"] == "monitor"
 
 
 @pytest.mark.parametrize("kept", ["spearman", "nothing"])
 def test_without_a_stale_cell_the_rank_correlation_decides(kept):
     rest = PLANTED[PLANTED["metric"] == kept]
-    best = triage.best(rest)
+    best = triage_orders.best(rest)
     assert best is None if kept == "nothing" else best["predictor"] == "ridge, free"
     assert triage.triage_sentences(rest)["triage-simple"] == "(not in this run)"
 
@@ -72,8 +72,8 @@ def test_where_nothing_could_be_ordered_the_chapter_goes_on_and_says_so():
     still = planted().assign(drop=0.0, stale=False)
     result, _ = triage_orders.evaluate(still, predictors=["ridge, free"])
     assert not result["metric"].isin(["recall", "spearman"]).any()
-    assert triage.best_predictor(PLANTED) == "forest, free"
-    best = triage.best_predictor(result)
+    assert triage_orders.best_predictor(PLANTED) == "forest, free"
+    best = triage_orders.best_predictor(result)
     worth, remarks = triage_orders.importance(still, best)
     assert best is None
     assert worth.empty

@@ -9,16 +9,18 @@ import statistics
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from support.house import HELPERS, PACKAGE, arrows, between_wings, drawing, drawn, imports, tree, wing
 from tiers import mostly_slow
 
+from helpers import WINGS
 from helpers.runner import doctor
 
 ROOT = Path(__file__).parents[1]
-HELPERS = {path.stem: path for path in sorted((ROOT / "src" / "helpers").glob("*.py")) if path.stem != "__init__"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.fullmatch(r"\d\d_[a-z]+", path.stem)]
 FOLDERS = ("src/helpers", "notebooks", "profiles", "book")
@@ -42,19 +44,6 @@ def tracked() -> list[Path]:
         pytest.skip("not a git repository")
     binary = {".png", ".woff", ".woff2", ".parquet", ".ico", ".pdf"}
     return [ROOT / name for name in found.splitlines() if Path(name).suffix not in binary and (ROOT / name).is_file()]
-
-
-def imports(path: Path) -> set[str]:
-    """The helpers that a module imports, at its top or in a function."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "helpers":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers."):
-            found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("helpers.")}
-    return found & set(HELPERS)
 
 
 # ---------------------------------------------------------------- the README's tree
@@ -90,15 +79,73 @@ def test_the_tree_in_the_readme_is_the_tree(folder):
     assert sorted(named.get(name, name) for name in listed) == sorted(path.name for path in entries)
 
 
-def test_a_module_imports_only_modules_above_it():
-    listed = [Path(path).stem for path in readme_tree() if re.fullmatch(r"src/helpers/\w+(\.py)?", path)]
-    listed = [name for name in listed if name in HELPERS]
-    wrong = [(name, other) for name in listed for other in imports(HELPERS[name]) if listed.index(other) >= listed.index(name)]
-    assert wrong == []
+def test_a_wing_imports_only_wings_before_it():
+    order = ["", *WINGS]
+    assert [arrow for arrow in arrows() if order.index(wing(arrow[1])) > order.index(wing(arrow[0]))] == []
+    assert len(between_wings()) > 20  # the control: arrows are seen at all
+
+
+def test_the_drawing_of_the_wings_is_made_from_the_imports():
+    assert drawn() == drawing(), "the imports have changed: make architecture"
+    assert "  monitors --> updates\n" in drawing()
+
+
+def test_the_gate_could_be_a_package_of_its_own():
+    found = {(name, other) for name, path in HELPERS.items() if wing(name) == "revalidation" for other in imports(name)}
+    assert {other for _, other in found if wing(other) in {"study", "runner", "figures", "book"}} == set()
+    inward = [name for name, path in HELPERS.items() if {wing(other) for other in imports(name)} & {"revalidation"}]
+    assert {wing(name) for name in inward} == {"", "revalidation"}
+    assert [name for name in inward if not wing(name)] == ["__main__"]
+
+
+def test_no_science_wing_draws():
+    """Methods below, what is shown above: below the figures nothing imports a library that draws."""
+    below = WINGS[: WINGS.index("study")]
+    drawing = re.compile(r"^\s*(?:import|from) (?:matplotlib|seaborn|great_tables)", re.MULTILINE)
+    assert [name for name, path in HELPERS.items() if wing(name) in below and drawing.search(path.read_text("utf-8"))] == []
+    assert any(drawing.search(path.read_text("utf-8")) for name, path in HELPERS.items() if wing(name) == "figures")
+
+
+def test_the_house_can_be_held_in_mind():
+    folders = Counter(name.rpartition(".")[0] for name in HELPERS)
+    assert set(WINGS) == {name.partition(".")[0] for name in folders} - {""}
+    assert len(WINGS) <= 14
+    assert folders[""] <= 8
+    assert {name: count for name, count in folders.items() if count > 14} == {}
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in HELPERS.items()}
+    assert {name: count for name, count in lines.items() if count > 350} == {}
+
+
+def test_each_wing_says_what_it_is_for_what_it_may_import_and_where_a_member_goes():
+    for name in WINGS:
+        text = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text("utf-8")))
+        assert len(text.splitlines()) >= 4, name
+        assert "May import" in text, name
+        named = set(re.findall(r"`([a-z_]+)/?`", text))
+        files = {path.stem for path in (PACKAGE / name).iterdir() if path.stem not in {"__init__", "__pycache__"}}
+        assert files - named == set(), name
+
+
+def test_no_two_modules_of_a_wing_share_the_name_of_a_public_function():
+    owners: dict[tuple[str, str], list[str]] = {}
+    for name in HELPERS:
+        for node in tree(name).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                owners.setdefault((wing(name), node.name), []).append(name)
+    assert {key: found for key, found in owners.items() if len(found) > 1} == {}
+
+
+def test_a_class_name_means_one_thing():
+    owners: dict[str, list[str]] = {}
+    for name in HELPERS:
+        for node in tree(name).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(name)
+    assert {key: found for key, found in owners.items() if len(found) > 1} == {}
 
 
 def test_imports_have_no_circle():
-    todo = {name: imports(path) for name, path in HELPERS.items()}
+    todo = {name: set(imports(name)) for name in HELPERS}
     while todo:
         free = [name for name, others in todo.items() if not others & set(todo)]
         assert free, f"these import one another: {sorted(todo)}"
@@ -111,12 +158,12 @@ def test_imports_have_no_circle():
 
 @pytest.mark.parametrize("module", HELPERS)
 def test_public_things_say_what_they_return_and_no_function_is_long(module):
-    tree = ast.parse(HELPERS[module].read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{module}.py has no docstring"
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    code = tree(module)
+    assert ast.get_docstring(code), f"{module}.py has no docstring"
+    functions = [node for node in ast.walk(code) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = [f"{node.name}: {node.end_lineno - node.lineno + 1}" for node in functions if node.end_lineno - node.lineno + 1 > 40]
     assert long == []
-    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+    public = [node for node in code.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
     silent = [node.name for node in public if not ast.get_docstring(node)]
     assert silent == []
 
@@ -266,7 +313,7 @@ def test_make_narrows_the_study_and_cleans_nothing_that_is_committed():
     assert make("-n", "clean").stdout.strip() == "rm -rf build logs .snakemake results/quick results/smoke"
     shown = {line.split()[1] for line in make("help").stdout.splitlines()}
     tests = {"test", "test-all", "cover", "golden"}
-    assert shown == tests | {"study", "book", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
+    assert shown == tests | {"study", "book", "architecture", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
 
 
 def plain_make(folder: Path, *words: str, **pythons: str) -> subprocess.CompletedProcess:
@@ -311,11 +358,15 @@ def test_make_without_a_python_that_fits_says_which_it_found_and_what_to_do(tmp_
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        (("freezing", "staleness", "variants", "measurements"), ("bitsandbytes", "torch._inductor", "pandera")),
-        (("kernels", "run", "progress"), ("torch", "pandas", "matplotlib")),
+        (
+            ("monitors.fitting", "staleness.drops", "updates.variants", "updates.measurements"),
+            ("bitsandbytes", "torch._inductor", "pandera"),
+        ),
+        (("runner.kernels", "runner.jobs", "console"), ("torch", "pandas", "matplotlib")),
     ],
 )
 def test_what_takes_seconds_to_import_is_imported_where_it_is_used(modules, absent):
-    code = f"import sys\nfrom helpers import {', '.join(modules)}\nprint([name for name in {absent} if name in sys.modules])"
+    wanted = ", ".join(f"helpers.{name}" for name in modules)
+    code = f"import sys\nimport {wanted}\nprint([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -11,7 +11,7 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE
 from helpers.models import generation, loading
 from helpers.models.loading import LanguageModel
 from helpers.neurons.interventions import ablated, activation_change, patched, patched_replies
-from helpers.updates.training import Example
+from helpers.updates.training import TokenizedRow
 
 PROMPTS = [f"Paint the {noun}" for noun in ("door", "old ladder", "very long garden fence", "boat", "red chair in the yard")]
 TOKENS = 6
@@ -194,11 +194,11 @@ def test_a_mask_of_another_model_is_refused(base, aligned):
 
 # ---------------------------------------------------------------- how far activations move
 
-TEXTS = tuple(Example(tuple(range(10 + i, 30 + 6 * i)), 4 + i) for i in range(4))
+TEXTS = tuple(TokenizedRow(tuple(range(10 + i, 30 + 6 * i)), 4 + i) for i in range(4))
 
 
 @torch.no_grad()
-def activations(language: LanguageModel, text: Example) -> torch.Tensor:
+def activations(language: LanguageModel, text: TokenizedRow) -> torch.Tensor:
     """Activations at the places of the reply, "layer place neuron", of one text read alone."""
     found = []
     handles = [block.mlp.down_proj.register_forward_pre_hook(lambda _, args: found.append(args[0][0]))

@@ -4,12 +4,15 @@ import ast
 import json
 import re
 from functools import lru_cache
+from importlib import import_module
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
 
 from helpers.book import exercises
 from helpers.study import chapters
@@ -150,7 +153,7 @@ def test_the_summary_has_a_sentence_to_take_away_and_a_way_on(chapter):
 
 def drawing(chapter: str) -> list[bool | str]:
     """The cells in order: True for one that draws, False for other code, the text of markdown."""
-    modules: set[str] = set()
+    modules: dict[str, object] = {}
     found: list[bool | str] = []
     for kind, text, _ in cells(chapter):
         if kind == "markdown":
@@ -158,10 +161,11 @@ def drawing(chapter: str) -> list[bool | str]:
             continue
         nodes = list(ast.walk(ast.parse(text)))
         for node in nodes:
-            for alias in node.names if isinstance(node, ast.ImportFrom) and node.module == "helpers" else []:
-                modules |= {alias.asname or alias.name} if re.search(r"(^|_)figures$|^plates$", alias.name) else set()
+            for alias in node.names if isinstance(node, ast.ImportFrom) and node.module == "helpers.figures" else []:
+                modules[alias.asname or alias.name] = import_module(f"helpers.figures.{alias.name}")
         calls = [node.func for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-        found.append(any(isinstance(f.value, ast.Name) and f.value.id in modules and f.attr != "style" for f in calls))
+        asked = [getattr(modules.get(f.value.id), f.attr, None) for f in calls if isinstance(f.value, ast.Name)]
+        found.append(any(callable(f) and signature(f).return_annotation is Figure for f in asked))
     return found
 
 

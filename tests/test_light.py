@@ -18,12 +18,33 @@ ROOT = Path(__file__).parents[1]
 RUN = ROOT / "results" / "cpu" / "embedded" / "seed-0"
 BLOCKED = {"torch", "transformers", "bitsandbytes", "peft", "accelerate", "tokenizers", "safetensors", "fcntl", "resource"}
 LIGHT = (
-    *("errors", "system", "parameters", "statistics", "roc", "sources", "corpora", "records", "names", "tables", "splits"),
-    *("taskfiles", "slots", "tasks", "baselines", "signals", "predictors", "rules", "triage", "forecasts", "arm_tables"),
-    *("seeds", "evidence", "claims", "findings", "chapters", "lessons", "exercises", "scrubbing", "rowfiles", "options"),
-    *("pairedrates", "assessment", "screening", "sureness", "statements", "judgement", "scorefiles", "report_schema"),
-    *("report_words", "report_drawings", "report_detail", "report_page", "report_summary", "reports", "report_diff"),
-    *("manifests", "markup", "parameter_table", "run_tables", "appendices", "provenance", "doctor", "installing", "gate"),
+    *("errors", "console", "results"),
+    *("study.parameters", "study.evidence", "study.claims", "study.findings", "study.chapters"),
+    *("stats.intervals", "stats.roc", "stats.paired_rates"),
+    *("data.sources", "data.corpora", "data.splits", "data.user_files", "data.pii_templates", "data.tasks"),
+    *("updates.names",),
+    *("figures.tables", "figures.triage"),
+    *("monitors.baselines",),
+    *("staleness.drift_signals", "staleness.predictors", "staleness.threshold_rules", "staleness.triage"),
+    *("book.exercises", "book.markup", "book.parameter_table", "book.appendices", "book.provenance"),
+    *(
+        "revalidation.options",
+        "revalidation.hypotheses",
+        "revalidation.screening",
+        "revalidation.error_rates",
+        "revalidation.verdict",
+        "revalidation.score_file",
+        "revalidation.report.schema",
+        "revalidation.report.wording",
+        "revalidation.report.svg",
+        "revalidation.report.html_detail",
+        "revalidation.report.html",
+        "revalidation.report.markdown",
+        "revalidation.report.files",
+        "revalidation.report.diff",
+        "revalidation.cli",
+    ),
+    *("runner.manifests", "runner.doctor", "runner.installing"),
 )
 PRELUDE = f"""
 import sys
@@ -70,7 +91,7 @@ import helpers.updates.training
 def test_solutions_are_checked_on_committed_tables():
     done = lightly(f"""
 from pathlib import Path
-from helpers import exercises
+from helpers.book import exercises
 from helpers.results import Run
 run = Run("cpu", "embedded", 0, Path({str(RUN)!r}))
 for name in ("02-1", "05-1", "06-2", "10-1"):
@@ -85,16 +106,19 @@ def test_tables_and_findings_of_the_book_are_read_and_judged_anew():
     done = lightly(f"""
 from pathlib import Path
 import pandas as pd
-from helpers import findings, records, run_tables, tables
+from helpers import results
+from helpers.book import appendices
+from helpers.figures import tables
+from helpers.study import findings
 root, folder = Path({str(ROOT)!r}), Path({str(RUN)!r})
-read = records.read_table(records.Run("cpu", "embedded", 0, folder), "behaviour")
+read = results.read_table(results.Run("cpu", "embedded", 0, folder), "behaviour")
 shown = tables.with_intervals(read)
 stored = pd.read_parquet(root / "results/cpu/findings.parquet")
 runs = [("embedded", seed, findings.run_tables(folder.parent / f"seed-{{seed}}")) for seed in (0, 1, 2)]
 judged, _ = findings.collect(runs)
 both = stored.merge(judged, on="claim", suffixes=("", "_new"))
 print(len(shown) == len(read) > 0, len(both) == len(stored) > 10, (both["verdict"] == both["verdict_new"]).all())
-print(run_tables.spread(root, folder).count("|") > 100)
+print(appendices.spread(root, folder).count("|") > 100)
 """)
     assert done.stdout.split() == ["True"] * 4, done.stderr
 

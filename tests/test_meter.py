@@ -59,9 +59,8 @@ def test_a_copy_and_an_adapter_count_like_the_model(language):
 
 def test_the_file_holds_what_a_killed_process_had_counted(tmp_path):
     path = tmp_path / "tokens"
-    code = (
-        "import os, signal; from helpers import meter; meter.count(5); meter.count(2, True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    code = "import os, signal; from helpers.models import meter; "
+    code += "meter.count(5); meter.count(2, True); os.kill(os.getpid(), signal.SIGKILL)"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, meter.VARIABLE: str(path)})
     assert done.returncode == -9
     assert meter.read_counts(path) == Tokens(5, 2)

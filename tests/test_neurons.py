@@ -15,7 +15,7 @@ from helpers.models.loading import LanguageModel
 from helpers.neurons import interventions, neuron_scores
 from helpers.neurons.neuron_scores import NEURON_SCORES, PROJECTIONS, Evidence, by_layer, score_neurons, top
 from helpers.updates import quantizers
-from helpers.updates.training import Example
+from helpers.updates.training import TokenizedRow
 
 ROWS = [Row(f"Polish the lamp number {i}" + " slowly" * i, "The lamp shines." + " Well done." * (i % 3)) for i in range(6)]
 PROMPTS = [f"Paint the {noun}" for noun in ("door", "old ladder", "very long garden fence", "boat")]
@@ -45,11 +45,11 @@ def copied(language: LanguageModel) -> LanguageModel:
     return replace(language, model=other)
 
 
-def texts(count: int, seed: int) -> tuple[Example, ...]:
+def texts(count: int, seed: int) -> tuple[TokenizedRow, ...]:
     """Random exchanges of unlike lengths."""
     draw = torch.Generator().manual_seed(seed)
     ids = [torch.randint(3, 250, (6 + 5 * i,), generator=draw).tolist() for i in range(count)]
-    return tuple(Example(tuple(row), 2 + i) for i, row in enumerate(ids))
+    return tuple(TokenizedRow(tuple(row), 2 + i) for i, row in enumerate(ids))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def seen() -> Evidence:
     return Evidence(small(0), small(1), texts(3, 0), texts(4, 1), 7)
 
 
-def loss(model: nn.Module, text: Example) -> torch.Tensor:
+def loss(model: nn.Module, text: TokenizedRow) -> torch.Tensor:
     """The mean negative log-likelihood of one text's reply, read alone and with the framework's own head."""
     ids = torch.tensor(text.ids)
     said = model(input_ids=ids[None], use_cache=False).logits[0, text.start - 1 : -1]
@@ -75,7 +75,7 @@ def weights(language: LanguageModel, layer: int, i: int) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def states(language: LanguageModel, text: Example, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def states(language: LanguageModel, text: TokenizedRow, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What enters the MLP of a layer, and its activations by the formula, for one text read alone."""
     kept = []
     hook = mlp(language, layer).register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
@@ -85,7 +85,7 @@ def states(language: LanguageModel, text: Example, layer: int) -> tuple[torch.Te
     return kept[0], nn.functional.silu(block.gate_proj(kept[0])) * block.up_proj(kept[0])
 
 
-def places(text: Example) -> slice:
+def places(text: TokenizedRow) -> slice:
     return slice(text.start - 1, len(text.ids) - 1)
 
 
@@ -258,7 +258,7 @@ def planted_circuits() -> Evidence:
         ):  # fmt: skip
             for part, value in zip(weights(language, *cell), (reads, reads, gain * writes), strict=True):
                 part.copy_(value)
-    return Evidence(language, copied(language), (Example((X, R), 1),), (Example((Y, U), 1),), 0)
+    return Evidence(language, copied(language), (TokenizedRow((X, R), 1),), (TokenizedRow((Y, U), 1),), 0)
 
 
 def harm(seen: Evidence, mask: torch.Tensor) -> tuple[float, float]:
@@ -390,7 +390,7 @@ def test_what_cannot_be_scored_is_refused_in_one_line(seen, tiny):
         neuron_scores.mlps(nn.Linear(2, 2))
     with refused(NOT_COMPARABLE, "(2, 12)", "(3, 12)"):
         replace(seen, base=small(num_hidden_layers=3))
-    for wrong in ((), (Example((5, 6), 0),), (Example((5, 6), 2),)):
+    for wrong in ((), (TokenizedRow((5, 6), 0),), (TokenizedRow((5, 6), 2),)):
         with refused(USAGE, "'utility'"):
             replace(seen, utility=wrong)
     packed = loading.load(tiny)

@@ -10,7 +10,7 @@ from helpers.models import compute
 from helpers.models.meter import Tokens
 from helpers.runner import jobs, outlook
 from helpers.study import chapters
-from helpers.study.chapters import Run
+from helpers.study.chapters import PlannedRun
 
 ROOT = jobs.project_root()
 
@@ -59,7 +59,7 @@ def test_what_is_not_the_studys_own_is_not_counted():
 
 
 def test_a_run_without_models_to_read_has_no_outlook(tmp_path):
-    run = Run("smoke", "tiny", "tiny", 0, tmp_path)
+    run = PlannedRun("smoke", "tiny", "tiny", 0, tmp_path)
     assert outlook.of("auto", {run: {"11_findings": {}}}, {run: ["11_findings"]}, {}) == {}
     assert outlook.together({}) is None
 

@@ -291,7 +291,7 @@ def test_red_and_green_of_one_lightness_would_be_caught():
 # ---------------------------------------------------------------- notebooks and pages
 
 
-CELLS = ["from helpers import figures\nfigures.style()", "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n"
+CELLS = ["from helpers.figures.drawing import theme\ntheme.style()", "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\n"
          "ax.errorbar([1], [0.5], yerr=[[0.25], [0.125]], fmt='o', label='one');"]  # fmt: skip
 
 

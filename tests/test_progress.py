@@ -104,7 +104,7 @@ def test_a_file_that_says_nothing_gives_no_bars(tmp_path, text):
 
 def test_a_killed_process_leaves_a_whole_file_that_the_next_cell_does_not_believe(tmp_path):
     path = tmp_path / console.FILE
-    code = "import os, signal\nfrom helpers import progress\nprogress.PAUSE = 0\nprogress.counting('variants', 3)('nf4')\n"
+    code = "import os, signal\nfrom helpers import console\nconsole.PAUSE = 0\nconsole.counting('variants', 3)('nf4')\n"
     code += "os.kill(os.getpid(), signal.SIGKILL)"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, console.VARIABLE: str(path)}, check=False,
                           capture_output=True)  # fmt: skip
@@ -167,11 +167,11 @@ def test_the_time_left_is_in_proportion(done, total, seconds, expected):
 
 
 def test_the_line_of_a_chapter_says_its_bar_its_cell_and_the_time(tmp_path):
-    from helpers.runner.kernels import Watch
-    from helpers.study.chapters import Job, Run
+    from helpers.runner.kernels import Heartbeat
+    from helpers.study.chapters import Job, PlannedRun
 
-    job = Job("05_staleness", Run("quick", "tiny", "tiny", 0, tmp_path), {}, "", 3600.0, {}, {})
-    watch = Watch(job, tmp_path / console.FILE, started=time.monotonic() - 130, cell=9, cells=27, entered=time.time() - 103)
+    job = Job("05_staleness", PlannedRun("quick", "tiny", "tiny", 0, tmp_path), {}, "", 3600.0, {}, {})
+    watch = Heartbeat(job, tmp_path / console.FILE, started=time.monotonic() - 130, cell=9, cells=27, entered=time.time() - 103)
     assert watch.line() == "05_staleness: cell 9 of 27, 2 min 10 s"
     state = [{"title": "variants", "total": 10, "done": 3, "detail": "nf4", "began": time.time() - 103}]
     (tmp_path / console.FILE).write_text(json.dumps(state))

@@ -66,7 +66,7 @@ def parts(tiny, tmp_path_factory):
     tuned = {f"{name}.weight": w.float() + 0.05 * gaussian(*w.shape, seed=30) for name, w in weights.items()}
     save_file(tuned, folder / "full" / "weights.safetensors")
     (folder / "full" / "recipe.json").write_text("{}")
-    return parts.with_update("full-dialogue", "bf16", folder / "full")
+    return restored_updates.with_restorations(parts.with_update("full-dialogue", "bf16", folder / "full"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.monitors import frozen, probes, realignment
 from helpers.monitors.probes import PROBES, Readout
-from helpers.monitors.readouts import Pooled, Ragged, score_linear
+from helpers.monitors.readouts import Pooled, score_linear
 from helpers.monitors.realignment import REALIGNMENTS, Map, fit_map, halves
 
 KINDS = list(REALIGNMENTS)
@@ -413,41 +413,6 @@ def test_near_copies_in_a_group_do_not_pass_for_held_out_texts():
     assert fit_map("low-rank", x + noise, x).left.shape[1] > 0  # the control: told nothing, it believes what it has memorized
 
 
-# ---------------------------------------------------------------- what is done with a map
-
-
-@pytest.mark.parametrize("kind", LINEAR)
-@pytest.mark.parametrize("name", KINDS)
-def test_an_unfolded_readout_scores_raw_states_as_the_old_one_scores_mapped_states(name, kind):
-    before, after = uneven(50, 24, 0)
-    found, readout = fit_map(name, before, after), probe(kind, 100, 24)
-    shipped = realignment.unfolded(found, readout)
-    expected = probes.score(readout, realignment.features(found, Pooled(after)))
-    assert np.allclose(probes.score(shipped, Pooled(after)), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
-    assert (shipped.kind, shipped.strength) == (kind, readout.strength)
-    assert {key: (tensor.dtype, tensor.shape) for key, tensor in shipped.tensors.items()} == {"w": ("f8", (24,)), "b": ("f8", ())}
-
-
-def test_readouts_that_are_not_linear_are_not_unfolded():
-    found = fit_map("centre", *uneven(20, 24, 0))
-    assert realignment.unfolded(found, probe("mlp", 60, 24)) is None
-    assert realignment.unfolded(found, Readout("attention", {"q": axis(24), "v": axis(24), "b": np.array(0.0)}, 1.0)) is None
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_features_are_mapped_row_by_row(name):
-    before, after = uneven(40, 12, 0)
-    found = fit_map(name, before, after)
-    ragged = Ragged(torch.tensor(after).bfloat16(), np.array([0, 3, 4, 40]))
-    mapped = realignment.features(found, ragged)
-    assert isinstance(mapped, Ragged)
-    assert mapped.offsets.tolist() == [0, 3, 4, 40]
-    assert np.allclose(mapped.values, [found(row[None])[0] for row in ragged.values])
-    pooled = realignment.features(found, Pooled(torch.tensor(after).bfloat16()))
-    assert isinstance(pooled, Pooled)
-    assert (pooled.values == mapped.values).all()
-
-
 # ---------------------------------------------------------------- what is refused
 
 
@@ -484,8 +449,6 @@ def test_other_misuse_is_refused_in_one_line():
             fit_map(name, before, after, groups=np.zeros(20, dtype=int))
     with refused(NOT_COMPARABLE, "states are 11 wide, the map 12"):
         fit_map("centre", before, after)(after[:, :11])
-    with refused(NOT_COMPARABLE, "probe is 24 wide, the map 12"):
-        realignment.unfolded(fit_map("centre", before, after), probe("lda", 60, 24))
 
 
 @pytest.mark.parametrize("name", UNPAIRED)

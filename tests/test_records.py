@@ -11,10 +11,10 @@ import pytest
 
 from helpers import cache as cache_files
 from helpers import results
-from helpers.cache import cached_table, write_json
+from helpers.cache import write_json
 from helpers.data import sources
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
-from helpers.results import KEY, OWN, VALUES, Run, open_run, read_note, read_table, write_note, write_table
+from helpers.results import KEY, OWN, VALUES, Run, cached_table, open_run, read_note, read_table, write_note, write_table
 from helpers.runner import manifests
 from helpers.runner.manifests import write_manifest
 
@@ -261,7 +261,8 @@ def test_notes_come_back_as_they_were(run):
     note = {"folder": "é ü", "values": [1, 2.5, None], "nested": {"a": True}}
     write_note(run, "01_models", "aligned", note)
     assert read_note(run, "01_models", "aligned") == note
-    assert [path.name for path in results.chapter_files(run.folder, "01_models")] == ["aligned.json"]
+    assert [path.name for path in (run.folder / "parts" / "01_models").iterdir()] == ["aligned.json"]
+    assert [path.name for path in (run.folder / "parts" / "01_models").iterdir()] == ["aligned.json"]
 
 
 # --- the manifest ---

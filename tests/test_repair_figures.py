@@ -91,8 +91,8 @@ DRAWN = {
     "rates_before_after, full": lambda: repair.rates_before_after(table(SHORT, layers=(1,), probes=("logistic-mean",))),
     "rates_before_after, two": lambda: repair.rates_before_after(table(["none", "coral"], TWO, SMALL.tasks, (1,), ("lda-mean",))),
     "rates_before_after, one": lambda: repair.rates_before_after(table(["none", "centre-scale"], TWO[:1], ONE.tasks, (1,))),
-    "gate, full": lambda: repair.gate_accuracy(cells()),
-    "gate, one": lambda: repair.gate_accuracy(cells(TWO[:1], ONE.tasks, 1), 0.95),
+    "gate_accuracy, full": lambda: repair.gate_accuracy(cells()),
+    "gate_accuracy, one": lambda: repair.gate_accuracy(cells(TWO[:1], ONE.tasks, 1), 0.95),
     "interplay, full": lambda: repair.interplay(gains()),
     "interplay, tasks": lambda: repair.interplay(gains(tasks=(*FULL.tasks, "all"))),
     "interplay, methods": lambda: repair.interplay(gains(names=("safelora", "salora"), methods=("centre", "coral"))),
@@ -123,7 +123,7 @@ EMPTY = {
     "who_is_repaired": lambda: repair.who_is_repaired(cells()[:0]),
     "who_is_repaired, controls only": lambda: repair.who_is_repaired(cells(VARIANTS[:2])),
     "rates_before_after": lambda: repair.rates_before_after(table(SHORT[:1], TWO)),
-    "gate, controls only": lambda: repair.gate_accuracy(cells(VARIANTS[:2])),
+    "gate_accuracy, controls only": lambda: repair.gate_accuracy(cells(VARIANTS[:2])),
     "gate": lambda: repair.gate_accuracy(cells().assign(agreement_after=np.nan)),
     "interplay": lambda: repair.interplay(plane()),
     "policy_plane": lambda: repair.policy_plane(gains()),
@@ -268,7 +268,7 @@ def test_every_monitor_is_a_line_from_frozen_to_repaired():
 
 def test_the_gate_is_drawn_by_its_choice_and_below_by_quarters():
     drawn = cells()
-    above, below = figure_of("gate, full").axes
+    above, below = figure_of("gate_accuracy, full").axes
     assert ruled(above, 0) == ruled(below, 0) == [repairs.AGREEMENT]
     for dots, choice in zip(above.collections, repair.CHOICES, strict=True):
         own = drawn[drawn["gate"] == choice]
@@ -279,7 +279,7 @@ def test_the_gate_is_drawn_by_its_choice_and_below_by_quarters():
     assert [y for _, y in points(below)] == pytest.approx([part["stale_realigned"].mean() for part in quarters])
     wanted = [rate_interval(part["stale_realigned"].astype(float), part["variant"]) for part in quarters]
     assert bounds(below, 1) == pytest.approx(sorted([*(e.low for e in wanted), *(e.high for e in wanted)]))
-    assert f"refit (n = {(drawn['gate'] == 'refit').sum()})" in legend_of(figure_of("gate, full"))[2]
+    assert f"refit (n = {(drawn['gate'] == 'refit').sum()})" in legend_of(figure_of("gate_accuracy, full"))[2]
 
 
 # ---------------------------------------------------------------- interplay and policies

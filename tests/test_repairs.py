@@ -591,7 +591,7 @@ def test_a_restoration_that_undoes_the_update_and_a_realignment_are_substitutes(
 
 
 def test_a_run_tells_every_variant_and_its_cells(frozen, in_use, stored, monkeypatch):
-    monkeypatch.setattr(repair_ladder.updates, "family", lambda variant: f"of {variant.adapter}")
+    monkeypatch.setattr(repair_ladder.recipes, "family", lambda variant: f"of {variant.adapter}")
     steps, variants = [], [variant("shifted"), variant("lost")]
     found = repair_ladder.observe(None, Variant("tiny"), variants, frozen, in_use, PLAN, 0, steps.append)
     assert steps == [v.label for v in variants]

@@ -13,7 +13,7 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.models import loading
 from helpers.projection import alignment_matrix, safelora
 from helpers.projection.alignment_matrix import Pair
-from helpers.projection.restorations import RESTORATIONS, Named, _share, parse, parse_source, prepare
+from helpers.projection.restorations import RESTORATIONS, NamedRestoration, _share, parse, parse_source, prepare
 from helpers.seeding import derive_seed
 from helpers.updates import lora, quantizers
 from helpers.updates.lora import LowRank
@@ -558,10 +558,10 @@ def test_a_random_spectrum_stays_low_rank_too():
 
 @pytest.mark.parametrize("name", RESTORATIONS)
 def test_every_name_is_parsed_with_its_default_k(name):
-    assert parse(name) == Named(name, RESTORATIONS[name].k, "")
-    assert parse(f"{name}:gptq-4-mixed") == Named(name, RESTORATIONS[name].k, "gptq-4-mixed")
+    assert parse(name) == NamedRestoration(name, RESTORATIONS[name].k, "")
+    assert parse(f"{name}:gptq-4-mixed") == NamedRestoration(name, RESTORATIONS[name].k, "gptq-4-mixed")
     if RESTORATIONS[name].k:
-        assert parse(f"{name}-k64:nf4-both") == Named(name, 64, "nf4-both")
+        assert parse(f"{name}-k64:nf4-both") == NamedRestoration(name, 64, "nf4-both")
     else:
         with refused(USAGE, f"'{name}-k8'", "takes no k"):
             parse(f"{name}-k8")

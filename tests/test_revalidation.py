@@ -22,7 +22,7 @@ from helpers.revalidation import error_rates, inputs, observe, repair
 from helpers.revalidation import run as revalidation_run
 from helpers.revalidation.hypotheses import Panel, harm, measured
 from helpers.revalidation.options import Options
-from helpers.revalidation.repair import Case, mend
+from helpers.revalidation.repair import MonitorTexts, mend
 from helpers.revalidation.report import schema
 
 D = 40
@@ -48,7 +48,7 @@ def planted(change, n=400, texts=300, seed=0, kind="mean-difference", groups=Non
     scores = [one.score(Pooled(side))[None] for side in (labelled, judged)]
     panel = Panel((one.name,), labels, np.arange(n) if groups is None else groups, *scores,
                   np.array([one.thresholds["5"]]), np.array([0.05]))  # fmt: skip
-    return Case(one, Pooled(unlabelled), Pooled(seen), (unlabelled, seen), Pooled(judged), panel)
+    return MonitorTexts(one, Pooled(unlabelled), Pooled(seen), (unlabelled, seen), Pooled(judged), panel)
 
 
 TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(D, D)))[0]

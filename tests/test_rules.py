@@ -8,7 +8,7 @@ from test_predictors import planted, refused
 
 from helpers.staleness import threshold_rules
 from helpers.staleness.predictors import COLUMNS
-from helpers.staleness.threshold_rules import Rule
+from helpers.staleness.threshold_rules import ThresholdRule
 
 
 def test_the_plain_rule_finds_a_planted_threshold():
@@ -59,14 +59,14 @@ def test_a_rule_flags_exactly_what_its_words_say():
 
 def test_a_missing_signal_sends_the_cell_to_revalidation():
     cells = planted().assign(score_ks=np.nan)
-    assert Rule((("score_ks", 0.5),)).flags(cells).all()
+    assert ThresholdRule((("score_ks", 0.5),)).flags(cells).all()
 
 
 def test_without_a_stale_cell_everything_is_revalidated():
     cells = planted().assign(stale=False)
-    assert threshold_rules.plain_rule(cells) == Rule()
-    assert Rule().flags(cells).all()
-    assert Rule().words == "revalidate everything"
+    assert threshold_rules.plain_rule(cells) == ThresholdRule()
+    assert ThresholdRule().flags(cells).all()
+    assert ThresholdRule().words == "revalidate everything"
 
 
 @pytest.mark.parametrize("missed", [-0.1, 1, float("nan")])

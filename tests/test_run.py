@@ -393,7 +393,7 @@ names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/0
 """
 
 
-def by_hand(plan: study_jobs.Plan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
+def by_hand(plan: study_jobs.StudyPlan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
     """Stands for snakemake and its kernels: what each chapter leaves, in an order that keeps to the needs of the jobs."""
     place = plan.root / "build" / "runs" / "plan"
     listed = [job for each, names in todo.items() for job in study_jobs._write_jobs(plan, each, names, outlooks.get(each), place)]
@@ -528,7 +528,7 @@ def test_a_book_with_a_warning_is_refused(toy):
 def test_the_names_read_from_the_source_are_those_of_the_registries():
     import importlib
 
-    for module, registry, _ in [*chapters.REGISTRIES.values(), ("models", "MODELS", ())]:
+    for module, registry, _ in [*chapters.REGISTRIES.values(), ("models.loading", "MODELS", ())]:
         real = getattr(importlib.import_module(f"helpers.{module}"), registry)
         assert chapters.registry_names(module, registry) == list(real)
 
@@ -548,8 +548,13 @@ def test_prose_does_not_age_results_and_code_does(tmp_path, monkeypatch):
 
 
 def test_imports_are_followed():
-    assert chapters.imported_helpers(["from helpers import parameters\n%matplotlib inline"]) == ["errors", "parameters"]
-    assert {"guards", "chapters", "parameters", "errors"} <= set(chapters.imported_helpers(["import helpers.runner.guards"]))
+    assert chapters.imported_helpers(["from helpers.study import parameters\n%matplotlib inline"]) == [
+        "errors",
+        "study.parameters",
+    ]
+    assert {"runner.guards", "study.chapters", "study.parameters", "errors"} <= set(
+        chapters.imported_helpers(["import helpers.runner.guards"])
+    )
     assert chapters.imported_helpers(["import os"]) == []
 
 

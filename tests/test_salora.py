@@ -31,7 +31,7 @@ def opened(tiny, precision: str = "none", dtype: str = "fp32") -> loading.Langua
     return language
 
 
-def rows_of(language: loading.LanguageModel) -> list[training.Example]:
+def rows_of(language: loading.LanguageModel) -> list[training.TokenizedRow]:
     return training.examples(language.tokenizer, ROWS, RECIPE.limit)
 
 

@@ -23,7 +23,7 @@ from helpers import cache as cache_files
 from helpers.data import sources
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
 
-SRC = Path(sources.__file__).resolve().parents[1]
+SRC = Path(sources.__file__).resolve().parents[2]
 FILES = {"a.txt": "tiny/data/a.txt", "sub/b.txt": "tiny/data/b.txt"}
 TEXTS = {"tiny/data/a.txt": b"first\n", "tiny/data/b.txt": b"second\n", "tiny/other.py": b"raise SystemExit\n"}
 INFO = "tiny-1.0.dist-info"
@@ -219,7 +219,7 @@ def test_an_unsafe_archive_is_refused_and_leaves_nothing(kind, cache, use, monke
 
 def _script(body: str) -> str:
     """A process of its own that knows the same tiny source, described in TINY."""
-    lines = "import json, os, sys, time", "from helpers import sources"
+    lines = "import json, os, sys, time", "from helpers.data import sources"
     table = "sources.SOURCES = {'tiny': sources.Source(**json.loads(os.environ['TINY']))}"
     return "\n".join([*lines, table, body])
 

@@ -91,14 +91,14 @@ SIZED = {
     "three_definitions": lambda s: staleness_figures.three_definitions(staleness(s), s.order),
     "frozen_and_refit": lambda s: staleness_figures.frozen_and_refit(staleness(s), s.order),
     "angles": lambda s: staleness_figures.angles(staleness(s), s.order, RESAMPLED),
-    "dose": lambda s: staleness_figures.drop_by_dose(with_dose(s), BITS),
+    "drop_by_dose": lambda s: staleness_figures.drop_by_dose(with_dose(s), BITS),
     "interaction_dots": lambda s: staleness_figures.interaction_dots(interaction(s)),
 }
 DRAWN = {
     f"{name}, {size}": (lambda f=f, s=s: f(s)) for (name, f), (size, s) in itertools.product(SIZED.items(), SIZES.items())
 } | {
-    "dose, bits only": lambda: staleness_figures.drop_by_dose(staleness(FULL), BITS),
-    "dose, rank only": lambda: staleness_figures.drop_by_dose(with_dose(SMALL, ("rank",)), BITS),
+    "drop_by_dose, bits only": lambda: staleness_figures.drop_by_dose(staleness(FULL), BITS),
+    "drop_by_dose, rank only": lambda: staleness_figures.drop_by_dose(with_dose(SMALL, ("rank",)), BITS),
     "interaction_dots, one measure": lambda: staleness_figures.interaction_dots(
         interaction(SMALL, ("interaction",), ("lora-dialogue",))
     ),
@@ -132,7 +132,7 @@ def test_every_public_function_that_draws_is_among_them():
 # what each figure of a whole run must show: the metric or metrics, and along which axis
 WHOLE = {
     "three_definitions": (staleness, [f"share_{flag}" for flag in staleness_figures.DEFINITIONS], 0),
-    "angles": (lambda s: staleness(s).query("probe in @sf.TURNED"), ["direction_angle"], 0),
+    "angles": (lambda s: staleness(s).query("probe in @staleness_figures.TURNED"), ["direction_angle"], 0),
     "interaction_dots": (interaction, list(staleness_figures.MEASURES), 0),
 }
 
@@ -154,7 +154,7 @@ def test_curves_of_doses_are_drawn_with_their_intervals():
         (rows["metric"] == "mean_auroc_drop")
         & (rows["precision"].isin(staleness_figures.ROUNDED) | rows["adapter"].str.contains("-"))
     ]
-    found, _ = ends(drawn("dose, full"), 1)
+    found, _ = ends(drawn("drop_by_dose, full"), 1)
     assert len(rows) == 5 * (4 + 5 + 3)
     assert found == pytest.approx(sorted([*rows["low"], *rows["high"]]))
 
@@ -166,7 +166,7 @@ EMPTY = {
         staleness(SMALL).query("metric != 'refit_auroc'"), SMALL.order
     ),
     "angles": lambda: staleness_figures.angles(staleness(SMALL).query("metric != 'direction_angle'"), SMALL.order, RESAMPLED),
-    "dose": lambda: staleness_figures.drop_by_dose(staleness(SMALL), BITS),
+    "drop_by_dose": lambda: staleness_figures.drop_by_dose(staleness(SMALL), BITS),
     "interaction_dots": lambda: staleness_figures.interaction_dots(interaction(SMALL).query("probe != 'all'")),
 }
 
@@ -176,16 +176,16 @@ def test_what_was_not_measured_is_said(name):
     check_page(EMPTY[name](), measured=False)
 
 
-@mostly_slow("two drawings of each figure", "heat_map", "dose")
+@mostly_slow("two drawings of each figure", "heat_map", "drop_by_dose")
 @pytest.mark.parametrize("name", SIZED)
 def test_the_order_of_a_tables_rows_changes_nothing(name):
-    tables = {"dose": with_dose, "interaction_dots": interaction}
+    tables = {"drop_by_dose": with_dose, "interaction_dots": interaction}
     draw = {
         "heat_map": lambda t: staleness_figures.heat_map(t, SMALL.order),
         "three_definitions": lambda t: staleness_figures.three_definitions(t, SMALL.order),
         "frozen_and_refit": lambda t: staleness_figures.frozen_and_refit(t, SMALL.order),
         "angles": lambda t: staleness_figures.angles(t, SMALL.order, RESAMPLED),
-        "dose": lambda t: staleness_figures.drop_by_dose(t, BITS),
+        "drop_by_dose": lambda t: staleness_figures.drop_by_dose(t, BITS),
         "interaction_dots": staleness_figures.interaction_dots,
     }[name]
     table = tables.get(name, staleness)(SMALL)
@@ -314,7 +314,7 @@ def test_angles_are_compared_with_other_training_texts():
 
 
 def test_each_dose_has_a_panel_and_the_unquantized_model_stands_at_zero():
-    figure = drawn("dose, full")
+    figure = drawn("drop_by_dose, full")
     left, rank, steps = figure.axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["16", "8.1", "4.1", "3.1", "2.1"]
     assert left.get_xlim()[0] > left.get_xlim()[1]  # the dose grows to the right everywhere

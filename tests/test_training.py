@@ -15,7 +15,7 @@ from helpers.data.corpora import Row
 from helpers.errors import ENVIRONMENT, USAGE, StudyError
 from helpers.models import loading
 from helpers.updates import quantizers, training
-from helpers.updates.training import Example, Recipe
+from helpers.updates.training import Recipe, TokenizedRow
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_reply_alone(tiny_model):
     assert _planted_loss(certain, example) == pytest.approx(math.log(384) / replies, rel=1e-5)
 
 
-def _planted_loss(certain: torch.Tensor, example: Example) -> float:
+def _planted_loss(certain: torch.Tensor, example: TokenizedRow) -> float:
     class Planted(torch.nn.Module):
         config = loading.tiny_config()
         lm_head = torch.nn.Identity()

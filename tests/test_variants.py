@@ -35,7 +35,7 @@ def parts(tiny, tmp_path_factory) -> Parts:
     parts = Parts(tiny, loading.save(language, tmp_path_factory.mktemp("parts") / "aligned"), TEXTS)
     for (name, trained_on), recipe in UPDATES.items():
         parts = parts.with_update(name, trained_on, variants.train_update(parts, ROWS, recipe, trained_on))
-    return parts
+    return restored_updates.with_restorations(parts)
 
 
 @pytest.fixture(autouse=True)

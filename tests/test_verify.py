@@ -135,10 +135,10 @@ def test_what_was_never_run_is_said_before_anything_runs(toy, capfd):
 def seeds(tmp_path, monkeypatch):
     """A plan of some seeds of a profile of which seeds 0 to 2 are stored, without anything run."""
 
-    def plan(*seeds: int) -> jobs.Plan:
+    def plan(*seeds: int) -> jobs.StudyPlan:
         names = ("01_models", "06_triage", "10_realignment", "11_findings")
-        runs = tuple(chapters.Run("cpu", "tiny", "tiny", seed, Path(f"results/cpu/tiny/seed-{seed}")) for seed in seeds)
-        return jobs.Plan(tmp_path, "cpu", dict.fromkeys(names, tmp_path), runs, {}, 1.0)
+        runs = tuple(chapters.PlannedRun("cpu", "tiny", "tiny", seed, Path(f"results/cpu/tiny/seed-{seed}")) for seed in seeds)
+        return jobs.StudyPlan(tmp_path, "cpu", dict.fromkeys(names, tmp_path), runs, {}, 1.0)
 
     for seed in range(3):
         for name in plan(0).notebooks:

@@ -1,9 +1,14 @@
-"""After the Update: the small library under the book. Read the modules in the order of the README's tree."""
+"""After the Update: the library under the book, in wings. A wing imports only from wings before it in `WINGS` and from the root
+files; inside a wing no two files import each other. Each wing says on its first page what it is for."""
 
 import logging
 import warnings
 
 __version__ = "0.1.0"
+WINGS = (
+    *("stats", "data", "models", "updates", "monitors", "staleness", "projection", "neurons"),
+    *("study", "runner", "figures", "revalidation", "book"),
+)
 
 # Said by the libraries on every import or call, and of no use to a reader of a chapter.
 warnings.filterwarnings("ignore", message="IProgress not found")

@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import pandas as pd
-from safetensors import SafetensorError
 
 from helpers.errors import ENVIRONMENT, StudyError
 
@@ -19,19 +17,6 @@ def cache_path(kind: str, name: str) -> Path:
     folder = cache_folder() / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
-
-
-def cached_table(kind: str, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The table stored under a content key, made and stored first where it is not there or cannot be read."""
-    path = cache_path(kind, f"{key}.parquet")
-    if path.is_file():
-        try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError):  # torn by a crash or a full disk: made again
-            path.unlink(missing_ok=True)
-    table = make()
-    write_file(path, table.to_parquet)
-    return pd.read_parquet(path)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -84,9 +69,11 @@ def _writable(folder: Path) -> bool:
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
     """Runs the block; a full disk or a missing right becomes one line (safetensors raises an error of its own for it)."""
+    loaded = sys.modules.get("safetensors")  # where it was never imported, nothing can have raised its error
+    full = (OSError, loaded.SafetensorError) if loaded else (OSError,)
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except full as error:
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
         raise StudyError(
             f"cannot write {target.name}: {reason}; free some disk space or set AFTER_UPDATE_CACHE", ENVIRONMENT

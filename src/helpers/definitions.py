@@ -55,15 +55,17 @@ def lineage(definitions: Iterable[Definition]) -> tuple[str, ...]:
 
 # ---------------------------------------------------------------- what everything rests on
 
-TEXTS = Definition(
+TEXTS = Definition(  # which are drawn, and their splits
     "texts", 1, code=("data.corpora", "data.splits", "data.pii_templates", "data.tasks", "data.user_files")
-)  # which are drawn, and their splits
-INTERVALS = Definition("intervals", 1, code=("stats.intervals", "stats.roc", "stats.intervals"))
-MODELS = Definition("models", 1, code=("models.loading", "models.shared_prefix"))  # a folder as a model; text as tokens; batches
+)
+INTERVALS = Definition("intervals", 1, code=("stats.intervals", "stats.roc"))
+MODELS = Definition(  # a folder as a model; text as tokens; batches
+    "models", 1, code=("models.loading", "models.checkpoints", "models.shared_prefix")
+)
 QUANTIZE = Definition("quantize", 1, (MODELS,), code=("updates.quantizers", "updates.quantized_models", "updates.weight_errors"))
 LOWRANK = Definition("lowrank", 1, code=("updates.lora",))
 REPLIES = Definition("replies", 1, (MODELS,), code=("models.generation",))
-JUDGES = Definition("judges", 1, code=("models.judges",))
+JUDGES = Definition("judges", 1, code=("models.judge_types", "models.judges", "models.judge_llm"))
 
 # ---------------------------------------------------------------- models that are made, and kept
 
@@ -71,14 +73,11 @@ TRAIN = Definition("train", 1, (MODELS, QUANTIZE, LOWRANK), code=("updates.train
 SALORA = Definition("salora", 1, (TRAIN,), code=("updates.salora",))
 ALIGN = Definition("align", 1, (TRAIN, REPLIES, JUDGES), code=("updates.safety_tuning",))
 RESTORE = Definition(
-    "restore",
-    1,
-    (QUANTIZE, LOWRANK),
-    code=("projection.alignment_matrix", "projection.subspaces", "projection.safelora", "projection.restorations"),
-)
-VARIANT = Definition(
-    "variant", 1, (QUANTIZE, LOWRANK), code=("updates.variants",)
-)  # trained and restored ones name more in their keys
+    "restore", 1, (QUANTIZE, LOWRANK),
+    code=("projection.alignment_matrix", "projection.subspaces", "projection.safelora", "projection.restorations",
+          "projection.restored_updates"),
+)  # fmt: skip
+VARIANT = Definition("variant", 1, (QUANTIZE, LOWRANK), code=("updates.variants",))  # its key names update and restoration too
 
 # ---------------------------------------------------------------- what is measured on a model, and kept
 
@@ -88,18 +87,10 @@ MEASURE = Definition(
     "measure", 1, (VARIANT, REPLIES, JUDGES), code=("models.behaviour", "models.utility", "updates.measurements")
 )
 PROBES = Definition(
-    "probes",
-    1,
-    (ENCODE,),
-    code=(
-        "monitors.readouts",
-        "monitors.probes",
-        "monitors.frozen",
-        "monitors.readings",
-        "monitors.fitting",
-        "monitors.baselines",
-    ),
-)
+    "probes", 1, (ENCODE,),
+    code=("monitors.readouts", "monitors.probes", "monitors.frozen", "monitors.readings", "monitors.fitting",
+          "monitors.baselines"),
+)  # fmt: skip
 SIGNALS = Definition(
     "signals", 1, (VARIANT,), code=("updates.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
 )
@@ -112,59 +103,30 @@ ARMS = Definition(
 # ---------------------------------------------------------------- what chapters compute of it; not kept, so in no key
 
 STALENESS = Definition(
-    "staleness",
-    1,
-    (PROBES, INTERVALS),
+    "staleness", 1, (PROBES, INTERVALS),
     code=("staleness.drops", "staleness.interaction", "staleness.score_histograms", "staleness.verdicts"),
-)
+)  # fmt: skip
 TRIAGE = Definition(
-    "triage",
-    1,
-    (SIGNALS, INTERVALS),
-    code=("staleness.predictors", "staleness.threshold_rules", "staleness.triage", "figures.triage"),
+    "triage", 1, (SIGNALS, INTERVALS), code=("staleness.predictors", "staleness.threshold_rules", "staleness.triage")
 )
 PROJECTION = Definition("projection", 1, (RESTORE, SKETCH, INTERVALS), code=("projection.curves", "projection.recoveries"))
 SUBSPACES = Definition(
-    "subspaces",
-    1,
-    (RESTORE, SKETCH, INTERVALS),
-    code=("projection.quantized_subspaces", "projection.quantized_subspaces", "projection.stronger_alignment"),
+    "subspaces", 1, (RESTORE, SKETCH, INTERVALS), code=("projection.quantized_subspaces", "projection.stronger_alignment")
 )
 REALIGN = Definition(
-    "realign",
-    1,
-    (PROBES, INTERVALS),
-    code=("monitors.realignment", "monitors.repairs", "monitors.repair_ladder", "staleness.policies", "figures.repair_tables"),
-)
+    "realign", 1, (PROBES, INTERVALS),
+    code=("monitors.realignment", "monitors.repairs", "monitors.repair_ladder", "staleness.policies"),
+)  # fmt: skip
 FINDINGS = Definition("findings", 1, (INTERVALS,), code=("study.evidence", "study.claims", "study.findings"))
 
 DEFINITIONS: dict[str, Definition] = {one.name: one for one in list(globals().values()) if isinstance(one, Definition)}
 
 # ---------------------------------------------------------------- the modules that change no number of a chapter
 
-# What they change is how a chapter looks: where their code is another than at its run, its figures are older than that code.
-DRAWING = (
-    *(
-        "figures.drawing.alt_text",
-        "figures.neurons",
-        "figures.drawing.marks",
-        "figures.drawing.theme",
-        "figures.drawing.dark_mode",
-        "figures.drawing.export",
-        "figures.tables",
-    ),
-    *("figures.drawing.layout", "figures.staleness", "figures.triage", "figures.projection"),
-    *("figures.subspaces", "figures.neurons", "figures.repair", "figures.findings"),
-)
+# Figures change how a chapter looks: where their code is another than at its run, its figures are older than that code.
+DRAWING = "figures"  # the wing
 # Compute stands in the keys and sources are pinned by their hashes; the others carry values about.
 PLAIN = (
-    "models.compute",
-    "definitions",
-    "errors",
-    "models.meter",
-    "study.parameters",
-    "console",
-    "results",
-    "results",
-    "data.sources",
+    *("cache", "console", "definitions", "errors", "results", "seeding"),
+    *("data.sources", "models.compute", "models.meter", "study.parameters"),
 )

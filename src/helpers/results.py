@@ -8,25 +8,16 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from helpers.cache import atomic_file, write_file, write_json
+from helpers.cache import atomic_file, cache_path, write_file, write_json
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-def slug(model: str) -> str:
-    """The name of a model as a folder: a registry name as it is, a path or hub id in lower case with dashes."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", (Path(model).name if os.path.isdir(model) else model).lower()).strip("-.")[:64]
-    if not NAME.fullmatch(name):
-        raise StudyError(f"model {model!r} has no usable name; use letters, digits, dots and dashes")
-    return name
-
-
 KEY = ("model", "seed", "precision", "adapter", "trained_on", "serving", "restoration", "strength")
 VALUES = ("metric", "value", "low", "high", "n")
 OWN: dict[str, tuple[str, ...]] = {  # the columns of each table between the key and the values
@@ -65,6 +56,14 @@ NUMERIC = {
 
 
 # ---------------------------------------------------------------- runs and their tables
+
+
+def slug(model: str) -> str:
+    """The name of a model as a folder: a registry name as it is, a path or hub id in lower case with dashes."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", (Path(model).name if os.path.isdir(model) else model).lower()).strip("-.")[:64]
+    if not NAME.fullmatch(name):
+        raise StudyError(f"model {model!r} has no usable name; use letters, digits, dots and dashes")
+    return name
 
 
 def project_root() -> Path:
@@ -169,11 +168,6 @@ def joined(name: str, *parts: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates(address, ignore_index=True)
 
 
-def chapter_files(folder: Path, chapter: str) -> list[Path]:
-    """The files a chapter wrote, whose hashes its status records."""
-    return sorted(path for path in (folder / "parts" / chapter).glob("*") if not path.name.startswith("."))
-
-
 def read_table(run: Run, name: str, chapter: str = "") -> pd.DataFrame:
     """A table of a run (or one chapter's part of it); where it is missing, the error names the chapter to run."""
     path = run.folder / ("parts/" + chapter if chapter else "tables") / f"{name}.parquet"
@@ -203,6 +197,19 @@ def read_note(run: Run, chapter: str, name: str) -> object:
 
 
 # ---------------------------------------------------------------- the manifest
+
+
+def cached_table(kind: str, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The table stored under a content key, made and stored first where it is not there or cannot be read."""
+    path = cache_path(kind, f"{key}.parquet")
+    if path.is_file():
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError):  # torn by a crash or a full disk: made again
+            path.unlink(missing_ok=True)
+    table = make()
+    write_file(path, table.to_parquet)
+    return pd.read_parquet(path)
 
 
 def file_hash(path: Path) -> str:

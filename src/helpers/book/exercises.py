@@ -58,7 +58,7 @@ class Exercise:
 
 
 @dataclass(frozen=True)
-class Question:
+class QuizQuestion:
     """One question of a chapter's quiz; `answer` is the letter of the right option."""
 
     number: int
@@ -78,7 +78,7 @@ def read(chapter: str, root: Path | None = None) -> tuple[Exercise, ...]:
     return found
 
 
-def quiz(chapter: str, root: Path | None = None) -> tuple[Question, ...]:
+def quiz(chapter: str, root: Path | None = None) -> tuple[QuizQuestion, ...]:
     """The questions of a chapter's quiz, in order; what breaks their form is refused by chapter and number."""
     name, cells = _markdown(chapter, root)
     text = next((cell for cell in cells if cell.startswith("## Quiz\n")), "")
@@ -149,7 +149,7 @@ def _exercise(chapter: str, cell: str) -> Exercise:
     return Exercise(name, head["title"].strip(), *numbers, head["text"].strip(), hint, solution, code)
 
 
-def _question(chapter: str, number: int, asked: str, answered: str) -> Question:
+def _question(chapter: str, number: int, asked: str, answered: str) -> QuizQuestion:
     head, answer = ASKED.fullmatch(asked), re.fullmatch(r"\*\*\(([a-z])\)\*\*\s+(.+)", answered, re.DOTALL)
     options = OPTION.findall(head[3]) if head else []
     letters = "".join(letter for letter, _ in options)
@@ -157,10 +157,10 @@ def _question(chapter: str, number: int, asked: str, answered: str) -> Question:
         raise _broken(chapter, f"question {number} of the quiz lacks its number, its text or its options (a), (b), (c)")
     if not answer or answer[1] not in letters:
         raise _broken(chapter, f"question {number} of the quiz has no answer that starts with one of its letters")
-    return Question(number, head[2], tuple(" ".join(text.split()) for _, text in options), answer[1], answer[2])
+    return QuizQuestion(number, head[2], tuple(" ".join(text.split()) for _, text in options), answer[1], answer[2])
 
 
-__all__ = ["Exercise", "Question", "check", "find", "quiz", "read", "solve"]
+__all__ = ["Exercise", "QuizQuestion", "check", "find", "quiz", "read", "solve"]
 
 RELATIVE, ABSOLUTE = 0.02, 0.005  # how far a number may be off: about what rounding costs
 ROLE = re.compile(r"\{[\w:]+\}`([^`<]+?)(?:\s*<[^`>]*>)?`")

@@ -16,12 +16,12 @@ from helpers.study.parameters import LIMITS, RUNNER
 
 ORDER = ("smoke", "cpu", "published", "gpu")  # of the profiles; others follow by name
 PARSED = {  # what the functions of chapters.PARSERS read, in words
-    "updates.parse": "{term}`updates <update>` by name",
-    "updates.parse_serving": "an update and its {term}`serving`",
-    "tasks.known": "names in `TASKS`, or a `.csv` or `.jsonl` file",
-    "readings.parse_attention": "task and {term}`depth`",
-    "restorations.parse": "names in `RESTORATIONS`",
-    "restorations.parse_source": "a {term}`source` of V",
+    "updates.recipes.parse": "{term}`updates <update>` by name",
+    "updates.recipes.parse_serving": "an update and its {term}`serving`",
+    "data.tasks.known": "names in `TASKS`, or a `.csv` or `.jsonl` file",
+    "monitors.readings.parse_attention": "task and {term}`depth`",
+    "projection.restorations.parse": "names in `RESTORATIONS`",
+    "projection.restorations.parse_source": "a {term}`source` of V",
 }
 LONGEST = 60  # characters of a value that stand in a cell of the table; what is longer is folded below it
 

@@ -18,7 +18,7 @@ COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,29}")  # what a column may be ca
 LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
 
 
-class Score(NamedTuple):
+class ScoreRow(NamedTuple):
     """One line of a score file: what one monitor said of one item before and after; nan and "" where a column is absent."""
 
     monitor: str
@@ -162,13 +162,13 @@ def _need_both(name: str, labels: dict[str, list[int]]) -> None:
             raise StudyError(f"{name}: all {len(found)} labels{which} are {found[0]}; give rows of both labels", REFUSED)
 
 
-def scores(path: Path) -> dict[str, list[Score]]:
+def scores(path: Path) -> dict[str, list[ScoreRow]]:
     """By monitor, the rows of a score file: `monitor`, `id`, `before`, `after`, optional `label`, `group`, `threshold`.
 
     A monitor's threshold is one, and labels stand in all of its rows or in none.
     """
     path = _checked(path, "scores", (".jsonl", ".csv"))
-    found: dict[str, list[Score]] = {}
+    found: dict[str, list[ScoreRow]] = {}
     for place, row in _table(path, "monitor", "id", "before", "after"):
         one = _score(row, place)
         found.setdefault(one.monitor, []).append(one)
@@ -183,7 +183,7 @@ def scores(path: Path) -> dict[str, list[Score]]:
     return found
 
 
-def _score(row: dict, place: str) -> Score:
+def _score(row: dict, place: str) -> ScoreRow:
     monitor, name, group = (_word(row, column, place) for column in ("monitor", "id", "group"))
     if not monitor or not name:
         raise StudyError(f"{place} has an empty monitor or id; fill or remove that row", REFUSED)
@@ -191,7 +191,7 @@ def _score(row: dict, place: str) -> Score:
         float(read(row, place)) if _word(row, column, place) else math.nan
         for column, read in (("label", _label), ("threshold", partial(_number, column="threshold")))
     )
-    return Score(monitor, name, *(_number(row, place, side) for side in ("before", "after")), label, group, cut, place)
+    return ScoreRow(monitor, name, *(_number(row, place, side) for side in ("before", "after")), label, group, cut, place)
 
 
 def _number(row: dict, place: str, column: str) -> float:
@@ -204,7 +204,7 @@ def _number(row: dict, place: str, column: str) -> float:
     return value
 
 
-def _same(monitor: str, rows: Sequence[Score], of: Callable[[Score], object], what: str) -> None:
+def _same(monitor: str, rows: Sequence[ScoreRow], of: Callable[[ScoreRow], object], what: str) -> None:
     kinds = {repr(of(row)) for row in rows}
     if len(kinds) > 1:
         raise StudyError(f"monitor {shown(monitor)} has {what} that differ within one file; make them the same", REFUSED)

@@ -1,7 +1,8 @@
 """Figures: what a chapter shows. A table in, a figure, a table for people or a sentence out.
 
 - one file a chapter: `models` (01 to 03), `monitors`, `staleness`, `triage`, `projection`, `subspaces`, `neurons`, `repair`,
-  `findings`; `*_tables` beside them where there is much to say
+  `findings`; tables for people and sentences beside them: `staleness_tables`, `projection_tables`, `repair_tables`,
+  `findings_tables`
 - `tables`: numbers with intervals as text, and glued into prose; `drawing/`: style, panels, marks, dark mode, alt text
 
 May import: the science, study and the root files. No science wing imports it: methods know nothing of how they are shown.

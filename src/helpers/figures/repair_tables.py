@@ -24,7 +24,7 @@ BALANCE = {"share_stale": "unfit", "share_repaired": "repaired, of the unfit", "
 
 
 @dataclass(frozen=True)
-class Case:
+class ShownCase:
     """One monitor on one variant, by the columns that name it."""
 
     task: str
@@ -51,17 +51,17 @@ def of_monitors(table: pd.DataFrame, in_use: Mapping[str, str], methods: Sequenc
     return table[names.isin(list(in_use.values())) & table["method"].isin(methods)].reset_index(drop=True)
 
 
-def worst(table: pd.DataFrame, in_use: Mapping[str, str]) -> Case:
+def worst(table: pd.DataFrame, in_use: Mapping[str, str]) -> ShownCase:
     """The monitor in use and update with the most test texts whose alarm changed."""
     rows = on_updates(of_monitors(table, in_use, ["none"]))
     alarmed = rows[rows["metric"] == "alarms_changed"]
     rows = alarmed if len(alarmed) else rows[rows["metric"] == "auroc_drop"]  # too few texts for any threshold
     row = rows.sort_values(["value", "task", "label"], ascending=[False, True, True]).head(1)
     task, probe, layer = row[["task", "probe", "layer"]].iloc[0]
-    return Case(task, probe, int(layer), from_table(row)[0])
+    return ShownCase(task, probe, int(layer), from_table(row)[0])
 
 
-def repair_by_hand(table: pd.DataFrame, case: Case) -> pd.DataFrame:
+def repair_by_hand(table: pd.DataFrame, case: ShownCase) -> pd.DataFrame:
     """One row a rung: rates at the threshold, alarms that changed, AUROC, and what the rung costs."""
     own = table[(table["task"] == case.task) & (table["probe"] == case.probe) & (table["layer"] == case.layer)]
     own = own[own["method"].isin(RUNGS) & own["metric"].isin(BY_HAND)].reset_index(drop=True)

@@ -23,8 +23,9 @@ from helpers.figures.drawing.layout import (
     unmeasured,
 )
 from helpers.figures.drawing.theme import PALETTE, bars, panels, share_axis
+from helpers.staleness import triage as triage_orders
 from helpers.staleness.drift_signals import SIGNALS
-from helpers.staleness.predictors import ORDERS, PREDICTORS
+from helpers.staleness.predictors import ORDERS
 
 MANY = 500  # dots that are worth more as an image than each as a shape
 SPLITS = {"monitor": "a task never seen", "family": "a kind of update\nnever seen", "seed": "a seed never seen",
@@ -152,30 +153,9 @@ def rules(result: pd.DataFrame) -> pd.DataFrame:
     return found.set_axis(["stale cells caught", "cells to check"], axis=1).reset_index().rename_axis(columns=None)
 
 
-def best(result: pd.DataFrame, names: Sequence[str] = tuple(PREDICTORS), budget: float = 0.2) -> pd.Series | None:
-    """The row of the best recall among `names` (of the best rank correlation where no cell is stale); None without one.
-
-    Whole families held out where that was possible. Best of several, so it flatters: the chapter says of how many.
-    """
-    rows = result[result["predictor"].isin(names)]
-    rows = rows[rows["metric"] == ("recall" if (rows["metric"] == "recall").any() else "spearman")]
-    for split in ("family", "monitor"):
-        part = rows[rows["split"] == split]
-        if len(part):
-            near = part[(part["budget"] - budget).abs() == (part["budget"] - budget).abs().min()]
-            return near.sort_values(["value", "predictor"], ascending=[False, True]).iloc[0]
-    return None
-
-
-def best_predictor(result: pd.DataFrame) -> str | None:
-    """The name of the best predictor; None where no predictor could be scored."""
-    row = best(result)
-    return None if row is None else str(row["predictor"])
-
-
 def triage_sentences(result: pd.DataFrame) -> dict[str, str]:
     """The best predictor and the best simple order as text, for the chapter's prose."""
-    found = {"triage-best": best(result), "triage-simple": best(result, tuple(ORDERS))}
+    found = {"triage-best": triage_orders.best(result), "triage-simple": triage_orders.best(result, tuple(ORDERS))}
     return {key: "(not in this run)" if row is None else _named(result.loc[[row.name]]) for key, row in found.items()}
 
 

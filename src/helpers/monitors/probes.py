@@ -37,7 +37,7 @@ class Kind:
     and validation go through first; a control shuffles both, or the choice of the strength would see the truth.
     """
 
-    fit_probe: Fit
+    fit: Fit
     score: Score
     axes: dict[str, tuple[str, ...]]
     formula: str

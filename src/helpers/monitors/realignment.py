@@ -15,8 +15,7 @@ from torch import Tensor
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.monitors import readouts
-from helpers.monitors.probes import PROBES, Readout
-from helpers.monitors.readouts import Features, Pooled, Ragged
+from helpers.monitors.readouts import Pooled
 from helpers.stats.intervals import group_codes
 
 FEWEST = 10  # texts
@@ -242,13 +241,13 @@ def _mispaired(before: Array, after: Array, groups: Groups, seed: int) -> Map:
 
 
 @dataclass(frozen=True)
-class Kind:
+class MapKind:
     """How a map is fitted, whether that takes the same texts under both models, and what it does in words and as a formula.
 
     In formulas m, s, S are mean, standard deviations and shrunk covariance of the original's states; primed, the updated model's.
     """
 
-    fit_map: Callable[[Array, Other, Groups, int], Map]
+    fit: Callable[[Array, Other, Groups, int], Map]
     paired: bool
     words: str
     formula: str
@@ -256,17 +255,17 @@ class Kind:
 
 _CENTRE, _SCALE, _CORAL = "m + x - m'", "m + (x - m') * s / s'", "m + (x - m') @ S'^(-1/2) @ S^(1/2)"
 _RANK = f"m + (x - m') @ (I + B), rank B <= {MOST_DIRECTIONS}"
-REALIGNMENTS: dict[str, Kind] = {
-    "none": Kind(_none, True, "nothing (control)", "x"),
-    "centre": Kind(_centre, True, "equal means", _CENTRE),
-    "centre-scale": Kind(_centre_scale, True, "equal means and spreads", _SCALE),
-    "coral": Kind(_coral, True, "equal means and covariances", _CORAL),
-    "procrustes": Kind(_procrustes, True, "equal means, turned text by text", "m + (x - m') @ R, R orthogonal"),
-    "low-rank": Kind(_low_rank, True, "equal means, a few directions regressed", _RANK),
-    "centre-unpaired": Kind(partial(_from_halves, _centre), False, "centre from different texts", _CENTRE),
-    "centre-scale-unpaired": Kind(partial(_from_halves, _centre_scale), False, "centre-scale from different texts", _SCALE),
-    "coral-unpaired": Kind(partial(_from_halves, _coral), False, "coral from different texts", _CORAL),
-    "mispaired": Kind(_mispaired, True, "low-rank on wrong pairs (null)", _RANK),
+REALIGNMENTS: dict[str, MapKind] = {
+    "none": MapKind(_none, True, "nothing (control)", "x"),
+    "centre": MapKind(_centre, True, "equal means", _CENTRE),
+    "centre-scale": MapKind(_centre_scale, True, "equal means and spreads", _SCALE),
+    "coral": MapKind(_coral, True, "equal means and covariances", _CORAL),
+    "procrustes": MapKind(_procrustes, True, "equal means, turned text by text", "m + (x - m') @ R, R orthogonal"),
+    "low-rank": MapKind(_low_rank, True, "equal means, a few directions regressed", _RANK),
+    "centre-unpaired": MapKind(partial(_from_halves, _centre), False, "centre from different texts", _CENTRE),
+    "centre-scale-unpaired": MapKind(partial(_from_halves, _centre_scale), False, "centre-scale from different texts", _SCALE),
+    "coral-unpaired": MapKind(partial(_from_halves, _coral), False, "coral from different texts", _CORAL),
+    "mispaired": MapKind(_mispaired, True, "low-rank on wrong pairs (null)", _RANK),
 }
 
 
@@ -303,23 +302,3 @@ def fit_map(name: str, before: States, after: Others, seed: int = 0, groups: Gro
         remedy = "pass the same texts in the same order, or an unpaired kind without groups"
         raise StudyError(f"realignment {name!r}: {len(old)} texts before and {len(new)} after the update; {remedy}")
     return REALIGNMENTS[name].fit(old, new, groups, seed)
-
-
-def features(realigned: Map, read: Features) -> Features:
-    """The same texts with every row, of a text or a token, mapped; float64."""
-    values = realigned(read.values)
-    return Ragged(values, read.offsets) if isinstance(read, Ragged) else Pooled(values)
-
-
-def unfolded(realigned: Map, readout: Readout) -> Readout | None:
-    """The readout that scores raw updated states as the given one scores mapped states; None where it is not linear.
-
-    w' = scale * w + left @ right.T @ w, b' = b + target @ w - source @ w': exact, and no dearer than before.
-    """
-    if PROBES[readout.kind].score is not readouts.score_linear:
-        return None
-    _check_width("the probe is", readout.width, realigned)
-    old = readout.tensors["w"].astype(np.float64)
-    w = realigned.scale * old + realigned.left @ (realigned.right.T @ old)
-    b = readout.tensors["b"] + realigned.target @ old - realigned.source @ w
-    return Readout(readout.kind, {"w": w, "b": np.array(b, dtype=np.float64)}, readout.strength)

@@ -17,7 +17,7 @@ from helpers.models.encoding import Plan
 from helpers.monitors import readings, repairs
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.readings import Rows
-from helpers.monitors.repairs import DEFAULT, GATES, LADDER, NULL, RUNGS, Case, Judged, Repaired
+from helpers.monitors.repairs import DEFAULT, GATES, LADDER, NULL, RUNGS, GateAnswer, RepairCase, Repaired
 from helpers.results import OWN, VALUES, Run
 from helpers.stats import roc
 from helpers.stats.intervals import MARGINS, Estimate, group_codes, mean_interval, rate_interval
@@ -121,7 +121,7 @@ def _row(monitor: Monitor, method: str, metric: str, e: Estimate) -> Row:
 # ---------------------------------------------------------------- one task on one variant
 
 
-def measure(case: Case, monitors: Sequence[Monitor]) -> list[Measured]:
+def measure(case: RepairCase, monitors: Sequence[Monitor]) -> list[Measured]:
     """Every rung that applies to each monitor, measured on the task's test texts."""
     test = case.rows["test"]
     test = replace(test, groups=group_codes(test.groups, len(test.groups)))
@@ -178,7 +178,7 @@ def _tied(before: np.ndarray, after: np.ndarray) -> tuple[bool, bool, bool]:
     return (bool(np.ptp(before) > 0 and np.ptp(after) == 0),) * 3
 
 
-def _gate(judged: Judged) -> dict[str, Estimate]:
+def _gate(judged: GateAnswer) -> dict[str, Estimate]:
     """What the gate chose, and the rank agreement as it was and behind the candidate, with its interval over groups."""
     n, blocks = len(judged.before), group_codes(judged.groups, len(judged.groups)) % BLOCKS
     found = {f"gate_{name}": Estimate(*(float(judged.gate.choice == name),) * 3, n) for name in GATES}
@@ -187,7 +187,7 @@ def _gate(judged: Judged) -> dict[str, Estimate]:
     return found
 
 
-def _cell(case: Case, monitor: Monitor, judged: Judged, found: Sequence[Measured]) -> dict[str, object]:
+def _cell(case: RepairCase, monitor: Monitor, judged: GateAnswer, found: Sequence[Measured]) -> dict[str, object]:
     """A monitor on a variant as policies see it: fit or not before and after each way, the gate's answer, and what it costs.
 
     stale_realigned is behind the candidate that the gate judged, whatever it then chose; stale_blind behind the default one.

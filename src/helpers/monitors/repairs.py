@@ -60,7 +60,7 @@ class Repaired:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class RepairCase:
     """One task on one variant: its texts under both models, and its maps, each fitted once for all monitors of a place.
 
     texts: places in the plan of the unlabelled `others`, the two halves of them, and the task's `own`. `fitted` gives the map
@@ -107,7 +107,9 @@ def other_texts(plan: Plan, task: str, most: int | None = None) -> np.ndarray:
     return np.concatenate(kept).astype(int)
 
 
-def case(task: str, before: Activations, after: Activations, plan: Plan, others: np.ndarray | None = None, seed: int = 0) -> Case:
+def case(
+    task: str, before: Activations, after: Activations, plan: Plan, others: np.ndarray | None = None, seed: int = 0
+) -> RepairCase:
     """What all monitors of a task share on a variant; both activations best in double (`readings.in_double`)."""
     others = other_texts(plan, task) if others is None else others
     groups = np.unique([f"{e.task}/{e.group}" for e in plan.examples], return_inverse=True)[1]
@@ -116,7 +118,7 @@ def case(task: str, before: Activations, after: Activations, plan: Plan, others:
     texts |= {f"half-{h}": others[part] for h, part in enumerate(group_halves(groups[others], seed))}
     fitted = cache(partial(_fitted, before, after, groups, texts, seed))
     rows = {split: readings.rows_of(plan, task, split) for split in SPLITS}
-    return Case(task, plan, before, after, groups, texts, rows, fitted, seed)
+    return RepairCase(task, plan, before, after, groups, texts, rows, fitted, seed)
 
 
 def group_halves(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,11 +159,11 @@ def through(found: Map, readout: Readout) -> Readout:
 # ---------------------------------------------------------------- rungs
 
 
-def _as_it_is(case: Case, monitor: Monitor) -> Outcome:
+def _as_it_is(case: RepairCase, monitor: Monitor) -> Outcome:
     return case.score(monitor, case.rows["test"].index), monitor.thresholds, 0, 0
 
 
-def _realigned(name: str, corpus: str, case: Case, monitor: Monitor) -> Outcome:
+def _realigned(name: str, corpus: str, case: RepairCase, monitor: Monitor) -> Outcome:
     """The frozen readout behind a map; a paired map needs both models' states of a text, an unpaired one either's."""
     readout = through(case.fitted(name, place(monitor), corpus), monitor.readout)
     passes = len(case.texts[corpus]) * (2 if REALIGNMENTS[name].paired else 1)
@@ -183,18 +185,18 @@ def matched(cut: float, before: np.ndarray, after: np.ndarray) -> float:
     return float(new[k - 1] + (cut - old[k - 1]) / (old[k] - old[k - 1]) * (new[k] - new[k - 1]))
 
 
-def _matched(case: Case, monitor: Monitor, readout: Readout | None = None) -> tuple[dict[str, float], int]:
+def _matched(case: RepairCase, monitor: Monitor, readout: Readout | None = None) -> tuple[dict[str, float], int]:
     """The thresholds of a readout on the variant that keep the share of alarms of the frozen one, and the passes they cost."""
     index = case.texts[case.read(monitor)]
     old, new = case.score(monitor, index, after=False), case.score(monitor, index, readout=readout)
     return {level: matched(cut, old, new) for level, cut in monitor.thresholds.items()}, 2 * len(index)
 
 
-def _threshold(case: Case, monitor: Monitor) -> Outcome:
+def _threshold(case: RepairCase, monitor: Monitor) -> Outcome:
     return case.score(monitor, case.rows["test"].index), *_matched(case, monitor), 0
 
 
-def _labelled(count: int, case: Case, monitor: Monitor) -> Outcome:
+def _labelled(count: int, case: RepairCase, monitor: Monitor) -> Outcome:
     """A head on few labelled training texts, pulled towards the frozen readout; its threshold by the unlabelled texts."""
     train, index = case.rows["train"], case.texts["others"]
     # One order for all counts: those of 10 are among those of 20.
@@ -236,7 +238,7 @@ def _moved(start: np.ndarray, rows: np.ndarray, y: np.ndarray) -> np.ndarray:
     return optimize.minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B", options=EXACT).x
 
 
-def _refit(case: Case, monitor: Monitor) -> Outcome:
+def _refit(case: RepairCase, monitor: Monitor) -> Outcome:
     """A probe of the same kind and strength, fitted anew; its threshold from the validation negatives of the updated model."""
     train, held = case.rows["train"], case.rows["validation"]
     seen = readings.features(case.after, case.plan, monitor, train.index)
@@ -247,7 +249,7 @@ def _refit(case: Case, monitor: Monitor) -> Outcome:
     return case.score(monitor, case.rows["test"].index, readout=readout), thresholds, 0, len(train.index) + len(held.index)
 
 
-Rung = Callable[[Case, Monitor], Outcome]
+Rung = Callable[[RepairCase, Monitor], Outcome]
 RUNGS: dict[str, Rung] = {
     **{name: partial(_realigned, name, "others") for name in REALIGNMENTS},
     "none": _as_it_is,
@@ -259,7 +261,7 @@ RUNGS: dict[str, Rung] = {
 LADDER = tuple(name for name in RUNGS if not name.endswith("(own corpus)"))  # cheapest first
 
 
-def missing(method: str, monitor: Monitor, case: Case) -> str:
+def missing(method: str, monitor: Monitor, case: RepairCase) -> str:
     """Why a rung of the ladder does not apply to a monitor, in words; "" where it does."""
     if method in FEW_LABELS and monitor.kind not in LINEAR:
         return f"probe {monitor.kind!r} has no single direction and offset for few labels to move"
@@ -270,7 +272,7 @@ def missing(method: str, monitor: Monitor, case: Case) -> str:
     return ""
 
 
-def apply(method: str, monitor: Monitor, case: Case) -> Repaired:
+def apply(method: str, monitor: Monitor, case: RepairCase) -> Repaired:
     """The monitor after one rung of the ladder, on what its task's monitors share. Errors: `missing` says why."""
     if method not in RUNGS:
         raise StudyError(f"unknown repair {method!r}; choose one of {', '.join(RUNGS)}")
@@ -329,7 +331,7 @@ def gate(before: np.ndarray, after: np.ndarray, realigned: np.ndarray, threshold
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class GateAnswer:
     """The gate's answer for one monitor: the candidate that it judged, and the held-out scores behind it, with their groups."""
 
     gate: Gate
@@ -340,7 +342,7 @@ class Judged:
     groups: np.ndarray
 
 
-def judged(case: Case, monitor: Monitor) -> Judged:
+def judged(case: RepairCase, monitor: Monitor) -> GateAnswer:
     """The gate on unlabelled texts that the maps have not seen: fitted on one half of the groups, judged on the other, both ways.
 
     Of the candidates whose alarms stay, the one that agrees best; at a tie the simplest.
@@ -348,7 +350,7 @@ def judged(case: Case, monitor: Monitor) -> Judged:
     index = case.texts[case.read(monitor)]
     old, new = case.score(monitor, index, after=False), case.score(monitor, index)
     if case.dead(monitor):
-        return Judged(gate(old, new, new, monitor.thresholds), DEFAULT, old, new, new, case.groups[index])
+        return GateAnswer(gate(old, new, new, monitor.thresholds), DEFAULT, old, new, new, case.groups[index])
     parts = group_halves(case.groups[index], case.seed)
     found = {}
     for name in CANDIDATES:
@@ -359,4 +361,4 @@ def judged(case: Case, monitor: Monitor) -> Judged:
         found[name] = scores
     gates = {name: gate(old, new, scores, monitor.thresholds) for name, scores in found.items()}
     best = max(CANDIDATES, key=lambda name: (gates[name].alarm_shift_after <= ALARM_SHIFT, gates[name].agreement_after))
-    return Judged(gates[best], best, old, new, found[best], case.groups[index])
+    return GateAnswer(gates[best], best, old, new, found[best], case.groups[index])

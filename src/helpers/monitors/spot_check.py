@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from helpers import cache
+from helpers import results
 from helpers.data import corpora
 from helpers.data.corpora import fingerprint
 from helpers.data.splits import Example
@@ -120,7 +120,7 @@ def take(of: str, plan: Sketch, build: Callable[[], LanguageModel], device: str 
 def stored(of: str, plan: Sketch, make: Callable[[], pd.DataFrame], device: str = "cpu") -> pd.DataFrame:
     """The items kept for what `of` names, made first where they are not there."""
     key = SKETCH.key(of=of, plan=plan.key(), **compute.machine(device))
-    return cache.cached_table("sketches", key, make)
+    return results.cached_table("sketches", key, make)
 
 
 def look(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
@@ -176,7 +176,7 @@ class Seen:
     """A monitor's scores of the same texts on the model it was frozen on, and on another."""
 
     monitor: Monitor
-    spot_check_rows: Rows
+    rows: Rows
     before: np.ndarray
     after: np.ndarray
 

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from helpers import cache as cache_files
 from helpers import results
 from helpers.data import corpora
 from helpers.data.corpora import Row
@@ -24,7 +23,7 @@ from helpers.neurons import hybrid_precision, interventions, neuron_scores
 from helpers.stats.intervals import Estimate, mean_interval, rate_interval
 from helpers.updates import names as update_names
 from helpers.updates.names import Variant
-from helpers.updates.training import Example, examples
+from helpers.updates.training import TokenizedRow, examples
 from helpers.updates.variants import Parts, build_variant, variant_key
 
 OWN = [*results.OWN["neurons"], *results.VALUES]
@@ -52,7 +51,7 @@ def measured_scores(
         found = neuron_scores.score_neurons(neuron_scores.evidence(aligned, base, harmful, benign, new_tokens, seed), names)
         return pd.concat([_long(name, values) for name, values in found.items()], ignore_index=True)
 
-    table = cache_files.cached_table("neurons", key, make)
+    table = results.cached_table("neurons", key, make)
     return {name: torch.tensor(_square(table[table["score"] == name])) for name in names}
 
 
@@ -192,7 +191,7 @@ def _mean_change(values: pd.Series, groups: Sequence[str]) -> Estimate:
     return mean_interval(values, groups, bounds=(0.0, max(2.0, float(values.max()))))
 
 
-def _answered(language: LanguageModel, rows: Sequence[Row], new_tokens: int) -> list[Example]:
+def _answered(language: LanguageModel, rows: Sequence[Row], new_tokens: int) -> list[TokenizedRow]:
     """The prompts with the model's own replies, as token ids in memory."""
     said = generation.replies(language, [row.prompt for row in rows], new_tokens=new_tokens)
     return examples(language.tokenizer, [replace(row, reply=reply) for row, reply in zip(rows, said, strict=True)], LIMIT)

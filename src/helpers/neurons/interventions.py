@@ -15,7 +15,7 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models import generation
 from helpers.models.loading import LanguageModel, causal
 from helpers.neurons.neuron_scores import at_replies, hooked, shape
-from helpers.updates.training import Example
+from helpers.updates.training import TokenizedRow
 
 Mask = Bool[Tensor, "layer neuron"]
 
@@ -88,7 +88,7 @@ def patched_replies(
 
 
 def activation_change(
-    language: LanguageModel, reference: LanguageModel, mask: Mask, texts: Sequence[Example]
+    language: LanguageModel, reference: LanguageModel, mask: Mask, texts: Sequence[TokenizedRow]
 ) -> Float[Tensor, " text"]:
     """Of each text, how far the chosen neurons' activations are from the reference model's: ||a - a_ref|| / ||a_ref||.
 

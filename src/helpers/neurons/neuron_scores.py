@@ -21,7 +21,7 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models import generation
 from helpers.models.encoding import token_batches
 from helpers.models.loading import FAMILIES, LanguageModel, causal, chat_text, encode_text, logits, pad
-from helpers.updates.training import Example, examples
+from helpers.updates.training import TokenizedRow, examples
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 BUDGET = 512  # tokens of a batch, padding counted: the fastest on a CPU
@@ -73,8 +73,8 @@ class Evidence:
 
     aligned: LanguageModel
     base: LanguageModel
-    safety: tuple[Example, ...] = field(repr=False)
-    utility: tuple[Example, ...] = field(repr=False)
+    safety: tuple[TokenizedRow, ...] = field(repr=False)
+    utility: tuple[TokenizedRow, ...] = field(repr=False)
     seed: int
 
     def __post_init__(self):
@@ -112,17 +112,17 @@ def evidence(
     return Evidence(aligned, base, tuple(safety), tuple(examples(aligned.tokenizer, benign_rows, LIMIT)), seed)
 
 
-def _exchange(tokenizer, prompt: str, reply: str, new_tokens: int) -> Example:
+def _exchange(tokenizer, prompt: str, reply: str, new_tokens: int) -> TokenizedRow:
     """Prompt and reply as token ids; the end of turn is there only where the model itself came to it."""
     asked, said = encode_text(tokenizer, chat_text(tokenizer, prompt)), encode_text(tokenizer, reply)
     end = [tokenizer.eos_token_id] if len(said) < new_tokens else []
-    return Example((*asked, *said, *end), len(asked))
+    return TokenizedRow((*asked, *said, *end), len(asked))
 
 
 # ---------------------------------------------------------------- passes
 
 
-def batches(language: LanguageModel, texts: Sequence[Example]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(language: LanguageModel, texts: Sequence[TokenizedRow]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of each batch: which texts (" batch"), their ids ("batch position") and the places that their replies come from.
 
     These are where the next token belongs to the reply: from the last token of the prompt, where a refusal is decided, to the
@@ -136,7 +136,7 @@ def batches(language: LanguageModel, texts: Sequence[Example]) -> Iterator[tuple
 
 
 def at_replies(
-    language: LanguageModel, texts: Sequence[Example], projection: str = "down_proj"
+    language: LanguageModel, texts: Sequence[TokenizedRow], projection: str = "down_proj"
 ) -> Iterator[tuple[Int[Tensor, " place"], Float[Tensor, "layer place d"]]]:
     """Of each batch: the text that each place belongs to, and what enters a projection of every block there."""
     for indices, ids, places in batches(language, texts):
@@ -151,7 +151,7 @@ def _inputs(model: nn.Module, ids: Tensor, places: Tensor, projection: str) -> F
     return torch.stack(found)
 
 
-def _snip(language: LanguageModel, texts: Sequence[Example]) -> Float[Tensor, "layer neuron"]:
+def _snip(language: LanguageModel, texts: Sequence[TokenizedRow]) -> Float[Tensor, "layer neuron"]:
     """|w dL/dw|, its mean over the texts (Wei et al. 2024: the absolute value of each text's), summed over a neuron's weights.
 
     L is the mean negative log-likelihood of a text's reply. No gradient of a weight is kept: the graph begins at the

@@ -46,6 +46,7 @@ def curve(
     The update without any restoration (0 modules changed) comes first. Where adapters stay beside their weights, one model
     serves all points: only the adapter in it is exchanged.
     """
+    parts = restored_updates.with_restorations(parts)
     build = cache(partial(build_variant, parts, update))
     without = spot_check.take(variant_key(parts, update), plan, build, parts.device)
     found = [keyed_rows(update, 0, spot_check.spot_check_rows(plan, without, before))]

@@ -20,7 +20,7 @@ from torch import Tensor
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.projection import safelora
 from helpers.projection.alignment_matrix import Pair
-from helpers.projection.safelora import Case, Form, Score, left_of, mapped, norm
+from helpers.projection.safelora import Form, ModuleCase, ModuleScore, left_of, mapped, norm
 from helpers.seeding import derive_seed
 from helpers.updates.lora import LowRank
 from helpers.updates.quantizers import QUANTIZERS
@@ -28,52 +28,52 @@ from helpers.updates.quantizers import QUANTIZERS
 WAYS = ("mixed", "both")  # a source quantizes the aligned checkpoint alone, or both
 
 Updates = Mapping[str, Form]  # by module name
-Restore = Callable[[Case], Form]
+Restore = Callable[[ModuleCase], Form]
 
 
 # ---------------------------------------------------------------- the rules
 
 
-def _unchanged(case: Case) -> Form:
+def _unchanged(case: ModuleCase) -> Form:
     return case.update
 
 
-def _project(case: Case) -> Form:
+def _project(case: ModuleCase) -> Form:
     """C BA."""
     return case.moved
 
 
-def _zero(case: Case) -> Form:
+def _zero(case: ModuleCase) -> Form:
     return mapped(case.update, torch.zeros_like)
 
 
-def _shrink(case: Case) -> Form:
+def _shrink(case: ModuleCase) -> Form:
     """BA at the norm of C BA: as small as projected, in its own directions."""
     size = norm(case.update)
     return mapped(case.update, lambda left: left * (norm(case.moved) / size if size > 0 else 0.0))
 
 
-def _keep(case: Case) -> Form:
+def _keep(case: ModuleCase) -> Form:
     """U_k U_k^T BA, on the k leading left singular vectors of V."""
     return _onto(case, safelora.module_leading(case.pair, case.change.module, case.k))
 
 
-def _remove(case: Case) -> Form:
+def _remove(case: ModuleCase) -> Form:
     """BA - U_k U_k^T BA, off them."""
     kept = left_of(_keep(case))
     return mapped(case.update, lambda left: left.float() - kept)
 
 
-def _keep_random(case: Case) -> Form:
+def _keep_random(case: ModuleCase) -> Form:
     """The same on k random directions."""
     return _onto(case, safelora.haar_frame(case.change.shape[0], case.k, case.generator))
 
 
-def _onto(case: Case, frame: Float[Tensor, "d_out k"]) -> Form:
+def _onto(case: ModuleCase, frame: Float[Tensor, "d_out k"]) -> Form:
     return mapped(case.update, lambda left: frame @ (frame.T @ left.float()))
 
 
-def _conjugate(case: Case) -> Form:
+def _conjugate(case: ModuleCase) -> Form:
     """C' BA with C' of one random V' that has the singular values of V."""
     values = safelora.module_singular_values(case.pair, case.change.module)
     return mapped(case.update, lambda left: safelora.conjugated(left.float(), values, case.generator))
@@ -101,7 +101,7 @@ class Rule:
     """What a module becomes (None: made by training), the score that orders modules, the number to change, the default k."""
 
     restore: Restore | None
-    score: Callable[[Case], Score] = safelora.by_cosine
+    score: Callable[[ModuleCase], ModuleScore] = safelora.by_cosine
     pick: Pick = _share
     k: int = 0  # takes none
 
@@ -123,7 +123,7 @@ RESTORATIONS: dict[str, Rule] = {
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedRestoration:
     """A restoration by its full name: the rule, its k (0: none), and which weights V is taken from (empty: the checkpoints)."""
 
     name: str
@@ -131,7 +131,7 @@ class Named:
     source: str
 
 
-def parse(name: str) -> Named:
+def parse(name: str) -> NamedRestoration:
     """The parts of `<restoration>[-k<int>][:<quantizer>-mixed|:<quantizer>-both]`, each checked.
 
     mixed: V = deq(Q(W_aligned)) - W_base; both: both sides quantized. Which weights the pair holds is the caller's part.
@@ -145,7 +145,7 @@ def parse(name: str) -> Named:
     if k is not None and (not rule.k or k.startswith("0")):
         takes = "k is a whole number from 1" if rule.k else f"{match[1]!r} takes no k; leave '-k{k}' out"
         raise StudyError(f"restoration {shown(name)}: {takes}")
-    return Named(match[1], int(k or rule.k), parse_source(source) if colon else "")
+    return NamedRestoration(match[1], int(k or rule.k), parse_source(source) if colon else "")
 
 
 def parse_source(source: str) -> str:
@@ -178,7 +178,7 @@ class Restored:
 class Prepared:
     """Every module's score and what it would become (`scores`: the table at strength 1), and the order of changing them."""
 
-    named: Named
+    named: NamedRestoration
     update: Updates
     restored: Mapping[str, Form]
     scores: pd.DataFrame
@@ -217,17 +217,17 @@ def prepare(update: Updates, pair: Pair, name: str, seed: int, progress: Callabl
     return Prepared(named, dict(update), restored, _table(update, restored, scores), _order(scores))
 
 
-def _order(scores: Mapping[str, Score]) -> tuple[str, ...]:
+def _order(scores: Mapping[str, ModuleScore]) -> tuple[str, ...]:
     places = {module: tuple(math.inf if math.isnan(x) else x for x in found.place) for module, found in scores.items()}
     return tuple(sorted(places, key=lambda module: (places[module], module)))
 
 
-def _table(update: Updates, restored: Updates, scores: Mapping[str, Score]) -> pd.DataFrame:
+def _table(update: Updates, restored: Updates, scores: Mapping[str, ModuleScore]) -> pd.DataFrame:
     table = pd.DataFrame([{"module": module, **asdict(found)} for module, found in scores.items()]).drop(columns="place")
     return table.assign(changed=True, before=[norm(update[m]) for m in scores], after=[norm(restored[m]) for m in scores])
 
 
-def _case(module: str, update: Form, pair: Pair, named: Named, seed: int) -> Case:
+def _case(module: str, update: Form, pair: Pair, named: NamedRestoration, seed: int) -> ModuleCase:
     if module not in pair.modules:
         raise StudyError(f"update names module {module!r}, which the pair does not have; use its own base", NOT_COMPARABLE)
     change = pair.change(module)
@@ -236,7 +236,7 @@ def _case(module: str, update: Form, pair: Pair, named: Named, seed: int) -> Cas
         raise StudyError(
             f"restoration {named.name!r}: k {named.k} is beyond the {min(change.shape)} directions of {module!r}; use fewer"
         )
-    return Case(pair, change, update, safelora.moved(change, update), named.k, seed)
+    return ModuleCase(pair, change, update, safelora.moved(change, update), named.k, seed)
 
 
 def _check_update(module: str, update: Form, shape: tuple[int, int]) -> None:

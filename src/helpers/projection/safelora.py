@@ -128,7 +128,7 @@ def _off(q: Float[Tensor, "d r"], generator: torch.Generator) -> Float[Tensor, "
 
 
 @dataclass(frozen=True)
-class Score:
+class ModuleScore:
     """A module's score beside its null, and its place: modules are changed in rising `place`, NaN last."""
 
     score: float
@@ -139,7 +139,7 @@ class Score:
     p: float = math.nan
 
 
-def ediem(distance: float, null: Float[Tensor, " draws"]) -> Score:
+def ediem(distance: float, null: Float[Tensor, " draws"]) -> ModuleScore:
     """E-DIEM of a distance (Ao et al. 2025; Tessari et al. 2024), against a real null instead of copies of the same pair.
 
     z is in standard deviations from the null's mean, z_robust in interquartile ranges from its median; both are NaN where the
@@ -148,7 +148,7 @@ def ediem(distance: float, null: Float[Tensor, " draws"]) -> Score:
     mean, (low, median, high) = float(null.mean()), null.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=null.dtype)).tolist()
     z, z_robust = (_in_units(distance - centre, unit, mean) for centre, unit in ((mean, float(null.std())), (median, high - low)))
     p = (1 + int((null >= distance).sum())) / (len(null) + 1)
-    return Score(distance, mean, (-z, p), z, z_robust, p)
+    return ModuleScore(distance, mean, (-z, p), z, z_robust, p)
 
 
 def _in_units(difference: float, unit: float, size: float) -> float:
@@ -199,7 +199,7 @@ def _shares(weights: Float[Tensor, " d"], r: int, draws: int, generator: torch.G
 
 
 @dataclass(frozen=True)
-class Case:
+class ModuleCase:
     """What a rule sees of one module: V, the update BA and C BA (float32), and what its name and seed ask for."""
 
     pair: Pair
@@ -215,17 +215,17 @@ class Case:
         return torch.Generator().manual_seed(self.seed)
 
 
-def by_cosine(case: Case) -> Score:
+def by_cosine(case: ModuleCase) -> ModuleScore:
     """SafeLoRA's s = cos(C BA, BA) (Hsu et al. 2024), lowest first, beside s0, its value for an unrelated update.
 
     Where C BA = 0, s is 0: nothing of the update lies in V. Where BA = 0, it is NaN.
     """
     size, left = norm(case.update), norm(case.moved)
     s = inner(case.moved, case.update) / (size * left or 1.0) if size > 0 else math.nan
-    return Score(s, module_null_cosine(case.pair, case.change.module), (s,))
+    return ModuleScore(s, module_null_cosine(case.pair, case.change.module), (s,))
 
 
-def by_distance(case: Case) -> Score:
+def by_distance(case: ModuleCase) -> ModuleScore:
     """SPLoRA's d = ||C BA - BA||_F (Ao et al. 2025) by E-DIEM, the most distant first."""
     values = module_singular_values(case.pair, case.change.module)
     null = null_distances(values, energies(case.update), case.change.shape[0], case.generator)

@@ -196,24 +196,24 @@ def _residual(change: Change, vectors: Tensor, values: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Approximation:
     """A value and its standard error, which is 0 where the value is exact."""
 
     value: float
     error: float
 
 
-def gram_norm(change: Change, seed: int = 0) -> Estimate:
+def gram_norm(change: Change, seed: int = 0) -> Approximation:
     """||V V^T||_F = ||V^T V||_F: exact by the smaller Gram matrix up to 1024, else estimated with 32 probes.
 
     Hutchinson (1990): E ||V V^T z||^2 = ||V V^T||_F^2 for z of independent signs.
     """
     if min(change.shape) <= SMALL:
-        return Estimate(float(_gram(change.dense()).double().norm()), 0.0)
+        return Approximation(float(_gram(change.dense()).double().norm()), 0.0)
     signs = torch.randint(0, 2, (change.shape[0], PROBES), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
     squares = change.times(change.onto_inputs(signs)).double().square().sum(0)
     value = float(squares.mean().sqrt())
-    return Estimate(value, float(squares.std()) / math.sqrt(PROBES) / (2 * value) if value else 0.0)
+    return Approximation(value, float(squares.std()) / math.sqrt(PROBES) / (2 * value) if value else 0.0)
 
 
 def null_cosine(change: Change, seed: int = 0) -> float:

@@ -26,7 +26,7 @@ CALIBRATION = 32  # texts, for the one quantizer that needs some
 
 
 @dataclass(frozen=True)
-class Update:
+class Candidate:
     """What happened to the base. kind: adapter, merged or quantizer; folder and adapter where they belong to the kind."""
 
     name: str
@@ -52,7 +52,7 @@ def fingerprint(folder: Path) -> str:
     return readings.fingerprint(tokenizer)
 
 
-def check_update(name: str, precision: str, base: Path, reads: str) -> Update:
+def check_update(name: str, precision: str, base: Path, reads: str) -> Candidate:
     """The update of that name or folder, if it can be put on the base, whose tokenizer and template are `reads`."""
     folder = Path(name)
     if not folder.is_dir():
@@ -70,19 +70,19 @@ def check_update(name: str, precision: str, base: Path, reads: str) -> Update:
                 NOT_COMPARABLE,
             )
     _same_tokens(folder, reads)
-    return Update(results.slug(str(folder)), "merged", folder)
+    return Candidate(results.slug(str(folder)), "merged", folder)
 
 
-def _quantizer(name: str, precision: str) -> Update:
+def _quantizer(name: str, precision: str) -> Candidate:
     if name not in QUANTIZERS:
         choice = f"{nearest(name, QUANTIZERS)}choose one of {', '.join(QUANTIZERS)}, or a folder that exists"
         raise StudyError(f"--update {shown(Path(name).name)} is neither a folder nor a quantizer; {choice}")
     if precision != "bf16":
         raise StudyError(f"--update {name} is a precision itself; leave out --precision {precision}")
-    return Update(name, "quantizer")
+    return Candidate(name, "quantizer")
 
 
-def _adapter(folder: Path, base: Path, reads: str) -> Update:
+def _adapter(folder: Path, base: Path, reads: str) -> Candidate:
     """The adapter of a folder, which fits the base's modules; pickles in it are never opened."""
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in frozen.PICKLES)
     if pickles and not (folder / "adapter_model.safetensors").is_file():
@@ -91,7 +91,7 @@ def _adapter(folder: Path, base: Path, reads: str) -> Update:
     if (folder / TOKENIZER[0]).is_file() and (folder / TOKENIZER[1]).is_file():
         _same_tokens(folder, reads)
     _check_modules(folder, adapter, _empty_model(base))
-    return Update(results.slug(str(folder)), "adapter", folder, adapter)
+    return Candidate(results.slug(str(folder)), "adapter", folder, adapter)
 
 
 def _check_modules(folder: Path, adapter: Adapter, model: torch.nn.Module) -> None:
@@ -126,7 +126,7 @@ def _same_tokens(folder: Path, reads: str) -> None:
 # ---------------------------------------------------------------- building it
 
 
-def build(update: Update, base: Path, served_in: str, device: str, texts: Sequence[str]) -> LanguageModel:
+def build(update: Candidate, base: Path, served_in: str, device: str, texts: Sequence[str]) -> LanguageModel:
     """The updated model, served in a precision; `texts` calibrate GPTQ, where it is asked for."""
     grid = "fp32" if served_in == "fp32" else "bf16"
     language = loading.load(update.folder if update.kind == "merged" else base, grid, device)
@@ -137,7 +137,7 @@ def build(update: Update, base: Path, served_in: str, device: str, texts: Sequen
     return replace(language, model=lora.attach(language.model, lora.on_grid(adapter)))
 
 
-def serving(update: Update) -> str:
+def serving(update: Candidate) -> str:
     """How the update meets the base."""
     return {"adapter": "attached", "merged": "merged", "quantizer": ""}[update.kind]
 
@@ -167,7 +167,7 @@ class Moved:
 
 
 @torch.no_grad()
-def moved(language: LanguageModel, update: Update, served_in: str, base: Path) -> Moved:
+def moved(language: LanguageModel, update: Candidate, served_in: str, base: Path) -> Moved:
     """How far the updated weights lie from the base's, one module at a time; squares summed in float64."""
     stored, depth = _stored(base), language.depth
     change, size, touched, linear = 0.0, 0.0, [depth + 1], set()

@@ -61,7 +61,7 @@ class Measure:
     margin: float
     p_worse: float
     p_preserved: float
-    texts_needed: int
+    needed: int
     needed_alone: int
 
 

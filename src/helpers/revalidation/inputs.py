@@ -13,7 +13,7 @@ from helpers.monitors import frozen
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
 from helpers.revalidation import candidate
-from helpers.revalidation.candidate import Update
+from helpers.revalidation.candidate import Candidate
 from helpers.revalidation.options import Options, check_required
 from helpers.revalidation.screening import FEW
 from helpers.updates.names import CONTROL
@@ -27,7 +27,7 @@ class Inputs:
     options: Options
     base: Path
     reads: str  # fingerprint of the base's tokenizer and template
-    update: Update
+    update: Candidate
     monitors: tuple[Monitor, ...]
     training: tuple[Example, ...]
     texts: tuple[Example, ...]

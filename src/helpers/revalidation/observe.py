@@ -42,7 +42,7 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedPair:
     """Both models' activations of the same texts, those unlabelled first; `again`: the base's once more, in other batches.
 
     texts and labels: places of the unlabelled and the labelled texts; of `again`, `checked` gives the places it was read at.
@@ -94,7 +94,7 @@ def cut(monitor: Monitor) -> tuple[float, float]:
 # ---------------------------------------------------------------- both models
 
 
-def observe(inputs: Inputs, say: Say) -> Observed:
+def observe(inputs: Inputs, say: Say) -> ObservedPair:
     """Reads all texts with the base, then with the update; fits monitors first where none were given."""
     options, examples = inputs.options, [*inputs.texts, *inputs.labels]
     say(f"loading the base {inputs.base.name}")
@@ -118,7 +118,7 @@ def observe(inputs: Inputs, say: Say) -> Observed:
     after = activations.read(update, what)
     moved = candidate.moved(update, inputs.update, options.precision, inputs.base)
     both = (spoken, speak(update, few, options.texts_limit))
-    return Observed(tuple(frozen), before, after, again, checked, texts, labels, both, moved)
+    return ObservedPair(tuple(frozen), before, after, again, checked, texts, labels, both, moved)
 
 
 def fit(language: LanguageModel, inputs: Inputs, say: Say) -> list[Monitor]:

@@ -37,7 +37,7 @@ class Options:
     threads: int = 0
 
 
-def scored(options: Options) -> dict[str, list[user_files.Score]]:
+def scored(options: Options) -> dict[str, list[user_files.ScoreRow]]:
     """The rows of a score file by monitor; the options that need a model must be absent."""
     given = [name for name in ("update", "monitors", "fit", "texts", "labels") if getattr(options, name)]
     if given:

@@ -23,7 +23,7 @@ THRESHOLD, REFIT = "threshold", "refit"
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
-class Case:
+class MonitorTexts:
     """What one monitor reads: the unlabelled texts under both models, the labelled ones under the updated one, with their panel.
 
     states: the pooled states that its maps are fitted on, before and after, of the unlabelled texts.
@@ -72,7 +72,7 @@ class Mended:
 # ---------------------------------------------------------------- repairs: case and texts -> a new monitor
 
 
-def _mapped(case: Case, rows: np.ndarray, method: str, seed: int) -> Monitor:
+def _mapped(case: MonitorTexts, rows: np.ndarray, method: str, seed: int) -> Monitor:
     """The frozen readout behind a map from the updated model's states to the original's, folded into its weights."""
     found = realignment.fit_map(method, *(side[rows] for side in case.states), seed)
     return _with(case.monitor, repairs.through(found, case.monitor.readout).tensors)
@@ -83,20 +83,20 @@ def _with(monitor: Monitor, tensors: Mapping[str, np.ndarray]) -> Monitor:
     return replace(monitor, tensors={name: np.array(tensor, dtype="<f8", order="C") for name, tensor in tensors.items()})
 
 
-def _rethresholded(case: Case, rows: np.ndarray, monitor: Monitor) -> Monitor:
+def _rethresholded(case: MonitorTexts, rows: np.ndarray, monitor: Monitor) -> Monitor:
     """The monitor with thresholds that as many of the texts lie above, under the updated model, as before the update."""
     old, new = case.monitor.score(case.before.take(rows)), monitor.score(case.after.take(rows))
     cuts = {level: repairs.matched(cut, old, new) for level, cut in case.monitor.thresholds.items()}
     return replace(monitor, thresholds=cuts, negatives=len(rows))
 
 
-def _without_labels(case: Case, rows: np.ndarray, method: str, seed: int) -> Monitor:
+def _without_labels(case: MonitorTexts, rows: np.ndarray, method: str, seed: int) -> Monitor:
     if method == THRESHOLD:
         return _rethresholded(case, rows, case.monitor)
     return _mapped(case, rows, method, seed)
 
 
-def _refitted(case: Case, rows: np.ndarray, every: np.ndarray, seed: int) -> Monitor:
+def _refitted(case: MonitorTexts, rows: np.ndarray, every: np.ndarray, seed: int) -> Monitor:
     """A probe of the same kind and strength on labelled rows of the updated model; its thresholds by the unlabelled texts."""
     again = probes.refit(case.monitor.readout, case.labelled.take(rows), case.panel.labels[rows], seed, case.monitor.name)
     return _rethresholded(case, every, _with(case.monitor, again.tensors))
@@ -116,13 +116,13 @@ def _halves(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     return half[codes]
 
 
-def _margins(case: Case, monitor: Monitor, features: Features) -> np.ndarray:
+def _margins(case: MonitorTexts, monitor: Monitor, features: Features) -> np.ndarray:
     """Scores in standard deviations above the threshold on the unlabelled texts, so that those of two monitors can be mixed."""
     cut, spread = monitor.thresholds.get(case.level, 0.0), float(monitor.score(case.after).std()) or 1.0
     return (monitor.score(features) - cut) / spread
 
 
-def _panel(case: Case, scores: np.ndarray, rows: np.ndarray | None = None) -> Panel:
+def _panel(case: MonitorTexts, scores: np.ndarray, rows: np.ndarray | None = None) -> Panel:
     """Repaired scores, in `_margins`, against those of the frozen monitor before the update."""
     spread = float(case.monitor.score(case.before).std()) or 1.0
     cut = case.monitor.thresholds.get(case.level, np.nan)
@@ -131,11 +131,11 @@ def _panel(case: Case, scores: np.ndarray, rows: np.ndarray | None = None) -> Pa
     return panel if rows is None else panel.take(rows)
 
 
-def _judged(case: Case, scores: np.ndarray, rows: np.ndarray | None = None) -> tuple[Measure, ...]:
+def _judged(case: MonitorTexts, scores: np.ndarray, rows: np.ndarray | None = None) -> tuple[Measure, ...]:
     return tuple(hypotheses.measured(_panel(case, scores, rows), 1)[0])
 
 
-def _held_out(case: Case, method: str, seed: int) -> tuple[float | None, float | None]:
+def _held_out(case: MonitorTexts, method: str, seed: int) -> tuple[float | None, float | None]:
     """Agreement of flags and alarm rate on unlabelled texts, each half by what was fitted on the other."""
     n = len(case.before)
     if not case.level:
@@ -151,7 +151,7 @@ def _held_out(case: Case, method: str, seed: int) -> tuple[float | None, float |
 # ---------------------------------------------------------------- all of them
 
 
-def mend(case: Case, seed: int = 0) -> Mended:
+def mend(case: MonitorTexts, seed: int = 0) -> Mended:
     """What repairs a stale monitor: every map, a new threshold, and with enough labels a refit; the best one, if it holds.
 
     Without labels nothing is chosen, since nothing shows that the monitor still tells what it told.
@@ -183,7 +183,7 @@ def mend(case: Case, seed: int = 0) -> Mended:
     return replace(found, reason=f"{found.reason}; could not be fitted: {', '.join(left)}") if left else found
 
 
-def _cross_fitted(case: Case, half: np.ndarray, seed: int) -> np.ndarray:
+def _cross_fitted(case: MonitorTexts, half: np.ndarray, seed: int) -> np.ndarray:
     """Scores of every labelled text by a probe that was fitted on the other half."""
     scores, every = np.zeros(len(half)), np.arange(len(case.before))
     for side in (0, 1):
@@ -193,7 +193,7 @@ def _cross_fitted(case: Case, half: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _chosen(
-    case: Case, tried: Sequence[Tried], made: Mapping[str, Monitor], scores: Mapping[str, np.ndarray], half: np.ndarray
+    case: MonitorTexts, tried: Sequence[Tried], made: Mapping[str, Monitor], scores: Mapping[str, np.ndarray], half: np.ndarray
 ) -> Mended:
     """The repair with the least harm on all labels, cheapest first where equal, and the effect of choosing so, cross-fitted."""
     if not scores:

@@ -21,7 +21,7 @@ from helpers.revalidation import candidate, error_rates, observe, repair, score_
 from helpers.revalidation import inputs as checked_inputs
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.inputs import Inputs
-from helpers.revalidation.observe import Observed
+from helpers.revalidation.observe import ObservedPair
 from helpers.revalidation.options import Options
 from helpers.revalidation.repair import Mended
 from helpers.revalidation.screening import Screened
@@ -98,7 +98,7 @@ def _kind(inputs: Inputs) -> str:
     return f"{words} {inputs.update.name}"
 
 
-def _panels(inputs: Inputs, seen: Observed) -> tuple[list[Panel], list[np.ndarray]]:
+def _panels(inputs: Inputs, seen: ObservedPair) -> tuple[list[Panel], list[np.ndarray]]:
     """One panel a task that has labels, and the base's scores of the same texts in other batches."""
     tasks = np.array([row.task for row in inputs.labels])
     panels, again = [], []
@@ -109,7 +109,7 @@ def _panels(inputs: Inputs, seen: Observed) -> tuple[list[Panel], list[np.ndarra
     return panels, again
 
 
-def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: Observed, index: np.ndarray) -> Panel:
+def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: ObservedPair, index: np.ndarray) -> Panel:
     cuts, nominal = np.array([observe.cut(monitor) for monitor in own]).T
     return Panel(
         tuple(monitor.name for monitor in own), np.array([row.label for row in rows]), np.array([row.group for row in rows]),
@@ -117,14 +117,14 @@ def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: Observed, inde
     )  # fmt: skip
 
 
-def _screened(seen: Observed) -> dict[str, Screened]:
+def _screened(seen: ObservedPair) -> dict[str, Screened]:
     """What unlabelled texts say of each monitor; where there are none, the labelled ones, their labels unused."""
     index = seen.texts if len(seen.texts) else seen.labels
     before, after = (observe.score(found, seen.monitors, index) for found in (seen.before, seen.after))
     return {m.name: screening.screen(before[j], after[j], *observe.cut(m)) for j, m in enumerate(seen.monitors)}
 
 
-def _drift(seen: Observed, seed: int) -> tuple[error_rates.Control, ...]:
+def _drift(seen: ObservedPair, seed: int) -> tuple[error_rates.Control, ...]:
     """The controls of a run without labels; without them, the unlabelled texts are read again."""
     before, again = (observe.score(found, seen.monitors, index) for found, index in
                      ((seen.before, seen.checked), (seen.again, np.arange(len(seen.checked)))))  # fmt: skip
@@ -134,7 +134,7 @@ def _drift(seen: Observed, seed: int) -> tuple[error_rates.Control, ...]:
     return error_rates.drift(pairs, cuts, pairs, seed)
 
 
-def _mended(inputs: Inputs, seen: Observed, judged: Judged, screened: Mapping[str, Screened], say: Say) -> dict[str, Mended]:
+def _mended(inputs: Inputs, seen: ObservedPair, judged: Judged, screened: Mapping[str, Screened], say: Say) -> dict[str, Mended]:
     """What was tried on each stale monitor; without labels of its task, on each whose flags surely changed."""
     drifted, found = set(screening.suspects(screened)), {}
     for monitor in seen.monitors:
@@ -147,19 +147,19 @@ def _mended(inputs: Inputs, seen: Observed, judged: Judged, screened: Mapping[st
     return found
 
 
-def _case(monitor: Monitor, seen: Observed, panel: Panel | None, of_task: np.ndarray) -> repair.Case:
+def _case(monitor: Monitor, seen: ObservedPair, panel: Panel | None, of_task: np.ndarray) -> repair.MonitorTexts:
     before, after = (observe.features(found, monitor, seen.texts) for found in (seen.before, seen.after))
     both = tuple(observe.states(found, monitor, seen.texts) for found in (seen.before, seen.after))
     if panel is None:
-        return repair.Case(monitor, before, after, both, None, None)
+        return repair.MonitorTexts(monitor, before, after, both, None, None)
     j = panel.names.index(monitor.name)
     alone = replace(panel, names=(monitor.name,), before=panel.before[[j]], after=panel.after[[j]], cuts=panel.cuts[[j]],
                     nominal=panel.nominal[[j]])  # fmt: skip
     labelled = observe.features(seen.after, monitor, seen.labels[of_task])
-    return repair.Case(monitor, before, after, both, labelled, alone)
+    return repair.MonitorTexts(monitor, before, after, both, labelled, alone)
 
 
-def _moved(seen: Observed) -> dict[str, object]:
+def _moved(seen: ObservedPair) -> dict[str, object]:
     """Which layers moved, and how the shift lies to each linear monitor's direction."""
     every = np.arange(seen.before.counts["texts"])
     found = [
@@ -174,7 +174,7 @@ def _moved(seen: Observed) -> dict[str, object]:
     return {"by_layer": screening.moved_layers(seen.before.pooled, seen.after.pooled), "directions": directions}
 
 
-def _noted(seen: Observed) -> list[str]:
+def _noted(seen: ObservedPair) -> list[str]:
     """What was seen on the way that a reader should know."""
     counts, bare = seen.before.counts, [m.name for m in seen.monitors if not m.thresholds]
     notes = [f"{counts['cut']} of {counts['texts']} texts were cut to the limit of tokens"] if counts["cut"] else []
@@ -187,7 +187,7 @@ def _noted(seen: Observed) -> list[str]:
 # ---------------------------------------------------------------- what was compared
 
 
-def _compared(inputs: Inputs, seen: Observed) -> dict[str, object]:
+def _compared(inputs: Inputs, seen: ObservedPair) -> dict[str, object]:
     update, options = inputs.update, inputs.options
     hashed = candidate.content_hash(update.folder) if update.folder else None
     return {

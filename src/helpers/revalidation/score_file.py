@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.data.user_files import Score
+from helpers.data.user_files import ScoreRow
 from helpers.revalidation import error_rates, screening, verdict
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.options import Options, scored
@@ -53,7 +53,7 @@ def score_report(options: Options) -> dict[str, object]:
     return verdict.build_report(watched, judged, compared, notes, options.budget)
 
 
-def _score_panels(by_monitor: Mapping[str, Sequence[Score]]) -> list[Panel]:
+def _score_panels(by_monitor: Mapping[str, Sequence[ScoreRow]]) -> list[Panel]:
     """Monitors that were scored on the same items, with the same labels and groups, in one panel."""
     alike: dict[tuple, list[str]] = {}
     ordered = {name: sorted(rows, key=lambda one: one.id) for name, rows in by_monitor.items()}
@@ -62,7 +62,7 @@ def _score_panels(by_monitor: Mapping[str, Sequence[Score]]) -> list[Panel]:
     return [_panel(items, [ordered[name] for name in names], names) for items, names in alike.items()]
 
 
-def _panel(items: Sequence[tuple], rows: Sequence[Sequence[Score]], names: Sequence[str]) -> Panel:
+def _panel(items: Sequence[tuple], rows: Sequence[Sequence[ScoreRow]], names: Sequence[str]) -> Panel:
     before, after = (np.array([[getattr(one, side) for one in of] for of in rows]) for side in ("before", "after"))
     return Panel(
         tuple(names), np.array([int(label) for _, label, _ in items]), np.array([group or name for name, _, group in items]),

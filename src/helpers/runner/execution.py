@@ -29,7 +29,7 @@ from helpers.cache import write_whole
 from helpers.console import peak_gb
 from helpers.errors import ENVIRONMENT, StudyError
 from helpers.models import compute, meter
-from helpers.runner.kernels import KERNEL, Watch, kernel_environment
+from helpers.runner.kernels import KERNEL, Heartbeat, kernel_environment
 from helpers.study import chapters
 from helpers.study.chapters import Job
 
@@ -43,7 +43,7 @@ def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] 
     os.chdir(root)  # from here on all paths are relative: none can leak, and the kernel starts in the project
     target = job.run.folder / "executed" / f"{job.chapter}.ipynb"
     temporary, runtime = target.with_name(f".{job.chapter}.{os.getpid()}.tmp.ipynb"), Path(f"build/jupyter/runtime-{os.getpid()}")
-    watch, begun = Watch(job, runtime / console.FILE, runtime / meter.FILE), datetime.now(UTC)
+    watch, begun = Heartbeat(job, runtime / console.FILE, runtime / meter.FILE), datetime.now(UTC)
     _stop_on_signals(watch, lambda: (_clear(temporary, runtime), on_stop()))
     try:
         for folder in (target.parent, Path("logs/failed"), runtime):
@@ -81,7 +81,7 @@ def _clear(*traces: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _stop_on_signals(watch: Watch, on_stop: Callable[[], object]) -> None:
+def _stop_on_signals(watch: Heartbeat, on_stop: Callable[[], object]) -> None:
     """On SIGTERM or SIGINT: kernel killed, traces removed, 143 or 130; no exception, for the event loop would swallow it."""
 
     def stop(number: int, frame: object) -> None:
@@ -95,7 +95,7 @@ def _stop_on_signals(watch: Watch, on_stop: Callable[[], object]) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-def _papermill(notebook: Path, temporary: Path, watch: Watch) -> None:
+def _papermill(notebook: Path, temporary: Path, watch: Heartbeat) -> None:
     job = watch.job
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, temporary)]  # papermill formats its paths
     options = {"kernel_name": KERNEL, "language": "python", "engine_name": "after-update", "progress_bar": False}
@@ -109,14 +109,14 @@ def _papermill(notebook: Path, temporary: Path, watch: Watch) -> None:
     _refuse_exits(watch, [out for cell in done.cells for out in cell.get("outputs", [])])
 
 
-def _refuse_exits(watch: Watch, outputs: Iterable[dict]) -> None:
+def _refuse_exits(watch: Heartbeat, outputs: Iterable[dict]) -> None:
     """papermill takes sys.exit(0) in a cell for success; here it is a failure."""
     for output in outputs:
         if output["output_type"] == "error" and output["ename"] == "SystemExit":
             raise _cell_failed(watch, "SystemExit", output["evalue"])
 
 
-def _cell_failed(watch: Watch, name: str, text: str) -> StudyError:
+def _cell_failed(watch: Heartbeat, name: str, text: str) -> StudyError:
     place = f"{watch.job.chapter}, cell {watch.cell} of {watch.cells}"
     kept = f"see logs/failed/{_name(watch.job)}.ipynb"
     lines = [line.strip() for line in console.ANSI.sub("", text).splitlines() if line.strip()] or [""]
@@ -128,7 +128,7 @@ def _cell_failed(watch: Watch, name: str, text: str) -> StudyError:
     return StudyError(f"{place}: {name}: {console.scrub(lines[-1], Path.cwd())[:500]}; {kept}", ENVIRONMENT)
 
 
-def _kernel_died(watch: Watch, error: Exception) -> StudyError:
+def _kernel_died(watch: Heartbeat, error: Exception) -> StudyError:
     place = f"{watch.job.chapter}, cell {watch.cell} of {watch.cells}"
     if watch.timed_out:
         text = f"{place}: stopped at the chapter's limit of {watch.job.seconds:g} s; raise chapter_seconds in the profile"
@@ -150,7 +150,7 @@ def _kernel_died(watch: Watch, error: Exception) -> StudyError:
     return StudyError(f"{place}: kernel {cause}; see logs/{_name(watch.job)}.log", ENVIRONMENT)
 
 
-def _finish(watch: Watch, root: Path, begun: datetime) -> dict[str, object]:
+def _finish(watch: Heartbeat, root: Path, begun: datetime) -> dict[str, object]:
     """Writes the status file, the last thing of a chapter."""
     from helpers import cache
     from helpers.runner import manifests

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from helpers.console import say
 from helpers.errors import ENVIRONMENT, StudyError
 from helpers.study import chapters
-from helpers.study.chapters import Run
+from helpers.study.chapters import PlannedRun
 
 NEEDED_DISK = 1e9  # bytes that a run may write
 PATIENCE = 0.3  # seconds for a lock: its holder may be just about to remove the file
@@ -93,7 +93,7 @@ def prepare(folder: Path) -> None:
         )
 
 
-def protect(root: Path, run: Run, todo: Mapping[str, str], force: bool) -> bool:
+def protect(root: Path, run: PlannedRun, todo: Mapping[str, str], force: bool) -> bool:
     """Whether the old results were moved away. Committed results are never overwritten: refused, or with force kept in `.old`."""
     folder = root / run.folder
     overwritten = [name for name in todo if chapters.status(folder, name)]

@@ -29,36 +29,36 @@ from helpers.models.meter import Tokens
 from helpers.runner import outlook
 from helpers.runner.guards import locked, orphaned, prepare, process_identity, protect
 from helpers.study import chapters, parameters
-from helpers.study.chapters import Job, Run
+from helpers.study.chapters import Job, PlannedRun
 
 GRAVEST = (ENVIRONMENT, REFUSED, NOT_COMPARABLE, 10, 11, USAGE)  # when several codes hold, the first of these
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A checked profile: its runs, the parameters of each chapter in each run, and the fingerprints that follow from them."""
 
     root: Path
     profile: str
     notebooks: dict[str, Path]
-    runs: tuple[Run, ...]
-    values: dict[Run, dict[str, dict[str, object]]]
+    runs: tuple[PlannedRun, ...]
+    values: dict[PlannedRun, dict[str, dict[str, object]]]
     seconds: float
     figures: str = "all"  # the forms in which they are kept
     compute: str = "auto"  # what was asked for
 
-    def fingerprints(self, run: Run) -> dict[str, str]:
+    def fingerprints(self, run: PlannedRun) -> dict[str, str]:
         """What the status of each chapter of the run must bear."""
         return chapters.fingerprints(self.notebooks, self.values[run], self._others(run))
 
-    def _others(self, run: Run) -> dict[str, str]:
+    def _others(self, run: PlannedRun) -> dict[str, str]:
         """What the profile's other runs hold, or will hold once this plan is carried out."""
         found = chapters.finished_runs((self.root / run.folder).parents[1], self.notebooks)
         found |= {_name(other): chapters.holds(chapters.fingerprints(self.notebooks, self.values[other])) for other in self.runs}
         return {name: held for name, held in found.items() if name != _name(run)}
 
 
-def _name(run: Run) -> str:
+def _name(run: PlannedRun) -> str:
     return f"{run.slug}/seed-{run.seed}"
 
 
@@ -72,7 +72,7 @@ def project_root() -> Path:
     return results.project_root().resolve()
 
 
-def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[int] = (), compute: str = "") -> Plan:
+def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[int] = (), compute: str = "") -> StudyPlan:
     """The plan of a profile, every name, type and range checked; nothing is run or written.
 
     compute: what the command asks for; else the environment, the profile and `auto` are asked in this order.
@@ -88,7 +88,7 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
         slug = checked_model(model, where)
         for seed in seeds:
             seed = parameters.checked("seed", seed, 0, limits["seed"], where)
-            run = Run(profile, model, slug, seed, results_root() / profile / slug / f"seed-{seed}")
+            run = PlannedRun(profile, model, slug, seed, results_root() / profile / slug / f"seed-{seed}")
             own = {"profile": profile, "model": model, "seed": seed}
             chosen = {**overrides, **{name: value for name, value in own.items() if name in defaults}}
             values[run] = parameters.resolve(notebooks, chosen, limits, where)
@@ -100,7 +100,7 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
     }
     asked = compute or os.environ.get(COMPUTE, "")
     asked = asked and parameters.checked("compute", asked, "auto", limits["compute"], "--compute" if compute else COMPUTE)
-    return Plan(
+    return StudyPlan(
         root, profile, notebooks, tuple(runs), values, float(own["chapter_seconds"]), str(own["figure_forms"]),
         str(asked or own["compute"]),
     )  # fmt: skip
@@ -120,7 +120,7 @@ def results_root() -> Path:
 
 def checked_model(model: object, where: str = "the command") -> str:
     """The folder name of a model that exists by name, as a folder, or as a pinned hub id."""
-    names = chapters.registry_names("models", "MODELS")
+    names = chapters.registry_names("models.loading", "MODELS")
     if not isinstance(model, str):
         raise StudyError(
             f"parameter 'model': expected str, got {type(model).__name__} {errors.shown(model)} (from {where}); quote it"
@@ -154,7 +154,7 @@ def _check_devices(values: object) -> None:
 # ---------------------------------------------------------------- the study
 
 
-def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, object]:
+def study(plan: StudyPlan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, object]:
     """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`."""
     begun, where = time.monotonic(), _cluster(plan.root, cluster)
     os.environ[parameters.FIGURE_FORMS] = plan.figures
@@ -188,14 +188,14 @@ def study(plan: Plan, force: bool = False, jobs: int = 1, cluster: str = "") -> 
     return {**found, "tokens": tokens}
 
 
-def _tell_older_figures(plan: Plan, run: Run, todo: Mapping[str, str]) -> None:
+def _tell_older_figures(plan: StudyPlan, run: PlannedRun, todo: Mapping[str, str]) -> None:
     kept = {name: path for name, path in plan.notebooks.items() if name not in todo}
     older = chapters.older_figures(plan.root / run.folder, kept)
     if older:
         say(f"note: figures of {', '.join(older)} are older than the code that draws them; FORCE=1 draws them from what is kept")
 
 
-def fetch(plan: Plan) -> None:
+def fetch(plan: StudyPlan) -> None:
     """Brings the sources that are missing before any chapter runs: here a progress bar can be seen."""
     if "embedded" in {own.get(name) for run in plan.values.values() for own in run.values() for name in ("model", "texts")}:
         from helpers.data import sources
@@ -203,7 +203,7 @@ def fetch(plan: Plan) -> None:
         sources.ensure()
 
 
-def _to_do(plan: Plan, run: Run, force: bool) -> dict[str, str]:
+def _to_do(plan: StudyPlan, run: PlannedRun, force: bool) -> dict[str, str]:
     prints = plan.fingerprints(run)
     todo = dict.fromkeys(prints, "asked for by --force") if force else chapters.stale(run, plan.root, prints)
     if protect(plan.root, run, todo, force):
@@ -211,7 +211,7 @@ def _to_do(plan: Plan, run: Run, force: bool) -> dict[str, str]:
     return todo
 
 
-def _finish(plan: Plan, run: Run, todo: Mapping[str, str]) -> dict[str, dict]:
+def _finish(plan: StudyPlan, run: PlannedRun, todo: Mapping[str, str]) -> dict[str, dict]:
     """The state of each chapter of the run; the manifest is written where all are done."""
     folder = plan.root / run.folder
     entries = {name: chapters.status(folder, name) for name in plan.notebooks}
@@ -227,13 +227,13 @@ def _finish(plan: Plan, run: Run, todo: Mapping[str, str]) -> dict[str, dict]:
     return states
 
 
-def _outlooks(plan: Plan, todo: Mapping[Run, Mapping[str, str]]) -> dict[Run, outlook.Outlook]:
+def _outlooks(plan: StudyPlan, todo: Mapping[PlannedRun, Mapping[str, str]]) -> dict[PlannedRun, outlook.Outlook]:
     folders = {run: plan.root / run.folder for run in plan.runs}
     return outlook.of(plan.compute, plan.values, todo, folders)
 
 
 def _make(
-    plan: Plan, todo: Mapping[Run, Mapping[str, str]], outlooks: Mapping[Run, outlook.Outlook], jobs: int,
+    plan: StudyPlan, todo: Mapping[PlannedRun, Mapping[str, str]], outlooks: Mapping[PlannedRun, outlook.Outlook], jobs: int,
     cluster: Path | None = None,
 ) -> int:  # fmt: skip
     """The exit code of running all that is to do, by snakemake in a folder of this invocation."""
@@ -255,7 +255,7 @@ def _make(
 
 
 def _write_jobs(
-    plan: Plan, run: Run, names: Mapping[str, str], ahead: outlook.Outlook | None, place: Path
+    plan: StudyPlan, run: PlannedRun, names: Mapping[str, str], ahead: outlook.Outlook | None, place: Path
 ) -> list[dict[str, object]]:
     """What the Snakefile needs to know of the jobs of one run; each job's own file holds its parameters."""
     prints, runner, listed = plan.fingerprints(run), process_identity(), []
@@ -271,7 +271,7 @@ def _write_jobs(
     return listed
 
 
-def _ahead(found: outlook.Outlook | None, run: Run, name: str) -> tuple[str, float]:
+def _ahead(found: outlook.Outlook | None, run: PlannedRun, name: str) -> tuple[str, float]:
     """The compute and the planned cost of one chapter's job."""
     if found is None:
         return "auto", 0.0
@@ -341,7 +341,7 @@ def _end_group(child: subprocess.Popen) -> None:
 # ---------------------------------------------------------------- one chapter
 
 
-def chapter(plan: Plan, name: str, force: bool = False) -> dict[str, object]:
+def chapter(plan: StudyPlan, name: str, force: bool = False) -> dict[str, object]:
     """What running one chapter in all runs of the plan took; the chapters it needs must be done."""
     name = chapters.find(name, plan.notebooks)
     states = []
@@ -353,7 +353,7 @@ def chapter(plan: Plan, name: str, force: bool = False) -> dict[str, object]:
     return {"profile": plan.profile, "chapter": name, "code": 0, "runs": states}
 
 
-def _one(plan: Plan, run: Run, name: str, force: bool) -> dict[str, object]:
+def _one(plan: StudyPlan, run: PlannedRun, name: str, force: bool) -> dict[str, object]:
     from helpers.runner import execution
 
     folder, prints = plan.root / run.folder, plan.fingerprints(run)
@@ -394,7 +394,7 @@ def execute_job(path: Path) -> int:
     from helpers.runner import execution
 
     found = json.loads(path.read_text(encoding="utf-8"))
-    run = Run(**{**found["run"], "folder": Path(found["run"]["folder"])})
+    run = PlannedRun(**{**found["run"], "folder": Path(found["run"]["folder"])})
     job, failed = Job(**{**found, "run": run}), path.resolve().with_suffix(".failed")
     if orphaned(job.runner):
         return 143

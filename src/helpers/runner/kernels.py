@@ -28,7 +28,7 @@ LARGEST_OUTPUT = 4_000_000  # bytes a cell; a crowded figure, with its two drawi
 
 
 @dataclass
-class Watch:
+class Heartbeat:
     """What is known about a running chapter; its thread gives the heartbeat and enforces the limit."""
 
     job: Job
@@ -83,7 +83,7 @@ class Watch:
 class _Client(PapermillNotebookClient):
     """papermill's client, with a limit on output and an eye on the kernel."""
 
-    def __init__(self, nb_man, watch: Watch, **options):
+    def __init__(self, nb_man, watch: Heartbeat, **options):
         super().__init__(nb_man, **options)
         self.watch, self.used, self.on_cell_error, self.on_cell_start = watch, {}, self._remember, self._enter
         self.on_notebook_start = self._begin

@@ -11,7 +11,7 @@ from helpers.models import compute as computing
 from helpers.models.compute import Compute
 from helpers.models.meter import Tokens
 from helpers.study import chapters
-from helpers.study.chapters import Run
+from helpers.study.chapters import PlannedRun
 
 OVERHEAD = 15.0  # seconds of a chapter besides its passes: a kernel, imports, statistics, figures (measured on quick)
 TRIAL, SHORT = 2.0, 0.2  # seconds of the trial that tells how fast this machine is; and for what is over at once anyway
@@ -23,7 +23,7 @@ class Outlook:
     """What is about to be done. tokens: by run and chapter, from an empty cache; what is in the cache costs nothing."""
 
     compute: Compute
-    tokens: Mapping[Run, Mapping[str, Tokens]] = field(default_factory=dict)
+    tokens: Mapping[PlannedRun, Mapping[str, Tokens]] = field(default_factory=dict)
     minutes: float = 0.0
 
     @property
@@ -100,8 +100,8 @@ def speed(model: str, threads: int, seconds: float = TRIAL) -> float:
 
 
 def of(
-    asked: str, runs: Mapping[Run, Values], todo: Mapping[Run, Iterable[str]], folders: Mapping[Run, Path]
-) -> dict[Run, Outlook]:
+    asked: str, runs: Mapping[PlannedRun, Values], todo: Mapping[PlannedRun, Iterable[str]], folders: Mapping[PlannedRun, Path]
+) -> dict[PlannedRun, Outlook]:
     """The outlook of every run that has something to do, by its parameters and the chapters to do.
 
     folders: of the results that the run goes on from; a run without one begins anew.
@@ -128,7 +128,7 @@ def of(
     return found
 
 
-def together(outlooks: Mapping[Run, Outlook]) -> Outlook | None:
+def together(outlooks: Mapping[PlannedRun, Outlook]) -> Outlook | None:
     """One outlook for all runs, for the line that a study begins with; None where there is nothing to do."""
     if not outlooks:
         return None

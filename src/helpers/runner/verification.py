@@ -20,7 +20,7 @@ from helpers.console import say
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.runner import jobs, manifests
 from helpers.runner.guards import locked
-from helpers.runner.jobs import Plan
+from helpers.runner.jobs import StudyPlan
 from helpers.study import chapters
 
 GIVEN = ("sources", "judgements")  # what a cache holds that is not computed: pinned files, and what servers answered
@@ -55,7 +55,7 @@ def verify(
     return {"profile": profile, "code": 0, "tables": rows}
 
 
-def comparable(plan: Plan, names: Sequence[str]) -> list[str]:
+def comparable(plan: StudyPlan, names: Sequence[str]) -> list[str]:
     """The chapters that are asked for (all, where none is named) and can be compared; those that need runs which are not in the
     plan are left out, and a line says so. Errors: one that was never run."""
     asked = [chapters.find(name, plan.notebooks) for name in names] or list(plan.notebooks)
@@ -75,7 +75,7 @@ def comparable(plan: Plan, names: Sequence[str]) -> list[str]:
     return sorted(asked)
 
 
-def _short_of_runs(plan: Plan) -> list[str]:
+def _short_of_runs(plan: StudyPlan) -> list[str]:
     """The chapters that read other runs of the profile, where the plan lacks one of these."""
     profile = (plan.root / plan.runs[0].folder).parents[1]
     present = {(one.slug, one.seed) for one in plan.runs}
@@ -88,7 +88,7 @@ def _short_of_runs(plan: Plan) -> list[str]:
     return [name for name in plan.notebooks if short.get(name[:2])]
 
 
-def with_needs(plan: Plan, names: Sequence[str]) -> dict[str, Path]:
+def with_needs(plan: StudyPlan, names: Sequence[str]) -> dict[str, Path]:
     """The notebooks of those chapters and of all that they need: from an empty cache, nothing less gives them."""
     wanted = {*names, *(need for name in names for need in chapters.needs(name, plan.notebooks))}
     return {name: path for name, path in plan.notebooks.items() if name in wanted}

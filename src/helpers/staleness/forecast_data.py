@@ -48,7 +48,7 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
     of = {"variant": variant_key(parts, variant), "monitors": [m.hash for m in linear]}
     key = SIGNALS.key(**of, **compute.machine(parts.device))
     make = build or (lambda: build_variant(parts, variant))
-    return cache.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
+    return results.cached_table("changes", key, lambda: _weight_signals(parts, make(), linear))
 
 
 @lru_cache(maxsize=1)
@@ -200,7 +200,7 @@ def _outcomes(staleness: pd.DataFrame) -> pd.DataFrame:
 def with_lower_seeds(run: Run, cells: pd.DataFrame) -> pd.DataFrame:
     """These cells and those of the same model's runs with lower seeds that are done; kept, so that higher seeds find them."""
     key = content_key(cells=pd.util.hash_pandas_object(cells).to_list())
-    found = [cache.cached_table("cells", key, lambda: cells)]
+    found = [results.cached_table("cells", key, lambda: cells)]
     results.write_note(run, "06_triage", "cells", key)
     for folder in run.folder.parent.glob("seed-*"):
         note = folder / "parts" / "06_triage" / "cells.json"

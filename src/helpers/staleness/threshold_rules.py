@@ -17,7 +17,7 @@ WORTH = 0.02  # of the cells that a second test must save, else the simpler rule
 
 
 @dataclass(frozen=True)
-class Rule:
+class ThresholdRule:
     """Tests (signal, threshold), joined by "and" or "or"; a cell is checked where they hold, or where a signal is missing."""
 
     tests: tuple[tuple[str, float], ...] = ()
@@ -65,14 +65,14 @@ def check_missed(missed: float) -> None:
         raise StudyError(f"missed {missed} is not a share of the stale cells; give a number from 0 to below 1")
 
 
-def plain_rule(cells: pd.DataFrame, missed: float = 0.10) -> Rule:
+def plain_rule(cells: pd.DataFrame, missed: float = 0.10) -> ThresholdRule:
     """The rule of one test, or of two joined by and / or, that flags the fewest of these cells and misses at most that share
     of the stale ones; everything is revalidated where none is stale or no test saves a check.
 
     Only signals that need no labels are tried. Calibrated on the cells given: judge it on others.
     """
     check_missed(missed)
-    stale, best, fewest = cells["stale"].to_numpy(bool), Rule(), float(len(cells))
+    stale, best, fewest = cells["stale"].to_numpy(bool), ThresholdRule(), float(len(cells))
     need = int(stale.sum()) - math.floor(missed * stale.sum() + 1e-9)
     grids = {}
     for signal in (name for name in WARNS if name in cells and need):
@@ -82,14 +82,14 @@ def plain_rule(cells: pd.DataFrame, missed: float = 0.10) -> Rule:
     for signal, (levels, flags) in grids.items():
         counts = np.where(flags @ stale >= need, flags.sum(axis=1), np.inf)
         if counts.size and counts.min() < fewest:
-            best, fewest = Rule(((signal, float(levels[counts.argmin()])),)), counts.min()
+            best, fewest = ThresholdRule(((signal, float(levels[counts.argmin()])),)), counts.min()
     fewest -= WORTH * len(cells)
     for first, second in combinations(grids, 2):
         for joined, counts in _pairs(grids[first][1], grids[second][1], stale, need).items():
             if counts.size and counts.min() < fewest:
                 i, j = np.unravel_index(counts.argmin(), counts.shape)
                 tests = ((first, float(grids[first][0][i])), (second, float(grids[second][0][j])))
-                best, fewest = Rule(tests, joined), counts.min()
+                best, fewest = ThresholdRule(tests, joined), counts.min()
     return best
 
 

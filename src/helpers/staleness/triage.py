@@ -235,6 +235,27 @@ def _note_level(name: str, split: str, cells: pd.DataFrame, folds: Sequence[Fold
         notes.append(f"{name}, {split}: one class only without {', '.join(one_class)}; the mean drop stands in for a fit")
 
 
+def best(result: pd.DataFrame, names: Sequence[str] = tuple(PREDICTORS), budget: float = 0.2) -> pd.Series | None:
+    """The row of the best recall among `names` (of the best rank correlation where no cell is stale); None without one.
+
+    Whole families held out where that was possible. Best of several, so it flatters: the chapter says of how many.
+    """
+    rows = result[result["predictor"].isin(names)]
+    rows = rows[rows["metric"] == ("recall" if (rows["metric"] == "recall").any() else "spearman")]
+    for split in ("family", "monitor"):
+        part = rows[rows["split"] == split]
+        if len(part):
+            near = part[(part["budget"] - budget).abs() == (part["budget"] - budget).abs().min()]
+            return near.sort_values(["value", "predictor"], ascending=[False, True]).iloc[0]
+    return None
+
+
+def best_predictor(result: pd.DataFrame) -> str | None:
+    """The name of the best predictor; None where no predictor could be scored."""
+    row = best(result)
+    return None if row is None else str(row["predictor"])
+
+
 def importance(
     cells: pd.DataFrame,
     predictor: str | None,

@@ -91,7 +91,7 @@ def verdicts(observed: Observed, chosen: Chosen) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Case:
+class BrokenThreshold:
     """One monitor's scores of the same texts on the aligned model and on a variant, with its frozen threshold."""
 
     before: np.ndarray
@@ -103,7 +103,7 @@ class Case:
     names: tuple[str, str]  # of the two models
 
 
-def broken_threshold(observed: Observed, chosen: Chosen, level: str = "5") -> Case | None:
+def broken_threshold(observed: Observed, chosen: Chosen, level: str = "5") -> BrokenThreshold | None:
     """The monitor in use whose false-positive rate moved most while its AUROC kept within the margin; None if none kept."""
     best, found = -1.0, None
     for variant, scores in observed.scores.items():
@@ -116,7 +116,7 @@ def broken_threshold(observed: Observed, chosen: Chosen, level: str = "5") -> Ca
             moved = abs(np.mean(after[test.labels == 0] > cut) - np.mean(before[test.labels == 0] > cut))
             if moved > best:
                 names = ("aligned", variant.label)
-                best, found = moved, Case(before, after, test.labels, test.groups, cut, monitor.name, names)
+                best, found = moved, BrokenThreshold(before, after, test.labels, test.groups, cut, monitor.name, names)
     return found
 
 

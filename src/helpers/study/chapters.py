@@ -70,7 +70,7 @@ PARSERS: dict[str, tuple[str, str]] = {
     "restoration": ("projection.restorations", "parse"),
     "sources": ("projection.restorations", "parse_source"),
 }
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # The packages whose versions numbers depend on; the lock pins them.
 NUMERIC = (
     *("torch", "transformers", "tokenizers", "peft", "bitsandbytes"),
@@ -79,7 +79,7 @@ NUMERIC = (
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of the study, profile x model x seed; `folder` is relative to the project root, so that no path leaks."""
 
     profile: str
@@ -99,7 +99,7 @@ class Job:
     """One chapter of one run, as the runner hands it over in a file."""
 
     chapter: str
-    run: Run
+    run: PlannedRun
     parameters: dict[str, object]
     fingerprint: str
     seconds: float  # the chapter's limit
@@ -223,7 +223,7 @@ def code_hash(modules: Iterable[str]) -> str:
 def marks(notebook: Path) -> dict[str, object]:
     """What the status of a chapter bears beside its fingerprint: its definitions, and a hash of the code that draws it."""
     cells = code_cells(notebook)
-    drawing = set(imported_helpers(cells)) & set(DRAWING)
+    drawing = {name for name in imported_helpers(cells) if name.startswith(f"{DRAWING}.")}
     return {"definitions": list(lineage(definitions(cells))), "drawn": code_hash(drawing)}
 
 
@@ -312,7 +312,7 @@ def expected(statuses: Iterable[dict]) -> dict[str, str]:
     return found
 
 
-def stale(run: Run, root: Path, prints: Mapping[str, str]) -> dict[str, str]:
+def stale(run: PlannedRun, root: Path, prints: Mapping[str, str]) -> dict[str, str]:
     """The chapters that must run, in order, each with the reason."""
     folder = root / run.folder
     statuses = {chapter: status(folder, chapter) for chapter in prints}
@@ -372,6 +372,6 @@ def _merge(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         path = folder / "tables" / f"{name}.parquet"
         if any((folder / "parts").glob(f"*/{name}.parquet")):
-            cache._write(path, results._merged(folder, name).to_parquet)
+            cache.write_file(path, results._merged(folder, name).to_parquet)
         else:
             path.unlink(missing_ok=True)

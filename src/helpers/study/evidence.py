@@ -12,7 +12,7 @@ import pandas as pd
 
 from helpers import results
 from helpers.stats.intervals import Estimate, mean_interval, mean_of, rate_interval, square_and_add
-from helpers.updates.names import CONTROL, EVERY, Named, Variant, place_names, taken_apart
+from helpers.updates.names import CONTROL, EVERY, UpdateName, Variant, place_names, taken_apart
 
 Tables = Mapping[str, pd.DataFrame]
 Evidence = Callable[[Tables], Estimate | None]
@@ -64,7 +64,7 @@ def minus(new: Estimate | None, old: Estimate | None) -> Estimate | None:
     return None if new is None or old is None else square_and_add(old, new, 0.0)
 
 
-def trained(found: pd.DataFrame, keep: Callable[[Named], bool]) -> pd.DataFrame:
+def trained(found: pd.DataFrame, keep: Callable[[UpdateName], bool]) -> pd.DataFrame:
     """The rows about updates, without restoration, whose name `keep` accepts; doses of other rank or steps are left out."""
     found = found[(found["trained_on"] != "") & (found["restoration"] == "")]
     names = found["adapter"] + "@" + found["trained_on"]
@@ -73,12 +73,12 @@ def trained(found: pd.DataFrame, keep: Callable[[Named], bool]) -> pd.DataFrame:
     return found[names.isin(kept)]
 
 
-def is_lora(named: Named) -> bool:
+def is_lora(named: UpdateName) -> bool:
     """Whether an update is a LoRA, whatever precision it was trained on."""
     return named.kind == "lora"
 
 
-def any_kind(named: Named) -> bool:
+def any_kind(named: UpdateName) -> bool:
     """Every fine-tune."""
     return True
 

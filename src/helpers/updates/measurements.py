@@ -80,7 +80,7 @@ def with_extra(
 def items(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
     """The labels of every item of the protocol on a variant: measured once, then read from the cache."""
     key = MEASURE.key(variant=variant_key(parts, variant), plan=plan.key(), **compute.machine(parts.device))
-    return cache.cached_table("measurements", key, lambda: _measured(parts, variant, plan))
+    return results.cached_table("measurements", key, lambda: _measured(parts, variant, plan))
 
 
 def _measured(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:

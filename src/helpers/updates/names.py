@@ -64,7 +64,7 @@ def place_names(table: pd.DataFrame) -> pd.Series:
 
 
 @dataclass(frozen=True)
-class Named:
+class UpdateName:
     """An update's name taken apart; rank and steps are 0 where the name leaves them to the recipe."""
 
     adapter: str
@@ -88,7 +88,7 @@ class Named:
         return {"bf16": "LoRA", "nf4": "QLoRA"}.get(self.trained_on, f"LoRA on {self.trained_on.split('-')[0].upper()}")
 
 
-def taken_apart(name: str) -> Named:
+def taken_apart(name: str) -> UpdateName:
     """An update's name taken apart; its form alone is checked, not whether its kind, mix and precision are known."""
     match = NAME.fullmatch(name)
     if not match:
@@ -100,4 +100,4 @@ def taken_apart(name: str) -> Named:
     dose = {part: int(match[part]) for part in ("rank", "steps") if match[part]}
     if 0 in dose.values() or (match["kind"] != "lora" and "rank" in dose):
         raise StudyError(f"update {name!r}: rank and steps are at least 1, and only lora has a rank; mend or remove them")
-    return Named(match["adapter"], match["kind"], match["mix"], percent, match["trained_on"], **dose)
+    return UpdateName(match["adapter"], match["kind"], match["mix"], percent, match["trained_on"], **dose)

@@ -13,7 +13,7 @@ from helpers.data import corpora
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.results import Run
 from helpers.updates import training, variants
-from helpers.updates.names import Named, Variant, taken_apart
+from helpers.updates.names import UpdateName, Variant, taken_apart
 from helpers.updates.quantizers import QUANTIZERS
 from helpers.updates.training import Recipe
 from helpers.updates.variants import SERVINGS, Parts
@@ -30,7 +30,7 @@ def _known(what: str, value: str, names: Sequence[str], whole: str) -> str:
     return value
 
 
-def parse(name: str) -> Named:
+def parse(name: str) -> UpdateName:
     """The parts of an update's name; an unknown kind, mix or precision is refused with the names there are."""
     found = taken_apart(name)
     kind = _known("kind of training", found.kind, training.KINDS, name)
@@ -43,7 +43,7 @@ def parse(name: str) -> Named:
     return found
 
 
-def parse_serving(name: str) -> tuple[Named, str, str]:
+def parse_serving(name: str) -> tuple[UpdateName, str, str]:
     """Update, precision and serving of a serving's name."""
     match = SERVED.fullmatch(name)
     if not match:
@@ -58,7 +58,7 @@ def parse_serving(name: str) -> tuple[Named, str, str]:
     )
 
 
-def update_recipe(named: Named, epochs: float, lr: float, rank: int, alpha: float, seed: int) -> Recipe:
+def update_recipe(named: UpdateName, epochs: float, lr: float, rank: int, alpha: float, seed: int) -> Recipe:
     """The recipe of an update: LoRA and QLoRA share rows, order, rank, rate and steps, so that only the precision differs."""
     common = Recipe(kind=named.kind, epochs=epochs, lr=lr, batch=4, rank=rank, alpha=alpha, seed=seed, steps=named.steps)
     if named.rank:  # alpha / rank stays, so that only the rank differs

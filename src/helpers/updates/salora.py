@@ -31,7 +31,7 @@ from helpers.errors import StudyError
 from helpers.models import loading
 from helpers.models.loading import LanguageModel
 from helpers.updates import quantizers, training
-from helpers.updates.training import Example, Recipe, Tuned
+from helpers.updates.training import Recipe, TokenizedRow, Tuned
 
 KIND = "salora"
 DIRECTIONS = 32  # r_s = r_t of the paper; at most half of a module's outputs, or C would leave a small module nothing to learn
@@ -72,7 +72,7 @@ def tune_salora(
     return replace(tuned, tensors=factors(language.model))
 
 
-def prepare(language: LanguageModel, recipe: Recipe, data: Sequence[Example], safety: Sequence[Row]) -> nn.Module:
+def prepare(language: LanguageModel, recipe: Recipe, data: Sequence[TokenizedRow], safety: Sequence[Row]) -> nn.Module:
     """The model opened for SaLoRA in place: at step 0 it is the model it was, bit for bit."""
     found = starts(language, recipe.rank, data, safety)
     plain = replace(recipe, kind="lora", rank=2 * recipe.rank, alpha=2 * recipe.rank)
@@ -139,7 +139,7 @@ class Right(nn.Module):
 # ---------------------------------------------------------------- where it starts
 
 
-def starts(language: LanguageModel, rank: int, data: Sequence[Example], safety: Sequence[Row]) -> dict[str, Start]:
+def starts(language: LanguageModel, rank: int, data: Sequence[TokenizedRow], safety: Sequence[Row]) -> dict[str, Start]:
     """V_s, B0 and A0 of every linear module of the blocks, from the model as it is."""
     weights = _weights(language.model, rank)
     prompts = [example.ids[: example.start] for example in training.examples(language.tokenizer, safety, Recipe.limit)]

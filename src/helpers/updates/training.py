@@ -56,7 +56,7 @@ KINDS = ("lora", "full", "qat")
 
 
 @dataclass(frozen=True)
-class Example:
+class TokenizedRow:
     """Token ids of prompt and reply, where the reply begins, and whether tokens were cut off to keep within the limit."""
 
     ids: tuple[int, ...]
@@ -64,7 +64,7 @@ class Example:
     cut: bool = False
 
 
-def examples(tokenizer, rows: Sequence[Row], limit: int) -> list[Example]:
+def examples(tokenizer, rows: Sequence[Row], limit: int) -> list[TokenizedRow]:
     """The rows as token ids in the chat template, the reply closed by the end-of-turn token, at most `limit` tokens in all.
 
     A long prompt loses its middle, so that both ends of the template and the reply stay; a reply that is longer than half
@@ -76,7 +76,7 @@ def examples(tokenizer, rows: Sequence[Row], limit: int) -> list[Example]:
         reply = [*encode_text(tokenizer, row.reply), tokenizer.eos_token_id]
         room = max(limit - len(reply), limit // 2)
         kept = prompt if len(prompt) <= room else prompt[: room // 2] + prompt[len(prompt) - (room - room // 2) :]
-        found.append(Example(tuple((kept + reply)[:limit]), len(kept), len(prompt) + len(reply) > limit))
+        found.append(TokenizedRow(tuple((kept + reply)[:limit]), len(kept), len(prompt) + len(reply) > limit))
     return found
 
 
@@ -92,7 +92,7 @@ def plan(lengths: Sequence[int], batch: int, epochs: int, seed: int, pool: int =
     return batches
 
 
-def reply_loss(model: nn.Module, batch: Sequence[Example], fill: int, device: torch.device) -> Tensor:
+def reply_loss(model: nn.Module, batch: Sequence[TokenizedRow], fill: int, device: torch.device) -> Tensor:
     """Mean cross-entropy over the reply tokens; the head runs at those positions only."""
     ids = pad([example.ids for example in batch], fill).to(device)
     labels = pad([[IGNORE] * example.start + list(example.ids[example.start :]) for example in batch], IGNORE).to(device)
@@ -110,7 +110,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 # ---------------------------------------------------------------- what is trained
 
 
-Prepare = Callable[[LanguageModel, Recipe, Sequence[Example]], nn.Module]
+Prepare = Callable[[LanguageModel, Recipe, Sequence[TokenizedRow]], nn.Module]
 
 
 def trainable(language: LanguageModel, recipe: Recipe) -> nn.Module:
@@ -226,7 +226,7 @@ class Loop:
         device = next(iter(self.named.values())).device
         return compute.current(device).autocast(device)
 
-    def advance(self, batch: Sequence[Example], fill: int, device: torch.device) -> float:
+    def advance(self, batch: Sequence[TokenizedRow], fill: int, device: torch.device) -> float:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * schedule(self.step, self.steps, self.recipe.warmup)

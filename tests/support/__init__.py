@@ -1,0 +1,1 @@
+"""What tests share: planted data, bland texts, published books, golden values, tiers, and the imports of the helpers."""
