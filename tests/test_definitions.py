@@ -242,7 +242,7 @@ def stored_under(monkeypatch, run) -> list[str]:
     with monkeypatch.context() as patch:
         for module in (
             "results",
-            "updates.measurements",
+            "cache",
             "updates.quantized_models",
             "updates.safety_tuning",
             "updates.variants",

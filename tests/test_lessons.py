@@ -152,20 +152,13 @@ def test_the_summary_has_a_sentence_to_take_away_and_a_way_on(chapter):
 
 
 def drawing(chapter: str) -> list[bool | str]:
-    """The cells in order: True for one that draws, False for other code, the text of markdown."""
-    modules: dict[str, object] = {}
+    """The cells in order: True for one that calls `figures.<file>.<function>` for a figure, False for other code, or the text."""
     found: list[bool | str] = []
     for kind, text, _ in cells(chapter):
-        if kind == "markdown":
-            found.append(text)
-            continue
-        nodes = list(ast.walk(ast.parse(text)))
-        for node in nodes:
-            for alias in node.names if isinstance(node, ast.ImportFrom) and node.module == "helpers.figures" else []:
-                modules[alias.asname or alias.name] = import_module(f"helpers.figures.{alias.name}")
-        calls = [node.func for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-        asked = [getattr(modules.get(f.value.id), f.attr, None) for f in calls if isinstance(f.value, ast.Name)]
-        found.append(any(callable(f) and signature(f).return_annotation is Figure for f in asked))
+        calls = re.findall(r"\bfigures\.(\w+)\.(\w+)\(", text) if kind != "markdown" else []
+        asked = [getattr(import_module(f"helpers.figures.{file}"), name) for file, name in calls]
+        draws = any(signature(function).return_annotation is Figure for function in asked)
+        found.append(text if kind == "markdown" else draws)
     return found
 
 

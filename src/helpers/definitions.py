@@ -128,5 +128,5 @@ DRAWING = "figures"  # the wing
 # Compute stands in the keys and sources are pinned by their hashes; the others carry values about.
 PLAIN = (
     *("cache", "console", "definitions", "errors", "results", "seeding"),
-    *("data.sources", "models.compute", "models.meter", "study.parameters"),
+    *("data.sources", "models.compute", "models.meter", "study.parameters", "study.session"),
 )

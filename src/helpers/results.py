@@ -91,8 +91,6 @@ class Run:
 
 def open_run(profile: str, model: str, seed: int) -> Run:
     """The run of that profile, model and seed."""
-    pass
-
     return Run(profile, slug(model), seed, results_root() / profile / slug(model) / f"seed-{seed}")
 
 

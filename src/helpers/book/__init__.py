@@ -6,3 +6,7 @@
 
 May import: figures, study, runner, the science and the root files. Nothing imports it but the command line.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

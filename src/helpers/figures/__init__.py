@@ -8,3 +8,14 @@
 May import: the science, study and the root files. No science wing imports it: methods know nothing of how they are shown.
 A new figure is a function in its chapter's file; `tests/figures/` draws it from planted tables.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)
+
+
+def style() -> None:
+    """Sets the book's style; every figure shown from then on is exported with its data, its words and a dark form."""
+    from helpers.figures.drawing import theme
+
+    theme.style()

@@ -7,3 +7,7 @@
 
 May import: stats, data and the root files. A new judge is a class and one line in `judges.JUDGES`.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

@@ -7,3 +7,7 @@
 
 May import: stats, data, models, updates and the root files. A new kind of probe is one line in `probes.PROBES`.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

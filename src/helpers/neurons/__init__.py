@@ -6,3 +6,7 @@
 May import: stats, data, models, updates, monitors and the root files. A new score is a function and one line in
 `neuron_scores.NEURON_SCORES`.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

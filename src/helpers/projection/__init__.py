@@ -8,3 +8,7 @@
 May import: all wings of the science but neurons. A new restoration is a function and one line in
 `restorations.RESTORATIONS`.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

@@ -6,3 +6,7 @@
 
 May import: the science and the root files, never study, figures or book: it could be a package of its own.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

@@ -6,3 +6,7 @@
 
 May import: study, the science and the root files. Readers of the book never need it.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

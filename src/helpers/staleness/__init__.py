@@ -7,3 +7,7 @@
 
 May import: stats, data, models, updates, monitors and the root files. A new signal is one line in `drift_signals.SIGNALS`.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

@@ -7,3 +7,7 @@
 May import: the root files. A new measure is a function here that returns an `Estimate`, held against a closed form or a
 simulation in `tests/stats/`.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)

@@ -1,8 +1,25 @@
 """The study: its chapters and parameters, and what it claims.
 
 - `parameters`, `chapters`: parameters of notebooks and profiles, checked; which chapter needs which
+- `session`: a run opened in Python, which `helpers.study.open` gives
 - `claims`: `CLAIMS`, one entry a claim; `evidence`: what each rests on; `findings`: the verdicts over seeds
 
 May import: the science (for the names in its registries) and the root files; nothing that runs or draws. A new claim is one
 entry in `claims.CLAIMS` and its evidence.
 """
+
+from typing import TYPE_CHECKING
+
+from helpers import opener
+
+if TYPE_CHECKING:
+    from helpers.study.session import Session
+
+__getattr__ = opener(__name__)
+
+
+def open(profile: str = "quick", model: str = "embedded", seed: int = 0, threads: int = 0) -> "Session":
+    """The run of that profile, model and seed, finished or not; with `threads`, torch's threads and all seeds are set."""
+    from helpers.study.session import open_session
+
+    return open_session(profile, model, seed, threads)

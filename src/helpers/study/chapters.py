@@ -71,6 +71,7 @@ PARSERS: dict[str, tuple[str, str]] = {
     "sources": ("projection.restorations", "parse_source"),
 }
 PACKAGE = Path(__file__).parents[1]
+SESSION = "study.session"  # it imports what a chapter asks it for, and what a chapter asks for its own cells name
 # The packages whose versions numbers depend on; the lock pins them.
 NUMERIC = (
     *("torch", "transformers", "tokenizers", "peft", "bitsandbytes"),
@@ -164,7 +165,8 @@ def limits() -> dict[str, Limit]:
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
     """The bare code of a helper module (no docstrings, no comments) and the helpers it imports."""
     tree = ast.parse(_file(name).read_text(encoding="utf-8"))
-    imports = tuple(sorted(_imports(tree) - {name}))
+    top = ast.Module([node for node in tree.body if isinstance(node, ast.ImportFrom)], []) if name == SESSION else tree
+    imports = tuple(sorted(_imports(top) - {name}))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
@@ -186,7 +188,20 @@ def _imports(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.Import):
             words |= {alias.name for alias in node.names}
     inside = {word.removeprefix("helpers.") for word in words if word.startswith("helpers.")}
-    return {word for word in inside if _file(word).is_file()}
+    found = {word for word in inside if _file(word).is_file()}
+    return found | _through_wings(tree, {word for word in inside if (PACKAGE / word).is_dir()})
+
+
+def _through_wings(tree: ast.AST, wings: set[str]) -> set[str]:
+    """The modules that code names through a wing which it imports whole, such as `figures.tables.show`, and its style."""
+    named = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in wings
+    }
+    styled = {"figures.drawing.theme"} if "figures.style" in named else set()
+    opened = {SESSION} if "study.open" in named else set()
+    return {name for name in named | styled | opened if _file(name).is_file()}
 
 
 def code_cells(notebook: Path) -> list[str]:

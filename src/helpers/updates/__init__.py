@@ -7,3 +7,7 @@
 
 May import: stats, data, models and the root files. A new quantizer is a function and one line in `quantizers.QUANTIZERS`.
 """
+
+from helpers import opener
+
+__getattr__ = opener(__name__)
