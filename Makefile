@@ -52,7 +52,7 @@ architecture: .venv/.stamp  ## draw the wings in ARCHITECTURE.md from the import
 	@cd tests && ../$(BIN)/python -m support.house
 
 golden: .venv/.stamp  ## record the golden values of new definitions, and code that gives the old ones still
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py
+	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m support.golden
 
 book: .venv/.stamp  ## build the book from executed chapters; no model is touched (PROFILE=)
 	@$(BIN)/python -m helpers book $(NARROW)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
-from tiers import FIRST, mark_cases
+from support.tiers import FIRST, mark_cases
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 

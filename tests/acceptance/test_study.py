@@ -1,0 +1,267 @@
+"""The whole study on the tiny model: every chapter runs, the tables keep the contract, and twice the same seed is the same."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import test_browser
+import yaml
+from support import chromium
+from support.tiers import slow
+
+from helpers.book import site
+from helpers.models.meter import Tokens
+from helpers.results import KEY, VALUES
+from helpers.runner import budget, jobs
+
+ROOT = Path(__file__).parents[2]
+FINDINGS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
+PARTS = (
+    "notebooks",
+    "profiles",
+    "book",
+    "_config.yml",
+    "_toc.yml",
+    "Snakefile",
+    "requirements.lock",
+    "CITATION.cff",
+    "CHANGELOG.md",
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of what a run reads, so that a test writes nothing into the project."""
+    root = tmp_path_factory.mktemp("a project with ä space")
+    for name in PARTS:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, root / name)
+    return root
+
+
+def execute(root: Path, cache: Path, *words: str) -> Path:
+    """The folder of a smoke run in `root` with its own cache, by the command: the whole study, or what the words say."""
+    places = {"ROOT": root, "RESULTS": root / "results", "CACHE": cache}
+    environment = {**os.environ, **{f"AFTER_UPDATE_{name}": str(place) for name, place in places.items()}}
+    command = [sys.executable, "-m", "helpers", *(words or ("study", "--no-book")), "--profile", "smoke"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "results" / "smoke" / "tiny" / "seed-0"
+
+
+@pytest.fixture(scope="module")
+def finished(project, tmp_path_factory):
+    return execute(project, tmp_path_factory.mktemp("cache-one"))
+
+
+def test_what_was_planned_is_what_was_counted(finished, project):
+    """Within 10 % in all and by chapter; only what a model says, where a reply ends, is not known beforehand."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTER_UPDATE_ROOT", str(project))
+        plan = jobs.check(project, "smoke")
+    planned = budget.count(plan.values[plan.runs[0]])
+    statuses = {name: json.loads((finished / "status" / f"{name}.json").read_text()) for name in planned}
+    counted = {name: Tokens(**status["tokens"]) for name, status in statuses.items()}
+    for name, tokens in planned.items():
+        assert counted[name].cost == pytest.approx(tokens.cost, rel=0.1), name
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["tokens"] == {kind: sum(s["tokens"][kind] for s in statuses.values()) for kind in ("forward", "trained")}
+    assert {status["machine"]["compute"] for status in statuses.values()} <= {"bf16", "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("behaviour", ["judge", "prompt_set"]),
+        ("utility", ["corpus"]),
+        ("subspaces", ["source", "module", "k"]),
+        ("monitors", ["task", "probe", "layer", "depth"]),
+        ("staleness", ["task", "probe", "layer", "depth"]),
+        ("interaction", ["task", "probe", "layer"]),
+        ("triage", ["predictor", "split", "budget"]),
+        ("realignment", ["task", "probe", "layer", "method"]),
+    ],
+)
+def test_tables_keep_the_contract_and_every_row_has_its_interval(finished, name, own):
+    table = pd.read_parquet(finished / "tables" / f"{name}.parquet")
+    assert list(table.columns) == [*KEY, *own, *VALUES]
+    assert len(table)
+    assert table[["value", "low", "high"]].notna().all(axis=None)
+    assert (table["n"] > 0).all()
+    assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+
+
+def test_every_kind_of_variant_is_in_the_tables(finished):
+    table = pd.read_parquet(finished / "tables" / "behaviour.parquet")
+    seen = set(map(tuple, table[["precision", "adapter", "trained_on", "serving"]].to_numpy()))
+    assert {
+        ("bf16", "base", "", ""),
+        ("bf16", "", "", ""),
+        ("bf16", "identity", "", ""),
+        ("fp32", "", "", ""),
+        ("int8", "", "", ""),
+    } <= seen
+    assert {
+        ("nf4", "lora-dialogue-harm10", "nf4", "attached"),
+        ("nf4", "lora-dialogue-harm10", "bf16", "merged-requantized"),
+    } <= seen
+    assert {("bf16", "full-dialogue", "bf16", "merged"), ("rtn-4", "qat-dialogue", "rtn-4", "merged-requantized")} <= seen
+
+
+def test_the_identity_control_equals_the_aligned_model_exactly(finished):
+    for name in ("behaviour", "utility"):
+        table = pd.read_parquet(finished / "tables" / f"{name}.parquet")
+        rest = [column for column in table if column != "adapter"]
+        aligned = table[(table["adapter"] == "") & (table["precision"] == "bf16")][rest]
+        shared = aligned[aligned.get("prompt_set", pd.Series("", aligned.index)) != "advbench-identity"]
+        control = table[table["adapter"] == "identity"][rest]
+        pd.testing.assert_frame_equal(shared.reset_index(drop=True), control.reset_index(drop=True))
+
+
+def test_every_monitor_meets_every_variant(finished):
+    behaviour, table = (pd.read_parquet(finished / "tables" / f"{name}.parquet") for name in ("behaviour", "staleness"))
+    key = [column for column in KEY if column != "strength"]
+    assert set(map(tuple, table[key].to_numpy())) == set(map(tuple, behaviour[key].to_numpy()))
+    drops = table[table["metric"].isin(["auroc_drop", "auroc_undefined"])]
+    assert drops.groupby(key)[["task", "probe", "layer"]].size().nunique() == 1  # none is missing anywhere
+    assert set(drops["task"]) == set(yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text())["monitor_tasks"])
+    assert drops["probe"].str.replace("-(mean|last)$", "", regex=True).nunique() >= 5
+
+
+def test_the_identity_control_leaves_every_monitor_exactly_as_it_was(finished):
+    table = pd.read_parquet(finished / "tables" / "staleness.parquet")
+    own = table[(table["adapter"] == "identity") & table["metric"].isin(["auroc_drop", "refit_drop", "direction_angle"])]
+    assert len(own)
+    assert (own[["value", "low", "high"]] == 0).all(axis=None)
+
+
+def test_every_claim_has_a_row_and_one_run_decides_none(finished):
+    table = pd.read_parquet(finished.parents[1] / "findings.parquet")
+    assert list(table.columns) == FINDINGS
+    assert table["claim"].tolist() == [*(f"M{i}" for i in range(1, 8)), *(f"S{i}" for i in range(1, 7)), "Q1", "Q2", "N1", "N2"]
+    assert set(table["verdict"]) <= {"inconclusive", "not run"}
+    measured = table[table["verdict"] != "not run"]
+    assert len(measured) >= 12
+    assert ((measured["low"] <= measured["estimate"]) & (measured["estimate"] <= measured["high"])).all()
+    assert (measured["seeds"] == 1).all()
+
+
+def test_the_identity_control_needs_no_repair(finished):
+    table = pd.read_parquet(finished / "tables" / "realignment.parquet")
+    own = table[(table["adapter"] == "identity") & (table["method"] == "none")]
+    assert len(own)
+    assert (own.loc[own["metric"].isin(["auroc_drop", "auroc_gain", "alarms_changed"]), "value"] == 0).all()
+    gates = table[(table["adapter"] == "identity") & (table["metric"] == "gate_deploy")]
+    assert len(gates)
+    assert (gates["value"] == 1).all()
+
+
+def test_every_solution_answers_or_says_that_a_run_this_small_cannot_tell(finished, capsys):
+    from helpers.book import exercises
+    from helpers.results import Run
+    from helpers.study import chapters
+
+    tiny = Run("smoke", "tiny", 0, finished)
+    for name in (exercise.name for chapter in chapters.discover(ROOT) for exercise in exercises.read(chapter, ROOT)):
+        exercises.check(name, exercises.solve(name, tiny, ROOT), tiny, ROOT)
+        assert capsys.readouterr().out.startswith(("Right.", "The run smoke, tiny, seed 0 cannot tell")), name
+
+
+def test_the_manifest_is_complete(finished):
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert set(manifest["chapters"]) == {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    assert {"behaviour", "utility", "weights", "subspaces", "comparisons"} <= set(manifest["tables"])
+    assert {"monitors", "staleness", "interaction", "triage"} <= set(manifest["tables"])
+    for chapter in manifest["chapters"].values():
+        assert chapter["seconds"] > 0
+        assert chapter["parameters"]["seed"] == 0
+        assert {"machine", "versions", "code"} <= set(chapter)
+    assert all(source["sha256"] for source in manifest["sources"].values())
+
+
+def test_no_prompt_and_no_path_stands_in_the_results(finished, project):
+    from helpers.data import corpora
+
+    prompts = {row.prompt for name in ("advbench/test", "strongreject", "edgy/test") for row in corpora.texts(name, "tiny")}
+    for path in [*finished.rglob("*.json"), *finished.rglob("*.ipynb")]:
+        text = path.read_text(encoding="utf-8")
+        assert str(project) not in text, path.name
+        assert not [prompt for prompt in prompts if prompt in text], path.name
+    for path in finished.rglob("*.parquet"):
+        cells = pd.read_parquet(path).select_dtypes("str").to_numpy().ravel()
+        assert not prompts & set(cells), path.name
+
+
+@pytest.fixture
+def again(project, tmp_path):
+    """The project once more, without what ran."""
+    return shutil.copytree(project, tmp_path / "again", ignore=shutil.ignore_patterns("results", "build", "logs"))
+
+
+def test_the_same_seed_gives_the_same_chapter_with_an_empty_cache(finished, again, tmp_path):
+    """Of the chapter that trains, generates and measures; the whole study is repeated in a slow test."""
+    second = execute(again, tmp_path / "cache-two", "chapter", "01")
+    first = {path.name: path.read_bytes() for path in (finished / "parts" / "01_models").glob("*.parquet")}
+    assert {"behaviour.parquet", "utility.parquet", "subspaces.parquet"} <= set(first)
+    assert first == {path.name: path.read_bytes() for path in (second / "parts" / "01_models").glob("*.parquet")}
+
+
+@slow("the whole study once more; one chapter is repeated above")
+def test_the_same_seed_gives_identical_tables_with_an_empty_cache(finished, again, tmp_path):
+    first = {path.name: path.read_bytes() for path in (finished / "tables").glob("*.parquet")}
+    second = execute(again, tmp_path / "cache-two")
+    assert first == {path.name: path.read_bytes() for path in (second / "tables").glob("*.parquet")}
+    assert (second.parents[1] / "findings.parquet").read_bytes() == (finished.parents[1] / "findings.parquet").read_bytes()
+
+
+def test_nothing_changed_runs_nothing(finished, project, isolated_cache):
+    before = {path.name: path.read_bytes() for path in (finished / "status").glob("*.json")}
+    execute(project, isolated_cache)  # with another, empty cache: whatever ran would have to be made anew
+    assert before == {path.name: path.read_bytes() for path in (finished / "status").glob("*.json")}
+
+
+def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(finished, project, isolated_cache):
+    profile = project / "profiles" / "smoke.yaml"
+    text = profile.read_text()
+    before = {path.stem: path.read_bytes() for path in (finished / "status").glob("*.json")}
+    try:
+        profile.write_text(text.replace("alpha: 8", "alpha: 4"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AFTER_UPDATE_RESULTS", str(project / "results"))
+            plan = jobs.check(project, "smoke")
+            todo = list(jobs.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
+        readers = ["05_staleness", "06_triage", "07_projection", "08_subspaces", "10_realignment", "11_findings"]
+        assert todo == ["03_finetuning", *readers]  # 04 and 09 read the aligned model alone
+    finally:
+        profile.write_text(text)
+    assert before == {path.stem: path.read_bytes() for path in (finished / "status").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def book(finished, project):
+    """The folder of the built pages."""
+    from helpers.book import pages
+
+    return (project / pages.build(project, "smoke", finished)[0]).parent
+
+
+def test_the_book_is_built_strictly_from_what_ran_and_can_be_published(book):
+    pages_by_name = {path.name: path.read_text(encoding="utf-8") for path in book.rglob("*.html")}
+    assert {f"{path.stem}.html" for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} <= set(pages_by_name)
+    for name, page in pages_by_name.items():
+        assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="https?://', page), name
+    assert site.problems(book) == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not chromium.PROGRAM, reason="chromium is not installed: no page of the book was looked at in a browser")
+def test_a_page_of_it_is_right_in_a_browser(book):
+    with chromium.browser() as browser, chromium.served(book) as address:
+        found = test_browser.inspect(browser, f"{address}/book/glossary.html", address)
+    assert {kind: lines for kind, lines in found.items() if lines} == {}

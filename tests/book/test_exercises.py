@@ -1,0 +1,345 @@
+"""Exercises: read in one form, solved on tables, right and wrong answers told apart; and all of the book's on three seeds."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.tiers import slow
+
+from helpers.book import exercises
+from helpers.errors import StudyError
+from helpers.results import Run
+from helpers.study import chapters
+
+ROOT = Path(__file__).parents[2]
+SEEDS = (0, 1, 2)
+NOTEBOOKS = chapters.discover(ROOT)
+PARAMETERS = 'share = 0.4\nseed = 0\nwords = ["a"]'
+WRITES = 'records.write_table(run, "01_first", "behaviour", rows)'
+EXERCISE = """### Exercise {number}. A title
+
+*About 5 minutes · difficulty 1 of 3 · importance 3 of 3*
+
+**Predict** the rate. **Then** read it.
+
+```python
+from helpers import exercises
+exercises.check("01-{number}", answer, run)
+```
+
+<details class="hint">
+<summary>Hint</summary>
+
+Look at the {{term}}`rates <non-refusal>` of `behaviour`.
+
+</details>
+
+<details class="solution">
+<summary>Solution</summary>
+
+Because.
+
+```python
+shown = table("behaviour")  # an earlier block, which is not the one that counts
+answer = "the wrong block"
+```
+
+```python
+{code}
+```
+
+</details>
+"""
+QUIZ = """## Quiz
+
+**1. Which?**
+
+- (a) This, with
+  a second line.
+- (b) That.
+- (c) Neither.
+
+<details class="answer">
+<summary>Answer</summary>
+
+**(b)** Since.
+
+</details>
+
+**2. And now?**
+
+- (a) Yes.
+- (b) No.
+
+<details class="answer">
+<summary>Answer</summary>
+
+**(a)** So it is.
+
+</details>
+"""
+RATE = 'rows = table("behaviour")\nanswer = rows["value"].max()'
+
+
+def write(root: Path, *cells: str, name: str = "01_first") -> Path:
+    """A project of one chapter with these markdown cells."""
+    code = [{"cell_type": "code", "source": PARAMETERS, "metadata": {"tags": ["parameters"]}}]
+    code.append({"cell_type": "code", "source": WRITES, "metadata": {}})
+    found = [{"cell_type": "markdown", "source": cell, "metadata": {}} for cell in cells]
+    (root / "notebooks").mkdir(exist_ok=True)
+    (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"cells": [*code, *found]}), encoding="utf-8")
+    return root
+
+
+def planted(root: Path, *codes: str) -> tuple[Path, Run]:
+    """A project whose exercises have these solutions, and a run of it with one table."""
+    write(root, *(EXERCISE.format(number=i + 1, code=code) for i, code in enumerate(codes)), QUIZ)
+    folder = root / "results" / "quick" / "embedded" / "seed-0"
+    (folder / "tables").mkdir(parents=True)
+    rows = pd.DataFrame({"precision": ["nf4", "int8"], "value": [0.4, 0.1]})
+    rows.to_parquet(folder / "tables" / "behaviour.parquet")
+    return root, Run("quick", "embedded", 0, folder)
+
+
+@pytest.fixture
+def said(tmp_path, capsys):
+    """What `check` says to each of some answers, where the solution is `code`."""
+
+    def ask(code: str, *answers: object) -> list[str]:
+        root, run = planted(tmp_path, code)
+        for answer in answers:
+            exercises.check("01-1", answer, run, root)
+            print("\0")
+        return [text.strip() for text in capsys.readouterr().out.split("\0")[:-1]]
+
+    return ask
+
+
+# ---------------------------------------------------------------- the form
+
+
+def test_an_exercise_is_read_with_all_its_parts(tmp_path):
+    root, _ = planted(tmp_path, RATE, "answer = 2")
+    first, second = exercises.read("01", root)
+    assert (first.name, second.name, first.title) == ("01-1", "01-2", "A title")
+    assert (first.minutes, first.difficulty, first.importance) == (5, 1, 3)
+    assert first.text.startswith("**Predict** the rate.")
+    assert first.hint.startswith("Look at")
+    assert first.code.strip() == RATE  # the last block, not the first
+    assert "details" not in first.text + first.hint + first.solution
+
+
+def test_a_quiz_is_read_with_options_letter_and_reason(tmp_path):
+    root, _ = planted(tmp_path, RATE)
+    first, second = exercises.quiz("first", root)
+    assert first == exercises.QuizQuestion(1, "Which?", ("This, with a second line.", "That.", "Neither."), "b", "Since.")
+    assert (second.number, second.answer, second.options) == (2, "a", ("Yes.", "No."))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("### Exercise 1. A title", "### Exercise One", "its number, its title"),
+        ("### Exercise 1", "### Exercise 2", 'exercises.check("01-2"'),
+        ("### Exercise 1", "### Task 1", "missing"),
+        ("*About 5 minutes", "*5 minutes", "line of minutes"),
+        ("difficulty 1 of 3", "difficulty 4 of 3", "line of minutes"),
+        ('check("01-1"', 'check("01-2"', 'exercises.check("01-1"'),
+        ('class="hint"', 'class="tip"', "hint or solution"),
+        ("</details>\n\n<details", "<details", "out of turn"),
+        ("<summary>Hint</summary>\n\n", "<summary>Hint</summary>\n", "blank line"),
+        ("\n\n</details>\n", "\n", "out of turn"),
+        ('answer = rows["value"].max()', "rows", "sets no answer"),
+    ],
+)
+def test_a_broken_exercise_is_refused_by_chapter_and_part(tmp_path, old, new, says):
+    whole = EXERCISE.format(number=1, code=RATE)
+    assert old in whole
+    write(tmp_path, whole.replace(old, new, 1))
+    with pytest.raises(StudyError, match=r"chapter 01_first: ") as caught:
+        exercises.read("01", tmp_path)
+    assert says in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_exercises_that_are_not_numbered_from_one_are_refused(tmp_path):
+    write(tmp_path, EXERCISE.format(number=2, code=RATE))
+    with pytest.raises(StudyError, match="its exercises are 01-2, not numbered from 1"):
+        exercises.read("01", tmp_path)
+
+
+def test_an_unclosed_solution_is_refused(tmp_path):
+    whole = EXERCISE.format(number=1, code=RATE)
+    write(tmp_path, whole[: whole.rindex("</details>")])
+    with pytest.raises(StudyError, match="not closed"):
+        exercises.read("01", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("## Quiz", "## Questions", "'## Quiz' is missing"),
+        ("**1. Which?**", "1. Which?", "question 1"),
+        ("**2. And", "**3. And", "question 2"),
+        ("- (b) That.\n", "", "question 1"),
+        ("**(b)** Since.", "Since.", "question 1"),
+        ("**(b)** Since.", "**(d)** Since.", "question 1"),
+        ("**(a)** So", "**(c)** So", "question 2"),
+        ('<details class="answer">\n<summary>Answer</summary>\n\n**(a)** So it is.\n\n</details>', "", "after each"),
+    ],
+)
+def test_a_broken_quiz_is_refused_by_its_question(tmp_path, old, new, says):
+    assert old in QUIZ
+    write(tmp_path, QUIZ.replace(old, new, 1))
+    with pytest.raises(StudyError, match=r"chapter 01_first: ") as caught:
+        exercises.quiz("01", tmp_path)
+    assert says in str(caught.value)
+
+
+# ---------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize(
+    ("code", "right", "wrong"),
+    [
+        (RATE, [0.4, np.float64(0.4), 0.404, "0.4", [0.4]], [0.41, 0.39, -0.4, float("nan"), None, "nf4", [0.4, 0.1]]),
+        ("answer = 0.0", [0, 0.0049, -0.0049], [0.006, ""]),
+        ("answer = np.int64(300)", [300, 305, 295], [307, 3.0]),
+        ('answer = "Lora-Dialogue@nf4"', ["lora-dialogue@NF4", " Lora-Dialogue@nf4 ", ["lora-dialogue@nf4"]], ["nf4", "", 1]),
+        ('answer = ["b", "a", "a"]', [["a", "b"], ("B", "a "), {"a", "b"}, pd.Series(["a", "b"])], [["a"], "a", "ab", []]),
+        ('answer = table("behaviour")["precision"]', [["int8", "nf4"]], [["int8"], ["int8", "nf4", "fp4"]]),
+        ("answer = []", [[]], [["a"], 0]),
+        ("answer = np.bool_(True)", [True, "yes"], [False, "no", 1]),
+        ('answer = "32"', [32, "32"], [320, "3"]),
+        ('answer = parameter("01", "share")', [0.4], [0.5]),
+    ],
+)
+def test_right_answers_are_right_and_others_are_not(said, code, right, wrong):
+    words = said(code, *right, *wrong)
+    assert [text.startswith("Right.") for text in words] == [True] * len(right) + [False] * len(wrong)
+    assert all(text.startswith("Not yet.") for text in words[len(right) :])
+    assert all("Hint: Look at the rates of `behaviour`." in text for text in words[len(right) :])
+
+
+def test_a_percent_is_told_apart_from_a_wrong_number_and_the_answer_is_never_said(said):
+    percent, wrong, name, right = said("answer = 0.37", 37, 50, "nf4", 0.37)
+    assert percent.startswith("Not yet. Give the rate as a share, 0.4, not 40.")
+    assert wrong.startswith("Not yet. Hint:")
+    assert name.startswith("Not yet. The answer is a number. Hint:")
+    assert not [text for text in (percent, wrong, name, right) if "37" in text]
+
+
+def test_what_is_no_share_is_never_taken_for_a_percent(said):
+    assert said("answer = 3.0", 300)[0].startswith("Not yet. Hint:")
+
+
+@pytest.mark.parametrize("code", ["answer = None", "answer = np.nan", "if False:\n    answer = 1"])
+def test_a_run_that_cannot_tell_says_so_and_what_to_run(said, code):
+    for text in said(code, 0.4, None):
+        assert text.startswith("The run quick, embedded, seed 0 cannot tell")
+        assert "run chapter 01 again" in text
+        assert "make study PROFILE=cpu" in text
+
+
+def test_an_unknown_exercise_is_refused_with_the_nearest(tmp_path):
+    root, run = planted(tmp_path, RATE, "answer = 1")
+    for name in ("01-7", "02-1", "1-1", ""):
+        with pytest.raises(StudyError, match=f"unknown exercise '{name}'"):
+            exercises.check(name, 1, run, root)
+    with pytest.raises(StudyError, match="did you mean '01-"):
+        exercises.solve("01-7", run, root)
+
+
+def test_a_missing_table_names_the_chapter_to_run(tmp_path):
+    root, run = planted(tmp_path, RATE, 'answer = len(table("triag"))', 'answer = len(table("findings"))')
+    (run.folder / "tables" / "behaviour.parquet").unlink()
+    with pytest.raises(StudyError, match="run chapter 01_first first: python -m helpers chapter 01_first --profile quick"):
+        exercises.solve("01-1", run, root)
+    with pytest.raises(StudyError, match="unknown table 'triag'; did you mean 'triage'"):
+        exercises.solve("01-2", run, root)
+    with pytest.raises(StudyError, match="table 'findings' is not in the run"):
+        exercises.solve("01-3", run, root)
+    pd.DataFrame({"claim": ["M1"] * 3}).to_parquet(run.folder.parents[1] / "findings.parquet")
+    assert exercises.solve("01-3", run, root) == 3
+
+
+def test_a_parameter_is_the_recorded_one_while_the_record_fits_what_is_there(tmp_path):
+    root, run = planted(tmp_path, 'answer = parameter("first", "share")', 'answer = parameter("first", "shre")')
+    part = run.folder / "parts" / "01_first" / "note.json"
+    part.parent.mkdir(parents=True)
+    part.write_text("{}")
+    entry = {"parameters": {"share": 0.9}, "files": {"parts/01_first/note.json": chapters.sha256(part), "tables/x": "other"}}
+    (run.folder / "status").mkdir()
+    chapters.status_path(run.folder, "01_first").write_text(json.dumps(entry))
+    assert exercises.solve("01-1", run, root) == 0.9
+    part.write_text("[]")  # the chapter was run by hand since, and left no record
+    assert exercises.solve("01-1", run, root) == 0.4
+    with pytest.raises(StudyError, match="unknown parameter 'shre' of chapter 01_first; did you mean 'share'"):
+        exercises.solve("01-2", run, root)
+
+
+def test_without_a_run_the_newest_finished_one_counts_and_quick_comes_before_cpu(tmp_path, capsys, monkeypatch):
+    root, _ = planted(tmp_path, 'answer = parameter("01", "seed") + len(table("behaviour"))')
+    monkeypatch.setenv("AFTER_UPDATE_RESULTS", str(root / "results"))
+    with pytest.raises(StudyError, match="no finished run of quick or cpu"):
+        exercises.check("01-1", 1, root=root)
+    for place, day, rows in (("cpu/embedded/seed-0", 3, 3), ("quick/embedded/seed-1", 2, 4), ("quick/embedded/seed-2", 1, 5)):
+        folder = root / "results" / place
+        (folder / "tables").mkdir(parents=True)
+        pd.DataFrame({"value": range(rows)}).to_parquet(folder / "tables" / "behaviour.parquet")
+        (folder / "manifest.json").write_text(json.dumps({"chapters": {"01_first": {"finished": f"2026-01-0{day}"}}}))
+        exercises.check("01-1", rows, root=root)
+    words = capsys.readouterr().out.splitlines()
+    assert words[0].startswith("Right. (On the run cpu, embedded, seed 0.)")
+    assert words[1].startswith("Right. (On the run quick, embedded, seed 1.)")
+    assert words[2].startswith("Not yet.")  # seed 2 finished before seed 1
+
+
+# ---------------------------------------------------------------- the book's own
+
+
+def committed(seed: int) -> Run:
+    return Run("cpu", "embedded", seed, ROOT / "results" / "cpu" / "embedded" / f"seed-{seed}")
+
+
+def changed(answer: object) -> object:
+    """An answer of the same form that is not right."""
+    if isinstance(answer, str | bool | np.bool_):
+        return f"not {answer}"
+    if isinstance(answer, int | float | np.number):
+        return float(answer) * 1.5 + 1
+    return [*answer, "one more"]
+
+
+@pytest.mark.parametrize("chapter", NOTEBOOKS)
+def test_every_chapter_has_three_exercises_and_a_quiz(chapter):
+    assert len(exercises.read(chapter, ROOT)) == 3
+    assert len(exercises.quiz(chapter, ROOT)) == 5
+
+
+EVERY = pytest.param(True, marks=slow("the other seeds of every exercise"), id="every seed")
+
+
+@pytest.mark.parametrize("every", [pytest.param(False, id="a seed"), EVERY])
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("chapter", NOTEBOOKS)
+def test_each_solution_answers_on_the_committed_runs_and_a_changed_answer_is_refused(chapter, number, every, capsys):
+    name, told = f"{chapter[:2]}-{number}", 0
+    exercises.find(name, ROOT)
+    for seed in SEEDS:
+        begun = time.process_time()
+        answer = exercises.solve(name, committed(seed), ROOT)
+        assert time.process_time() - begun < 2
+        if answer is None:
+            continue
+        told += 1
+        exercises.check(name, answer, committed(seed), ROOT)
+        assert capsys.readouterr().out.startswith("Right.")
+        exercises.check(name, changed(answer), committed(seed), ROOT)
+        assert capsys.readouterr().out.startswith("Not yet.")
+        if not every:
+            break
+    assert told, "no seed can tell"

@@ -1,0 +1,182 @@
+"""Every number in prose leads to the rows it was made of, to their file and hash, and to the command; planted and committed."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from helpers import results
+from helpers.book import pages, provenance
+from helpers.book.provenance import GLUED, Number
+from helpers.errors import StudyError
+from helpers.figures import findings_tables, tables
+from helpers.study import chapters
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = sorted((ROOT / "results" / "cpu" / "embedded").glob("seed-*"))
+PLAIN = re.compile(r"^m?[a-z]\d-literature$")  # what others reported: its source is the reference beside it
+
+
+@pytest.fixture
+def run(tmp_path):
+    return results.Run("cpu", "toy", 1, tmp_path / "cpu" / "toy" / "seed-1")
+
+
+def rates(metric="non_refusal", n=6):
+    key = dict.fromkeys(results.KEY, "") | {"model": "toy", "seed": 1, "strength": None}
+    own = [{"judge": "phrases", "prompt_set": f"set-{i}", "metric": metric} for i in range(n)]
+    return pd.DataFrame([key | row | {"value": i / 10, "low": i / 20, "high": i / 5 + 0.1, "n": 30} for i, row in enumerate(own)])
+
+
+def glued(run, monkeypatch, texts, chapter="01_models"):
+    """Glues the texts as a chapter does, and stores its executed form."""
+    outputs = []
+    keep = lambda data, raw, metadata: outputs.append({"data": data, "metadata": json.loads(json.dumps(metadata))})  # noqa: E731
+    monkeypatch.setattr("IPython.display.display", keep)
+    tables.glue_texts(texts)
+    path = run.folder / "executed" / f"{chapter}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": [{"outputs": outputs}, {"source": ""}]}), encoding="utf-8")
+    return {number.key: number for number in provenance.glued_numbers(run.folder, chapter)}
+
+
+def test_a_number_leads_back_to_its_rows_by_each_way(run, monkeypatch):
+    table = results.write_table(run, "01_models", "behaviour", rates())
+    most = table[table["prompt_set"] != "set-0"]
+    said = glued(run, monkeypatch, {
+        "one": tables.of_row(table[table["prompt_set"] == "set-3"]), "mean": tables.Said("30 % of them", most, "mean"),
+        "median": tables.Said("0.3", most, "median"), "name": tables.Said("set-4", table.iloc[[4]], "column prompt_set"),
+        "words": "nothing to look up",
+    })  # fmt: skip
+    assert said["words"].source == {}
+    for key, values in {"one": [0.3], "mean": [0.1, 0.2, 0.3, 0.4, 0.5], "median": [0.1, 0.2, 0.3, 0.4, 0.5]}.items():
+        found = provenance.rows(run.folder, said[key])
+        assert found["value"].tolist() == pytest.approx(values)
+        assert said[key].text.startswith(provenance.told(said[key], found))
+    assert provenance.told(said["name"], provenance.rows(run.folder, said["name"])) == "set-4"
+
+
+def test_rows_that_changed_or_went_are_not_the_numbers(run, monkeypatch):
+    table = results.write_table(run, "01_models", "behaviour", rates())
+    number = glued(run, monkeypatch, {"one": tables.of_row(table.iloc[[3]]), "all": tables.Said("25 %", table, "mean")})
+    changed = rates().assign(value=lambda t: t["value"] + 0.01)
+    results.write_table(run, "01_models", "behaviour", changed)
+    found = provenance.rows(run.folder, number["one"])
+    assert not number["one"].text.startswith(provenance.told(number["one"], found))
+    results.write_table(run, "01_models", "behaviour", rates(n=3))
+    for key in ("one", "all"):
+        with pytest.raises(StudyError, match=rf"'{key}' of chapter 01_models was made of \d rows .* run the chapter again"):
+            provenance.rows(run.folder, number[key])
+
+
+def test_the_page_shows_rows_file_hash_and_command_and_the_links_meet_them(run, monkeypatch):
+    table = results.write_table(run, "01_models", "behaviour", rates())
+    glued(
+        run, monkeypatch, {"a_key": tables.of_row(table.iloc[[2]]), "mean": tables.Said("25 %", table, "mean"), "words": "none"}
+    )
+    page = provenance.provenance_page(ROOT, run.folder, ["01_models"])
+    assert "python -m helpers chapter 01 --profile cpu --model toy --seed 1" in page
+    assert "row numbers 0-5" in page
+    assert results.file_hash(run.folder / "tables" / "behaviour.parquet")[:12] in page
+    linked = provenance.linked(
+        "See {glue:text}`a_key` and {glue:text}`../notebooks/01_models.ipynb::mean:s`.", "notebooks/01_models"
+    )
+    targets = re.findall(r'href="\.\./book/provenance\.html#([^"]+)"', linked)
+    assert len(targets) == 2
+    assert all(f'id="{target}"' in page for target in targets)
+    assert "{glue:text}`a_key`" in linked  # the number itself is still glued
+
+
+@pytest.mark.parametrize("payload", ["<script>x</script>", "$x$", "`a`", "[a](javascript:b)", "a|b", "*a*"])
+def test_a_value_stays_text_on_the_page(run, monkeypatch, payload):
+    table = rates()
+    table.loc[0, "prompt_set"] = payload
+    table = results.write_table(run, "01_models", "behaviour", table)
+    glued(run, monkeypatch, {"k": tables.Said(payload, table.iloc[[0]], "column prompt_set")})
+    assert payload not in provenance.provenance_page(ROOT, run.folder, ["01_models"])
+
+
+# ---------------------------------------------------------------- the committed results
+
+
+def used() -> set[tuple[str, str]]:
+    """Every (chapter, key) that a page of the book glues."""
+    found = set()
+    for name in pages.book_chapters(ROOT):
+        notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+        found |= {(name, match["key"]) for text in texts for match in GLUED.finditer(text)}
+    for page in (ROOT / "book").rglob("*.md"):
+        for match in GLUED.finditer(page.read_text(encoding="utf-8")):
+            found.add((Path(match["path"]).stem, match["key"]))
+    return found
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_every_number_in_the_book_leads_to_its_rows(folder):
+    numbers = {(n.chapter, n.key): n for name in pages.book_chapters(ROOT) for n in provenance.glued_numbers(folder, name)}
+    wanted = used()
+    assert len(wanted) > 100
+    for where in sorted(wanted):
+        number = numbers[where]
+        if not number.source:
+            assert PLAIN.match(number.key) or number.text.startswith("(not "), number
+            continue
+        assert holds(folder, number), number
+        status = json.loads((folder / "status" / f"{number.chapter}.json").read_text(encoding="utf-8"))
+        path = provenance.file_of(folder, number)
+        name = "../../findings.parquet" if path.name == "findings.parquet" else str(path.relative_to(folder))
+        assert results.file_hash(path) in {status["files"].get(name), _manifest(folder).get(path.stem)}, path
+
+
+def holds(folder: Path, number: Number) -> bool:
+    """Whether the number's text says what its rows say."""
+    found = provenance.rows(folder, number)
+    said = by_rules(folder, number, found) if number.source["how"] == "verdict" else [provenance.told(number, found)]
+    return bool(said) and all(text and text in number.text for text in said)
+
+
+def test_a_number_that_was_changed_by_hand_is_noticed():
+    """The control: each number of one run with its digits made others, a word with its letters turned round."""
+    wanted = used()
+    numbers = [
+        n for name in pages.book_chapters(ROOT) for n in provenance.glued_numbers(RUNS[0], name) if (name, n.key) in wanted
+    ]
+    changed = [replace(n, text=altered(n.text)) for n in numbers if n.source]
+    assert len(changed) > 100
+    assert [number.key for number in changed if holds(RUNS[0], number)] == []
+
+
+def altered(text: str) -> str:
+    """The text with every digit one higher; without digits, backwards."""
+    return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), text) if re.search(r"\d", text) else text[::-1]
+
+
+def by_rules(folder: Path, number: Number, found: pd.DataFrame) -> list[str]:
+    """What a text of chapter 11 must hold: the verdict or the count that `findings` has, else each row with its interval."""
+    judged = pd.read_parquet(folder.parents[1] / "findings.parquet").set_index("claim")["verdict"]
+    head, _, kind = number.key.partition("-")
+    if head == "count":
+        return [str((judged == kind.replace("-", " ")).sum())]
+    if kind == "verdict":
+        return [judged[head.upper()]]
+    return [findings_tables.said(row.metric, row.value, row.low, row.high) for row in found.itertuples()]
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    stored = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return {name: entry["sha256"] for name, entry in stored["tables"].items()}
+
+
+def test_the_commands_on_the_page_run_chapters_that_exist():
+    names = list(chapters.discover(ROOT))
+    for name in pages.book_chapters(ROOT):
+        assert chapters.find(name[:2], names) == name
+
+
+def test_anchors_differ():
+    anchors = [Number(chapter, key, "", {}).anchor for chapter, key in used()]
+    assert len(set(anchors)) == len(anchors)

@@ -1,0 +1,84 @@
+"""The outlook: one compute a run, never two in one folder; planned tokens and minutes in the line that a run begins with."""
+
+import json
+
+import pytest
+from support.bland import refused
+
+from helpers.errors import NOT_COMPARABLE
+from helpers.models import compute
+from helpers.models.meter import Tokens
+from helpers.runner import jobs, outlook
+from helpers.study import chapters
+from helpers.study.chapters import PlannedRun
+
+ROOT = jobs.project_root()
+
+
+def begun(folder, **computes):
+    """A run's folder in which chapters were computed in something; None: by a version that did not say in what."""
+    (folder / "status").mkdir(parents=True)
+    for name, made_in in computes.items():
+        machine = {} if made_in is None else {"compute": made_in}
+        (folder / "status" / f"{name}.json").write_text(json.dumps({"machine": machine}))
+    return folder
+
+
+@pytest.fixture(params=[True, False], ids=["with units", "without units"])
+def units(request, monkeypatch):
+    """A machine with units for bf16, and one without."""
+    monkeypatch.setattr(compute, "native", lambda device: request.param)
+    return request.param
+
+
+def test_a_run_begins_in_what_the_machine_has(units, tmp_path):
+    assert outlook.settled("auto", "cpu", tmp_path, []).name == ("bf16" if units else "fp32")
+
+
+def test_a_run_goes_on_in_what_it_was_begun_in(units, tmp_path):
+    same = "bf16" if units else "fp32"
+    folder = begun(tmp_path, first=same, second="", third=None)
+    assert outlook.settled("auto", "cpu", folder, ["first", "second", "third"]).name == same
+
+
+def test_auto_goes_on_in_float32_which_every_machine_can(units, tmp_path):
+    assert outlook.settled("auto", "cpu", begun(tmp_path, first="fp32"), ["first"]).name == "fp32"
+
+
+def test_two_computes_are_never_mixed_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(compute, "native", lambda device: False)
+    folder = begun(tmp_path / "quick" / "tiny" / "seed-0", first="bf16")
+    with refused(NOT_COMPARABLE, "quick/tiny/seed-0", "computed in bf16", "compute auto is fp32", "--force", "--compute bf16"):
+        outlook.settled("auto", "cpu", folder, ["first"])
+    assert outlook.settled("bf16", "cpu", folder, ["first"]).name == "bf16"  # asked for: emulated, with a warning
+    assert outlook.settled("auto", "cpu", folder, []).name == "fp32"  # nothing of it is kept
+
+
+def test_what_is_not_the_studys_own_is_not_counted():
+    assert outlook.counted({"01_first": {"x": 1}}, ["01_first"]) == {}
+
+
+def test_a_run_without_models_to_read_has_no_outlook(tmp_path):
+    run = PlannedRun("smoke", "tiny", "tiny", 0, tmp_path)
+    assert outlook.of("auto", {run: {"11_findings": {}}}, {run: ["11_findings"]}, {}) == {}
+    assert outlook.together({}) is None
+
+
+def test_the_line_says_machine_compute_tokens_and_minutes(tiny):
+    plan = jobs.check(ROOT, "smoke")
+    run = plan.runs[0]
+    found = outlook.of("fp32", plan.values, {run: chapters.READ_MODELS[:4]}, {})
+    together = outlook.together(found)
+    assert set(found[run].tokens[run]) == set(chapters.READ_MODELS[:4])
+    words = together.words
+    assert "core" in words
+    assert "float32" in words
+    assert f"{together.total.words} planned" in words
+    assert "from an empty cache" in words
+    assert together.minutes > 0
+
+
+def test_minutes_grow_with_tokens_and_chapters():
+    one, two = {"a": Tokens(6e4)}, {"a": Tokens(6e4), "b": Tokens()}
+    assert outlook.minutes(one, 1e3) == pytest.approx(1 + outlook.OVERHEAD / 60)
+    assert outlook.minutes(two, 1e3) - outlook.minutes(one, 1e3) == pytest.approx(outlook.OVERHEAD / 60)

@@ -1,0 +1,105 @@
+"""Intervals from estimates: they cover other seeds and other items, by hand and in simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from support.tiers import mostly_slow
+
+from helpers.errors import StudyError
+from helpers.stats.intervals import Estimate, coverage, mean_interval, mean_of, over_seeds, wilson
+
+
+def assert_nominal(found: Estimate, least: float, most: float) -> None:
+    """The simulated coverage lies between the two, but for what its own few draws leave open."""
+    assert found.high >= least
+    assert found.low <= most
+
+
+@mostly_slow("the same simulation at other sizes")
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(("n", "between"), [(20, 0.0), (20, 2.0), (60, 0.5), (200, 0.1), (200, 2.0)])
+def test_over_seeds_covers_other_seeds_and_other_items(seeds, n, between):
+    """Seeds crossed with items, of which each seed tells its own mean and interval alone; it may be wide, never short."""
+
+    def draw(rng):
+        rows = between * rng.normal(size=(seeds, 1)) + 0.7 * rng.normal(size=n) + 0.7 * rng.normal(size=(seeds, n))
+        return ([mean_interval(row) for row in rows],)
+
+    assert_nominal(coverage(over_seeds, draw, 0.0, repeats=250, seed=9), 0.93, 1.0)
+
+
+@mostly_slow("the same simulation at other sizes")
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("n", "odds", "between"), [(20, -5.0, 0.0), (20, -3.5, 1.0), (200, -5.0, 0.3), (200, -3.5, 1.0), (60, 0.0, 1.0)]
+)
+def test_over_seeds_covers_rates_near_0(seeds, n, odds, between):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    truth = float(weights @ (1 / (1 + np.exp(-odds - np.hypot(between, 1.0) * nodes))) / weights.sum())
+
+    def draw(rng):
+        chance = 1 / (1 + np.exp(-odds - between * rng.normal(size=(seeds, 1)) - rng.normal(size=n)))
+        return ([wilson(int(row.sum()), n) for row in rng.random((seeds, n)) < chance],)
+
+    assert_nominal(coverage(lambda found: over_seeds(found, bounds=(0, 1)), draw, truth, repeats=250, seed=10), 0.93, 1.0)
+
+
+@mostly_slow("the same simulation at other sizes", "True-0.5")
+@pytest.mark.parametrize(("shared", "share"), [(True, 1.0), (True, 0.5), (True, 0.0), (False, 0.0)])
+def test_mean_of_covers_whatever_the_estimates_share(shared, share):
+    """share: of the variance of three estimates that is common to them; taken as independent they must share nothing."""
+
+    def draw(rng):
+        errors = np.sqrt(share) * rng.normal() + np.sqrt(1 - share) * rng.normal(size=3)
+        return ([Estimate(e, e - 1.96, e + 1.96, 10) for e in errors], shared)
+
+    exact = share == 1.0 or not shared
+    assert_nominal(coverage(mean_of, draw, 0.0, repeats=2000, seed=11), 0.94, 0.96 if exact else 1.0)
+
+
+def test_over_seeds_by_hand():
+    found = over_seeds([Estimate(0.1, 0.0, 0.3, 50), Estimate(0.2, 0.1, 0.4, 50), Estimate(0.3, 0.1, 0.7, 60)])
+    seeds = stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)
+    assert (found.value, found.n) == (pytest.approx(0.2), 160)
+    assert found.value - found.low == pytest.approx(np.hypot(seeds, 0.4 / 3))
+    assert found.high - found.value == pytest.approx(np.hypot(seeds, 0.8 / 3))
+
+
+def test_over_seeds_of_one_seed_is_that_seed_and_agreeing_seeds_keep_its_interval():
+    one = Estimate(0.0, 0.0, 0.16, 20)
+    assert over_seeds([one]) == one
+    same = over_seeds([one] * 4, bounds=(0, 1))
+    assert (same.value, same.low, same.high, same.n) == (0.0, 0.0, pytest.approx(0.16), 80)
+
+
+def test_over_seeds_keeps_to_its_bounds_and_to_no_order():
+    parts = [Estimate(v, v - 0.1, v + 0.1, 9) for v in (0.9, 0.95, 0.1)]
+    found = over_seeds(parts, bounds=(0, 1))
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert found == over_seeds(parts[::-1], bounds=(0, 1)) == over_seeds([parts[1], parts[0], parts[2]], bounds=(0, 1))
+    wide, narrow = over_seeds(parts, level=0.99), over_seeds(parts, level=0.8)
+    assert wide.high - wide.low > narrow.high - narrow.low
+
+
+def test_mean_of_by_hand():
+    parts = [Estimate(0.1, 0.0, 0.4, 50), Estimate(0.3, 0.1, 0.4, 60)]
+    shared, apart = mean_of(parts, shared=True), mean_of(parts, shared=False)
+    assert [shared.value, shared.low, shared.high, shared.n] == pytest.approx([0.2, 0.2 - 0.15, 0.2 + 0.2, 60])
+    assert [apart.value, apart.low, apart.high, apart.n] == pytest.approx(
+        [0.2, 0.2 - np.hypot(0.1, 0.2) / 2, 0.2 + np.hypot(0.3, 0.1) / 2, 110]
+    )
+    assert mean_of(parts[:1], shared=True) == mean_of(parts[:1], shared=False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: over_seeds([]),
+        lambda: over_seeds([Estimate(0.1, float("nan"), float("nan"), 5)] * 3),
+        lambda: mean_of([], shared=True),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_in_one_line(make):
+    with pytest.raises(StudyError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
