@@ -58,7 +58,10 @@ def lineage(definitions: Iterable[Definition]) -> tuple[str, ...]:
 TEXTS = Definition(  # which are drawn, and their splits
     "texts", 1, code=("data.corpora", "data.splits", "data.pii_templates", "data.tasks", "data.user_files")
 )
-INTERVALS = Definition("intervals", 1, code=("stats.intervals", "stats.roc"))
+INTERVALS = Definition(
+    "intervals", 1,
+    code=("stats.intervals", "stats.over_seeds", "stats.kappa", "stats.p_values", "stats.roc", "stats.paired_aurocs"),
+)  # fmt: skip
 MODELS = Definition(  # a folder as a model; text as tokens; batches
     "models", 1, code=("models.loading", "models.checkpoints", "models.shared_prefix")
 )
@@ -104,7 +107,7 @@ ARMS = Definition(
 
 STALENESS = Definition(
     "staleness", 1, (PROBES, INTERVALS),
-    code=("staleness.drops", "staleness.interaction", "staleness.score_histograms", "staleness.verdicts"),
+    code=("monitors.stale", "staleness.drops", "staleness.interaction", "staleness.score_histograms", "staleness.verdicts"),
 )  # fmt: skip
 TRIAGE = Definition(
     "triage", 1, (SIGNALS, INTERVALS), code=("staleness.predictors", "staleness.threshold_rules", "staleness.triage")
@@ -115,9 +118,13 @@ SUBSPACES = Definition(
 )
 REALIGN = Definition(
     "realign", 1, (PROBES, INTERVALS),
-    code=("monitors.realignment", "monitors.repairs", "monitors.repair_ladder", "staleness.policies"),
+    code=("monitors.realignment", "monitors.repair_case", "monitors.repairs", "monitors.gate", "monitors.repair_measures",
+          "monitors.repair_ladder", "staleness.policies"),
 )  # fmt: skip
-FINDINGS = Definition("findings", 1, (INTERVALS,), code=("study.evidence", "study.claims", "study.findings"))
+FINDINGS = Definition(
+    "findings", 1, (INTERVALS,),
+    code=("study.selections", "study.evidence", "study.monitor_evidence", "study.claims", "study.findings"),
+)  # fmt: skip
 
 DEFINITIONS: dict[str, Definition] = {one.name: one for one in list(globals().values()) if isinstance(one, Definition)}
 
@@ -127,6 +134,6 @@ DEFINITIONS: dict[str, Definition] = {one.name: one for one in list(globals().va
 DRAWING = "figures"  # the wing
 # Compute stands in the keys and sources are pinned by their hashes; the others carry values about.
 PLAIN = (
-    *("cache", "console", "definitions", "errors", "results", "seeding"),
-    *("data.sources", "models.compute", "models.meter", "study.parameters", "study.session"),
+    *("cache", "console", "definitions", "errors", "folders", "results", "seeding"),
+    *("data.sources", "models.compute", "models.meter", "study.limits", "study.parameters", "study.session"),
 )

@@ -51,8 +51,8 @@ from helpers.staleness import (
     triage,
     verdicts,
 )
-from helpers.stats import intervals as seeds
-from helpers.stats import roc
+from helpers.stats import intervals as stats_intervals
+from helpers.stats import kappa, over_seeds, p_values, paired_aurocs, roc
 from helpers.study import findings
 from helpers.updates import (
     lora,
@@ -225,32 +225,32 @@ def intervals():
     labels, groups = np.arange(60) % 2, np.repeat(np.arange(20), 3)
     before, after = rng.normal(size=60) + labels, rng.normal(size=60) + 0.5 * labels
     hits, later = (before > 0.5).astype(float), (after > 0.5).astype(float)
-    contrast = roc.auroc_contrast(labels, np.array([before, after]), (1, -1), groups)
-    s, bounded = seeds, [s.mean_interval(x, groups, bounds=(-5, 5)) for s in (seeds,) for x in (before, after)]
+    contrast = paired_aurocs.auroc_contrast(labels, np.array([before, after]), (1, -1), groups)
+    s, bounded = stats_intervals, [stats_intervals.mean_interval(x, groups, bounds=(-5, 5)) for x in (before, after)]
     return {
         "means": bounded,
         "two": s.paired_difference(before, after, groups),
         "wilson": [s.wilson(k, 9) for k in (0, 4, 9)],
         "rates": [s.rate_interval(hits, groups), s.rate_interval(np.ones(8)), s.newcombe_paired(hits, later)],
         "alike": s.mean_interval(np.ones(8), bounds=(0.0, 2.0)),
-        "covered": s.coverage(s.wilson, lambda rng: (int(rng.binomial(20, 0.3)), 20), 0.3, 50),
-        "exact": s.mcnemar_exact(hits, later),
-        "levels": s.two_level([before[:20], after[:20], before[20:40]], groups[:20]),
-        "kappa": s.kappa(hits.astype(bool), later.astype(bool), groups),
-        "holm": s.holm([0.01, 0.04, 0.03, 0.2]),
-        "tost": s.tost(0.01, 0.02, 0.05, 12),
-        "corrected": s.rogan_gladen(s.wilson(30, 60), s.wilson(45, 50), s.wilson(48, 50)),
+        "levels": over_seeds.two_level([before[:20], after[:20], before[20:40]], groups[:20]),
+        "kappa": kappa.kappa(hits.astype(bool), later.astype(bool), groups),
+        "holm": p_values.holm([0.01, 0.04, 0.03, 0.2]),
+        "tost": p_values.tost(0.01, 0.02, 0.05, 12),
         "knife": s.jackknife(1.0, [0.9, 1.2, 1.1], 30),
         "drawn": s.grouped_bootstrap(lambda i: before[i].mean(), groups, 50),
         "auroc": [roc.auroc(labels, before), roc.auroc_interval(labels, after, groups)],
         "contrast": contrast,
-        "many": roc.many_contrasts(labels, before[None], after[None], groups),
-        "together": roc.combine([contrast, contrast]),
-        "tests": [roc.worse(contrast, 0.05), roc.preserved(contrast, 0.05), roc.needed(contrast, 0.3)],
+        "many": paired_aurocs.many_contrasts(labels, before[None], after[None], groups),
+        "together": paired_aurocs.combine([contrast, contrast]),
+        "tests": [
+            paired_aurocs.worse(contrast, 0.05),
+            paired_aurocs.preserved(contrast, 0.05),
+            paired_aurocs.needed(contrast, 0.3),
+        ],
         "at": [roc.rates(labels, before, 0.5, groups), roc.rate_change(hits, later, groups), roc.quantile_interval(before, 0.95)],
         "ranks": roc.spearman(before, after, groups),
-        "level": roc.at_level(contrast, 0.9),
-        "seeds": [seeds.over_seeds(bounded), seeds.mean_of(bounded, True), seeds.mean_of(bounded, False)],
+        "seeds": [over_seeds.over_seeds(bounded), over_seeds.mean_of(bounded, True), over_seeds.mean_of(bounded, False)],
     }
 
 

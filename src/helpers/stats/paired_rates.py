@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy import optimize, special
 
 from helpers.stats.intervals import group_codes, group_scores
-from helpers.stats.roc import NEVER, POWER
+from helpers.stats.paired_aurocs import NEVER, POWER
 
 LEVEL = 0.90  # of the interval of a change: its two ends are the two one-sided tests at 5 %
 

@@ -1,4 +1,4 @@
-"""Rankings and alarms with their intervals: AUROC, its drop after an update, interactions, and rates at a frozen threshold.
+"""Rankings and alarms with their intervals: AUROC, and rates at a frozen threshold; what compares AUROCs is in `paired_aurocs`.
 
 Everything about AUROC rests on one number per test row, its influence (DeLong, DeLong and Clarke-Pearson 1988): a combination
 of AUROCs over the same rows has the same combination of influences, and rows of one group are summed before squaring
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 from helpers.errors import StudyError
 from helpers.stats.intervals import (
@@ -21,35 +21,17 @@ from helpers.stats.intervals import (
     newcombe_paired,
     rate_interval,
     square_and_add,
-    tost,
     unseen_share,
     wilson_bounds,
 )
 
 RATES = {"5": 0.05, "1": 0.01}  # false-positive rates on validation, by their name in percent
-ALPHA = 0.05  # of each of the two answers, "worse" and "preserved"
-POWER = 0.8  # with which `needed` rows give one of them
-NEVER = 10**9  # rows: more than anyone has
-CHUNK = 256  # monitors at a time, so that thousands of them fit the cache
 
 Scores = Float[np.ndarray, "*k n"]
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """A combination of AUROCs over the same rows: estimate, standard error and degrees of freedom of its t distribution.
-
-    The interval, `worse` and `preserved` use the same t, so that they never disagree. `se` is 0 only where the scores that
-    are compared are the same bit by bit; the interval is not cut at +-1: an end beyond says that there are too few groups.
-    """
-
-    estimate: Estimate
-    se: float
-    df: float
-
-
-@dataclass(frozen=True)
-class _Design:
+class Design:
     """What all monitors of one test set share: which rows are positive, and how rows lie in groups."""
 
     positive: Bool[np.ndarray, " n"]
@@ -67,7 +49,8 @@ class _Design:
         return np.add.reduceat(rows[..., self.order], self.starts, axis=-1)
 
 
-def _positive(labels: Sequence[float], name: str) -> Bool[np.ndarray, " n"]:
+def positive_rows(labels: Sequence[float], name: str) -> Bool[np.ndarray, " n"]:
+    """Which rows are positive; refused unless the labels are 0 and 1 and both are there."""
     array = np.asarray(labels)
     if not np.isin(array, (0, 1)).all():
         raise StudyError(f"{name}: a label is neither 0 nor 1; pass 1 for what the monitor is to flag")
@@ -77,7 +60,8 @@ def _positive(labels: Sequence[float], name: str) -> Bool[np.ndarray, " n"]:
     return array == 1
 
 
-def _scores(scores: Sequence, n: int, name: str) -> Scores:
+def checked_scores(scores: Sequence, n: int, name: str) -> Scores:
+    """The scores as floats, rows last; refused unless they are finite and as many as the labels."""
     array = np.asarray(scores, dtype=float) + 0.0  # -0.0 and 0.0 are the same score
     if array.shape[-1:] != (n,):
         raise StudyError(f"{name}: scores of shape {array.shape} for {n} labels; pass one score per row, rows last")
@@ -86,12 +70,13 @@ def _scores(scores: Sequence, n: int, name: str) -> Scores:
     return array
 
 
-def _design(positive: np.ndarray, groups: Sequence | None) -> _Design:
+def design_of(positive: np.ndarray, groups: Sequence | None) -> Design:
+    """How the rows of a test set lie in classes and groups."""
     codes = group_codes(groups, positive.size)
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     holds = [np.add.reduceat(side[order].astype(int), starts) > 0 for side in (positive, ~positive)]
-    return _Design(positive, order, starts, holds[0] + 2 * holds[1])
+    return Design(positive, order, starts, holds[0] + 2 * holds[1])
 
 
 # ---------------------------------------------------------------- AUROC
@@ -111,8 +96,8 @@ def placements(labels: Sequence[float], scores: Scores, name: str = "labels") ->
     From midranks in O(n log n) (Sun and Xu 2014): (rank among all - rank among its own class) / size of the other class, for
     negatives counted from the top. The mean over either class is the AUROC. nan where all scores of a monitor are tied.
     """
-    positive = _positive(labels, name)
-    values = _placed(positive, _scores(scores, positive.size, name))
+    positive = positive_rows(labels, name)
+    values = _placed(positive, checked_scores(scores, positive.size, name))
     value = values[..., positive].mean(axis=-1)
     return (float(value) if value.ndim == 0 else value), values
 
@@ -142,14 +127,14 @@ def _placed(positive: np.ndarray, scores: Scores) -> Scores:
     return np.where(np.ptp(scores, axis=-1, keepdims=True) == 0, np.nan, values)
 
 
-def _influence(positive: np.ndarray, scores: Scores) -> tuple[np.ndarray, Scores]:
+def influences(positive: np.ndarray, scores: Scores) -> tuple[np.ndarray, Scores]:
     """AUROC and what each row adds to its error: (V - AUROC) / size of the row's class; these sum to 0 over each class."""
     values = _placed(positive, scores)
     value = values[..., positive].mean(axis=-1)
     return value, (values - value[..., None]) / np.where(positive, positive.sum(), (~positive).sum())
 
 
-def _spread(influence: Scores, design: _Design) -> tuple[np.ndarray, np.ndarray]:
+def influence_variance(influence: Scores, design: Design) -> tuple[np.ndarray, np.ndarray]:
     """Variance of the sum of influences over groups, and its degrees of freedom.
 
     Obuchowski's variance; without groups it is DeLong's. df is the smallest of G - 1, Welch's for the two classes, and
@@ -180,174 +165,17 @@ def auroc_interval(
     unequal variances: 94.5 to 97.5 % at AUROC 0.6 to 0.95, 95.2 to 98.7 % at 0.99; DeLong's variance on the logit scale
     covers down to 85 % there. Constant scores: nan.
     """
-    positive = _positive(labels, name)
-    value, influence = _influence(positive, np.atleast_1d(_scores(scores, positive.size, name)))
+    positive = positive_rows(labels, name)
+    value, influence = influences(positive, np.atleast_1d(checked_scores(scores, positive.size, name)))
     if np.isnan(value):
         return Estimate(np.nan, np.nan, np.nan, positive.size)
-    design = _design(positive, groups)
-    (variance, df), units = _spread(influence, design), design.counts[:2].min()
+    design = design_of(positive, groups)
+    (variance, df), units = influence_variance(influence, design), design.counts[:2].min()
     size, z = float(units), special.ndtri((1 + level) / 2)
     if units > 1 and variance > 0:
         rows = value * (1 - value) / variance * (z / special.stdtrit(df, (1 + level) / 2)) ** 2
         size = min(float(rows), 4.0 * min(positive.sum(), (~positive).sum()))
     return Estimate(float(value), *wilson_bounds(float(value), size, level), positive.size)
-
-
-# ---------------------------------------------------------------- contrasts
-
-
-def _contrast(value: float, se: float, df: float, n: int, level: float) -> Contrast:
-    half = se * special.stdtrit(df, (1 + level) / 2) if se > 0 or np.isnan(se) else 0.0
-    return Contrast(Estimate(float(value), float(value - half), float(value + half), int(n)), float(se), float(df))
-
-
-def _contrasts(
-    value: np.ndarray, influence: Scores, same: np.ndarray, reach: float, design: _Design, level: float
-) -> list[Contrast]:
-    """One contrast per row of `influence`; `same`: compared with itself, `reach`: the most that one group could differ by."""
-    (variance, df), units = _spread(influence, design), int(design.counts[:2].min())
-    # One swap of neighbours gives about 2 / (m n)^2 >= 1e-17; rounding of influences that cancel about 1e-32.
-    flat = same | (units < 2) | (variance < 1e-24 * reach**2)
-    df = np.where(flat, max(units - 1, 1), df)
-    # Nothing differs, yet the scores do: what an unseen share of groups could still do, as the standard error of a 95 % interval.
-    bound = reach * unseen_share(units) / special.stdtrit(max(units - 1, 1), 0.975)
-    se = np.where(same, 0.0, np.where(flat, bound, np.sqrt(np.maximum(variance, 0.0))))
-    se = np.where(np.isnan(value), np.nan, se)
-    value = np.where(same & ~np.isnan(value), 0.0, value)
-    return [_contrast(*row, design.positive.size, level) for row in zip(value, se, df, strict=True)]
-
-
-def auroc_contrast(
-    labels: Sequence[float],
-    scores: Scores,
-    weights: Sequence[float],
-    groups: Sequence | None = None,
-    level: float = 0.95,
-    name: str = "labels",
-) -> Contrast:
-    """sum_k weights_k * AUROC_k over score vectors [k n] of the same rows, with Student's interval.
-
-    Weights (1, -1) on (before, after) are the paired drop; drop(both) - drop(first) - drop(second) = (-1, -1, 1, 1) on
-    (before, both, first, second) the interaction; 1/m and -1/m on m before and m after the mean drop of m monitors, whose
-    influences are averaged before they are squared. Score vectors that are the same bit by bit are one: if all weights
-    cancel, the result is exactly 0 with no width. Where the ranks agree but not the scores, or all AUROCs are perfect,
-    the interval is what an unseen share of groups could do. Measured coverage of nominal 95 % for drops, 20 to 500 rows a
-    class: 94.2 to 97.4 %, up to 100 % where both AUROCs are 0.95 or more and equal; too low for AUROC 0.99 -> 0.96 (88 to 92 %
-    at 20 rows a class, 92 to 94 % at 50) and where 1 to 2 % of positives fail altogether (92 to 96 %). Constant scores: nan.
-    """
-    positive = _positive(labels, name)
-    array = _scores(scores, positive.size, name)
-    if array.ndim != 2 or len(weights) != len(array):
-        raise StudyError(f"{name}: {len(weights)} weights for scores of shape {array.shape}; pass one weight per score vector")
-    merged: dict[bytes, float] = {}
-    for row, weight in zip(array, weights, strict=True):
-        merged[row.tobytes()] = merged.get(row.tobytes(), 0.0) + float(weight)
-    kept = np.array([weight if abs(weight) > 1e-12 else 0.0 for weight in merged.values()])
-    value, influence = _influence(positive, np.array([np.frombuffer(row) for row in merged]))
-    reach = max(kept[kept > 0].sum(), -kept[kept < 0].sum())
-    args = (np.array([kept @ value]), (kept @ influence)[None], np.array([not kept.any()]), float(reach))
-    return _contrasts(*args, _design(positive, groups), level)[0]
-
-
-def many_contrasts(
-    labels: Sequence[float],
-    before: Scores,
-    after: Scores,
-    groups: Sequence | None = None,
-    level: float = 0.95,
-    name: str = "labels",
-) -> list[Contrast]:
-    """The paired drops, AUROC before - after, of k monitors over the same rows: `auroc_contrast` with (1, -1) for each."""
-    positive = _positive(labels, name)
-    first, second = (_scores(side, positive.size, name) for side in (before, after))
-    if first.ndim != 2 or first.shape != second.shape:
-        raise StudyError(f"{name}: scores before {first.shape} and after {second.shape}; pass two arrays monitors x rows")
-    design, found = _design(positive, groups), []
-    for start in range(0, len(first), CHUNK):
-        old, new = first[start : start + CHUNK], second[start : start + CHUNK]
-        (old_value, old_part), (new_value, new_part) = (_influence(positive, side) for side in (old, new))
-        same = (old == new).all(axis=1)
-        found += _contrasts(old_value - new_value, old_part - new_part, same, 1.0, design, level)
-    return found
-
-
-def combine(contrasts: Sequence[Contrast], level: float = 0.95) -> Contrast:
-    """The mean, equal weights, of contrasts over different rows, such as one per task; n counts all rows.
-
-    se = sqrt(sum se^2) / k, which holds for independent parts only: contrasts over the same rows belong in one
-    `auroc_contrast`. df by Welch and Satterthwaite. One nan makes the mean nan: leave an undefined task out by name.
-    """
-    if not contrasts:
-        raise StudyError("combine: no contrast is given; pass one per task")
-    value, se, df = (np.array(part) for part in zip(*((c.estimate.value, c.se, c.df) for c in contrasts), strict=True))
-    total = (se**2).sum()
-    joint = total**2 / (se**4 / df).sum() if total > 0 else df.min()
-    return _contrast(value.mean(), np.sqrt(total) / len(se), joint, sum(c.estimate.n for c in contrasts), level)
-
-
-def at_level(contrast: Contrast, level: float) -> Estimate:
-    """The same contrast with an interval of another level; `verdict` needs 90 %."""
-    return _contrast(contrast.estimate.value, contrast.se, contrast.df, contrast.estimate.n, level).estimate
-
-
-# ---------------------------------------------------------------- three answers
-
-
-def worse(contrast: Contrast, margin: float) -> float:
-    """One-sided p of "the drop exceeds the margin" against H0: drop <= margin. Same scores before and after: 1."""
-    if contrast.se == 0:
-        return float(contrast.estimate.value <= margin)
-    return float(stats.t.sf((contrast.estimate.value - margin) / contrast.se, contrast.df))
-
-
-def preserved(contrast: Contrast, margin: float) -> float:
-    """The p of equivalence, |drop| < margin, by two one-sided tests (`statistics.tost`).
-
-    Measured size of nominal 5 %, matched pairs, AUROC 0.90 -> 0.87: 5.7 % with 50 pairs, 5.4 % with 100, 5.0 % with 200.
-    """
-    if contrast.se == 0:
-        # Nothing was estimated: the scores are the same bit by bit, so the drop is 0 on these and on all other rows.
-        return float(abs(contrast.estimate.value) >= margin)
-    return tost(contrast.estimate.value, contrast.se, margin, contrast.df)
-
-
-def verdict(value: float, low: float, high: float, margin: float) -> str:
-    """The answer "worse", "preserved" or "inconclusive" from the 90 % interval of a drop: each errs in 5 % (Schuirmann 1987).
-
-    "worse": the interval lies above `margin`, which is `worse` < 0.05; "preserved": it lies within +-margin, `preserved` < 0.05.
-    A gain beyond the margin is neither, and so "inconclusive"; so is a drop that is undefined (nan).
-    """
-    if not margin > 0:
-        raise StudyError(f"verdict: margin {margin} is not above 0; take one from MARGINS")
-    if np.isnan([value, low, high]).any():
-        return "inconclusive"
-    if low > margin:
-        return "worse"
-    return "preserved" if -margin < low and high < margin else "inconclusive"
-
-
-def needed(contrast: Contrast, margin: float, alpha: float = ALPHA) -> int:
-    """Test rows at which this estimate, were it the truth, would be decided with 80 % power; NEVER at the margin itself or nan.
-
-    The standard error is scaled with 1 / sqrt(n), groups growing in number, not in size, and t is taken as normal. Inside the
-    margin: both of TOST's tests pass, Phi((m - d) / s - z) + Phi((m + d) / s - z) - 1 = power; outside: the one-sided test of
-    the margin that was passed, which for a gain shows "better by more than the margin". In a family of m tests under Holm's
-    procedure pass alpha = ALPHA / m, the level of its hardest one.
-    """
-    d, se, n = abs(contrast.estimate.value), contrast.se, contrast.estimate.n
-    if se == 0:
-        return n
-    z, one, two = special.ndtri([1 - alpha, POWER, (1 + POWER) / 2])
-    gap = abs(d - margin)
-    if not gap > 0:
-        return NEVER
-
-    def power(s: float) -> float:
-        return special.ndtr((margin - d) / s - z) + special.ndtr((margin + d) / s - z) - 1 - POWER
-
-    # Between the scales at which both tests have 90 % power and at which the harder one has 80 %; a hair wider, for rounding.
-    scale = gap / (z + one) if d > margin else optimize.brentq(power, 0.999 * gap / (z + two), 1.001 * gap / (z + one))
-    return int(min(np.ceil(n * (se / scale) ** 2), NEVER))
 
 
 # ---------------------------------------------------------------- alarms at a frozen threshold
@@ -358,7 +186,7 @@ def rates(
 ) -> tuple[Estimate, Estimate]:
     """TPR and FPR of one monitor that flags what scores above `threshold`, with `rate_interval`; a class without rows: nan."""
     positive, units = np.asarray(labels) == 1, group_codes(groups, len(labels))
-    flags = _scores(scores, positive.size, "rates") > threshold
+    flags = checked_scores(scores, positive.size, "rates") > threshold
     tpr, fpr = (rate_interval(flags[side], units[side], level) for side in (positive, ~positive))
     return tpr, fpr
 
