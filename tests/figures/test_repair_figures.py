@@ -14,7 +14,7 @@ from test_projection_figures import KEY, key_of, legend_of, ruled
 from helpers import results
 from helpers.figures import repair
 from helpers.figures.drawing import layout
-from helpers.monitors import repairs
+from helpers.monitors import gate, repairs
 from helpers.staleness.policies import POLICIES
 from helpers.stats.intervals import rate_interval
 
@@ -47,7 +47,7 @@ def cells(variants=UPDATED, tasks=FULL.tasks, monitors=12, share=0.35):
     grid, n = pd.DataFrame(names, columns=["task", "monitor", "variant", "family"]), len(names)
     stale, agreement = rng.random(n) < share, 1 - 0.4 * rng.random(n) ** 2
     realigned, blind = (np.where(stale, rng.random(n) < 1.4 - agreement, rng.random(n) < 0.06) for _ in range(2))
-    choice = np.select([agreement > 0.97, agreement >= repairs.AGREEMENT], ["deploy", "realign"], "refit")
+    choice = np.select([agreement > 0.97, agreement >= gate.AGREEMENT], ["deploy", "realign"], "refit")
     mended = rng.choice([*(name for name in repairs.LADDER[1:] if name != repairs.NULL), ""], n)
     return grid.assign(stale=stale, stale_blind=blind, stale_refit=rng.random(n) < 0.1, gate=choice, agreement_after=agreement,
                        stale_realigned=realigned, repaired_by=np.where(stale, mended, "none"), seed=0)  # fmt: skip
@@ -269,7 +269,7 @@ def test_every_monitor_is_a_line_from_frozen_to_repaired():
 def test_the_gate_is_drawn_by_its_choice_and_below_by_quarters():
     drawn = cells()
     above, below = figure_of("gate_accuracy, full").axes
-    assert ruled(above, 0) == ruled(below, 0) == [repairs.AGREEMENT]
+    assert ruled(above, 0) == ruled(below, 0) == [gate.AGREEMENT]
     for dots, choice in zip(above.collections, repair.CHOICES, strict=True):
         own = drawn[drawn["gate"] == choice]
         assert dots.get_offsets()[:, 0].tolist() == own["agreement_after"].tolist()

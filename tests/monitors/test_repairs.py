@@ -13,13 +13,14 @@ from helpers import results
 from helpers.data.splits import SPLITS
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import encoding
-from helpers.monitors import probes, readings, realignment, repair_ladder, repairs
+from helpers.monitors import gate, probes, readings, realignment, repair_case, repair_ladder, repair_measures, repairs
 from helpers.monitors.frozen import Monitor
+from helpers.monitors.gate import ALARM_SHIFT
 from helpers.monitors.probes import PROBES, Readout
 from helpers.monitors.readings import ATTENTION, LINEAR
 from helpers.monitors.readouts import Pooled, Ragged
 from helpers.monitors.realignment import REALIGNMENTS
-from helpers.monitors.repairs import ALARM_SHIFT, FEW_LABELS, LADDER, NULL, RUNGS
+from helpers.monitors.repairs import FEW_LABELS, LADDER, NULL, RUNGS
 from helpers.stats import intervals, roc
 from helpers.updates import measurements
 from helpers.updates import names as update_names
@@ -82,7 +83,12 @@ def ladders(frozen, in_use):
 @pytest.fixture(scope="module")
 def cases():
     """What the monitors of the first task share, by variant."""
-    return {name: repairs.case(TASK, BASE, found, PLAN) for name, found in SEEN.items()}
+    return {name: repair_case.case(TASK, BASE, found, PLAN) for name, found in SEEN.items()}
+
+
+def repaired(method, monitor, after, plan=PLAN) -> repairs.Repaired:
+    """One rung on one monitor of the first task, on a case of its own."""
+    return repairs.apply(method, monitor, repair_case.case(TASK, BASE, after, plan))
 
 
 def real(frozen, task=TASK) -> list[Monitor]:
@@ -130,7 +136,7 @@ def test_on_an_unchanged_model_a_paired_rung_changes_no_alarm(ladders, method):
 def test_scores_before_any_repair_are_those_of_the_frozen_monitors(cases, frozen):
     test = readings.rows_of(PLAN, TASK, "test")
     for monitor in real(frozen):
-        one = repairs.repair("none", monitor, BASE, SEEN["turned"], PLAN)
+        one = repaired("none", monitor, SEEN["turned"], PLAN)
         np.testing.assert_array_equal(one.scores, readings.scores([monitor], SEEN["turned"], PLAN, test.index)[0])
         assert (one.thresholds, one.cost_texts, one.cost_labels) == (monitor.thresholds, 0, 0)
 
@@ -204,9 +210,9 @@ def test_the_null_is_no_repair(cases, frozen):
     fit, stale = (intervals.Estimate(flag, flag, flag, 1) for flag in (0.0, 1.0))
     found = [
         replace(one, values={"stale_any": fit if one.repaired.method in (NULL, "labels-20", "refit") else stale})
-        for one in repair_ladder.measure(case, [monitor])
+        for one in repair_measures.measure(case, [monitor])
     ]
-    assert repair_ladder._cell(case, monitor, repairs.judged(case, monitor), found)["repaired_by"] == "labels-20"
+    assert repair_ladder._cell(case, monitor, gate.judged(case, monitor), found)["repaired_by"] == "labels-20"
 
 
 def test_a_variant_that_holds_the_same_for_every_text_keeps_no_rung(ladders, cases, frozen):
@@ -246,7 +252,7 @@ def test_shares_are_those_of_the_cells(ladders):
             for name, part in (("repaired", 1 - now[before == 1]), ("harmed", now[before == 0])):
                 wanted = part.mean() if len(part) else np.nan
                 assert summary(ladders, variant, method, f"share_{name}") == pytest.approx(wanted, nan_ok=True)
-        blind = singles[singles["method"] == repairs.DEFAULT].set_index(["task", "probe"])["value"]
+        blind = singles[singles["method"] == gate.DEFAULT].set_index(["task", "probe"])["value"]
         np.testing.assert_array_equal(cells["stale_blind"], blind.loc[list(zip(cells["task"], cells["probe"], strict=True))] == 1)
 
 
@@ -267,7 +273,7 @@ def test_labels_of_other_tasks_and_of_the_test_change_nothing(frozen, method, ki
     monitor = next(m for m in real(frozen) if m.kind == kind)
     if kind == ATTENTION and method in FEW_LABELS:
         pytest.skip("few labels are for linear kinds")
-    honest, turned = (repairs.repair(method, monitor, BASE, SEEN["scaled"], plan) for plan in (PLAN, FOREIGN))
+    honest, turned = (repaired(method, monitor, SEEN["scaled"], plan) for plan in (PLAN, FOREIGN))
     np.testing.assert_array_equal(honest.scores, turned.scores)
     assert honest.thresholds == turned.thresholds
 
@@ -276,9 +282,9 @@ def test_labels_of_other_tasks_and_of_the_test_change_nothing(frozen, method, ki
 def test_what_is_called_label_free_reads_no_label_at_all(frozen, method):
     swapped = relabelled(lambda e: True)
     for monitor in [real(frozen)[0], next(m for m in real(frozen) if m.kind == ATTENTION)]:
-        pair = [repairs.case(TASK, BASE, SEEN["scaled"], plan) for plan in (PLAN, swapped)]
+        pair = [repair_case.case(TASK, BASE, SEEN["scaled"], plan) for plan in (PLAN, swapped)]
         if method == "gate":
-            assert len({repairs.judged(one, monitor).gate for one in pair}) == 1
+            assert len({gate.judged(one, monitor).gate for one in pair}) == 1
         else:
             first, second = (repairs.apply(method, monitor, one) for one in pair)
             np.testing.assert_array_equal(first.scores, second.scores)
@@ -288,7 +294,7 @@ def test_what_is_called_label_free_reads_no_label_at_all(frozen, method):
 @pytest.mark.parametrize("method", [*FEW_LABELS, "refit"])
 def test_what_costs_labels_reads_them(frozen, method):
     monitor, swapped = real(frozen)[0], relabelled(lambda e: e.task == TASK and e.split == "train")
-    first, second = (repairs.repair(method, monitor, BASE, SEEN["scaled"], plan) for plan in (PLAN, swapped))
+    first, second = (repaired(method, monitor, SEEN["scaled"], plan) for plan in (PLAN, swapped))
     assert np.abs(first.scores - second.scores).max() > 0.1
     assert first.cost_labels == FEW_LABELS.get(method, 2 * (40 + 100))
 
@@ -300,21 +306,21 @@ def test_no_map_and_no_threshold_has_seen_the_corpus_it_is_judged_on(frozen, met
     spoilt = OWN.copy()
     spoilt[test] = False
     spoilt = moved(after, spoilt, 50.0)  # the task's own training and validation texts are somewhere else
-    one, other = (repairs.repair(method, monitor, BASE, found, PLAN) for found in (after, spoilt))
+    one, other = (repaired(method, monitor, found, PLAN) for found in (after, spoilt))
     np.testing.assert_array_equal(one.scores, other.scores)
     assert one.thresholds == other.thresholds
 
 
 def test_the_own_corpus_is_another_one(frozen):
-    monitor, index = real(frozen)[0], repairs.other_texts(PLAN, TASK)
+    monitor, index = real(frozen)[0], repair_case.other_texts(PLAN, TASK)
     assert {PLAN.examples[i].task for i in index} == set(TASKS) - {TASK}
     assert {PLAN.examples[i].split for i in index} == set(SPLITS) - {"test"}
-    own = repairs.repair("coral (own corpus)", monitor, BASE, SEEN["elsewhere"], PLAN)
-    other = repairs.repair("coral", monitor, BASE, SEEN["elsewhere"], PLAN)
+    own = repaired("coral (own corpus)", monitor, SEEN["elsewhere"], PLAN)
+    other = repaired("coral", monitor, SEEN["elsewhere"], PLAN)
     assert (own.cost_texts, other.cost_texts) == (2 * 280, 2 * 560)
     assert np.abs(own.scores - other.scores).max() > 1
     with pytest.raises(StudyError, match="the only one"):
-        repairs.other_texts(planted.plan(TASK, pairs=(10, 10, 10)), TASK)
+        repair_case.other_texts(planted.plan(TASK, pairs=(10, 10, 10)), TASK)
 
 
 # ---------------------------------------------------------------- the pieces
@@ -324,12 +330,12 @@ def test_the_own_corpus_is_another_one(frozen):
 @pytest.mark.parametrize("kind", [kind for kind in PROBES if kind != CONTROL])
 def test_a_readout_behind_a_map_scores_as_on_mapped_states(cases, frozen, name, kind):
     monitor, case = next(m for m in real(frozen) if m.kind == kind), cases["turned"]
-    found = case.fitted(name, repairs.place(monitor), "others")
+    found = case.fitted(name, repair_case.place(monitor), "others")
     seen = readings.features(SEEN["turned"], PLAN, monitor, case.rows["test"].index)
-    mapped = realignment.features(found, seen)
-    assert isinstance(mapped, Ragged if kind == ATTENTION else Pooled)
+    assert isinstance(seen, Ragged if kind == ATTENTION else Pooled)
+    mapped = Ragged(found(seen.values), seen.offsets) if kind == ATTENTION else Pooled(found(seen.values))
     wanted = probes.score(monitor.readout, mapped)
-    np.testing.assert_allclose(probes.score(repairs.through(found, monitor.readout), seen), wanted, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(probes.score(realignment.through(found, monitor.readout), seen), wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("cut", [-9.0, -0.3, 0.0, 1.7, 9.0])
@@ -366,8 +372,8 @@ def test_few_labels_start_at_the_frozen_readout_and_more_of_them_mend_more(ladde
     assert 0 < gains[0] < gains[1] < gains[2]
     monkeypatch.setattr(repairs, "PULL", 1e9)
     monitor = real(frozen)[0]
-    held = repairs.repair("labels-10", monitor, BASE, SEEN["turned"], PLAN)
-    plain = repairs.repair("threshold", monitor, BASE, SEEN["turned"], PLAN)
+    held = repaired("labels-10", monitor, SEEN["turned"], PLAN)
+    plain = repaired("threshold", monitor, SEEN["turned"], PLAN)
     assert roc.auroc(np.arange(len(held.scores)) % 2, held.scores) == pytest.approx(
         roc.auroc(np.arange(len(held.scores)) % 2, plain.scores), abs=1e-6
     )
@@ -378,7 +384,7 @@ def test_few_labels_are_half_of_each_class_and_those_of_fewer_are_among_them(fro
     seen, real_pull = [], repairs.pulled
     monkeypatch.setattr(repairs, "pulled", lambda frozen, x, y, *rest: seen.append((x, y)) or real_pull(frozen, x, y, *rest))
     for name in FEW_LABELS:
-        repairs.repair(name, real(frozen)[0], BASE, SEEN["turned"], PLAN)
+        repaired(name, real(frozen)[0], SEEN["turned"], PLAN)
     assert [np.bincount(y).tolist() for _, y in seen] == [[count // 2] * 2 for count in FEW_LABELS.values()]
     train = readings.rows_of(PLAN, TASK, "train").index
     rows = [{row.tobytes() for row in x} for x, _ in seen]
@@ -399,7 +405,7 @@ def test_a_rung_that_does_not_apply_says_why(cases, frozen):
     network = next(m for m in real(frozen) if m.kind == "mlp")
     assert "no single direction" in repairs.missing("labels-20", network, cases["same"])
     few = planted.plan(*TASKS, pairs=(10, 40, 10), depths=(0.5,))
-    small = repairs.case(TASK, planted.activations(few), planted.activations(few), few)
+    small = repair_case.case(TASK, planted.activations(few), planted.activations(few), few)
     assert "raise rows_train" in repairs.missing("labels-50", real(frozen)[0], small)
     assert repairs.missing("labels-20", real(frozen)[0], small) == ""
     with pytest.raises(StudyError, match="unknown repair 'prayer'; choose one of none, "):
@@ -409,7 +415,7 @@ def test_a_rung_that_does_not_apply_says_why(cases, frozen):
 def test_the_ladder_begins_with_nothing_and_ends_with_the_refit():
     assert (LADDER[0], LADDER[-1]) == ("none", "refit")
     assert set(RUNGS) - set(LADDER) == {f"{name} (own corpus)" for name in repairs.OWN}
-    assert {repairs.DEFAULT, *repairs.CANDIDATES} <= set(REALIGNMENTS)
+    assert {gate.DEFAULT, *gate.CANDIDATES} <= set(REALIGNMENTS)
 
 
 # ---------------------------------------------------------------- the gate
@@ -434,11 +440,11 @@ CUT = {"5": 0.905}
     ],
 )
 def test_the_gate_follows_its_rule(after, realigned, choice):
-    found = repairs.gate(LINE, after, realigned, CUT)
+    found = gate.gate(LINE, after, realigned, CUT)
     assert found.choice == choice
     assert found.agreement_before == pytest.approx(statistics_spearman(LINE, after))
     assert found.alarm_shift_after == pytest.approx(abs((realigned > 0.905).mean() - (LINE > 0.905).mean()))
-    without = repairs.gate(LINE, after, realigned, {})
+    without = gate.gate(LINE, after, realigned, {})
     assert (without.alarm_shift_before, without.alarm_shift_after) == (0, 0)
 
 
@@ -456,7 +462,7 @@ def test_the_gate_judges_each_half_behind_the_map_of_the_other(cases, frozen):
     def fake(method, place, corpus):
         return realignment.Map(zero, far if corpus == "half-0" else zero, 1.0, none, none)
 
-    found = repairs.judged(replace(case, fitted=fake), monitor)
+    found = gate.judged(replace(case, fitted=fake), monitor)
     first, second = (np.isin(case.texts["others"], case.texts[f"half-{h}"]) for h in (0, 1))
     assert (first ^ second).all()
     assert min(first.sum(), second.sum()) > 100
@@ -468,12 +474,12 @@ def test_the_gate_judges_each_half_behind_the_map_of_the_other(cases, frozen):
 
 def test_a_realignment_is_judged_by_texts_it_has_not_seen(frozen):
     """A planted change that fits only the halves' own texts: the two halves of the others moved in opposite directions."""
-    base = repairs.case(TASK, BASE, BASE, PLAN)
+    base = repair_case.case(TASK, BASE, BASE, PLAN)
     signs = np.zeros(len(PLAN.examples))
     signs[base.texts["half-0"]], signs[base.texts["half-1"]] = 1, -1
-    found = repairs.case(TASK, BASE, moved(BASE, signs, 5.0), PLAN)
-    gates = [repairs.judged(found, monitor).gate for monitor in real(frozen) if monitor.kind in LINEAR]
-    assert {gate.choice for gate in gates} == {"refit"}  # each half's centre is 10 away from what the other half needs
+    found = repair_case.case(TASK, BASE, moved(BASE, signs, 5.0), PLAN)
+    gates = [gate.judged(found, monitor).gate for monitor in real(frozen) if monitor.kind in LINEAR]
+    assert {one.choice for one in gates} == {"refit"}  # each half's centre is 10 away from what the other half needs
 
 
 # ---------------------------------------------------------------- rows

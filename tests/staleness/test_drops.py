@@ -11,12 +11,12 @@ from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.figures import staleness_tables
 from helpers.models import loading
-from helpers.monitors import fitting, readings
+from helpers.monitors import fitting, readings, stale
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
 from helpers.monitors.readings import LINEAR, TURNED
 from helpers.staleness import drops as staleness_drops
-from helpers.stats import intervals, roc
+from helpers.stats import intervals, paired_aurocs
 from helpers.stats.intervals import MARGINS, rate_interval
 from helpers.updates import measurements
 from helpers.updates import names as update_names
@@ -221,9 +221,9 @@ def test_one_monitor_without_a_ranking_leaves_the_others_theirs(reference):
 @pytest.mark.parametrize("value", np.linspace(-0.05, 0.25, 31))
 @pytest.mark.parametrize("half", [0.0, 0.02, 0.08])
 def test_a_flag_lies_between_the_answers_of_its_ends(reference, value, half):
-    drop = roc.Contrast(intervals.Estimate(value, value - half, value + half, 120), max(half / 2, 1e-3), 59.0)
+    drop = paired_aurocs.Contrast(intervals.Estimate(value, value - half, value + half, 120), max(half / 2, 1e-3), 59.0)
     found = staleness_drops._ranking(reference, reference.scores[0], drop)
-    for name, size in staleness_drops.DROPS.items():
+    for name, size in stale.DROPS.items():
         flag = found[f"stale_auroc_{name}"]
         assert flag.low <= flag.value <= flag.high
         assert flag.value == (value >= size and value - half > 0)

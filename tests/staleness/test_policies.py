@@ -11,7 +11,7 @@ from test_predictors import planted, refused
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED
 from helpers.figures import repair_tables
-from helpers.monitors import repairs
+from helpers.monitors import gate
 from helpers.results import Run
 from helpers.staleness import policies
 from helpers.staleness.policies import POLICIES, estimates
@@ -101,7 +101,7 @@ def test_what_gives_no_sign_of_drift_is_checked_first():
 
 
 def test_the_gates_choices_are_those_that_repairs_makes():
-    assert tuple(policies.GATE) == repairs.GATES
+    assert tuple(policies.GATE) == gate.GATES
 
 
 # ---------------------------------------------------------------- what holds whatever the cells

@@ -35,7 +35,7 @@ from helpers.figures.drawing.layout import (
 )
 from helpers.figures.drawing.theme import PALETTE, bars, share_axis
 from helpers.figures.repair_tables import OUTSIDE
-from helpers.monitors import repairs
+from helpers.monitors import gate, repairs
 from helpers.results import KEY
 from helpers.staleness.policies import METHOD, behind_gate
 from helpers.staleness.verdicts import FAMILIES
@@ -230,7 +230,7 @@ def _paths(ax: Axes, rows: pd.DataFrame, methods: Sequence[str], offset: float, 
         ax.plot(part["x"], part["value"], color=colour, linewidth=0.9, alpha=0.55)
 
 
-def gate_accuracy(cells: pd.DataFrame, threshold: float = repairs.AGREEMENT) -> Figure:
+def gate_accuracy(cells: pd.DataFrame, threshold: float = gate.AGREEMENT) -> Figure:
     """Whether a realigned monitor was left unfit, against its rank agreement with the frozen one on held-out unlabelled texts.
 
     Above, one dot a monitor and update, by what the gate chose (it looks at alarms as well); below, the share left unfit by

@@ -2,7 +2,9 @@
 
 - `probes`: `PROBES`, the kinds; `readouts`: what a fitted probe is; `baselines`: what needs no model
 - `readings`: which texts are read at which places; `fitting`: monitors of a model; `frozen`: a monitor on disk
-- `realignment`, `repairs`, `repair_ladder`: maps and thresholds that make a stale monitor fit again, from cheap to dear
+- `stale`: what makes a monitor stale, the one place that says it
+- `realignment`, `repair_case`, `repairs`: maps and thresholds that make a stale monitor fit again, from cheap to dear;
+  `gate`: which monitors need that, by unlabelled texts; `repair_measures`, `repair_ladder`: what every rung gave
 - `spot_check`: a quick look at a model with few texts
 
 May import: stats, data, models, updates and the root files. A new kind of probe is one line in `probes.PROBES`.

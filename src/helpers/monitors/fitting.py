@@ -18,7 +18,7 @@ from helpers.monitors.baselines import BASELINES
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.readings import TURNED, Place, Rows
 from helpers.seeding import named_seed
-from helpers.stats import roc
+from helpers.stats import paired_aurocs, roc
 from helpers.stats.intervals import Estimate, mean_interval
 from helpers.stats.roc import RATES
 from helpers.updates.names import CONTROL
@@ -133,7 +133,7 @@ def _another_draw(
             again = probes.refit(monitor.readout, every.take(drawn), train.labels[drawn], monitor.seed)
             vectors.append(probes.score(again, held))
             angles.append(readings.readout_angle(monitor.readout, again))
-    drop = roc.auroc_contrast(test.labels, np.array(vectors), [1.0, *[-1 / DRAWS] * DRAWS], test.groups)
+    drop = paired_aurocs.auroc_contrast(test.labels, np.array(vectors), [1.0, *[-1 / DRAWS] * DRAWS], test.groups)
     defined = [angle for angle in angles if np.isfinite(angle)]  # a probe of equal class means has no direction
     return {"resampled_drop": drop.estimate, "resampled_angle": mean_interval(defined, bounds=(0.0, 180.0))}
 

@@ -6,7 +6,7 @@ updated one; a row is a text. Paired kinds need the same texts in the same order
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.monitors import readouts
+from helpers.monitors.probes import Readout
 from helpers.monitors.readouts import Pooled
 from helpers.stats.intervals import group_codes
 
@@ -302,3 +303,19 @@ def fit_map(name: str, before: States, after: Others, seed: int = 0, groups: Gro
         remedy = "pass the same texts in the same order, or an unpaired kind without groups"
         raise StudyError(f"realignment {name!r}: {len(old)} texts before and {len(new)} after the update; {remedy}")
     return REALIGNMENTS[name].fit(old, new, groups, seed)
+
+
+def through(found: Map, readout: Readout) -> Readout:
+    """The readout, of any kind, that scores x as `readout` scores the mapped x: each of its weights on x is unfolded.
+
+    With y = target + scale (x - source) + (x - source) L R^T, y @ w = x @ w' + const for w' = scale w + L R^T w; exact. A query's
+    constant is the same for all tokens of a text, so that the softmax drops it.
+    """
+    tensors = dict(readout.tensors)
+    for name, bias in (("w", "b"), ("W1", "b1"), ("v", "b"), ("q", None)):
+        if name in tensors:
+            rows = tensors[name]
+            tensors[name] = rows * found.scale + (rows @ found.right) @ found.left.T
+            if bias:
+                tensors[bias] = tensors[bias] + rows @ found.target - tensors[name] @ found.source
+    return replace(readout, tensors=tensors)

@@ -14,22 +14,21 @@ from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import loading
 from helpers.models.activations import Activations
 from helpers.models.encoding import Plan
-from helpers.monitors import readings, repairs
+from helpers.monitors import gate, readings, repair_case, repair_measures, repairs
 from helpers.monitors.frozen import Monitor
-from helpers.monitors.readings import Rows
-from helpers.monitors.repairs import DEFAULT, GATES, LADDER, NULL, RUNGS, GateAnswer, RepairCase, Repaired
+from helpers.monitors.gate import DEFAULT, GATES, GateAnswer
+from helpers.monitors.repair_case import RepairCase
+from helpers.monitors.repair_measures import LEVEL, Measured
+from helpers.monitors.repairs import LADDER, NULL, RUNGS
 from helpers.results import OWN, VALUES, Run
 from helpers.stats import roc
-from helpers.stats.intervals import MARGINS, Estimate, group_codes, mean_interval, rate_interval
-from helpers.stats.roc import RATES
+from helpers.stats.intervals import Estimate, group_codes, mean_interval, rate_interval
 from helpers.updates import measurements, names, recipes
 from helpers.updates import names as update_names
 from helpers.updates.names import CONTROL, Variant
 from helpers.updates.variants import Parts, from_table
 
 COLUMNS = [*OWN["realignment"], *VALUES]
-STALE_DROP = 0.05  # of AUROC, as in staleness
-LEVEL = "5"
 ALL = "all"
 GATE = "gate"  # the method under which the gate's rows stand
 IN_USE = "in use"
@@ -45,20 +44,6 @@ class Ladder:
     cells: pd.DataFrame
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """One monitor after one rung: its measures, and on which test texts its alarm differs from that on the original model."""
-
-    repaired: Repaired
-    values: dict[str, Estimate]
-    changed: np.ndarray
-    test: Rows
-
-    @property
-    def stale(self) -> bool:
-        return self.values["stale_any"].value == 1
-
-
 # ---------------------------------------------------------------- all variants of a run
 
 
@@ -66,7 +51,7 @@ def monitors_at(monitors: Sequence[Monitor], task: str, name: str, found: Activa
     """The task's monitors of every real kind and pooling at the layer of the monitor in use, where pooled states are kept."""
     layers = [monitor.layer for monitor in monitors if monitor.name == name]
     here = [m for m in monitors if m.task == task and m.layer in layers and m.kind != CONTROL]
-    kept = [m for m in here if repairs.place(m) in found.pooled]
+    kept = [m for m in here if repair_case.place(m) in found.pooled]
     if not kept:
         raise StudyError(f"no monitor of task {task!r} reads pooled states at the layer of {name!r}; add its depth to depths",
                          NOT_COMPARABLE)  # fmt: skip
@@ -101,10 +86,10 @@ def on_variant(
     """Rows of the table without key columns, and the cells without variant, family and seed, of one variant."""
     rows, cells, every = [], [], []
     for task, name in over("tasks", in_use.items()):
-        here = repairs.case(task, before, after, plan, repairs.other_texts(plan, task, most), seed)
+        here = repair_case.case(task, before, after, plan, repair_case.other_texts(plan, task, most), seed)
         mine = monitors_at(monitors, task, name, before)
-        found = measure(here, mine)
-        gates = {monitor.name: repairs.judged(here, monitor) for monitor in mine}
+        found = repair_measures.measure(here, mine)
+        gates = {monitor.name: gate.judged(here, monitor) for monitor in mine}
         rows += [_row(one.repaired.monitor, one.repaired.method, m, e) for one in found for m, e in one.values.items()]
         rows += [_row(monitor, GATE, m, e) for monitor in mine for m, e in _gate(gates[monitor.name]).items()]
         rows += _summary(task, found)
@@ -119,63 +104,6 @@ def _row(monitor: Monitor, method: str, metric: str, e: Estimate) -> Row:
 
 
 # ---------------------------------------------------------------- one task on one variant
-
-
-def measure(case: RepairCase, monitors: Sequence[Monitor]) -> list[Measured]:
-    """Every rung that applies to each monitor, measured on the task's test texts."""
-    test = case.rows["test"]
-    test = replace(test, groups=group_codes(test.groups, len(test.groups)))
-    found = []
-    for monitor in monitors:
-        methods = [name for name in RUNGS if not repairs.missing(name, monitor, case)]
-        found += [repairs.apply(name, monitor, case) for name in methods]
-    old = {m.name: case.score(m, test.index, after=False) for m in monitors}
-    none = {one.monitor.name: one.scores for one in found if one.method == "none"}
-    now = np.array([one.scores for one in found])
-    drops, losses = (
-        roc.many_contrasts(test.labels, np.array([side[one.monitor.name] for one in found]), now, test.groups)
-        for side in (old, none)
-    )
-    return [_measured(one, old[one.monitor.name], test, *pair) for one, *pair in zip(found, drops, losses, strict=True)]
-
-
-def _measured(one: Repaired, before: np.ndarray, test: Rows, drop: roc.Contrast, loss: roc.Contrast) -> Measured:
-    """The measures of one monitor after one rung; `drop` is against the original model, `loss` against no repair at all."""
-    values = {"auroc_drop": drop.estimate, "auroc_gain": _minus(loss.estimate)}
-    if np.isfinite(drop.estimate.value):
-        values["auroc"] = roc.auroc_interval(test.labels, one.scores, test.groups)
-    flags = [_flag(drop.estimate, STALE_DROP)] if np.isfinite(drop.estimate.value) else [_tied(before, one.scores)]
-    frozen, cut, changed = one.monitor.thresholds.get(LEVEL), one.thresholds.get(LEVEL), np.zeros(len(before), bool)
-    if frozen is not None and cut is not None:
-        alarmed, alarms, positive = before > frozen, one.scores > cut, test.labels == 1
-        changed = alarmed != alarms
-        values["tpr_5"], values["fpr_5"] = roc.rates(test.labels, one.scores, cut, test.groups)
-        values["alarms_changed"] = rate_interval(changed, test.groups)
-        lost = _minus(roc.rate_change(alarmed[positive], alarms[positive], test.groups[positive]))
-        flags += [_flag(lost, MARGINS["tpr"]), _too_often(values["fpr_5"])]
-    values["stale_any"] = Estimate(*(float(max(flag[end] for flag in flags)) for end in range(3)), len(before))
-    costs = {"cost_texts": one.cost_texts, "cost_labels": one.cost_labels}
-    values |= {name: Estimate(float(c), float(c), float(c), len(before)) for name, c in costs.items()}
-    return Measured(one, values, changed, test)
-
-
-def _minus(e: Estimate) -> Estimate:
-    return Estimate(0.0 - e.value, 0.0 - e.high, 0.0 - e.low, e.n)
-
-
-def _flag(e: Estimate, size: float) -> tuple[bool, bool, bool]:
-    """Whether a loss makes a monitor stale, and whether it surely and possibly does: the same as in `staleness`."""
-    return e.value >= size and e.low > 0, e.low >= size, e.high >= size
-
-
-def _too_often(fpr: Estimate) -> tuple[bool, bool, bool]:
-    most = MARGINS["fpr_ratio"] * RATES[LEVEL]
-    return fpr.value > most, fpr.low > most, fpr.high > most
-
-
-def _tied(before: np.ndarray, after: np.ndarray) -> tuple[bool, bool, bool]:
-    """A monitor that says the same of every text, and did not, has lost its ranking altogether."""
-    return (bool(np.ptp(before) > 0 and np.ptp(after) == 0),) * 3
 
 
 def _gate(judged: GateAnswer) -> dict[str, Estimate]:
@@ -275,7 +203,7 @@ def gate_quality(cells: pd.DataFrame) -> pd.DataFrame:
 
 def interplay(
     parts: Parts, aligned: Variant, restored: Mapping[Variant, Sequence[Variant]], monitors: Sequence[Monitor],
-    in_use: Mapping[str, str], plan: Plan, seed: int = 0, method: str = repairs.DEFAULT, most: int | None = None,
+    in_use: Mapping[str, str], plan: Plan, seed: int = 0, method: str = DEFAULT, most: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of the table, by restored variant: what realigning the monitors in use, restoring the weights, and both give back.
 
@@ -305,7 +233,7 @@ def differing(
     plain, mended, groups = [np.empty(0)], [np.empty(0)], []
     for task, name in in_use.items():
         monitor = next(m for m in monitors if m.name == name)
-        here = repairs.case(task, before, after, plan, repairs.other_texts(plan, task, most), seed)
+        here = repair_case.case(task, before, after, plan, repair_case.other_texts(plan, task, most), seed)
         if LEVEL in monitor.thresholds:
             test = here.rows["test"]
             alarms = here.score(monitor, test.index, after=False) > monitor.thresholds[LEVEL]

@@ -24,7 +24,7 @@ from helpers.models.loading import LanguageModel
 from helpers.monitors import fitting, readings
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.readings import ATTENTION, Rows
-from helpers.stats import roc
+from helpers.stats import paired_aurocs, roc
 from helpers.stats.intervals import Estimate, rate_interval
 from helpers.updates.measurements import Protocol
 from helpers.updates.names import EVERY
@@ -198,11 +198,13 @@ def health(seen: Sequence[Seen]) -> list[tuple]:
     """
     found, contrasts = [], []
     for one in seen:
-        drop = roc.many_contrasts(one.rows.labels, one.before[None], one.after[None], one.rows.groups, name=one.monitor.task)[0]
+        drop = paired_aurocs.many_contrasts(
+            one.rows.labels, one.before[None], one.after[None], one.rows.groups, name=one.monitor.task
+        )[0]
         values = {"auroc_drop": drop.estimate} | _alarm_rates(one)
         found += [(one.monitor.task, metric, e.value, e.low, e.high, e.n) for metric, e in values.items() if np.isfinite(e.value)]
         contrasts += [drop] if np.isfinite(drop.estimate.value) else []
-    every = {"mean_auroc_drop": roc.combine(contrasts).estimate} if contrasts else {}
+    every = {"mean_auroc_drop": paired_aurocs.combine(contrasts).estimate} if contrasts else {}
     alarmed = [one for one in seen if one.alarms() is not None]
     if alarmed:
         changed = np.concatenate([np.not_equal(*one.alarms()) for one in alarmed])

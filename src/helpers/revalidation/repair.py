@@ -75,7 +75,7 @@ class Mended:
 def _mapped(case: MonitorTexts, rows: np.ndarray, method: str, seed: int) -> Monitor:
     """The frozen readout behind a map from the updated model's states to the original's, folded into its weights."""
     found = realignment.fit_map(method, *(side[rows] for side in case.states), seed)
-    return _with(case.monitor, repairs.through(found, case.monitor.readout).tensors)
+    return _with(case.monitor, realignment.through(found, case.monitor.readout).tensors)
 
 
 def _with(monitor: Monitor, tensors: Mapping[str, np.ndarray]) -> Monitor:

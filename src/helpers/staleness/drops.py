@@ -1,7 +1,7 @@
 """Staleness: what monitors that were frozen on the aligned model still tell on a variant, and what a refit would tell.
 
-A monitor counts as stale by three definitions side by side: its AUROC dropped, it catches less at its frozen threshold, or
-that threshold alarms too often. Every comparison is paired on the same texts, and its unit is the group.
+A monitor counts as stale by the three definitions of `monitors.stale`. Every comparison is paired on the same texts, and its
+unit is the group.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,21 +15,19 @@ from helpers.console import over
 from helpers.models import loading
 from helpers.models.activations import Activations
 from helpers.models.encoding import Plan
-from helpers.monitors import probes, readings
+from helpers.monitors import probes, readings, stale
 from helpers.monitors.frozen import Monitor, check_fits
 from helpers.monitors.probes import Readout
 from helpers.monitors.readings import LINEAR, TURNED, Rows
 from helpers.staleness import forecast_data
-from helpers.stats import roc
+from helpers.stats import paired_aurocs, roc
 from helpers.stats.intervals import MARGINS, Estimate, jackknife, rate_interval
-from helpers.stats.roc import RATES
 from helpers.updates import measurements
 from helpers.updates import names as update_names
 from helpers.updates.names import CONTROL, Variant, place_names
 from helpers.updates.variants import Parts, build_variant
 
 COLUMNS = ["task", "probe", "layer", "depth", "metric", "value", "low", "high", "n"]
-DROPS = {"05": 0.05, "10": 0.10}  # AUROC drops from which a monitor counts as stale
 BLOCKS = 5  # of training groups, left out one at a time for the interval of an angle
 ALL = ("all", 0, 0.0)  # probe, layer and depth of a row about all monitors of a task
 Row = tuple[str, str, int, float, str, float, float, float, int]
@@ -116,7 +114,7 @@ def _fits(monitor: Monitor, found: Activations, reading: Plan, train: Rows, bloc
 def compare(reference: Reference, found: Activations, reading: Plan, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     """Rows of the table `staleness` for one task on one variant, without key columns, and its scores (monitors x texts)."""
     after = readings.scores(reference.monitors, found, reading, reference.test.index)
-    drops = roc.many_contrasts(reference.test.labels, reference.scores, after, reference.test.groups)
+    drops = paired_aurocs.many_contrasts(reference.test.labels, reference.scores, after, reference.test.groups)
     rows: list[Row] = []
     for j, monitor in enumerate(reference.monitors):
         values = _ranking(reference, after[j], drops[j]) | _alarms(reference, j, after[j])
@@ -128,20 +126,15 @@ def compare(reference: Reference, found: Activations, reading: Plan, seed: int =
     return pd.DataFrame(rows + _summary(reference, after, rows), columns=COLUMNS), after
 
 
-def _flag(value: bool, surely: bool, possibly: bool, n: int) -> Estimate:
-    """Stale or not (1 or 0), with the answers that the two ends of the interval behind it would give."""
-    return Estimate(float(value), float(surely), float(possibly), n)
-
-
-def _ranking(reference: Reference, after: np.ndarray, drop: roc.Contrast) -> dict[str, Estimate]:
+def _ranking(reference: Reference, after: np.ndarray, drop: paired_aurocs.Contrast) -> dict[str, Estimate]:
     """AUROC on the variant, its paired drop, the answers at both thresholds of stale, and the two p values at the margin."""
     e, n = drop.estimate, drop.estimate.n
     if not np.isfinite(e.value):  # all scores tied, before or after: there is no ranking
         return {"auroc_undefined": Estimate(1.0, 1.0, 1.0, n)}
     values = {"auroc": roc.auroc_interval(reference.test.labels, after, reference.test.groups), "auroc_drop": e}
-    for name, size in DROPS.items():
-        values[f"stale_auroc_{name}"] = _flag(e.value >= size and e.low > 0, e.low >= size, e.high >= size, n)
-    for name, test in (("p_worse", roc.worse), ("p_preserved", roc.preserved)):
+    for name, size in stale.DROPS.items():
+        values[f"stale_auroc_{name}"] = stale.flag(n, stale.by_loss(e, size))
+    for name, test in (("p_worse", paired_aurocs.worse), ("p_preserved", paired_aurocs.preserved)):
         p = test(drop, MARGINS["auroc"])
         values[name] = Estimate(p, p, p, n)  # exact, given the interval: a p value has none of its own
     return values
@@ -150,21 +143,14 @@ def _ranking(reference: Reference, after: np.ndarray, drop: roc.Contrast) -> dic
 def _alarms(reference: Reference, j: int, after: np.ndarray) -> dict[str, Estimate]:
     """TPR and FPR at the frozen thresholds, what was lost of the first, and both kinds of stale."""
     labels, groups, before = reference.test.labels, reference.test.groups, reference.scores[j]
-    caught, values = labels == 1, {}
+    caught, values = labels == 1, dict[str, Estimate]()
     for level, cut in reference.monitors[j].thresholds.items():
         tpr, fpr = roc.rates(labels, after, cut, groups)
-        loss = _minus(roc.rate_change(before[caught] > cut, after[caught] > cut, groups[caught]))
-        most = MARGINS["fpr_ratio"] * RATES[level]
+        loss = stale.lost_alarms(before[caught] > cut, after[caught] > cut, groups[caught])
         values |= {f"tpr_{level}": tpr, f"fpr_{level}": fpr, f"tpr_loss_{level}": loss}
-        margin = MARGINS["tpr"]
-        surely, possibly = loss.low >= margin, loss.high >= margin
-        values[f"stale_tpr_{level}"] = _flag(loss.value >= margin and loss.low > 0, surely, possibly, loss.n)
-        values[f"stale_fpr_{level}"] = _flag(fpr.value > most, fpr.low > most, fpr.high > most, fpr.n)
+        values[f"stale_tpr_{level}"] = stale.flag(loss.n, stale.by_loss(loss, MARGINS["tpr"]))
+        values[f"stale_fpr_{level}"] = stale.flag(fpr.n, stale.by_false_alarms(fpr, level))
     return values
-
-
-def _minus(e: Estimate) -> Estimate:
-    return Estimate(0.0 - e.value, -e.high, -e.low, e.n)
 
 
 def _refit(reference: Reference, j: int, found: Activations, reading: Plan, seed: int) -> dict[str, Estimate]:
@@ -175,7 +161,7 @@ def _refit(reference: Reference, j: int, found: Activations, reading: Plan, seed
         return {}
     again = probes.refit(monitor.readout, every, train.labels, seed, monitor.name)
     scores = probes.score(again, readings.features(found, reading, monitor, test.index), monitor.name)
-    drop = roc.auroc_contrast(test.labels, np.array([reference.scores[j], scores]), (1, -1), test.groups).estimate
+    drop = paired_aurocs.auroc_contrast(test.labels, np.array([reference.scores[j], scores]), (1, -1), test.groups).estimate
     values = {"refit_auroc": roc.auroc_interval(test.labels, scores, test.groups), "refit_drop": drop}
     if monitor.kind in TURNED:
         values["direction_angle"] = _angle(again, reference, monitor, found, reading, seed)
@@ -214,4 +200,4 @@ def mean_drop(reference: Reference, before: np.ndarray, after: np.ndarray) -> Es
         return Estimate(np.nan, np.nan, np.nan, 0)
     weights = np.repeat([1.0, -1.0], len(kept)) / len(kept)
     test = reference.test
-    return roc.auroc_contrast(test.labels, np.vstack([before[kept], after[kept]]), weights, test.groups).estimate
+    return paired_aurocs.auroc_contrast(test.labels, np.vstack([before[kept], after[kept]]), weights, test.groups).estimate

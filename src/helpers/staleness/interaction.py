@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.monitors.fitting import four
 from helpers.staleness.drops import Observed, Reference
-from helpers.stats import roc
-from helpers.stats.roc import Contrast
+from helpers.stats import paired_aurocs
+from helpers.stats.paired_aurocs import Contrast
 from helpers.updates import names
 from helpers.updates.names import CONTROL, Variant
 
@@ -66,24 +67,22 @@ COLUMNS = ["task", "probe", "layer", "metric", "value", "low", "high", "n"]
 
 
 def _measured(measure: str, weights: Mapping[str, float], roles: Mapping[str, Variant], observed: Observed) -> list[tuple]:
-    found, overall = [], []
+    found: list[tuple] = []
+    overall: list[Contrast] = []
     for task, reference in observed.references.items():
         scores = {role: observed.scores[roles[role]][task] for role in weights if role != "aligned"}
         scores |= {"aligned": reference.scores} if "aligned" in weights else {}
         single, mean = contrasts(reference, scores, weights)
         places = [(task, m.probe, m.layer) for m in reference.monitors]
-        found += [(*place, measure, *_four(c)) for place, c in zip(places, single, strict=True) if np.isfinite(c.estimate.value)]
+        found += [
+            (*place, measure, *four(c.estimate)) for place, c in zip(places, single, strict=True) if np.isfinite(c.estimate.value)
+        ]
         if mean is not None:
-            found.append((task, "all", 0, measure, *_four(mean)))
+            found.append((task, "all", 0, measure, *four(mean.estimate)))
             overall.append(mean)
     if overall:
-        found.append(("all", "all", 0, measure, *_four(roc.combine(overall))))
+        found.append(("all", "all", 0, measure, *four(paired_aurocs.combine(overall).estimate)))
     return found
-
-
-def _four(contrast: Contrast) -> tuple[float, float, float, int]:
-    e = contrast.estimate
-    return e.value, e.low, e.high, e.n
 
 
 def contrasts(
@@ -93,9 +92,9 @@ def contrasts(
     labels, groups, roles = reference.test.labels, reference.test.groups, list(weights)
     stacked = np.stack([scores[role] for role in roles])  # role, monitor, text
     signs = np.array([weights[role] for role in roles])
-    single = [roc.auroc_contrast(labels, stacked[:, j], signs, groups) for j in range(stacked.shape[1])]
+    single = [paired_aurocs.auroc_contrast(labels, stacked[:, j], signs, groups) for j in range(stacked.shape[1])]
     kept = [j for j, m in enumerate(reference.monitors) if m.kind != CONTROL and np.isfinite(single[j].estimate.value)]
     if not kept:
         return single, None
     flat = stacked[:, kept].reshape(-1, stacked.shape[2])
-    return single, roc.auroc_contrast(labels, flat, np.repeat(signs, len(kept)) / len(kept), groups)
+    return single, paired_aurocs.auroc_contrast(labels, flat, np.repeat(signs, len(kept)) / len(kept), groups)

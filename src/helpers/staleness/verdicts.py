@@ -9,8 +9,10 @@ import pandas as pd
 
 from helpers.monitors.frozen import Monitor
 from helpers.staleness.drops import Observed
-from helpers.stats import roc
-from helpers.stats.intervals import MARGINS, holm
+from helpers.stats import paired_aurocs, roc
+from helpers.stats.intervals import MARGINS
+from helpers.stats.p_values import holm
+from helpers.stats.paired_aurocs import ALPHA
 from helpers.updates import recipes as update_recipes
 from helpers.updates import variants as model_variants
 from helpers.updates.variants import from_table, variant_codes
@@ -75,17 +77,19 @@ def verdicts(observed: Observed, chosen: Chosen) -> pd.DataFrame:
             for task, j, monitor in in_use(observed, chosen):
                 test = observed.references[task].test
                 both = np.array([observed.references[task].scores[j], scores[task][j]])
-                drop = roc.auroc_contrast(test.labels, both, (1, -1), test.groups)
+                drop = paired_aurocs.auroc_contrast(test.labels, both, (1, -1), test.groups)
                 e = drop.estimate
                 rows.append((variant.label, family, task, monitor.name, e.value, e.low, e.high, e.n,
-                             roc.worse(drop, margin), roc.preserved(drop, margin),
-                             roc.needed(drop, margin, roc.ALPHA / (sizes[family] * len(chosen)))))  # fmt: skip
+                             paired_aurocs.worse(drop, margin), paired_aurocs.preserved(drop, margin),
+                             paired_aurocs.needed(drop, margin, ALPHA / (sizes[family] * len(chosen)))))  # fmt: skip
     names = ["label", "family", "task", "monitor", "value", "low", "high", "n", "p_worse", "p_preserved", "needed"]
     table = pd.DataFrame(rows, columns=names)
     for name in ("p_worse", "p_preserved"):
         table[name] = table.groupby("family")[name].transform(lambda p: holm(p))
     answers = np.select(
-        [table["p_worse"] <= roc.ALPHA, table["p_preserved"] <= roc.ALPHA], ["worse", "preserved"], "inconclusive"
+        [table["p_worse"] <= ALPHA, table["p_preserved"] <= ALPHA],
+        ["worse", "preserved"],
+        "inconclusive",
     )
     return table.assign(answer=answers)
 

@@ -1,0 +1,78 @@
+"""Repair measures: what one rung of the ladder made of one monitor, paired on the same test texts; the unit is the group."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from helpers.monitors import repairs, stale
+from helpers.monitors.frozen import Monitor
+from helpers.monitors.readings import Rows
+from helpers.monitors.repair_case import RepairCase
+from helpers.monitors.repairs import RUNGS, Repaired
+from helpers.monitors.stale import Answer
+from helpers.stats import paired_aurocs, roc
+from helpers.stats.intervals import MARGINS, Estimate, group_codes, rate_interval
+
+LEVEL = "5"  # the threshold that is looked at: that of 5 % false alarms
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One monitor after one rung: its measures, and on which test texts its alarm differs from that on the original model."""
+
+    repaired: Repaired
+    values: dict[str, Estimate]
+    changed: np.ndarray
+    test: Rows
+
+    @property
+    def stale(self) -> bool:
+        return self.values["stale_any"].value == 1
+
+
+def measure(case: RepairCase, monitors: Sequence[Monitor]) -> list[Measured]:
+    """Every rung that applies to each monitor, measured on the task's test texts."""
+    test = case.rows["test"]
+    test = replace(test, groups=group_codes(test.groups, len(test.groups)))
+    found = []
+    for monitor in monitors:
+        methods = [name for name in RUNGS if not repairs.missing(name, monitor, case)]
+        found += [repairs.apply(name, monitor, case) for name in methods]
+    old = {m.name: case.score(m, test.index, after=False) for m in monitors}
+    none = {one.monitor.name: one.scores for one in found if one.method == "none"}
+    now = np.array([one.scores for one in found])
+    drops, losses = (
+        paired_aurocs.many_contrasts(test.labels, np.array([side[one.monitor.name] for one in found]), now, test.groups)
+        for side in (old, none)
+    )
+    return [_measured(one, old[one.monitor.name], test, *pair) for one, *pair in zip(found, drops, losses, strict=True)]
+
+
+def _measured(
+    one: Repaired, before: np.ndarray, test: Rows, drop: paired_aurocs.Contrast, loss: paired_aurocs.Contrast
+) -> Measured:
+    """The measures of one monitor after one rung; `drop` is against the original model, `loss` against no repair at all."""
+    ranked = np.isfinite(drop.estimate.value)  # else all scores are tied, before or after
+    values = {"auroc_drop": drop.estimate, "auroc_gain": stale.negative(loss.estimate)}
+    if ranked:
+        values["auroc"] = roc.auroc_interval(test.labels, one.scores, test.groups)
+    answers = [stale.by_loss(drop.estimate, stale.DROPS["05"]) if ranked else _tied(before, one.scores)]
+    frozen, cut, changed = one.monitor.thresholds.get(LEVEL), one.thresholds.get(LEVEL), np.zeros(len(before), bool)
+    if frozen is not None and cut is not None:
+        alarmed, alarms, positive = before > frozen, one.scores > cut, test.labels == 1
+        changed = alarmed != alarms
+        values["tpr_5"], values["fpr_5"] = roc.rates(test.labels, one.scores, cut, test.groups)
+        values["alarms_changed"] = rate_interval(changed, test.groups)
+        lost = stale.lost_alarms(alarmed[positive], alarms[positive], test.groups[positive])
+        answers += [stale.by_loss(lost, MARGINS["tpr"]), stale.by_false_alarms(values["fpr_5"], LEVEL)]
+    values["stale_any"] = stale.flag(len(before), *answers)
+    costs = {"cost_texts": one.cost_texts, "cost_labels": one.cost_labels}
+    values |= {name: Estimate(float(c), float(c), float(c), len(before)) for name, c in costs.items()}
+    return Measured(one, values, changed, test)
+
+
+def _tied(before: np.ndarray, after: np.ndarray) -> Answer:
+    """A monitor that says the same of every text, and did not, has lost its ranking altogether."""
+    lost = bool(np.ptp(before) > 0 and np.ptp(after) == 0)
+    return lost, lost, lost
