@@ -7,6 +7,7 @@ Intervals are closed forms, so nothing here is random except `grouped_bootstrap`
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -18,6 +19,7 @@ from helpers.errors import StudyError
 MARGINS = {"auroc": 0.03, "tpr": 0.05, "fpr_ratio": 2.0, "refusal": 0.05, "perplexity": 0.05}
 
 Bounds = tuple[float, float]
+Values = Sequence[Any] | np.ndarray  # one a row: numbers, labels, or the names of groups
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Estimate:
     n: int
 
 
-def _numbers(values: Sequence[float], name: str = "values") -> np.ndarray:
+def _numbers(values: Values, name: str = "values") -> np.ndarray:
     array = np.asarray(values, dtype=float).ravel()
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
@@ -38,21 +40,21 @@ def _numbers(values: Sequence[float], name: str = "values") -> np.ndarray:
     return array
 
 
-def _pair(before: Sequence[float], after: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _pair(before: Values, after: Values) -> tuple[np.ndarray, np.ndarray]:
     first, second = _numbers(before, "before"), _numbers(after, "after")
     if first.size != second.size:
         raise StudyError(f"paired values: {first.size} before and {second.size} after; pass the same items in the same order")
     return first, second
 
 
-def _binary(labels: Sequence[float], name: str = "labels") -> np.ndarray:
+def _binary(labels: Values, name: str = "labels") -> np.ndarray:
     array = _numbers(labels, name)
     if not np.isin(array, (0, 1)).all():
         raise StudyError(f"{name}: a value is neither 0 nor 1; pass one yes or no per item")
     return array
 
 
-def group_codes(groups: Sequence | None, n: int) -> np.ndarray:
+def group_codes(groups: Values | None, n: int) -> np.ndarray:
     """The group number of each of `n` rows, 0 .. G-1; without groups every row is its own."""
     if groups is None:
         return np.arange(n)
@@ -61,7 +63,7 @@ def group_codes(groups: Sequence | None, n: int) -> np.ndarray:
     return np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
 
 
-def group_scores(values: Sequence[float], groups: Sequence | None = None) -> np.ndarray:
+def group_scores(values: Values, groups: Values | None = None) -> np.ndarray:
     """One score per group, whose mean is the mean over rows and whose scatter is the uncertainty of that mean.
 
     score_g = m + (G / n) * sum over the rows i of g of (y_i - m): the linearised ratio of sums (Liang and Zeger 1986).
@@ -129,9 +131,7 @@ def scores_interval(scores: np.ndarray, n: int, level: float, bounds: Bounds | N
     return Estimate(value, low, high, n)
 
 
-def mean_interval(
-    values: Sequence[float], groups: Sequence | None = None, level: float = 0.95, bounds: Bounds | None = None
-) -> Estimate:
+def mean_interval(values: Values, groups: Values | None = None, level: float = 0.95, bounds: Bounds | None = None) -> Estimate:
     """The mean over rows with an interval over groups, in the units of `values`.
 
     Cluster-robust t with G - 1 degrees of freedom, widened by Hall's cubic transform for skewness (Hall 1992, JRSS B 54).
@@ -143,7 +143,7 @@ def mean_interval(
     return scores_interval(group_scores(rows, groups), rows.size, level, bounds)
 
 
-def rate_interval(labels: Sequence[float], groups: Sequence | None = None, level: float = 0.95) -> Estimate:
+def rate_interval(labels: Values, groups: Values | None = None, level: float = 0.95) -> Estimate:
     """The share of ones with Wilson's interval, on the effective sample size where rows share groups.
 
     n_eff = n / deff * (z / t)^2, deff = clustered over binomial variance, at least 1, t with G - 1 degrees of freedom
@@ -163,9 +163,9 @@ def rate_interval(labels: Sequence[float], groups: Sequence | None = None, level
 
 
 def paired_difference(
-    before: Sequence[float],
-    after: Sequence[float],
-    groups: Sequence | None = None,
+    before: Values,
+    after: Values,
+    groups: Values | None = None,
     level: float = 0.95,
     bounds: Bounds | None = None,
 ) -> Estimate:
@@ -174,7 +174,7 @@ def paired_difference(
     return mean_interval(second - first, groups, level, bounds)
 
 
-def _table(before: Sequence[float], after: Sequence[float]) -> tuple[int, int, int, int]:
+def _table(before: Values, after: Values) -> tuple[int, int, int, int]:
     """Counts of the pairs: both, only after, only before, neither."""
     first, second = (_binary(side, "paired labels").astype(bool) for side in _pair(before, after))
     return int((first & second).sum()), int((~first & second).sum()), int((first & ~second).sum()), int((~first & ~second).sum())
@@ -194,23 +194,21 @@ def square_and_add(old: Estimate, new: Estimate, phi: float) -> Estimate:
     return Estimate(value, value - down, value + up, new.n)
 
 
-def newcombe_paired(before: Sequence[float], after: Sequence[float], level: float = 0.95) -> Estimate:
+def newcombe_paired(before: Values, after: Values, level: float = 0.95) -> Estimate:
     """The difference of two paired rates, after - before, with Newcombe's square-and-add interval (1998, method 10)."""
     both, gained, lost, neither = _table(before, after)
     n = both + gained + lost + neither
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     old, new = wilson(both + lost, n, level), wilson(both + gained, n, level)
-    product = both * neither - gained * lost
+    product = float(both * neither - gained * lost)
     # Only a positive correlation is corrected for continuity, so that chance agreement does not narrow the interval.
     product = max(product - n / 2, 0) if product > 0 else product
     size = np.sqrt(float(both + lost) * (gained + neither) * (both + gained) * (lost + neither))
     return square_and_add(old, new, product / size if size > 0 else 0.0)
 
 
-def jackknife(
-    value: float, without: Sequence[float], n: int, level: float = 0.95, bounds: Bounds = (-np.inf, np.inf)
-) -> Estimate:
+def jackknife(value: float, without: Values, n: int, level: float = 0.95, bounds: Bounds = (-np.inf, np.inf)) -> Estimate:
     """The value with an interval from the values found when each of K blocks of groups is left out (Quenouille, Tukey 1958).
 
     se^2 = (K - 1) / K * sum (v_k - mean v)^2, t with K - 1 degrees of freedom; for smooth statistics without a formula, such
@@ -225,7 +223,7 @@ def jackknife(
 
 def grouped_bootstrap(
     statistic: Callable[[np.ndarray], float],
-    groups: Sequence,
+    groups: Values,
     repeats: int = 1000,
     seed: int = 0,
     level: float = 0.95,

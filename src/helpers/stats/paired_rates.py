@@ -14,7 +14,9 @@ from helpers.stats.paired_aurocs import NEVER, POWER
 LEVEL = 0.90  # of the interval of a change: its two ends are the two one-sided tests at 5 %
 
 
-def score_test(harmed: np.ndarray, helped: np.ndarray, n: np.ndarray | float, margin: np.ndarray | float) -> np.ndarray:
+def score_test(
+    harmed: np.ndarray | float, helped: np.ndarray | float, n: np.ndarray | float, margin: np.ndarray | float
+) -> np.ndarray:
     """The z of the harm against `margin`, by the score test of paired rates (Tango 1998).
 
     z = (b - c - n m) / sqrt(n (2 q + m (1 - m))), q the rate of helped pairs that is most likely under harm = m. Measured size
