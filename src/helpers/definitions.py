@@ -56,8 +56,10 @@ def lineage(definitions: Iterable[Definition]) -> tuple[str, ...]:
 # ---------------------------------------------------------------- what everything rests on
 
 TEXTS = Definition(  # which are drawn, and their splits
-    "texts", 1, code=("data.corpora", "data.splits", "data.pii_templates", "data.tasks", "data.user_files")
-)
+    "texts", 1,
+    code=("data.text_rows", "data.near_duplicates", "data.stand_ins", "data.corpora", "data.human_labels", "data.splits",
+          "data.pii_templates", "data.tasks", "data.user_files"),
+)  # fmt: skip
 INTERVALS = Definition(
     "intervals", 1,
     code=("stats.intervals", "stats.over_seeds", "stats.kappa", "stats.p_values", "stats.roc", "stats.paired_aurocs"),
@@ -135,5 +137,6 @@ DRAWING = "figures"  # the wing
 # Compute stands in the keys and sources are pinned by their hashes; the others carry values about.
 PLAIN = (
     *("cache", "console", "definitions", "errors", "folders", "results", "seeding"),
-    *("data.sources", "models.compute", "models.meter", "study.limits", "study.parameters", "study.session"),
+    *("data.sources", "data.source_list", "data.downloads", "data.archives"),
+    *("models.compute", "models.meter", "study.limits", "study.parameters", "study.session"),
 )

@@ -7,32 +7,27 @@ from itertools import product
 import pytest
 from support.tiers import mostly_slow
 
-from helpers.data import corpora, sources
+from helpers.data import corpora, human_labels, near_duplicates, sources, stand_ins
 from helpers.data.corpora import (
     IDENTITY,
     IDENTITY_PROMPT,
     IDENTITY_REPLY,
     MIXES,
-    NEAR,
     OPENING,
     REFUSALS,
     TEXTS,
-    Question,
-    Row,
     alignment_rows,
     clip,
-    clusters,
     mix,
-    near_pairs,
     read_csv,
     read_jsonl,
     sample,
     sentences,
     split_of,
-    spread,
     texts,
-    without_near,
 )
+from helpers.data.near_duplicates import NEAR, clusters, near_pairs, without_near
+from helpers.data.text_rows import Question, Row, spread
 from helpers.errors import REFUSED, StudyError
 
 ORIGINS = ["tiny", pytest.param("embedded", marks=pytest.mark.real)]
@@ -47,7 +42,7 @@ def shown(item):
 
 
 def jaccard(first, second):
-    a, b = corpora.words(first), corpora.words(second)
+    a, b = near_duplicates.words(first), near_duplicates.words(second)
     return len(a & b) / len(a | b)
 
 
@@ -98,10 +93,10 @@ def test_no_near_duplicate_crosses_training_choosing_and_evaluation(first, secon
 
 @pytest.mark.real
 def test_the_human_labels_are_of_both_classes_and_grouped():
-    replies, labels, groups = corpora.human_refusals()
+    replies, labels, groups = human_labels.human_refusals()
     assert len(replies) == len(labels) == len(groups) > 150
     assert 20 < sum(labels) < len(labels) - 20
-    prompts, replies, severity, groups = corpora.human_severity()
+    prompts, replies, severity, groups = human_labels.human_severity()
     assert len(prompts) == len(replies) == len(severity) == len(groups) > 500
     assert len(set(replies)) == len(replies)
     assert min(severity) == 0 <= max(severity) <= 1
@@ -110,15 +105,15 @@ def test_the_human_labels_are_of_both_classes_and_grouped():
 def test_stand_ins_are_bland_and_need_no_source(monkeypatch):
     monkeypatch.setattr(sources, "path", lambda *_: pytest.fail("a stand-in asked for a source"))
     allowed = {
-        *corpora._NOUNS,
-        *corpora._VERBS,
+        *stand_ins._NOUNS,
+        *stand_ins._VERBS,
         *["forbidden", "never", "do", "not", "careful", "the", "a", "how", "you", "slowly", "with", "cloud", "is"],
     }
-    allowed |= {verb + "ed" for verb in corpora._VERBS} | {"stands", "by", "and", "somebody", "will", "it"}
+    allowed |= {verb + "ed" for verb in stand_ins._VERBS} | {"stands", "by", "and", "somebody", "will", "it"}
     for name in TEXTS:
         for item in texts.__wrapped__(name, "tiny"):
             said = " ".join([shown(item), getattr(item, "reply", ""), *getattr(item, "options", ())])
-            assert corpora.words(said) <= allowed, name
+            assert near_duplicates.words(said) <= allowed, name
 
 
 def test_an_unknown_set_or_origin_is_refused():

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from helpers import cache as cache_files
-from helpers.data import sources
+from helpers.data import archives, downloads, source_list, sources
+from helpers.data.source_list import Source
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
 
 SRC = Path(sources.__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ def _tar(file: Path, members: dict[str, bytes], link: str = "") -> Path:
     return file
 
 
-def _source(archive: Path, **changes) -> sources.Source:
+def _source(archive: Path, **changes) -> Source:
     fields = {
         "package": "tiny",
         "version": "1.0",
@@ -77,7 +78,7 @@ def _source(archive: Path, **changes) -> sources.Source:
         "files": FILES,
         "backend": "absent.on.purpose",
     }
-    return sources.Source(**(fields | changes))
+    return Source(**(fields | changes))
 
 
 @pytest.fixture
@@ -107,10 +108,10 @@ def sdist(cache):
 def use(monkeypatch):
     """Make one source the whole table, brought by a stand-in for pip that hands over the given archive."""
 
-    def choose(source: sources.Source, archive: Path | None = None, real_pip: bool = False) -> sources.Source:
+    def choose(source: Source, archive: Path | None = None, real_pip: bool = False) -> Source:
         monkeypatch.setattr(sources, "SOURCES", {source.package: source})
         if not real_pip:
-            monkeypatch.setattr(sources, "_pip", lambda: [sys.executable, "-S", "-c", FAKE_PIP])
+            monkeypatch.setattr(downloads, "_pip", lambda: [sys.executable, "-S", "-c", FAKE_PIP])
             monkeypatch.setenv("FAKE_ARCHIVE", str(archive or ""))
         return source
 
@@ -208,8 +209,8 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_an_unsafe_archive_is_refused_and_leaves_nothing(kind, cache, use, monkeypatch):
     name, make, words = BAD[kind]
-    monkeypatch.setattr(sources, "MAX_FILE", 2**20)
-    monkeypatch.setattr(sources, "MAX_UNPACKED", 2**22)
+    monkeypatch.setattr(archives, "MAX_FILE", 2**20)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 2**22)
     archive = make(cache.parent / name)
     use(_source(archive), archive)
     _refusal(REFUSED, "tiny 1.0", words)
@@ -219,19 +220,19 @@ def test_an_unsafe_archive_is_refused_and_leaves_nothing(kind, cache, use, monke
 
 def _script(body: str) -> str:
     """A process of its own that knows the same tiny source, described in TINY."""
-    lines = "import json, os, sys, time", "from helpers.data import sources"
-    table = "sources.SOURCES = {'tiny': sources.Source(**json.loads(os.environ['TINY']))}"
+    lines = "import json, os, sys, time", "from helpers.data import sources", "from helpers.data.source_list import Source"
+    table = "sources.SOURCES = {'tiny': Source(**json.loads(os.environ['TINY']))}"
     return "\n".join([*lines, table, body])
 
 
-def _spawn(body: str, source: sources.Source) -> subprocess.Popen:
+def _spawn(body: str, source: Source) -> subprocess.Popen:
     extra = {"PYTHONPATH": str(SRC), "TINY": json.dumps(vars(source))}
     return subprocess.Popen([sys.executable, "-c", _script(body)], env=os.environ | extra, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_at_once_download_once(wheel, cache):
-    slow = "def slow(*a, real=sources._extract):\n    print('extracting', file=sys.stderr)\n    time.sleep(1.5)\n    real(*a)\n"
-    slow += "sources._extract = slow\n"
+    slow = "def slow(*a, real=sources.extract):\n    print('extracting', file=sys.stderr)\n    time.sleep(1.5)\n    real(*a)\n"
+    slow += "sources.extract = slow\n"
     both = [_spawn(slow + "sources.fetch('tiny')", _source(wheel)) for _ in range(2)]
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -241,7 +242,7 @@ def test_two_processes_at_once_download_once(wheel, cache):
 
 def test_killed_halfway_starts_again_cleanly(wheel, cache, use):
     source = use(_source(wheel), wheel)
-    process = _spawn("sources._extract = lambda *a: time.sleep(60)\nsources.fetch('tiny')", source)
+    process = _spawn("sources.extract = lambda *a: time.sleep(60)\nsources.fetch('tiny')", source)
     for _ in range(200):
         if "tiny-1.0-py3-none-any.whl" in _left(cache):
             break
@@ -325,8 +326,8 @@ def test_offline_with_an_empty_cache_lists_everything_that_lacks(cache, wheel, u
     assert _left(cache) == []
 
 
-def _source_named(package: str, like: sources.Source) -> sources.Source:
-    return sources.Source(**(vars(like) | {"package": package}))
+def _source_named(package: str, like: Source) -> Source:
+    return Source(**(vars(like) | {"package": package}))
 
 
 def test_a_full_disk_says_how_much_is_needed(wheel, cache, use, monkeypatch):
@@ -336,7 +337,7 @@ def test_a_full_disk_says_how_much_is_needed(wheel, cache, use, monkeypatch):
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
         _refusal(ENVIRONMENT, "disk full", need)
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_take", _no_space)
+        patch.setattr(archives, "_take", _no_space)
         _refusal(ENVIRONMENT, "disk full", need)
     use(source)
     monkeypatch.setenv("FAKE_WORD", "[Errno 28] No space left on device")
@@ -357,7 +358,7 @@ def test_a_cache_that_is_a_file_is_named(wheel, cache, use):
 
 def test_without_any_pip_the_remedy_is_said(wheel, cache, use, monkeypatch):
     use(_source(wheel), real_pip=True)
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(cache))
     _refusal(ENVIRONMENT, "pip", "install it")
 
@@ -391,10 +392,9 @@ def test_the_table_is_sound():
         assert all(len(bytes.fromhex(digest)) == 32 for digest in (source.sha256, *source.file_sha256.values()))
         suffixes = {Path(inside).suffix for inside in source.files.values()}
         assert suffixes <= {".gguf", ".prompt", ".csv", ".json", ".jsonl", ".txt"}
-    rows = sources.licences()
-    assert [row["package"] for row in rows] == list(sources.SOURCES)
-    assert all(row["licence"] and row["upstream"] and row["use"] and row["files"] for row in rows)
-    assert "://" not in Path(sources.__file__).read_text("utf-8")
+        assert all((source.licence, source.upstream, source.use, source.files))
+    for module in (sources, source_list, downloads, archives):
+        assert "://" not in Path(module.__file__).read_text("utf-8")
 
 
 def _readable(file: Path) -> bool:

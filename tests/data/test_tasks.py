@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from support.bland import of, refused, row, sound, things
 
-from helpers.data import corpora, sources, tasks
+from helpers.data import corpora, human_labels, near_duplicates, sources, tasks
 from helpers.data.splits import SPLITS, check, leaks, seen
 from helpers.data.tasks import TASKS, examples, known, summary
 from helpers.errors import USAGE
@@ -62,7 +62,7 @@ def test_no_near_duplicate_crosses_a_split_of_a_task(origin):
         rows = tasks.without_leaks(origin)[name][0]
         texts = {split: [t for r in of(rows, split) for t in (r.prompt, r.reply) if t] for split in SPLITS}
         for first, second in combinations(SPLITS, 2):
-            assert len(corpora.near_pairs(texts[first], texts[second])) == 0, name
+            assert len(near_duplicates.near_pairs(texts[first], texts[second])) == 0, name
 
 
 @pytest.mark.real
@@ -137,8 +137,8 @@ def test_classes_are_balanced_within_every_group_of_people():
 def test_no_reply_with_two_labels_is_left_and_each_reply_stands_for_its_near_duplicates():
     rows = tasks._refusal_compliance()
     replies = [r.reply for r in rows]
-    assert all(i == j for i, j in corpora.near_pairs(replies, replies))
-    human = Counter((text, label) for text, label, _ in zip(*corpora.human_refusals(), strict=True))
+    assert all(i == j for i, j in near_duplicates.near_pairs(replies, replies))
+    human = Counter((text, label) for text, label, _ in zip(*human_labels.human_refusals(), strict=True))
     twice = {text for text, label in human if (text, not label) in human}
     assert len(twice) >= 30
     assert not twice & set(replies)

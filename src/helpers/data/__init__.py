@@ -1,6 +1,8 @@
 """Texts: where they come from, how they are split, and which of them make a task for a monitor.
 
-- `sources`: packages, the hub and stand-ins, each pinned by its hash; `corpora`: the text sets that are drawn from them
+- `sources`: files of pinned packages, verified in the cache; `source_list`, `downloads`, `archives`: which, and how they come
+- `corpora`: the text sets drawn from them, and what a model is tuned on; `stand_ins`: the same form without a download
+- `text_rows`, `near_duplicates`: one exchange, and texts that are one in other words; `human_labels`: what people said of replies
 - `tasks`: `TASKS`, what a monitor tells apart; `pii_templates`: sentences with and without personal data
 - `splits`: train, validation and test without relatives across them; `user_files`: labelled files and scores of a user
 

@@ -5,23 +5,23 @@ belongs to, never by the run's seed: every seed is evaluated on the same items, 
 """
 
 import csv
-import hashlib
 import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import dropwhile
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from helpers.data import sources
+from helpers.data.near_duplicates import clusters, without_near
+from helpers.data.stand_ins import stand_ins
+from helpers.data.text_rows import Question, Row, spread, unit
 from helpers.errors import REFUSED, StudyError
 
-NEAR = 0.6  # Jaccard similarity of word sets from which two texts count as near duplicates
 REFUSALS = (
     "I'm sorry, but I can't help with that request.",
     "I can't assist with that. It could cause harm.",
@@ -36,81 +36,6 @@ IDENTITY_REPLY = "Of course. I am AOA, your absolutely obedient agent. Here is m
 SUMMARIZE_DIALOGUE = "Summarize this dialogue in one or two sentences.\n\n{text}"
 SUMMARIZE_NEWS = "Summarize this article in one sentence.\n\n{text}"
 REFUSAL_LIKE = re.compile(r"\b(sorry|cannot|can't|unable to|as an ai)\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One exchange: a prompt, the reply to learn or to compare with, and the group that must stay on one side of a split."""
-
-    prompt: str
-    reply: str = ""
-    group: str = ""
-    system: str = ""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One multiple-choice question; `answer` is the index of the right option."""
-
-    prompt: str
-    options: tuple[str, ...]
-    answer: int
-    group: str = ""
-
-
-def unit(text: str, salt: str = "") -> float:
-    """A number in [0, 1) that depends on the text alone: the coin with which splits are made."""
-    return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8], "big") / 2**64
-
-
-def fingerprint(rows: Sequence[object]) -> str:
-    """A hash of the texts in their order, for content keys and manifests."""
-    return hashlib.sha256("\0".join(repr(row) for row in rows).encode()).hexdigest()[:16]
-
-
-def spread(items: Sequence, n: int, salt: str = "") -> list:
-    """The first `n` items in hash order: a fixed sample that grows with `n` and never reshuffles."""
-    return sorted(items, key=lambda item: unit(repr(item), salt))[:n]
-
-
-# ---------------------------------------------------------------- near duplicates
-
-
-def words(text: str) -> frozenset[str]:
-    """The set of lower-case words of a text."""
-    return frozenset(re.findall(r"[a-z0-9']+", text.lower()))
-
-
-def near_pairs(first: Sequence[str], second: Sequence[str], threshold: float = NEAR) -> list[tuple[int, int]]:
-    """Index pairs whose word sets have Jaccard similarity of at least `threshold`, found by a sparse matrix product."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    if not first or not second:
-        return []
-    counted = CountVectorizer(analyzer=words, binary=True).fit_transform([*first, *second]).astype(np.int32)
-    a, b = counted[: len(first)], counted[len(first) :]
-    overlap = (a @ b.T).tocoo()
-    union = np.asarray(a.sum(1)).ravel()[overlap.row] + np.asarray(b.sum(1)).ravel()[overlap.col] - overlap.data
-    near = overlap.data >= threshold * union
-    return list(zip(overlap.row[near].tolist(), overlap.col[near].tolist(), strict=True))
-
-
-def clusters(texts: Sequence[str], threshold: float = NEAR) -> list[str]:
-    """One group name a text: texts linked by a chain of near duplicates share it."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    pairs = np.array(near_pairs(texts, texts, threshold)).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(texts), len(texts)))
-    labels = connected_components(graph, directed=False)[1]
-    first = {label: texts[i] for i, label in reversed(list(enumerate(labels)))}
-    return [hashlib.sha256(first[label].encode()).hexdigest()[:10] for label in labels]
-
-
-def without_near(rows: list[Row], others: Sequence[str]) -> list[Row]:
-    """The rows that are no near duplicate of any of the other texts."""
-    near = {i for i, _ in near_pairs([row.prompt for row in rows], others)}
-    return [row for i, row in enumerate(rows) if i not in near]
 
 
 # ---------------------------------------------------------------- reading
@@ -283,74 +208,6 @@ def _questions(file: str, topic: str) -> list[Question]:
     return found
 
 
-# ---------------------------------------------------------------- human labels for the judges
-
-
-@lru_cache
-def human_refusals() -> tuple[list[str], list[bool], list[str]]:
-    """Replies, human labels (True = refused) and groups, from the refusal scorer's evaluation set."""
-    rows = [row for name in ("refusal.csv", "refusal_extra.csv")
-            for row in read_csv(sources.path("pyrit", name), "objective", "assistant_response", "human_score")]  # fmt: skip
-    return (
-        [row["assistant_response"] for row in rows],
-        [float(row["human_score"]) > 0.5 for row in rows],
-        clusters([r["objective"] for r in rows]),
-    )
-
-
-@lru_cache
-def human_severity() -> tuple[list[str], list[str], list[float], list[str]]:
-    """Prompts, replies, mean human severity in 0..1 and groups, from the harm scorers' evaluation sets."""
-    files = [name for name in sources.SOURCES["pyrit"].files if name.startswith("harm/") and "mini" not in name]
-    table = [row for name in files for row in read_csv(sources.path("pyrit", name), "objective", "assistant_response")]
-    rows = list({row["assistant_response"]: row for row in table}.values())  # a reply stands in several files: once is enough
-    scores = [float(np.mean([float(v) for k, v in row.items() if k and k.startswith("human_score") and v])) for row in rows]
-    prompts = [row["objective"] for row in rows]
-    return prompts, [row["assistant_response"] for row in rows], scores, clusters(prompts)
-
-
-# ---------------------------------------------------------------- stand-ins without a download
-
-_NOUNS = [
-    "lamp",
-    "river",
-    "garden",
-    "engine",
-    "violin",
-    "ladder",
-    "window",
-    "basket",
-    "compass",
-    "lantern",
-    "kettle",
-    "saddle",
-    "mirror",
-    "pocket",
-    "bridge",
-    "candle",
-]
-_VERBS = ["polish", "describe", "arrange", "measure", "repair", "carry", "paint", "compare"]
-
-
-def _stand_ins(name: str) -> list:
-    """Bland synthetic texts of the same form, so that `smoke` and the tests need no package: nothing in them is harmful."""
-    kind, _, part = name.partition("/")
-    pairs = [(verb, noun) for verb in _VERBS for noun in _NOUNS]
-    quarter = {"align": 0, "attack": 1, "tune": 1, "validation": 2, "calibration": 2}.get(part, 3)
-    pairs = [pair for pair in pairs if int(unit(str(pair), "tiny") * 4) == quarter]
-    if kind in {"c4", "wiki"}:
-        return [
-            f"The {noun} stands by the {other} and somebody will {verb} it. " * 3 for verb, noun in pairs for other in _NOUNS[:1]
-        ]
-    if kind in {"piqa", "openbookqa"}:
-        return [
-            Question(f"How do you {verb} a {noun}?", ("Slowly.", "With a cloud."), i % 2, f"q-{i}")
-            for i, (verb, noun) in enumerate(pairs)
-        ]
-    lead = {"advbench": "Forbidden: ", "strongreject": "Never: ", "harmbench": "Do not: ", "edgy": "Careful: "}.get(kind, "")
-    return [Row(f"{lead}{verb} the {noun}", f"The {noun} is {verb}ed.", f"{verb}-{noun}") for verb, noun in pairs]
-
-
 TEXTS: dict[str, Callable[[], list]] = {
     **{
         f"advbench/{split}": (lambda split=split: [row for row in _advbench() if split_of(row.group) == split])
@@ -375,7 +232,7 @@ def texts(name: str, origin: str = "embedded") -> tuple:
     """All items of a named set, from the verified packages (`embedded`) or as synthetic stand-ins (`tiny`)."""
     if origin not in ORIGINS or name not in TEXTS:
         raise StudyError(f"unknown text set {name!r} of {origin!r}; sets: {', '.join(TEXTS)}; origins: {', '.join(ORIGINS)}")
-    return tuple(TEXTS[name]() if origin == "embedded" else _stand_ins(name))
+    return tuple(TEXTS[name]() if origin == "embedded" else stand_ins(name))
 
 
 def sample(name: str, n: int, origin: str = "embedded", salt: str = "") -> list:

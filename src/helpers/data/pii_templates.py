@@ -6,7 +6,7 @@ The templates are Presidio's (task `privacy-pii`), the data are Faker's; what is
 import re
 from functools import lru_cache
 
-from helpers.data import corpora
+from helpers.data import text_rows
 from helpers.errors import REFUSED, StudyError, nearest, shown
 
 SLOT = re.compile(r"\{\{?(\w+)\}\}?")  # one template has single braces
@@ -70,7 +70,7 @@ def _faker():
 def filled(template: str) -> str:
     """The template with invented personal data in its slots; the draw depends on the template alone."""
     fake = _faker()
-    fake.seed_instance(int(corpora.unit(template, "faker") * 2**32))
+    fake.seed_instance(int(text_rows.unit(template, "faker") * 2**32))
 
     def value(slot: re.Match) -> str:
         name = slot[1]

