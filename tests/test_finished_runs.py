@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from helpers import results
+from helpers import folders, results
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, StudyError
 from helpers.results import Run
-from helpers.study import chapters as all_chapters
+from helpers.study import statuses
 
 CHAPTERS = ("01_models", "02_quantization", "11_findings")
 
@@ -75,10 +75,10 @@ def test_a_chapter_that_will_run_again_takes_its_rows_with_it_and_the_others_are
     run = Run("cpu", "m", 0, tmp_path / "cpu" / "m" / "seed-0")
     results.write_table(run, "01_models", "utility", rows(3, ""))
     shared = run.folder / "tables" / "utility.parquet"
-    recorded = results.file_hash(shared)
+    recorded = folders.file_hash(shared)
     results.write_table(run, "07_projection", "utility", rows(2, "safelora"))
     results.write_table(run, "07_projection", "behaviour", rows(1, "zero").assign(judge="phrases", prompt_set="s"))
     assert len(pd.read_parquet(shared)) == 5
-    all_chapters.forget(run.folder, ["07_projection"])
-    assert results.file_hash(shared) == recorded
+    statuses.forget(run.folder, ["07_projection"])
+    assert folders.file_hash(shared) == recorded
     assert not (run.folder / "tables" / "behaviour.parquet").exists()

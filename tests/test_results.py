@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from helpers import cache as cache_files
-from helpers import results
+from helpers import folders, results
 from helpers.cache import write_json
 from helpers.data import sources
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
@@ -98,12 +98,12 @@ def test_a_written_table_has_its_columns_in_order_and_its_types(run):
 def test_the_results_folder_is_the_projects_unless_another_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(tmp_path))
-    assert results.results_root() == tmp_path / "results"
+    assert folders.results_root() == tmp_path / "results"
     monkeypatch.delenv("AFTER_UPDATE_ROOT")
     (tmp_path / "_toc.yml").touch()
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert results.project_root() == tmp_path
+    assert folders.project_root() == tmp_path
 
 
 # --- the schema ---
@@ -277,7 +277,7 @@ def test_the_manifest_tells_what_ran_and_what_it_gave(run):
     path = run.folder / "tables/behaviour.parquet"
     assert manifest == json.loads((run.folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["chapters"] == statuses
-    assert manifest["tables"] == {"behaviour": {"rows": 2, "sha256": results.file_hash(path)}}
+    assert manifest["tables"] == {"behaviour": {"rows": 2, "sha256": folders.file_hash(path)}}
     assert {name: entry["sha256"] for name, entry in manifest["sources"].items()} == {
         n: s.sha256 for n, s in sources.SOURCES.items()
     }

@@ -1,6 +1,7 @@
 """The command line: `python -m helpers study|chapter|book|revalidate|check|doctor|...`. Exit codes are those of errors.py."""
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -10,9 +11,11 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from helpers import console
 from helpers.errors import ENVIRONMENT, StudyError
+from helpers.folders import project_root, results_root
 
 SCRIPT = "after-the-update"
 BUILT = ("build", "logs", ".snakemake", "results/quick", "results/smoke")  # what `clean` removes; committed results never
@@ -91,16 +94,16 @@ def _seeds(text: str) -> list[int]:
 
 
 def _plan(options: argparse.Namespace):
-    from helpers.runner import jobs
+    from helpers.runner import plans
 
     compute, profile = getattr(options, "compute", ""), options.profile or "quick"
-    return jobs.check(jobs.project_root(), profile, _words(options.model), _seeds(options.seed), compute)
+    return plans.check(project_root(), profile, _words(options.model), _seeds(options.seed), compute)
 
 
 # ---------------------------------------------------------------- commands
 
 
-def study(options: argparse.Namespace) -> dict[str, object]:
+def study(options: argparse.Namespace) -> dict[str, Any]:
     """What was run, what it took, and where the book is."""
     console.check_supported("the study")
     from helpers.book import pages
@@ -125,7 +128,7 @@ def study(options: argparse.Namespace) -> dict[str, object]:
     return found
 
 
-def chapter(options: argparse.Namespace) -> dict[str, object]:
+def chapter(options: argparse.Namespace) -> dict[str, Any]:
     """What running one chapter took."""
     console.check_supported("a chapter")
     from helpers.runner import jobs
@@ -140,18 +143,17 @@ def chapter(options: argparse.Namespace) -> dict[str, object]:
 def _finished(options: argparse.Namespace) -> tuple[Path, str, Path]:
     """The project, and profile and folder of the finished run that was asked for."""
     from helpers.book import pages
-    from helpers.runner import jobs
     from helpers.study.parameters import profile as checked_profile
 
-    root, first = jobs.project_root(), None
+    root, first = project_root(), None
     if options.profile:
         checked_profile(options.profile, root / "profiles")
     if options.model or options.seed:
         first = root / _plan(options).runs[0].folder
-    return root, *pages.find_run(root, root / jobs.results_root(), options.profile or "", first)
+    return root, *pages.find_run(root, results_root(), options.profile or "", first)
 
 
-def headline(options: argparse.Namespace) -> dict[str, object]:
+def headline(options: argparse.Namespace) -> dict[str, Any]:
     """Where the README's figure is."""
     import pandas as pd
 
@@ -168,7 +170,7 @@ def headline(options: argparse.Namespace) -> dict[str, object]:
     return {"profile": profile, "figure": str(target.relative_to(root))}
 
 
-def book(options: argparse.Namespace) -> dict[str, object]:
+def book(options: argparse.Namespace) -> dict[str, Any]:
     """Where the book is."""
     from helpers.book import pages
     from helpers.console import say
@@ -179,7 +181,7 @@ def book(options: argparse.Namespace) -> dict[str, object]:
     return {"profile": profile, "book": str(index), "built": new}
 
 
-def check(options: argparse.Namespace) -> dict[str, object]:
+def check(options: argparse.Namespace) -> dict[str, Any]:
     """The checked parameters of every chapter."""
     from helpers.console import say
 
@@ -191,20 +193,20 @@ def check(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def verify(options: argparse.Namespace) -> dict[str, object]:
+def verify(options: argparse.Namespace) -> dict[str, Any]:
     """What was compared, table by table."""
-    from helpers.runner import jobs, verification
+    from helpers.runner import verification
 
     named = (_words(options.model), _seeds(options.seed), _words(options.chapters))
-    return verification.verify(jobs.project_root(), options.profile, *named, options.stamp)
+    return verification.verify(project_root(), options.profile, *named, options.stamp)
 
 
-def plan(options: argparse.Namespace) -> dict[str, object]:
+def plan(options: argparse.Namespace) -> dict[str, Any]:
     """The tokens that a profile plans, by run and chapter, from an empty cache."""
-    from helpers.runner import budget, jobs, outlook
+    from helpers.runner import budget, outlook, plans
 
     found = _plan(options)
-    jobs.fetch(found)
+    plans.fetch(found)
     ahead = outlook.of(found.compute, found.values, dict.fromkeys(found.runs, found.notebooks), {})
     total = outlook.together(ahead)
     if total is None:
@@ -218,11 +220,11 @@ def plan(options: argparse.Namespace) -> dict[str, object]:
     if over:
         name, saved = budget.heaviest(found.values[heavy])
         raise StudyError(f"profile {found.profile} plans {over}; {name!r} weighs most: half of it saves {saved / 1e6:.2f} M")
-    tokens = {one.label: {name: asdict(t) for name, t in part.tokens[one].items()} for one, part in ahead.items()}
-    return {"profile": found.profile, "compute": total.compute.name, "tokens": tokens, "minutes": round(total.minutes, 1)}
+    counted = {one.label: {name: asdict(t) for name, t in part.tokens[one].items()} for one, part in ahead.items()}
+    return {"profile": found.profile, "compute": total.compute.name, "tokens": counted, "minutes": round(total.minutes, 1)}
 
 
-def revalidate(options: argparse.Namespace) -> dict[str, object]:
+def revalidate(options: argparse.Namespace) -> dict[str, Any]:
     """The report on an update of the user's own model."""
     from helpers.models import compute as computing
     from helpers.revalidation import cli
@@ -233,24 +235,22 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
         return cli.revalidate(options)
 
 
-def doctor(options: argparse.Namespace) -> dict[str, object]:
+def doctor(options: argparse.Namespace) -> dict[str, Any]:
     """What differs from the pins, and what a run would lack."""
     from helpers.console import say
-    from helpers.results import project_root
     from helpers.runner.doctor import examine, lines
 
-    found = examine(project_root().resolve())
+    found = examine(project_root())
     for line in lines(found):
         say(line)
     return {**found, "code": ENVIRONMENT if found["differences"] else 0}
 
 
-def clean(options: argparse.Namespace) -> dict[str, object]:
+def clean(options: argparse.Namespace) -> dict[str, Any]:
     """The names of what was removed."""
     from helpers.console import say
-    from helpers.results import project_root
 
-    root = project_root().resolve()
+    root = project_root()
     removed = [name for name in BUILT if (root / name).exists()]
     for name in removed:
         shutil.rmtree(root / name)
@@ -304,7 +304,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def script() -> int:
     """The same for the console script `after-the-update` and for `python -m helpers`."""
     for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter, as on Windows, shows its code instead of failing
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main()
     except BrokenPipeError:  # the reader of our lines went away

@@ -1,13 +1,16 @@
-"""The cache: its folder, and files and folders that are whole or absent."""
+"""The cache: its folder, files and folders that are whole or absent, and values as a JSON file holds them."""
 
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import ENVIRONMENT, StudyError
 
@@ -34,6 +37,26 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):  # not there, or its folder is a file: the error above says so
             temporary.unlink()
+
+
+def finite(value: float) -> float | None:
+    """The number, without the sign of a zero; None where it is undefined."""
+    return value + 0.0 if math.isfinite(value) else None
+
+
+def plain(value: Any, text: Callable[[str], str] = str, number: Callable[[float], float | None] = finite) -> Any:
+    """The value in JSON's own types; `text` says what becomes of a string, names of fields among them, `number` of a float."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value), text, number)
+    if hasattr(value, "tolist"):  # arrays, and single numbers out of them
+        return plain(value.tolist(), text, number)
+    if isinstance(value, Mapping):
+        return {text(str(name)): plain(part, text, number) for name, part in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [plain(part, text, number) for part in value]
+    if isinstance(value, float):
+        return number(value)
+    return value if value is None or isinstance(value, bool | int) else text(str(value))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,21 +1,22 @@
-"""Where results are written and found again: the only file that writes tables, manifests and the content-keyed cache.
+"""Where results are written and found again: the only file that writes tables, and what is kept under a content key.
 
 A table is checked against its schema, written whole or not at all, and kept in one part a chapter: when a chapter runs
 again, its rows are replaced and the others stay. The manifest comes last; its presence means that the run is finished.
 """
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from helpers.cache import atomic_file, cache_path, write_file, write_json
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.folders import results_root, run_folders
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 KEY = ("model", "seed", "precision", "adapter", "trained_on", "serving", "restoration", "strength")
@@ -52,9 +53,6 @@ NUMERIC = {
 }
 
 
-# ---------------------------------------------------------------- the cache
-
-
 # ---------------------------------------------------------------- runs and their tables
 
 
@@ -64,19 +62,6 @@ def slug(model: str) -> str:
     if not NAME.fullmatch(name):
         raise StudyError(f"model {model!r} has no usable name; use letters, digits, dots and dashes")
     return name
-
-
-def project_root() -> Path:
-    """The folder of the project: AFTER_UPDATE_ROOT, else the nearest parent that holds `_toc.yml`, else this folder."""
-    if os.environ.get("AFTER_UPDATE_ROOT"):
-        return Path(os.environ["AFTER_UPDATE_ROOT"])
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").is_file()), here)
-
-
-def results_root() -> Path:
-    """The folder of all results: AFTER_UPDATE_RESULTS, else `results` in the project."""
-    return Path(os.environ.get("AFTER_UPDATE_RESULTS") or project_root() / "results")
 
 
 @dataclass(frozen=True)
@@ -133,8 +118,7 @@ def write_table(run: Run, chapter: str, name: str, table: pd.DataFrame) -> pd.Da
     """The checked table, stored as the chapter's part and merged into `tables/<name>.parquet`."""
     valid = checked(name, table)
     write_file(run.folder / "parts" / chapter / f"{name}.parquet", valid.to_parquet)
-    merged = _merged(run.folder, name)
-    write_file(run.folder / "tables" / f"{name}.parquet", merged.to_parquet)
+    write_file(run.folder / "tables" / f"{name}.parquet", merged(run.folder, name).to_parquet)
     return _named(valid, name, chapter)
 
 
@@ -144,7 +128,8 @@ def _named(table: pd.DataFrame, name: str, part: str) -> pd.DataFrame:
     return table
 
 
-def _merged(folder: Path, name: str) -> pd.DataFrame:
+def merged(folder: Path, name: str) -> pd.DataFrame:
+    """A table from its parts, each address once: the rows of the first chapter that has it."""
     parts = [_read(path) for path in sorted((folder / "parts").glob(f"*/{name}.parquet"))]
     identity = [*KEY, *OWN[name], "metric"]
     return pd.concat(parts, ignore_index=True).drop_duplicates(identity).sort_values(identity, kind="stable", ignore_index=True)
@@ -183,7 +168,7 @@ def write_note(run: Run, chapter: str, name: str, value: object) -> None:
     write_json(run.folder / "parts" / chapter / f"{name}.json", value)
 
 
-def read_note(run: Run, chapter: str, name: str) -> object:
+def read_note(run: Run, chapter: str, name: str) -> Any:
     """A value that an earlier chapter stored; where it is missing, the error says which chapter to run."""
     path = run.folder / "parts" / chapter / f"{name}.json"
     if not path.is_file():
@@ -194,7 +179,7 @@ def read_note(run: Run, chapter: str, name: str) -> object:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# ---------------------------------------------------------------- the manifest
+# ---------------------------------------------------------------- beside the tables of one run
 
 
 def cached_table(kind: str, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
@@ -210,16 +195,11 @@ def cached_table(kind: str, key: str, make: Callable[[], pd.DataFrame]) -> pd.Da
     return pd.read_parquet(path)
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def finished(run: Run, before: str) -> list[Run]:
     """The runs of this run's profile, itself among them, that have all chapters before `before` which this one has."""
     wanted = {path.name for path in (run.folder / "status").glob("*.json") if path.stem < before}
     found = []
-    for folder in run.folder.parents[1].glob("*/seed-*"):
+    for folder in run_folders(run.folder.parents[1]):
         if wanted <= {path.name for path in (folder / "status").glob("*.json")}:
             found.append(Run(run.profile, folder.parent.name, int(folder.name.removeprefix("seed-")), folder))
     if not found:

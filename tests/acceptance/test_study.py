@@ -18,7 +18,7 @@ from support.tiers import slow
 from helpers.book import site
 from helpers.models.meter import Tokens
 from helpers.results import KEY, VALUES
-from helpers.runner import budget, jobs
+from helpers.runner import budget, plans
 
 ROOT = Path(__file__).parents[2]
 FINDINGS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
@@ -64,7 +64,7 @@ def test_what_was_planned_is_what_was_counted(finished, project):
     """Within 10 % in all and by chapter; only what a model says, where a reply ends, is not known beforehand."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFTER_UPDATE_ROOT", str(project))
-        plan = jobs.check(project, "smoke")
+        plan = plans.check(project, "smoke")
     planned = budget.count(plan.values[plan.runs[0]])
     statuses = {name: json.loads((finished / "status" / f"{name}.json").read_text()) for name in planned}
     counted = {name: Tokens(**status["tokens"]) for name, status in statuses.items()}
@@ -234,8 +234,8 @@ def test_one_parameter_of_chapter_03_runs_that_chapter_and_those_that_read_it(fi
         profile.write_text(text.replace("alpha: 8", "alpha: 4"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AFTER_UPDATE_RESULTS", str(project / "results"))
-            plan = jobs.check(project, "smoke")
-            todo = list(jobs.chapters.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
+            plan = plans.check(project, "smoke")
+            todo = list(plans.statuses.stale(plan.runs[0], project, plan.fingerprints(plan.runs[0])))
         readers = ["05_staleness", "06_triage", "07_projection", "08_subspaces", "10_realignment", "11_findings"]
         assert todo == ["03_finetuning", *readers]  # 04 and 09 read the aligned model alone
     finally:

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from support.tiers import slow
 
+from helpers import folders
 from helpers.book import exercises
 from helpers.errors import StudyError
 from helpers.results import Run
-from helpers.study import chapters
+from helpers.study import chapters, statuses
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
@@ -271,9 +272,9 @@ def test_a_parameter_is_the_recorded_one_while_the_record_fits_what_is_there(tmp
     part = run.folder / "parts" / "01_first" / "note.json"
     part.parent.mkdir(parents=True)
     part.write_text("{}")
-    entry = {"parameters": {"share": 0.9}, "files": {"parts/01_first/note.json": chapters.sha256(part), "tables/x": "other"}}
+    entry = {"parameters": {"share": 0.9}, "files": {"parts/01_first/note.json": folders.file_hash(part), "tables/x": "other"}}
     (run.folder / "status").mkdir()
-    chapters.status_path(run.folder, "01_first").write_text(json.dumps(entry))
+    statuses.status_path(run.folder, "01_first").write_text(json.dumps(entry))
     assert exercises.solve("01-1", run, root) == 0.9
     part.write_text("[]")  # the chapter was run by hand since, and left no record
     assert exercises.solve("01-1", run, root) == 0.4

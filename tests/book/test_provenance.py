@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers import results
+from helpers import folders, results
 from helpers.book import pages, provenance
 from helpers.book.provenance import GLUED, Number
 from helpers.errors import StudyError
@@ -80,7 +80,7 @@ def test_the_page_shows_rows_file_hash_and_command_and_the_links_meet_them(run, 
     page = provenance.provenance_page(ROOT, run.folder, ["01_models"])
     assert "python -m helpers chapter 01 --profile cpu --model toy --seed 1" in page
     assert "row numbers 0-5" in page
-    assert results.file_hash(run.folder / "tables" / "behaviour.parquet")[:12] in page
+    assert folders.file_hash(run.folder / "tables" / "behaviour.parquet")[:12] in page
     linked = provenance.linked(
         "See {glue:text}`a_key` and {glue:text}`../notebooks/01_models.ipynb::mean:s`.", "notebooks/01_models"
     )
@@ -129,7 +129,7 @@ def test_every_number_in_the_book_leads_to_its_rows(folder):
         status = json.loads((folder / "status" / f"{number.chapter}.json").read_text(encoding="utf-8"))
         path = provenance.file_of(folder, number)
         name = "../../findings.parquet" if path.name == "findings.parquet" else str(path.relative_to(folder))
-        assert results.file_hash(path) in {status["files"].get(name), _manifest(folder).get(path.stem)}, path
+        assert folders.file_hash(path) in {status["files"].get(name), _manifest(folder).get(path.stem)}, path
 
 
 def holds(folder: Path, number: Number) -> bool:

@@ -13,7 +13,7 @@ from helpers.revalidation import error_rates, hypotheses, screening
 from helpers.revalidation.hypotheses import call, harm, hochberg, measured, p_values, texts_needed
 from helpers.stats import paired_rates, roc
 from helpers.stats.intervals import MARGINS
-from helpers.stats.roc import NEVER
+from helpers.stats.paired_aurocs import NEVER
 
 ALL = np.ones(6, bool)
 

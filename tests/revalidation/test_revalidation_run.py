@@ -22,7 +22,7 @@ from helpers.revalidation import error_rates, inputs, observe, repair
 from helpers.revalidation import run as revalidation_run
 from helpers.revalidation.hypotheses import Panel, harm, measured
 from helpers.revalidation.options import Options
-from helpers.revalidation.repair import MonitorTexts, mend
+from helpers.revalidation.repair import LabelledTexts, MonitorTexts, mend
 from helpers.revalidation.report import schema
 
 D = 40
@@ -48,7 +48,7 @@ def planted(change, n=400, texts=300, seed=0, kind="mean-difference", groups=Non
     scores = [one.score(Pooled(side))[None] for side in (labelled, judged)]
     panel = Panel((one.name,), labels, np.arange(n) if groups is None else groups, *scores,
                   np.array([one.thresholds["5"]]), np.array([0.05]))  # fmt: skip
-    return MonitorTexts(one, Pooled(unlabelled), Pooled(seen), (unlabelled, seen), Pooled(judged), panel)
+    return LabelledTexts(one, Pooled(unlabelled), Pooled(seen), (unlabelled, seen), Pooled(judged), panel)
 
 
 TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(D, D)))[0]
@@ -139,7 +139,7 @@ def test_groups_stay_together_in_the_halves():
 
 def test_without_labels_nothing_is_chosen_and_with_few_texts_nothing_is_tried():
     case = planted(CHANGES["shifted"][0])
-    silent = mend(replace(case, labelled=None, panel=None))
+    silent = mend(MonitorTexts(case.monitor, case.before, case.after, case.states))
     assert (silent.chosen, silent.monitor) == (None, None)
     centred = next(one for one in silent.tried if one.method == "centre")
     old, new = (case.monitor.score(side) > case.monitor.thresholds["5"] for side in (case.before, case.after))

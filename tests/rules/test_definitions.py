@@ -23,7 +23,7 @@ from helpers.monitors import spot_check
 from helpers.monitors.spot_check import Sketch
 from helpers.neurons import experiments
 from helpers.staleness import forecast_data
-from helpers.study import chapters
+from helpers.study import fingerprints, statuses
 from helpers.updates import measurements, quantized_models, safety_tuning, training, variants
 from helpers.updates.names import Variant
 from helpers.updates.safety_tuning import Target
@@ -60,17 +60,17 @@ def test_every_definition_is_on_the_page_under_its_own_name_and_rests_on_such():
 
 def test_every_helper_that_a_chapter_reaches_is_watched_by_a_definition_or_changes_no_number():
     watched = {module for one in DEFINITIONS.values() for module in one.code}
-    reached = {module for path in CHAPTERS for module in chapters.imported_helpers(chapters.code_cells(path))}
+    reached = {module for path in CHAPTERS for module in fingerprints.imported_helpers(fingerprints.code_cells(path))}
     assert {name for name in reached - watched if not name.startswith(f"{DRAWING}.")} == set(PLAIN)
     assert watched <= reached
     assert not {name for name in watched if name in PLAIN or name.startswith(f"{DRAWING}.")}
 
 
 def test_no_helper_hashes_the_text_of_helpers_but_to_tell_that_figures_are_older():
-    """Whoever parses code is the table of chapters; whoever calls its hash marks the figures of a chapter."""
+    """Whoever parses code makes the fingerprints; whoever calls its hash marks the figures of a chapter."""
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "src" / "helpers").rglob("*.py")}
-    assert [name for name, text in texts.items() if "code_hash(" in text] == ["chapters"]
-    assert texts["chapters"].count("code_hash(") == 2  # its definition, and `marks`
+    assert [name for name, text in texts.items() if "code_hash(" in text] == ["fingerprints"]
+    assert texts["fingerprints"].count("code_hash(") == 2  # its definition, and `marks`
 
 
 # ---------------------------------------------------------------- a renamed function changes nothing
@@ -132,38 +132,40 @@ def test_a_renamed_helper_function_changes_no_key(mended, isolated_cache, capsys
 
 
 def in_package(monkeypatch, folder: Path) -> None:
-    monkeypatch.setattr(chapters, "PACKAGE", folder)
-    chapters._module.cache_clear()
+    monkeypatch.setattr(fingerprints, "PACKAGE", folder)
+    fingerprints._module.cache_clear()
 
 
 @pytest.fixture
 def package(monkeypatch):
     """Reads the helpers' code from another folder until the test ends."""
     yield lambda folder: in_package(monkeypatch, folder)
-    chapters._module.cache_clear()
+    fingerprints._module.cache_clear()
 
 
-def fingerprints() -> list[str]:
-    return [chapters.fingerprint(path, {}) for path in CHAPTERS]
+def all_prints() -> list[str]:
+    return [fingerprints.fingerprint(path, {}) for path in CHAPTERS]
 
 
 def test_a_renamed_helper_function_changes_no_fingerprint_and_the_trip_wire_sees_it(mended, package):
-    prints, marks = fingerprints(), [chapters.marks(path) for path in CHAPTERS]
-    moved = [chapters.code_hash(definitions.QUANTIZE.code)]
+    prints, marks = all_prints(), [fingerprints.marks(path) for path in CHAPTERS]
+    moved = [fingerprints.code_hash(definitions.QUANTIZE.code)]
     package(mended / "helpers")
-    assert fingerprints() == prints
-    assert [chapters.marks(path) for path in CHAPTERS] == marks
-    assert chapters.code_hash(definitions.QUANTIZE.code) not in moved
+    assert all_prints() == prints
+    assert [fingerprints.marks(path) for path in CHAPTERS] == marks
+    assert fingerprints.code_hash(definitions.QUANTIZE.code) not in moved
 
 
 def test_code_that_draws_makes_figures_older_and_numbers_not(tmp_path, package):
     shutil.copytree(ROOT / "src" / "helpers", tmp_path / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
-    prints, marks = fingerprints(), [chapters.marks(path) for path in CHAPTERS]
+    prints, marks = all_prints(), [fingerprints.marks(path) for path in CHAPTERS]
     path = tmp_path / "helpers" / "figures" / "triage.py"
     path.write_text(path.read_text(encoding="utf-8") + "\nWIDER = 1\n", encoding="utf-8")
     package(tmp_path / "helpers")
-    assert fingerprints() == prints
-    assert [name for name, path, old in zip(IDS, CHAPTERS, marks, strict=True) if chapters.marks(path) != old] == ["06_triage"]
+    assert all_prints() == prints
+    assert [name for name, path, old in zip(IDS, CHAPTERS, marks, strict=True) if fingerprints.marks(path) != old] == [
+        "06_triage"
+    ]
 
 
 def test_helpers_in_folders_are_followed(tmp_path, package):
@@ -173,8 +175,8 @@ def test_helpers_in_folders_are_followed(tmp_path, package):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     package(tmp_path)
-    assert chapters.imported_helpers(["from helpers import top"]) == ["other", "top", "wing.low", "wing.lower"]
-    assert chapters.code_hash(["wing.low"]) != chapters.code_hash(["wing.lower"])
+    assert fingerprints.imported_helpers(["from helpers import top"]) == ["other", "top", "wing.low", "wing.lower"]
+    assert fingerprints.code_hash(["wing.low"]) != fingerprints.code_hash(["wing.lower"])
 
 
 # ---------------------------------------------------------------- fingerprints
@@ -182,14 +184,14 @@ def test_helpers_in_folders_are_followed(tmp_path, package):
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_a_raised_number_makes_the_chapters_that_rest_on_it_run_again(name, monkeypatch):
-    prints = fingerprints()
-    asked = [name in {one.partition(" v")[0] for one in chapters.marks(path)["definitions"]} for path in CHAPTERS]
+    prints = all_prints()
+    asked = [name in {one.partition(" v")[0] for one in fingerprints.marks(path)["definitions"]} for path in CHAPTERS]
     lifted = {one.name: one for one in DEFINITIONS.values()}
     lifted[name] = replace(lifted[name], version=lifted[name].version + 1)
     for one in lifted.values():  # and in the lineages of those above it, which stand below it on the page
         lifted[one.name] = replace(one, uses=tuple(lifted[used.name] for used in one.uses))
-    monkeypatch.setattr(chapters, "DEFINITIONS", lifted)
-    changed = [old != new for old, new in zip(prints, fingerprints(), strict=True)]
+    monkeypatch.setattr(fingerprints, "DEFINITIONS", lifted)
+    changed = [old != new for old, new in zip(prints, all_prints(), strict=True)]
     assert changed == asked
     assert any(changed)
 
@@ -205,15 +207,15 @@ def test_a_numeric_package_ages_a_chapter_and_another_does_not(tmp_path, line, s
     notebook, lock = tmp_path / "notebooks" / "01_first.ipynb", tmp_path / "requirements.lock"
     shutil.copy(CHAPTERS[0], notebook)
     lock.write_text(LOCK)
-    before = chapters.fingerprint(notebook, {})
-    assert chapters.pinned(lock)["numpy"] == ["2.4.6", "2.3.0"]
-    assert chapters.pinned(lock)["rouge-score"] == ["0.1.2"]
+    before = fingerprints.fingerprint(notebook, {})
+    assert fingerprints.pinned(lock)["numpy"] == ["2.4.6", "2.3.0"]
+    assert fingerprints.pinned(lock)["rouge-score"] == ["0.1.2"]
     lock.write_text(LOCK + line)
-    assert (chapters.fingerprint(notebook, {}) == before) is same
+    assert (fingerprints.fingerprint(notebook, {}) == before) is same
 
 
 def test_every_numeric_package_is_pinned():
-    assert [name for name, versions in chapters.pinned(ROOT / "requirements.lock").items() if not versions] == []
+    assert [name for name, versions in fingerprints.pinned(ROOT / "requirements.lock").items() if not versions] == []
 
 
 # ---------------------------------------------------------------- keys hold all that values depend on
@@ -352,21 +354,21 @@ def entry(**changes) -> dict:
     ],
 )
 def test_a_status_says_why_it_no_longer_holds(tmp_path, changes, reason):
-    assert chapters._reason(tmp_path, entry(**changes), "new", {}) == reason
+    assert statuses._reason(tmp_path, entry(**changes), "new", {}) == reason
 
 
 def test_a_status_without_definitions_was_made_under_older_keys(tmp_path):
     old = entry()
     del old["definitions"]
-    assert chapters._reason(tmp_path, old, "new", {}) == "it was made under older keys"
+    assert statuses._reason(tmp_path, old, "new", {}) == "it was made under older keys"
 
 
 @pytest.mark.parametrize(("drawn", "older"), [("", False), ("another", True), (None, False)])
 def test_figures_are_older_where_other_code_drew_them_and_what_tells_nothing_is_let_be(tmp_path, drawn, older):
     """`None`: drawn by today's code. Results of before this mark was kept say nothing of what drew them."""
     notebook = CHAPTERS[4]
-    marks = chapters.marks(notebook)
-    path = chapters.status_path(tmp_path, notebook.stem)
+    marks = fingerprints.marks(notebook)
+    path = statuses.status_path(tmp_path, notebook.stem)
     path.parent.mkdir()
     path.write_text(json.dumps(marks if drawn is None else {**marks, "drawn": drawn}))
-    assert (chapters.older_figures(tmp_path, {notebook.stem: notebook}) == [notebook.stem]) is older
+    assert (statuses.older_figures(tmp_path, {notebook.stem: notebook}) == [notebook.stem]) is older

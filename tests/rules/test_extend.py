@@ -27,7 +27,7 @@ from helpers.models import loading
 from helpers.monitors import probes, realignment
 from helpers.monitors.readouts import Pooled
 from helpers.projection import restorations
-from helpers.runner import jobs
+from helpers.runner import plans
 from helpers.staleness import drift_signals
 from helpers.study import findings
 from helpers.updates import quantizers
@@ -193,7 +193,7 @@ def test_the_judge_keeps_the_contract(wrapper, settings):  # noqa: F811
 
 def test_the_model_is_found_by_its_name_loaded_and_refused_where_it_is_none(tiny):
     shutil.copytree(tiny, "models/mine")
-    assert jobs.checked_model("mine") == "mine"
+    assert plans.checked_model("mine") == "mine"
     words = torch.arange(5)[None]
     one, other = (loading.load(loading.base_folder(name), "fp32") for name in ("mine", "tiny"))
     assert torch.equal(one.model(words).logits, other.model(words).logits)

@@ -12,7 +12,7 @@ from helpers import definitions
 from helpers.definitions import DEFINITIONS, INTERVALS, QUANTIZE
 from helpers.models import compute, loading
 from helpers.stats import intervals
-from helpers.study import chapters
+from helpers.study import fingerprints
 from helpers.updates import quantizers
 
 
@@ -81,7 +81,7 @@ def test_code_that_moved_is_told_and_recorded_and_its_values_stay(folder, monkey
     assert golden.record(INTERVALS) == "intervals v1: values written"
     assert golden.record(INTERVALS) == "intervals v1: unchanged"
     before = json.loads(golden.path_of(INTERVALS).read_text())
-    monkeypatch.setattr(chapters, "code_hash", lambda modules: "moved")
+    monkeypatch.setattr(fingerprints, "code_hash", lambda modules: "moved")
     assert golden.check(INTERVALS) == "the code of intervals v1 moved; its golden values hold: run make golden to record it"
     assert golden.record(INTERVALS) == "intervals v1: code recorded, values hold"
     after = json.loads(golden.path_of(INTERVALS).read_text())

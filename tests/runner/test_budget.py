@@ -5,14 +5,15 @@ from support.bland import example
 from support.tiers import mostly_slow
 from test_meter import spent
 
+from helpers import folders
 from helpers.data import corpora
 from helpers.models import activations, behaviour, generation, loading, utility
 from helpers.models.encoding import Plan
-from helpers.runner import budget, jobs
+from helpers.runner import budget, plans
 from helpers.study import chapters
-from helpers.updates import quantized_models, quantizers, recipes, training
+from helpers.updates import quantized_models, recipes, training
 
-ROOT = jobs.project_root()
+ROOT = folders.project_root()
 SIZES = {"n_harmful": 5, "n_edgy": 4, "n_summaries": 3, "n_documents": 4, "n_questions": 3, "new_tokens": 5, "summary_tokens": 6}
 
 
@@ -67,7 +68,7 @@ def test_training_costs_what_is_counted(tiny, of, name):
 def test_gptq_costs_what_is_counted(language, of):
     texts = corpora.sample("c4/calibration", 3, "tiny")
     batches = quantized_models.calibration_batches(language, texts)
-    found = spent(lambda: quantizers.gptq_model(language.model, batches))
+    found = spent(lambda: quantized_models.gptq_model(language.model, batches))
     assert found.forward == pytest.approx(budget.calibrated(of, {"calibration_rows": 3}))
 
 
@@ -77,7 +78,7 @@ def test_the_chapters_that_read_models_are_those_that_are_counted():
 
 
 def test_every_seed_of_smoke_costs_something_and_half_of_a_parameter_less(tiny):
-    plan = jobs.check(ROOT, "smoke")
+    plan = plans.check(ROOT, "smoke")
     values = plan.values[plan.runs[0]]
     whole = budget.count(values)
     assert {name for name, tokens in whole.items() if tokens.cost} == set(chapters.READ_MODELS)
@@ -97,7 +98,7 @@ def test_what_is_over_its_budget_is_told_by_how_much():
 @mostly_slow("reads the embedded sets at the sizes of the larger profile", "quick")
 @pytest.mark.parametrize("profile", budget.BUDGETS)
 def test_a_profile_keeps_to_its_budget(embedded, profile):
-    plan = jobs.check(ROOT, profile, seeds=[0])
+    plan = plans.check(ROOT, profile, seeds=[0])
     found = budget.total(budget.count(plan.values[plan.runs[0]]))
     assert budget.over(profile, found.cost) == ""
     assert found.cost > 0.5 * budget.BUDGETS[profile]  # control: it is counted

@@ -19,6 +19,7 @@ from test_jobs import notebook
 
 from helpers.errors import ENVIRONMENT, USAGE, StudyError
 from helpers.runner import jobs as study_jobs
+from helpers.runner import plans, workflow
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = sorted(path.name for path in (ROOT / "profiles" / "clusters").iterdir())
@@ -48,11 +49,11 @@ def planned(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(root))
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     (root / "profiles" / "toy.yaml").write_text("seed: [0, 1]\n")
-    plan, place = study_jobs.check(root, "toy"), root / "build" / "runs" / "toy-1"
+    plan, place = plans.check(root, "toy"), root / "build" / "runs" / "toy-1"
     listed = [
-        job for each in plan.runs for job in study_jobs._write_jobs(plan, each, dict.fromkeys(plan.notebooks, ""), None, place)
+        job for each in plan.runs for job in workflow._write_jobs(plan, each, dict.fromkeys(plan.notebooks, ""), None, place)
     ]
-    study_jobs._in_order_of_runs(listed)
+    workflow._in_order_of_runs(listed)
     (place / "plan.json").write_text(json.dumps({"python": sys.executable, "root": str(root), "jobs": listed}))
     return place
 
@@ -224,11 +225,11 @@ def test_a_study_runs_through_the_cluster(planned, jobs, broken):
 
 
 def test_an_unknown_cluster_and_a_missing_package_are_one_line_each(planned, monkeypatch):
-    plan = study_jobs.check(planned.parents[2], "toy")
+    plan = plans.check(planned.parents[2], "toy")
     with pytest.raises(StudyError, match=r"unknown cluster 'slurn'; did you mean 'slurm'\?") as caught:
         study_jobs.study(plan, cluster="slurn")
     assert caught.value.code == USAGE
-    monkeypatch.setattr(study_jobs, "find_spec", lambda name: None)
+    monkeypatch.setattr(workflow, "find_spec", lambda name: None)
     for name in CLUSTERS:
         with pytest.raises(StudyError, match=f"cluster '{name}' needs the package snakemake-executor-plugin-") as caught:
             study_jobs.study(plan, cluster=name)
@@ -238,7 +239,7 @@ def test_an_unknown_cluster_and_a_missing_package_are_one_line_each(planned, mon
 @pytest.mark.parametrize("name", ["", *CLUSTERS])
 def test_the_option_hands_the_profile_to_snakemake_and_without_it_none(planned, name, monkeypatch):
     given = []
-    monkeypatch.setattr(study_jobs, "find_spec", lambda package: package)
-    monkeypatch.setattr(study_jobs, "_make", lambda plan, todo, outlooks, jobs, cluster: given.append(cluster) or 0)
-    study_jobs.study(study_jobs.check(planned.parents[2], "toy"), cluster=name)
+    monkeypatch.setattr(workflow, "find_spec", lambda package: package)
+    monkeypatch.setattr(workflow, "make", lambda plan, todo, outlooks, jobs, cluster: given.append(cluster) or 0)
+    study_jobs.study(plans.check(planned.parents[2], "toy"), cluster=name)
     assert given == [planned.parents[2] / "profiles" / "clusters" / name if name else None]

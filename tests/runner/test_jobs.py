@@ -19,9 +19,9 @@ from support.tiers import mostly_slow, slow
 from helpers import __main__, console
 from helpers.book import pages
 from helpers.errors import StudyError
-from helpers.runner import guards
+from helpers.runner import guards, plans, workflow
 from helpers.runner import jobs as study_jobs
-from helpers.study import chapters, parameters
+from helpers.study import chapters, fingerprints, limits, parameters, statuses
 
 ROOT = Path(__file__).parents[2]
 SHARED = 'profile = "quick"\nmodel = "tiny"\nseed = 0\nthreads = 1\ntext = "plain"\n'
@@ -207,13 +207,13 @@ def test_study_runs_skips_and_reruns_only_what_changed(toy):
 
 
 def test_a_changed_first_parameter_changes_all_fingerprints_and_a_second_only_its_own(toy):
-    plan = study_jobs.check(toy, "quick")
+    plan = plans.check(toy, "quick")
     old = plan.fingerprints(plan.runs[0])
     (toy / "profiles" / "quick.yaml").write_text("second: 2\n")
-    new = study_jobs.check(toy, "quick").fingerprints(plan.runs[0])
+    new = plans.check(toy, "quick").fingerprints(plan.runs[0])
     assert (old["01_first"] == new["01_first"], old["02_second"] == new["02_second"]) == (True, False)
     (toy / "profiles" / "quick.yaml").write_text("first: 2\n")
-    new = study_jobs.check(toy, "quick").fingerprints(plan.runs[0])
+    new = plans.check(toy, "quick").fingerprints(plan.runs[0])
     assert (old["01_first"] == new["01_first"], old["02_second"] == new["02_second"]) == (False, False)
 
 
@@ -363,24 +363,24 @@ def test_bad_words_are_refused(toy, told, words, text):
 
 def test_models_are_checked_by_name_folder_and_revision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert study_jobs.checked_model("tiny") == "tiny"
+    assert plans.checked_model("tiny") == "tiny"
     with pytest.raises(StudyError, match="unknown model 'tinny'; did you mean 'tiny'"):
-        study_jobs.checked_model("tinny")
+        plans.checked_model("tinny")
     with pytest.raises(StudyError, match="hub model 'owner/name' has no revision"):
-        study_jobs.checked_model("owner/name")
-    assert study_jobs.checked_model("Owner/Name@abc") == "owner-name-abc"
+        plans.checked_model("owner/name")
+    assert plans.checked_model("Owner/Name@abc") == "owner-name-abc"
     (tmp_path / "folder").mkdir()
     with pytest.raises(StudyError, match=r"config\.json"):
-        study_jobs.checked_model("folder")
+        plans.checked_model("folder")
     with pytest.raises(StudyError, match="expected str, got int 7"):
-        study_jobs.checked_model(7)
+        plans.checked_model(7)
 
 
 def test_a_profile_with_several_models_and_seeds_is_several_runs(toy):
     (toy / "profiles" / "many.yaml").write_text("model: [tiny, embedded]\nseed: [0, 1, 2]\n")
-    plan = study_jobs.check(toy, "many")
+    plan = plans.check(toy, "many")
     assert [(each.model, each.seed) for each in plan.runs] == [(m, s) for m in ("tiny", "embedded") for s in range(3)]
-    assert [each.seed for each in study_jobs.check(toy, "many", ["tiny"], [7]).runs] == [7]
+    assert [each.seed for each in plans.check(toy, "many", ["tiny"], [7]).runs] == [7]
     assert (
         plan.values[plan.runs[1]]["01_first"] | {"model": "tiny", "seed": 1, "profile": "many"}
         == plan.values[plan.runs[1]]["01_first"]
@@ -393,11 +393,11 @@ names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/0
 """
 
 
-def by_hand(plan: study_jobs.StudyPlan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
+def by_hand(plan: plans.StudyPlan, todo, outlooks, jobs: int, cluster: Path | None = None) -> int:
     """Stands for snakemake and its kernels: what each chapter leaves, in an order that keeps to the needs of the jobs."""
     place = plan.root / "build" / "runs" / "plan"
-    listed = [job for each, names in todo.items() for job in study_jobs._write_jobs(plan, each, names, outlooks.get(each), place)]
-    study_jobs._in_order_of_runs(listed)
+    listed = [job for each, names in todo.items() for job in workflow._write_jobs(plan, each, names, outlooks.get(each), place)]
+    workflow._in_order_of_runs(listed)
     done: list[str] = []
     while waiting := [job for job in listed if job["stem"] not in done]:
         stem = next(str(job["stem"]) for job in waiting if set(job["needs"]) <= set(done))
@@ -414,9 +414,9 @@ def by_hand(plan: study_jobs.StudyPlan, todo, outlooks, jobs: int, cluster: Path
             "finished": stem,
             "tokens": {},
         }
-        chapters.status_path(folder, name).parent.mkdir(exist_ok=True)
-        chapters.status_path(folder, name).write_text(
-            json.dumps({**entry, "files": chapters.written(folder, name), "machine": {"peak_gb": 0}})
+        statuses.status_path(folder, name).parent.mkdir(exist_ok=True)
+        statuses.status_path(folder, name).write_text(
+            json.dumps({**entry, "files": statuses.written(folder, name), "machine": {"peak_gb": 0}})
         )
         done.append(stem)
     return 0
@@ -424,11 +424,11 @@ def by_hand(plan: study_jobs.StudyPlan, todo, outlooks, jobs: int, cluster: Path
 
 def in_process(toy: Path, monkeypatch):
     """The states of chapter 11 after a study whose chapters are done by hand."""
-    monkeypatch.setattr(study_jobs, "_make", by_hand)
+    monkeypatch.setattr(workflow, "make", by_hand)
     monkeypatch.chdir(toy)
 
     def states(*words: str) -> list[str]:
-        answer = study_jobs.study(study_jobs.check(toy, "quick", seeds=[int(word) for word in words[1:]]))
+        answer = study_jobs.study(plans.check(toy, "quick", seeds=[int(word) for word in words[1:]]))
         assert answer["code"] == 0
         return [entry["chapters"]["11_all"]["state"] for entry in answer["runs"]]
 
@@ -482,7 +482,7 @@ def test_no_disk_space_is_refused(toy, monkeypatch):
 
 
 def test_committed_results_are_overwritten_only_by_force_which_keeps_the_old(toy):
-    one = study_jobs.check(toy, "quick").runs[0]
+    one = plans.check(toy, "quick").runs[0]
     folder = toy / one.folder
     (folder / "status").mkdir(parents=True)
     (folder / "status" / "01_first.json").write_text("{}\n")
@@ -528,34 +528,35 @@ def test_a_book_with_a_warning_is_refused(toy):
 def test_the_names_read_from_the_source_are_those_of_the_registries():
     import importlib
 
-    for module, registry, _ in [*chapters.REGISTRIES.values(), ("models.loading", "MODELS", ())]:
+    for module, registry, _ in [*limits.REGISTRIES.values(), ("models.loading", "MODELS", ())]:
         real = getattr(importlib.import_module(f"helpers.{module}"), registry)
-        assert chapters.registry_names(module, registry) == list(real)
+        assert limits.registry_names(module, registry) == list(real)
 
 
 def test_prose_does_not_age_results_and_code_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(chapters, "PACKAGE", tmp_path)
+    monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path)
 
     def bare(text: str) -> str:
         (tmp_path / "thing.py").write_text(text)
-        chapters._module.cache_clear()
-        return chapters._module("thing")[0]
+        fingerprints._module.cache_clear()
+        return fingerprints._module("thing")[0]
 
     first = bare('"""Doc."""\ndef f(x):\n    """Doc."""\n    return x + 1\n')
     assert bare("def f(x):\n    # why\n    return x + 1\n") == first
     assert bare("def f(x):\n    return x + 2\n") != first
-    chapters._module.cache_clear()
+    fingerprints._module.cache_clear()
 
 
 def test_imports_are_followed():
-    assert chapters.imported_helpers(["from helpers.study import parameters\n%matplotlib inline"]) == [
+    assert fingerprints.imported_helpers(["from helpers.study import parameters\n%matplotlib inline"]) == [
         "errors",
+        "study.limits",
         "study.parameters",
     ]
     assert {"runner.guards", "study.chapters", "study.parameters", "errors"} <= set(
-        chapters.imported_helpers(["import helpers.runner.guards"])
+        fingerprints.imported_helpers(["import helpers.runner.guards"])
     )
-    assert chapters.imported_helpers(["import os"]) == []
+    assert fingerprints.imported_helpers(["import os"]) == []
 
 
 def test_paths_and_hosts_are_scrubbed():

@@ -5,14 +5,15 @@ import json
 import pytest
 from support.bland import refused
 
+from helpers import folders
 from helpers.errors import NOT_COMPARABLE
 from helpers.models import compute
 from helpers.models.meter import Tokens
-from helpers.runner import jobs, outlook
+from helpers.runner import outlook, plans
 from helpers.study import chapters
 from helpers.study.chapters import PlannedRun
 
-ROOT = jobs.project_root()
+ROOT = folders.project_root()
 
 
 def begun(folder, **computes):
@@ -65,7 +66,7 @@ def test_a_run_without_models_to_read_has_no_outlook(tmp_path):
 
 
 def test_the_line_says_machine_compute_tokens_and_minutes(tiny):
-    plan = jobs.check(ROOT, "smoke")
+    plan = plans.check(ROOT, "smoke")
     run = plan.runs[0]
     found = outlook.of("fp32", plan.values, {run: chapters.READ_MODELS[:4]}, {})
     together = outlook.together(found)

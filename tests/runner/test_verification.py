@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import __main__, cache, results
+from helpers import __main__, cache, folders
 from helpers.errors import StudyError
-from helpers.runner import guards, jobs, manifests, verification
+from helpers.runner import guards, manifests, plans, verification
 from helpers.runner.verification import compared, difference, other_machine
-from helpers.study import chapters
+from helpers.study import chapters, statuses
 
 ROOT = Path(__file__).parents[2]
 SHARED = 'profile = "quick"\nmodel = "tiny"\nseed = 0\nthreads = 1\n'
@@ -45,8 +45,8 @@ def notebook(root: Path, name: str, value: str = "1.0", key: str = "old") -> str
 def stored(root: Path, name: str) -> None:
     """The results of a chapter as they were made before definitions had numbers, and without a kernel."""
     exec(SHARED + notebook(root, name), {})
-    entry = {"fingerprint": "old", "parameters": {}, "finished": name, "files": chapters.written(folder_of(root), name)}
-    cache.write_json(chapters.status_path(folder_of(root), name), entry)
+    entry = {"fingerprint": "old", "parameters": {}, "finished": name, "files": statuses.written(folder_of(root), name)}
+    cache.write_json(statuses.status_path(folder_of(root), name), entry)
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def stale(root: Path) -> dict[str, str]:
-    plan = jobs.check(root, "quick")
-    return chapters.stale(plan.runs[0], root, plan.fingerprints(plan.runs[0]))
+    plan = plans.check(root, "quick")
+    return statuses.stale(plan.runs[0], root, plan.fingerprints(plan.runs[0]))
 
 
 def test_a_moved_table_is_named_and_nothing_stamped(toy, capfd):
@@ -110,15 +110,15 @@ def test_equal_tables_pass_and_are_stamped_with_the_notes_of_today(toy, capfd):
     after, note = content(folder), "parts/02_second/key.json"
     assert (before[note], after[note]) == (b'"old"', b'"new"')
     assert {name for name in before if before[name] != after[name]} == {"status/02_second.json", "manifest.json", note}
-    assert set(chapters.status(folder, "02_second")["verified"]) == {"finished", "code", "versions", "machine"}
-    chapters.status_path(folder, "01_first").write_text(json.dumps(stamped(toy, "01_first")))
+    assert set(statuses.status(folder, "02_second")["verified"]) == {"finished", "code", "versions", "machine"}
+    statuses.status_path(folder, "01_first").write_text(json.dumps(stamped(toy, "01_first")))
     assert stale(toy) == {}  # what was stamped bears the fingerprint of what would run
 
 
 def stamped(root: Path, name: str) -> dict:
     """The status of a chapter with today's fingerprint."""
-    plan = jobs.check(root, "quick")
-    return chapters.status(folder_of(root), name) | {"fingerprint": plan.fingerprints(plan.runs[0])[name]}
+    plan = plans.check(root, "quick")
+    return statuses.status(folder_of(root), name) | {"fingerprint": plan.fingerprints(plan.runs[0])[name]}
 
 
 def test_what_was_never_run_is_said_before_anything_runs(toy, capfd):
@@ -135,10 +135,10 @@ def test_what_was_never_run_is_said_before_anything_runs(toy, capfd):
 def seeds(tmp_path, monkeypatch):
     """A plan of some seeds of a profile of which seeds 0 to 2 are stored, without anything run."""
 
-    def plan(*seeds: int) -> jobs.StudyPlan:
+    def plan(*seeds: int) -> plans.StudyPlan:
         names = ("01_models", "06_triage", "10_realignment", "11_findings")
         runs = tuple(chapters.PlannedRun("cpu", "tiny", "tiny", seed, Path(f"results/cpu/tiny/seed-{seed}")) for seed in seeds)
-        return jobs.StudyPlan(tmp_path, "cpu", dict.fromkeys(names, tmp_path), runs, {}, 1.0)
+        return plans.StudyPlan(tmp_path, "cpu", dict.fromkeys(names, tmp_path), runs, {}, 1.0)
 
     for seed in range(3):
         for name in plan(0).notebooks:
@@ -220,11 +220,11 @@ def test_the_committed_results_make_the_book_and_are_seen_as_older_and_never_ove
     monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
     monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
     profile, folder = pages.find_run(ROOT, ROOT / "results", "")
-    plan = jobs.check(ROOT, profile, [folder.parent.name], [int(folder.name.removeprefix("seed-"))])
+    plan = plans.check(ROOT, profile, [folder.parent.name], [int(folder.name.removeprefix("seed-"))])
     (one,) = plan.runs
     assert ROOT / one.folder == folder
-    reasons = chapters.stale(one, ROOT, plan.fingerprints(one))
-    marked = [name for name in plan.notebooks if "definitions" in chapters.status(folder, name)]
+    reasons = statuses.stale(one, ROOT, plan.fingerprints(one))
+    marked = [name for name in plan.notebooks if "definitions" in statuses.status(folder, name)]
     assert pages.missing(ROOT, folder) == []
     if not marked:  # measured before definitions had numbers
         assert reasons["01_models"] == "it was made under older keys"
@@ -232,5 +232,5 @@ def test_the_committed_results_make_the_book_and_are_seen_as_older_and_never_ove
             StudyError, match=r"is committed and would be overwritten \(01_models: it was made under older keys\)"
         ):
             guards.protect(ROOT, one, reasons, force=False)
-    assert results.project_root() == ROOT
+    assert folders.project_root() == ROOT
     assert os.environ.get("AFTER_UPDATE_RESULTS") is None

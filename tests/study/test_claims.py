@@ -10,8 +10,9 @@ import pytest
 
 from helpers import results
 from helpers.staleness.predictors import PREDICTORS, PRICES
-from helpers.stats.intervals import MARGINS, over_seeds
-from helpers.study import claims, evidence, findings
+from helpers.stats.intervals import MARGINS
+from helpers.stats.over_seeds import over_seeds
+from helpers.study import claims, findings, monitor_evidence, selections
 from helpers.study.claims import CLAIMS, SIDES, UNITS
 
 IDS = ["M1", "M2", "M3", "M4", "M5", "M6", "M7", "S1", "S2", "S3", "S4", "S5", "S6", "Q1", "Q2", "N1", "N2"]
@@ -111,11 +112,11 @@ def interaction(w):
 
 def triage(w):
     told = {"spearman": (w["spearman"], 1.0), "auroc": (w["auroc"], 1.0), "recall": (w["recall"], 0.2)}
-    rows = [row(m, value, predictor=evidence.PREDICTOR, split="family", budget=b) for m, (value, b) in told.items()]
-    rows += [row(m, WILD, predictor=evidence.PREDICTOR, split="monitor", budget=b) for m, (_, b) in told.items()]
+    rows = [row(m, value, predictor=monitor_evidence.PREDICTOR, split="family", budget=b) for m, (value, b) in told.items()]
+    rows += [row(m, WILD, predictor=monitor_evidence.PREDICTOR, split="monitor", budget=b) for m, (_, b) in told.items()]
     rows += [row(m, WILD, predictor=name, split="family", budget=b) for m, (_, b) in told.items()
              for name in ("random", "forest, free+forward+labels")]  # fmt: skip
-    return rows + [row("recall", WILD, predictor=evidence.PREDICTOR, split="family", budget=b) for b in (0.1, 0.3)]
+    return rows + [row("recall", WILD, predictor=monitor_evidence.PREDICTOR, split="family", budget=b) for b in (0.1, 0.3)]
 
 
 def monitors(w):
@@ -395,24 +396,24 @@ def test_monitors_that_cried_wolf_from_the_start_are_not_counted(claimed):
     aligned = (table["adapter"] == "") & (table["precision"] == "bf16") & (table["metric"] == "stale_fpr_5")
     first = aligned & (table["probe"] == "logistic-mean")
     table.loc[first, ["value", "low", "high"]] = 1.0
-    left = evidence.unfit({"staleness": table})
+    left = monitor_evidence.unfit({"staleness": table})
     assert set(left["probe"]) == {"mean-difference-last", "lda-mean"}
-    assert set(evidence.unfit(claimed)["probe"]) == set(PROBES)
+    assert set(monitor_evidence.unfit(claimed)["probe"]) == set(PROBES)
 
 
 def test_a_monitor_that_cries_wolf_is_unfit_as_one_that_catches_less(claimed):
-    flags = evidence.formats_alone(evidence.unfit(claimed))
+    flags = selections.formats_alone(monitor_evidence.unfit(claimed))
     assert flags["value"].sum() == 0
     table = claimed["staleness"].copy()
     table.loc[(table["precision"] == "int8") & (table["metric"] == "stale_fpr_5"), "value"] = 1.0
-    flags = evidence.formats_alone(evidence.unfit({"staleness": table}))
+    flags = selections.formats_alone(monitor_evidence.unfit({"staleness": table}))
     assert flags.groupby("precision")["value"].mean().to_dict() == {"gptq-4": 0, "int8": 1, "nf4": 0}
 
 
 def test_privacy_is_compared_with_the_task_nearest_to_it(claimed):
-    leads = evidence.privacy_against(claimed)
+    leads = monitor_evidence.privacy_against(claimed)
     assert {task: e.value for task, e in leads.items()} == pytest.approx({"refusal-compliance": 0.11, "toxicity": 0.07})
-    worst = evidence.privacy_worst(claimed)
+    worst = monitor_evidence.privacy_worst(claimed)
     assert (worst.value, worst.low) == pytest.approx((0.07, leads["toxicity"].low))
 
 
@@ -466,8 +467,8 @@ def test_every_rule_is_complete_and_dated():
 
 
 def test_the_forecast_is_named_and_takes_no_labels():
-    assert evidence.PREDICTOR in PREDICTORS
-    assert "labels" not in PRICES[evidence.PREDICTOR.rpartition(", ")[2]]
+    assert monitor_evidence.PREDICTOR in PREDICTORS
+    assert "labels" not in PRICES[monitor_evidence.PREDICTOR.rpartition(", ")[2]]
 
 
 @pytest.mark.parametrize(

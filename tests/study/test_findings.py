@@ -12,7 +12,8 @@ from support.tiers import mostly_slow
 from helpers import results
 from helpers.errors import StudyError
 from helpers.figures import findings_tables
-from helpers.stats.intervals import Estimate, over_seeds
+from helpers.stats.intervals import Estimate
+from helpers.stats.over_seeds import over_seeds
 from helpers.study import findings
 from helpers.study.claims import CLAIMS, UNITS, Component
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, answer, over_models, verdict

@@ -10,8 +10,8 @@ import torch
 
 from helpers import seeding
 from helpers.errors import StudyError
-from helpers.runner import jobs
-from helpers.study import chapters, parameters
+from helpers.runner import plans
+from helpers.study import limits, parameters
 from helpers.study.parameters import Limit
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def notebooks(tmp_path) -> dict[str, Path]:
 
 def resolve(notebooks, **overrides):
     """The parameters of the one chapter."""
-    return parameters.resolve(notebooks, overrides, chapters.limits(), "profiles/x.yaml")["01_x"]
+    return parameters.resolve(notebooks, overrides, limits.all_limits(), "profiles/x.yaml")["01_x"]
 
 
 # ---------------------------------------------------------------- notebooks
@@ -237,7 +237,7 @@ def test_our_notebooks_agree_on_their_defaults():
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "gpu" or torch.cuda.is_available()])
 def test_our_profiles_are_valid(profile, monkeypatch):
     monkeypatch.chdir(ROOT)
-    plan = jobs.check(ROOT, profile)
+    plan = plans.check(ROOT, profile)
     assert all(set(plan.values[each]) == set(NOTEBOOKS) for each in plan.runs)
 
 
@@ -246,7 +246,7 @@ def test_a_gpu_that_is_absent_is_named_before_anything_runs():
     with pytest.raises(
         StudyError, match=r"device 'cuda' was asked for, but torch sees no GPU; use device=cpu or the cpu profile"
     ) as caught:
-        jobs.check(ROOT, "gpu")
+        plans.check(ROOT, "gpu")
     assert caught.value.code == 14
 
 

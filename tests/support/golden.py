@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.definitions import DEFINITIONS, Definition
-from helpers.study import chapters
+from helpers.study import fingerprints
 
 FOLDER = Path(__file__).parents[1] / "golden"
 # Of the largest number of an entry: what another machine's fp32 arithmetic may move. Seen beside AVX-512: 4e-6 with AVX2, 4e-5
@@ -67,9 +67,8 @@ def _entry(name: str, array: np.ndarray) -> Iterator[tuple[str, object]]:
 
 
 def differences(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
-    """The entries that are not the same within the tolerance, each in words."""
+    """The entries that are not the same within the tolerance, each in words; what is new beside them changes none."""
     found = [f"{name} is gone" for name in before if name not in after]
-    found += [f"{name} is new" for name in after if name not in before]
     both = [(name, before[name], after[name]) for name in before if name in after]
     return found + [f"{name}: {_first(old, new)}" for name, old, new in both if not _same(old, new)]
 
@@ -95,16 +94,19 @@ def path_of(definition: Definition) -> Path:
 
 
 def check(definition: Definition, found: Mapping[str, object] | None = None) -> str:
-    """What there is to say: nothing, or that code moved while the values hold. Raises AssertionError where they do not."""
+    """What there is to say: nothing, or that code moved or values came while the old ones hold; else an AssertionError."""
     path = path_of(definition)
     if not path.is_file():
         raise AssertionError(f"{definition} has no golden values; run make golden and commit {path.name}")
     stored = json.loads(path.read_text(encoding="utf-8"))
-    wrong = differences(stored["values"], values(definition) if found is None else found)
+    found = values(definition) if found is None else found
+    wrong = differences(stored["values"], found)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise AssertionError(f"{definition} gives other numbers: raise its number or mend it; {wrong[0]}{more}")
-    moved = stored["code"] != chapters.code_hash(definition.code)
+    if len(found) > len(stored["values"]):  # a new member of a registry
+        return f"{definition} gives new values and all of its old ones: run make golden to record them"
+    moved = stored["code"] != fingerprints.code_hash(definition.code)
     return f"the code of {definition} moved; its golden values hold: run make golden to record it" if moved else ""
 
 
@@ -115,9 +117,9 @@ def record(definition: Definition) -> str:
     said = "" if new else check(definition, found)
     if not new and not said:
         return f"{definition}: unchanged"
-    kept = found if new else json.loads(path.read_text(encoding="utf-8"))["values"]
+    kept = found if new else {**found, **json.loads(path.read_text(encoding="utf-8"))["values"]}
     FOLDER.mkdir(exist_ok=True)
-    text = json.dumps({"code": chapters.code_hash(definition.code), "values": kept}, indent=0, ensure_ascii=False)
+    text = json.dumps({"code": fingerprints.code_hash(definition.code), "values": kept}, indent=0, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
     return f"{definition}: {'values written' if new else 'code recorded, values hold'}"
 

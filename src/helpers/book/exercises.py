@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,9 @@ from markdown_it import MarkdownIt
 
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest
+from helpers.folders import file_hash, project_root, results_root, run_folders
 from helpers.results import Run
-from helpers.study import chapters
+from helpers.study import chapters, statuses
 from helpers.study.parameters import declared, read_notebook, source
 
 HEAD = re.compile(
@@ -91,7 +93,7 @@ def quiz(chapter: str, root: Path | None = None) -> tuple[QuizQuestion, ...]:
 
 
 def _markdown(chapter: str, root: Path | None) -> tuple[str, list[str]]:
-    notebooks = chapters.discover(root or results.project_root())
+    notebooks = chapters.discover(root or project_root())
     name = chapters.find(chapter, notebooks)
     cells = read_notebook(notebooks[name])["cells"]
     return name, [source(cell).strip() for cell in cells if cell["cell_type"] == "markdown"]
@@ -106,7 +108,7 @@ def _segments(chapter: str, text: str) -> Iterator[tuple[str, str]]:
     lines, kind, start = text.split("\n"), "", 0
     for token in MarkdownIt().parse(text):
         head, ends = DETAILS.fullmatch(token.content), token.content.strip() == "</details>"
-        if token.type != "html_block" or not (head or ends):
+        if token.type != "html_block" or token.map is None or not (head or ends):
             continue
         if bool(kind) != ends:
             what = "is opened or closed out of turn, or the one before lacks its class or the blank line after its summary"
@@ -145,8 +147,8 @@ def _exercise(chapter: str, cell: str) -> Exercise:
     code = next(reversed(_python(solution)), "")
     if not re.search(r"^ *answer = ", code, re.MULTILINE):
         raise _broken(chapter, f"{title!r}: the last python block of its solution sets no answer")
-    numbers = (int(head[key]) for key in ("minutes", "difficulty", "importance"))
-    return Exercise(name, head["title"].strip(), *numbers, head["text"].strip(), hint, solution, code)
+    minutes, difficulty, importance = (int(head[key]) for key in ("minutes", "difficulty", "importance"))
+    return Exercise(name, head["title"].strip(), minutes, difficulty, importance, head["text"].strip(), hint, solution, code)
 
 
 def _question(chapter: str, number: int, asked: str, answered: str) -> QuizQuestion:
@@ -169,7 +171,7 @@ PROFILES = ("quick", "cpu")  # whose newest finished run is taken where none is 
 
 def find(name: str, root: Path | None = None) -> Exercise:
     """The exercise of that name, such as 05-1; an unknown one is refused with the nearest."""
-    numbers = [chapter[:2] for chapter in chapters.discover(root or results.project_root())]
+    numbers = [chapter[:2] for chapter in chapters.discover(root or project_root())]
     known = {exercise.name: exercise for exercise in (read(name[:2], root) if name[:2] in numbers else ())}
     if name not in known:
         names = list(known) or [f"{number}-{i}" for number in numbers for i in (1, 2, 3)]
@@ -223,7 +225,7 @@ def _word(item: object) -> str:
     return f"{item:.6g}" if isinstance(item, float) else str(item)
 
 
-def _number(answer: object) -> float:
+def _number(answer: Any) -> float:
     """The answer as a number; `nan` where it is none."""
     try:
         return float(answer.removesuffix("%") if isinstance(answer, str) else answer)
@@ -241,7 +243,7 @@ def _agrees(answer: object, truth: object) -> bool:
     return (_word(answer) if isinstance(truth, str) else answer) == truth
 
 
-def _form(answer: object, truth: object) -> str:
+def _form(answer: object, truth: Any) -> str:
     """What is wrong with the form of a wrong answer, if that is what is wrong."""
     if isinstance(truth, frozenset):
         return "" if isinstance(answer, frozenset) else "The answer is a list of names. "
@@ -265,10 +267,10 @@ def _label(run: Run) -> str:
 def _newest() -> Run:
     """The run that finished last in the first of the profiles that has one."""
     for profile in PROFILES:
-        manifests = results.results_root().glob(f"{profile}/*/seed-*/manifest.json")
-        found = sorted((_finished(path), path.parent) for path in manifests)
+        manifests = (folder / "manifest.json" for folder in run_folders(results_root() / profile))
+        found = [(_finished(path), path.parent) for path in manifests if path.is_file()]
         if found:
-            folder = found[-1][1]
+            folder = max(found)[1]
             return Run(profile, folder.parent.name, int(folder.name.removeprefix("seed-")), folder)
     raise StudyError(f"no finished run of {' or '.join(PROFILES)} in the results; run make study first", NOT_COMPARABLE)
 
@@ -295,7 +297,7 @@ def _table(run: Run, name: str, root: Path | None) -> pd.DataFrame:
 def _writer(name: str, root: Path | None) -> str:
     """The first chapter that writes a table, by the words with which it does so."""
     writes = re.compile(rf'write_table\(\s*run,\s*"(\d\d_\w+)",\s*"{re.escape(name)}"')
-    notebooks = chapters.discover(root or results.project_root())
+    notebooks = chapters.discover(root or project_root())
     cells = (source(cell) for path in notebooks.values() for cell in read_notebook(path)["cells"])
     found = (match[1] for match in map(writes.search, cells) if match)
     return next(found, next(reversed(notebooks)))
@@ -306,11 +308,11 @@ def _parameter(run: Run, chapter: str, name: str, root: Path | None) -> object:
 
     Run by hand in Jupyter, a chapter leaves no record, and an older record no longer fits what was written since.
     """
-    notebooks = chapters.discover(root or results.project_root())
+    notebooks = chapters.discover(root or project_root())
     chapter = chapters.find(chapter, notebooks)
-    entry, own = chapters.status(run.folder, chapter), f"parts/{chapter}/"
+    entry, own = statuses.status(run.folder, chapter), f"parts/{chapter}/"
     files = {path: digest for path, digest in entry.get("files", {}).items() if path.startswith(own)}
-    recorded = files and all(chapters.sha256(run.folder / path) == digest for path, digest in files.items())
+    recorded = files and all(file_hash(run.folder / path) == digest for path, digest in files.items())
     values = entry["parameters"] if recorded else declared(notebooks[chapter])
     if name not in values:
         raise StudyError(f"unknown parameter {name!r} of chapter {chapter}; {nearest(name, values)}see its parameters cell")

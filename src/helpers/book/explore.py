@@ -16,7 +16,7 @@ from helpers.study.claims import CLAIMS
 __all__ = ["EXPLORABLES", "Explorable", "data", "explore_page"]
 
 PLACEHOLDER = "<!-- generated: explore -->"  # the line of book/explore.md that `explore_page` replaces
-Table = tuple[str, Sequence[str], list[Sequence[str]]]  # caption, heads, rows
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # caption, heads, rows
 
 
 @dataclass(frozen=True)

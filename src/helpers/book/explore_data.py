@@ -5,13 +5,15 @@ A figure is a dict: its numbers, and under `default` the choice that it opens wi
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from helpers import results
+from helpers.cache import plain
 from helpers.errors import StudyError
 from helpers.figures.projection_tables import METHODS
 from helpers.figures.triage import SPLITS
@@ -28,16 +30,18 @@ SETS = {  # what a curve is drawn on: the first of these that was measured; the 
     "non_refusal": ("advbench/validation", "advbench/test", "advbench"),
     "rouge1": ("dialogue/few", "dialogue"),
 }
-Figure = dict[str, object]
+Figure = dict[str, Any]
 
 
 def data(root: Path, run_folder: Path) -> dict[str, Figure]:
     """What each figure needs, by its name, from that run and the findings of its profile; finite numbers of four digits."""
-    tables, found = run_tables(Path(root) / run_folder), {}
+    tables = run_tables(Path(root) / run_folder)
+    found: dict[str, Figure] = {}
     for name, (needs, chapter, make) in MAKERS.items():
         lacking = [table for table in needs if table not in tables]
         made = None if lacking else make(tables)
-        found[name] = _plain(made) if made else {"missing": _missing(lacking or list(needs), bool(lacking), chapter, tables)}
+        said = "" if made else _missing(lacking or list(needs), bool(lacking), chapter, tables)
+        found[name] = plain(made, number=_finite) if made else {"missing": said}
     return found
 
 
@@ -54,19 +58,11 @@ def rounded(value: float, digits: int = 4) -> float | int:
     return int(short) if short.is_integer() else short
 
 
-def _plain(value: object) -> object:
-    """The value in JSON's own types, all numbers rounded; one that is not finite is refused."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, str | bool) or value is None:
-        return value
-    if isinstance(value, Iterable):
-        return [_plain(part) for part in value]
-    if isinstance(value, int | np.integer):
-        return int(value)
+def _finite(value: float) -> float | int:
+    """The number, rounded; one that is not finite is refused."""
     if not math.isfinite(value):
         raise StudyError(f"a number of the page Explore is {value}; leave out what could not be measured")
-    return rounded(float(value))
+    return rounded(value)
 
 
 def _estimate(rows: pd.DataFrame) -> list | None:

@@ -20,7 +20,8 @@ from helpers.book import appendices, provenance, site
 from helpers.console import ANSI, scrub
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.figures.drawing import export
-from helpers.study import chapters
+from helpers.folders import run_folders
+from helpers.study import statuses
 
 STAGED = ("book", "notebooks", "_config.yml", "_toc.yml")
 ORDER = ("published", "cpu", "quick", "smoke")  # whose chapters the book shows where no profile is named
@@ -52,13 +53,13 @@ def book_chapters(root: Path) -> list[str]:
 def missing(root: Path, folder: Path) -> list[str]:
     """The chapters of the book that this run has not finished: no status, or no executed form."""
     names = book_chapters(root)
-    return [name for name in names if not chapters.status(folder, name) or not (folder / "executed" / f"{name}.ipynb").is_file()]
+    return [name for name in names if not statuses.status(folder, name) or not (folder / "executed" / f"{name}.ipynb").is_file()]
 
 
 def find_run(root: Path, results: Path, profile: str, first: Path | None = None) -> tuple[str, Path]:
     """The profile and the run whose chapters the book shows: the named profile's, else the first that has them all."""
     for name in (profile,) if profile else ORDER:
-        folders = [first] if first else sorted((path.parent for path in (results / name).glob("*/*/executed")), key=_rank)
+        folders = [first] if first else run_folders(results / name)
         for folder in folders:
             if not missing(root, folder):
                 return name, folder
@@ -66,12 +67,6 @@ def find_run(root: Path, results: Path, profile: str, first: Path | None = None)
     lacking = missing(root, first or (results / name / "none"))
     text = f"no finished {', '.join(lacking)} in results/{profile or '{' + ','.join(ORDER) + '}'}"
     raise StudyError(f"{text}; the book needs them: run make study PROFILE={name}", NOT_COMPARABLE)
-
-
-def _rank(folder: Path) -> tuple[bool, str, int]:
-    """The embedded model first, and the lowest seed."""
-    model, seed = folder.parent.name, folder.name.removeprefix("seed-")
-    return (model != "embedded", model, int(seed) if seed.isdigit() else 0)
 
 
 def stage(root: Path, profile: str, folder: Path) -> Path:

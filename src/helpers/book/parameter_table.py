@@ -3,19 +3,22 @@
 import io
 import json
 import tokenize
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from helpers.book.markup import code, folded, table, text
 from helpers.study import chapters as all_chapters
-from helpers.study import parameters
-from helpers.study.parameters import LIMITS, RUNNER
+from helpers.study import limits, parameters
+from helpers.study.limits import LIMITS
+from helpers.study.parameters import RUNNER
 
 ORDER = ("smoke", "cpu", "published", "gpu")  # of the profiles; others follow by name
-PARSED = {  # what the functions of chapters.PARSERS read, in words
+PARSED = {  # what the functions of limits.PARSERS read, in words
     "updates.recipes.parse": "{term}`updates <update>` by name",
     "updates.recipes.parse_serving": "an update and its {term}`serving`",
     "data.tasks.known": "names in `TASKS`, or a `.csv` or `.jsonl` file",
@@ -34,7 +37,7 @@ class Declared:
     chapters: tuple[str, ...]
     default: object
     comment: str
-    elsewhere: dict[str, object]
+    elsewhere: dict[str, Any]
 
 
 def comments(notebook: Path) -> dict[str, str]:
@@ -49,7 +52,7 @@ def comments(notebook: Path) -> dict[str, str]:
     return found
 
 
-def profile_settings(root: Path) -> dict[str, dict[str, object]]:
+def profile_settings(root: Path) -> dict[str, dict[str, Any]]:
     """What each profile sets, in the order of their size; `quick` sets nothing."""
     names = sorted((path.stem for path in (root / "profiles").glob("*.yaml")), key=lambda name: (_rank(name), name))
     return {name: parameters.profile(name, root / "profiles") for name in names}
@@ -62,7 +65,7 @@ def _rank(name: str) -> int:
 def collect(root: Path) -> list[Declared]:
     """Every parameter once, in the order of the chapters; what the runner reads for itself comes last."""
     notebooks, known = all_chapters.discover(root), profile_settings(root)
-    defaults, where = parameters.consistent(notebooks) | RUNNER, {}
+    defaults, where = parameters.consistent(notebooks) | RUNNER, defaultdict(list)
     words = {
         "chapter_seconds": "seconds after which a chapter is stopped",
         "compute": '"auto", "bf16" or "fp32": the number format to multiply in; "auto" asks the machine',
@@ -71,7 +74,7 @@ def collect(root: Path) -> list[Declared]:
     for chapter, path in notebooks.items():
         words = comments(path) | words
         for name in parameters.declared(path):
-            where.setdefault(name, []).append(chapter)
+            where[name].append(chapter)
     return [
         Declared(
             name,
@@ -94,12 +97,12 @@ def written(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def cell(value: object) -> str:
+def cell(value: Any) -> str:
     """The value as code, or the number of its values where they would not fit."""
     return code(written(value)) if len(written(value)) <= LONGEST else text(f"{len(value)} values, below")
 
 
-def grouped(values: Mapping[str, object]) -> list[tuple[str, object]]:
+def grouped(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The values, each once, with the names of the profiles that set it."""
     found: dict[str, list[str]] = {}
     for profile, value in values.items():
@@ -109,13 +112,13 @@ def grouped(values: Mapping[str, object]) -> list[tuple[str, object]]:
 
 def allowed(name: str, default: object) -> str:
     """What a parameter, or each element of a list, may be."""
-    if name in all_chapters.REGISTRIES:
-        return f"names in {code(all_chapters.REGISTRIES[name][1])}"
-    if name in all_chapters.PARSERS:
-        return PARSED[".".join(all_chapters.PARSERS[name])]
+    if name in limits.REGISTRIES:
+        return f"names in {code(limits.REGISTRIES[name][1])}"
+    if name in limits.PARSERS:
+        return PARSED[".".join(limits.PARSERS[name])]
     limit = LIMITS.get(name)
     if limit and limit.choices:
-        return ", ".join(map(code, sorted(limit.choices())))
+        return ", ".join(map(code, sorted(map(str, limit.choices()))))
     if limit and limit.low is not None:
         return text(f"{'above' if limit.above else 'from'} {limit.low:g} to {limit.high:.15g}")
     kind = type(default[0] if isinstance(default, list) and default else default).__name__

@@ -10,12 +10,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.figures import tables
+from helpers.folders import file_hash
 
 GLUED = re.compile(r"\{glue:text\}`(?:(?P<path>[^`]*?)::)?(?P<key>[^`:]+)(?::[^`]*)?`")
 PAGE = "book/provenance"
@@ -28,7 +29,7 @@ class Number:
     chapter: str
     key: str
     text: str
-    source: dict[str, object]
+    source: dict[str, Any]
 
     @property
     def anchor(self) -> str:
@@ -77,7 +78,7 @@ def _range(part: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def _chosen(table: pd.DataFrame, row: dict[str, object]) -> pd.DataFrame:
+def _chosen(table: pd.DataFrame, row: dict[str, Any]) -> pd.DataFrame:
     for column, value in row.items():
         table = table[table[column] == value] if column in table else table.iloc[:0]
     return table
@@ -142,7 +143,7 @@ def _line(folder: Path, number: Number) -> str:
     if not number.source:
         return f'<tr id="{number.anchor}"><td>{_said(number)}</td><td>words: no table of this run holds them</td><td></td></tr>'
     path, count = file_of(folder, number), number.source["count"]
-    digest = results.file_hash(path) if path.is_file() else "(no such file)"
+    digest = file_hash(path) or "(no such file)"
     how = tables.HOW[str(number.source["how"]).partition(" ")[0]]
     place = "/".join(path.parts[-4:]) if path.name == "findings.parquet" else os.path.relpath(path, folder)
     where = f"<code>{_text(place)}</code><br><small>sha256 <code>{digest[:12]}</code></small>"

@@ -93,7 +93,7 @@ def _finished(text: str, place: str, title: str, description: str, address: str)
     about = {
         "og:type": "website" if place == "index.html" else "article",
         "og:site_name": title,
-        "og:title": re.sub(rf" [—-] {re.escape(title)}$", "", soup.title.get_text(strip=True)),
+        "og:title": re.sub(rf" [—-] {re.escape(title)}$", "", soup.title.get_text(strip=True) if soup.title else ""),
         "og:description": _first_paragraph(soup) or description,
         "og:image": (address or "../" * place.count("/")) + CARD,
         "og:image:alt": title,
@@ -110,7 +110,7 @@ def _finished(text: str, place: str, title: str, description: str, address: str)
 
 def _redirection(text: str, title: str) -> str:
     """The page that leads to the first page, whole: the builder writes it as one tag."""
-    target = re.search(r"url=([\w./-]+)", text)[1]
+    target = re.findall(r"url=([\w./-]+)", text)[0]
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><title>{escape(title)}</title>'
         f'<meta http-equiv="refresh" content="0; url={target}" /><link rel="canonical" href="{target}" /></head>\n'
@@ -155,7 +155,7 @@ def problems(html: Path) -> list[str]:
     pages = {path.relative_to(html).as_posix(): path.read_text(encoding="utf-8") for path in sorted(html.rglob("*.html"))}
     soups = {place: BeautifulSoup(text, "html.parser") for place, text in pages.items()}
     anchors = {
-        place: {tag[key] for key in ("id", "name") for tag in soup.find_all(attrs={key: True})} for place, soup in soups.items()
+        place: {str(tag[key]) for key in ("id", "name") for tag in soup.select(f"[{key}]")} for place, soup in soups.items()
     }
     found = [f"{place}: {text}" for place, soup in soups.items() for text in _of_page(html, place, pages[place], soup, anchors)]
     files = sorted(path for path in html.rglob("*") if path.is_file())
@@ -177,7 +177,7 @@ def _of_text(path: Path) -> Iterator[str]:
 def _of_page(html: Path, place: str, text: str, soup: BeautifulSoup, anchors: dict[str, set[str]]) -> Iterator[str]:
     rules = [tag.get("content") for tag in soup.select("head > meta[http-equiv=Content-Security-Policy]")]
     first = soup.head.find(lambda tag: tag.get("charset") is None) if soup.head else None
-    if rules != [policy(text)] or first.get("http-equiv") != "Content-Security-Policy":
+    if rules != [policy(text)] or first is None or first.get("http-equiv") != "Content-Security-Policy":
         yield "has no content security policy of its own at its top"
     if not (soup.html and soup.html.get("lang") and soup.title and soup.find("meta", attrs={"name": "description"})):
         yield "lacks its language, title or description"
@@ -188,10 +188,10 @@ def _of_page(html: Path, place: str, text: str, soup: BeautifulSoup, anchors: di
 def _of_tag(html: Path, place: str, tag: Tag, anchors: dict[str, set[str]]) -> Iterator[str]:
     if tag.name in BARRED:
         yield f"holds <{tag.name}>"
-    if tag.name == "script" and not tag.get("src") and not tag.get("type", "").endswith("json") and not themes_own(tag.text):
+    if tag.name == "script" and not tag.get("src") and not str(tag.get("type", "")).endswith("json") and not themes_own(tag.text):
         yield f"has an inline script that is not the theme's: {' '.join(tag.text.split())[:60]}"
     yield from (f"has the inline handler {name} on <{tag.name}>" for name in tag.attrs if name.startswith("on"))
-    if ELSEWHERE.search(tag.get("style", "")) or (tag.name == "style" and ELSEWHERE.search(tag.text)):
+    if ELSEWHERE.search(str(tag.get("style", ""))) or (tag.name == "style" and ELSEWHERE.search(tag.text)):
         yield f"has a style that asks for something elsewhere on <{tag.name}>"
     for name in ADDRESSES:
         for address in _addresses(name, tag):
@@ -200,9 +200,9 @@ def _of_tag(html: Path, place: str, tag: Tag, anchors: dict[str, set[str]]) -> I
 
 
 def _addresses(name: str, tag: Tag) -> list[str]:
-    value = tag.get(name)
-    if value is None:
+    if tag.get(name) is None:
         return []
+    value = str(tag[name])
     return [part.split()[0] for part in value.split(",") if part.strip()] if name == "srcset" else [value.strip()]
 
 

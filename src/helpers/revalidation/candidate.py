@@ -129,7 +129,7 @@ def _same_tokens(folder: Path, reads: str) -> None:
 def build(update: Candidate, base: Path, served_in: str, device: str, texts: Sequence[str]) -> LanguageModel:
     """The updated model, served in a precision; `texts` calibrate GPTQ, where it is asked for."""
     grid = "fp32" if served_in == "fp32" else "bf16"
-    language = loading.load(update.folder if update.kind == "merged" else base, grid, device)
+    language = loading.load(update.folder if update.kind == "merged" and update.folder else base, grid, device)
     quantized_models.quantize_(language, update.name if update.kind == "quantizer" else served_in, tuple(texts[:CALIBRATION]))
     if update.adapter is None:
         return language

@@ -2,7 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from helpers.folders import project_root
 
 if TYPE_CHECKING:  # every command imports this file
     from helpers.revalidation.options import Options
@@ -38,10 +40,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def project_path(name: str) -> Path:
     """A path as it stands, or where there is no such thing and it is relative, the same in the project's folder."""
-    from helpers import results
-
     path = Path(name)
-    return path if path.is_absolute() or path.exists() else results.project_root() / path
+    return path if path.is_absolute() or path.exists() else project_root() / path
 
 
 def in_project(**given: str) -> dict[str, str]:
@@ -49,7 +49,7 @@ def in_project(**given: str) -> dict[str, str]:
     return {name: str(project_path(value)) if value and project_path(value).exists() else value for name, value in given.items()}
 
 
-def revalidate(options: argparse.Namespace) -> dict[str, object]:
+def revalidate(options: argparse.Namespace) -> dict[str, Any]:
     """The report, whose `code` is the exit code; its files and the monitors that came out are written below `--out`."""
     from helpers.console import say
 
@@ -73,7 +73,7 @@ def revalidate(options: argparse.Namespace) -> dict[str, object]:
     return report
 
 
-def _of_scores(asked: "Options", folder: Path) -> dict[str, object]:
+def _of_scores(asked: "Options", folder: Path) -> dict[str, Any]:
     """The report of scores alone, written; no torch and no transformers are needed for it."""
     from helpers.console import say
     from helpers.revalidation import score_file
@@ -84,7 +84,7 @@ def _of_scores(asked: "Options", folder: Path) -> dict[str, object]:
     return report
 
 
-def _of_models(asked: "Options", folder: Path) -> dict[str, object]:
+def _of_models(asked: "Options", folder: Path) -> dict[str, Any]:
     """The report of two models, written with the monitors that came out."""
     from helpers.console import say
     from helpers.revalidation import run
@@ -96,7 +96,7 @@ def _of_models(asked: "Options", folder: Path) -> dict[str, object]:
     return found.report
 
 
-def compare_files(old: Path, new: Path) -> dict[str, object]:
+def compare_files(old: Path, new: Path) -> dict[str, Any]:
     """What changed between two reports; it ends with 0, since it is no verdict."""
     from helpers.console import say
     from helpers.revalidation.report import diff as report_diff

@@ -144,8 +144,8 @@ def simulate(panels: Sequence[Panel], required: np.ndarray, seed: int) -> Surene
             counts["miss"] += state != "stale"
             counts["through"] += state == "fine"
     rates = {name: wilson(count, draws) for name, count in counts.items()}
-    of_losses = (rates["miss"], rates["through"]) if places else (None, None)
-    return Sureness(rates["alarm"], rates["open"], *of_losses, draws, max(len(panel.labels) for panel in panels))
+    miss, through = (rates["miss"], rates["through"]) if places else (None, None)
+    return Sureness(rates["alarm"], rates["open"], miss, through, draws, max(len(panel.labels) for panel in panels))
 
 
 # ---------------------------------------------------------------- controls
@@ -207,7 +207,7 @@ def drift(scored: Twice, cuts: Mapping[str, float], again: Twice | None, seed: i
     """
     found, rng = [], np.random.default_rng(seed)
     if again is not None:
-        still = {name: screening.screen(*pair, cuts[name], RATES["5"]) for name, pair in again.items()}
+        still = {name: screening.screen(first, second, cuts[name], RATES["5"]) for name, (first, second) in again.items()}
         told = screening.suspects(still)
         found.append(Control("identity", not told, f"{len(told)} of {len(still)} monitors drift where nothing changed"))
     name = next((name for name, cut in cuts.items() if np.isfinite(cut)), None)

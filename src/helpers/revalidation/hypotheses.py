@@ -15,14 +15,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from helpers.stats import paired_rates, roc
-from helpers.stats.intervals import MARGINS, Estimate, holm
+from helpers.stats import paired_aurocs, paired_rates, roc
+from helpers.stats.intervals import MARGINS, Estimate
+from helpers.stats.p_values import holm
+from helpers.stats.paired_aurocs import ALPHA, NEVER
 from helpers.stats.paired_rates import LEVEL
-from helpers.stats.roc import ALPHA, NEVER
 
-MEASURES = ("tpr", "fpr", "auroc")
-HARM = np.array([-1.0, 1.0, -1.0])  # the sign of a change for the worse
-STATES = ("stale", "inconclusive", "fine")
+WORSE = {"tpr": -1, "fpr": 1, "auroc": -1}  # the sign of a change for the worse; in the order of reading: rates first
+MEASURES = tuple(WORSE)
+NAMES = {"tpr": "TPR", "fpr": "FPR", "auroc": "AUROC"}
+URGENCY = ("stale", "inconclusive", "fine", "no update")  # the states, in the order of reading
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ def p_values(panel: Panel) -> Float[np.ndarray, "k 3 2"]:
     """
     caught, cried = _pairs(panel, 1), _pairs(panel, 0)
     z = paired_rates.score_test(caught.harmed, caught.helped, caught.n, MARGINS["tpr"])
-    drops = roc.many_contrasts(panel.labels, panel.before, panel.after, panel.groups, LEVEL)
-    ranks = [(roc.worse(drop, MARGINS["auroc"]), roc.preserved(drop, MARGINS["auroc"])) for drop in drops]
+    drops = paired_aurocs.many_contrasts(panel.labels, panel.before, panel.after, panel.groups, LEVEL)
+    ranks = [(paired_aurocs.worse(drop, MARGINS["auroc"]), paired_aurocs.preserved(drop, MARGINS["auroc"])) for drop in drops]
     found = np.stack([np.stack([special.ndtr(-z), special.ndtr(z)], 1), _alarm_tests(cried, panel.nominal), np.array(ranks)], 1)
     found[np.isnan(panel.cuts), :2] = np.nan
     found[(np.ptp(panel.after, axis=1) == 0) & (np.ptp(panel.before, axis=1) > 0), 2] = (0.0, 1.0)
@@ -178,7 +180,7 @@ def answer(p_worse: float, p_preserved: float) -> str:
 def measured(panel: Panel, family: int) -> list[list[Measure]]:
     """The tests of each monitor, those that could be made; `family`: monitors of the whole run, for the n that it takes."""
     p, pairs = p_values(panel), {1: _pairs(panel, 1), 0: _pairs(panel, 0)}
-    drops = roc.many_contrasts(panel.labels, panel.before, panel.after, panel.groups, LEVEL)
+    drops = paired_aurocs.many_contrasts(panel.labels, panel.before, panel.after, panel.groups, LEVEL)
     return [
         [
             *([] if np.isnan(panel.cuts[j]) else [_rate_test(panel, j, label, pairs[label], p[j], family) for label in (1, 0)]),
@@ -188,12 +190,12 @@ def measured(panel: Panel, family: int) -> list[list[Measure]]:
     ]
 
 
-def _rank_test(panel: Panel, j: int, drop: roc.Contrast, p: np.ndarray, family: int) -> Measure:
+def _rank_test(panel: Panel, j: int, drop: paired_aurocs.Contrast, p: np.ndarray, family: int) -> Measure:
     before, after = (roc.auroc_interval(panel.labels, side[j], panel.groups) for side in (panel.before, panel.after))
     e, margin = drop.estimate, MARGINS["auroc"]
     change = Estimate(0.0 - e.value, 0.0 - e.high, 0.0 - e.low, e.n)
-    needed = [roc.needed(drop, margin, alpha) for alpha in _levels(e.value > margin, family)]
-    return Measure("auroc", before, after, change, margin, *map(float, p[2]), *needed)
+    needed, alone = (paired_aurocs.needed(drop, margin, alpha) for alpha in _levels(e.value > margin, family))
+    return Measure("auroc", before, after, change, margin, float(p[2, 0]), float(p[2, 1]), needed, alone)
 
 
 def _levels(lost: bool, family: int) -> tuple[float, float]:
@@ -203,22 +205,23 @@ def _levels(lost: bool, family: int) -> tuple[float, float]:
 
 def _rate_test(panel: Panel, j: int, label: int, pairs: _Pairs, p: np.ndarray, family: int) -> Measure:
     sides = [roc.rates(panel.labels, side[j], panel.cuts[j], panel.groups)[1 - label] for side in (panel.before, panel.after)]
-    counts = [float(part[j]) for part in (pairs.harmed, pairs.helped, pairs.n)]
-    value, (low, high) = sides[1].value - sides[0].value, paired_rates.score_interval(*counts)
+    harmed, helped, n = (float(part[j]) for part in (pairs.harmed, pairs.helped, pairs.n))
+    value, (low, high) = sides[1].value - sides[0].value, paired_rates.score_interval(harmed, helped, n)
     if (panel.before[j] == panel.after[j]).all():
         low = high = 0.0
     change = Estimate(value, *((-high, -low) if label else (low, high)), sides[1].n)
     nominal = float(panel.nominal[j])
     margin = MARGINS["tpr"] if label else (MARGINS["fpr_ratio"] - 1) * nominal
     share = pairs.n[j] / len(panel.labels)  # of a labelled text, in pairs that count
-    levels = _levels((counts[0] - counts[1]) / counts[2] > margin, family)
-    needed = [paired_rates.needed_pairs(*counts, margin, alpha) for alpha in levels]
+    levels = _levels((harmed - helped) / n > margin, family)
+    needed = [paired_rates.needed_pairs(harmed, helped, n, margin, alpha) for alpha in levels]
     if not label:  # the promise may also be kept by its level alone, which is the other of two tests
         limit = MARGINS["fpr_ratio"] * nominal
-        needed = [min(n, paired_rates.needed_level(sides[1].value, limit, a / 2)) for n, a in zip(needed, levels, strict=True)]
-    rows = [int(min(np.ceil(n / share), NEVER)) for n in needed]
+        by_level = [paired_rates.needed_level(sides[1].value, limit, alpha / 2) for alpha in levels]
+        needed = [min(both) for both in zip(needed, by_level, strict=True)]
+    rows, alone = (int(min(np.ceil(count / share), NEVER)) for count in needed)
     name = f"{MEASURES[1 - label]}_{100 * nominal:g}"
-    return Measure(name, sides[0], sides[1], change, margin, *map(float, p[1 - label]), *rows)
+    return Measure(name, sides[0], sides[1], change, margin, float(p[1 - label, 0]), float(p[1 - label, 1]), rows, alone)
 
 
 def texts_needed(found: Sequence[Measure]) -> int:
@@ -227,15 +230,20 @@ def texts_needed(found: Sequence[Measure]) -> int:
     The fewest that show a loss, where one is seen; else the most that an open test takes; where all are shown but for the
     adjustment over monitors, what that takes.
     """
-    lost = [test.needed for test in found if HARM[_kind(test)] * test.change.value > test.margin]
+    lost = [test.needed for test in found if _sign(test.measure) * test.change.value > test.margin]
     open_ = [test.needed for test in found if test.p_preserved > ALPHA]
     return min(lost) if lost else max(open_ or [test.needed_alone for test in found], default=NEVER)
 
 
-def _kind(test: Measure) -> int:
-    return MEASURES.index(test.measure.split("_")[0])
+def _sign(measure: str) -> int:
+    return WORSE[measure.split("_")[0]]
+
+
+def in_margins(measure: str, change: float, margin: float) -> float:
+    """A change in units of its margin, turned so that worse is above 0."""
+    return _sign(measure) * change / margin
 
 
 def harm(found: Sequence[Measure]) -> float:
     """The worst of a monitor's changes in units of its margin, above 0 for the worse; what repairs are chosen by."""
-    return max((float(HARM[_kind(test)] * test.change.value / test.margin) for test in found), default=np.inf)
+    return max((float(in_margins(test.measure, test.change.value, test.margin)) for test in found), default=np.inf)

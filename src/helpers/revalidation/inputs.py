@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.data import splits, user_files
-from helpers.data.corpora import near_pairs
+from helpers.data.near_duplicates import near_pairs
 from helpers.data.splits import Example
 from helpers.errors import REFUSED, StudyError, shown
 from helpers.models import activations, loading

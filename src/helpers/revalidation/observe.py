@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +165,7 @@ def speak(language: LanguageModel, texts: Sequence[str], limit: int) -> Spoken:
     return Spoken(totals, tuple(likeliest))
 
 
-def behaviour(spoken: tuple[Spoken, Spoken]) -> dict[str, object]:
+def behaviour(spoken: tuple[Spoken, Spoken]) -> dict[str, Any]:
     """How the update changed what the model says of ordinary texts: log-likelihood a token, perplexity, likeliest next token.
 
     Intervals are over texts. A refusal rate needs prompts that should be refused, which a user's texts need not be.

@@ -20,27 +20,31 @@ from helpers.revalidation.screening import ENOUGH, FEW
 
 MAPS = ("centre", "coral", "procrustes", "low-rank")
 THRESHOLD, REFIT = "threshold", "refit"
+Seen = tuple[float | None, float | None]  # agreement of flags and share of alarms on held-out texts
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class MonitorTexts:
-    """What one monitor reads: the unlabelled texts under both models, the labelled ones under the updated one, with their panel.
-
-    states: the pooled states that its maps are fitted on, before and after, of the unlabelled texts.
-    """
+    """What one monitor reads of the unlabelled texts under both models; states: what its maps are fitted on, before and after."""
 
     monitor: Monitor
     before: Features
     after: Features
     states: tuple[np.ndarray, np.ndarray]
-    labelled: Features | None
-    panel: Panel | None
 
     @property
     def level(self) -> str:
         """The threshold that is judged, by its name in percent; "" without one."""
         cuts = self.monitor.thresholds
         return "5" if "5" in cuts else next(iter(cuts), "")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTexts(MonitorTexts):
+    """The same with the labelled texts as it reads them under the updated model, and their panel."""
+
+    labelled: Features
+    panel: Panel
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Mended:
 
 def _mapped(case: MonitorTexts, rows: np.ndarray, method: str, seed: int) -> Monitor:
     """The frozen readout behind a map from the updated model's states to the original's, folded into its weights."""
-    found = realignment.fit_map(method, *(side[rows] for side in case.states), seed)
+    before, after = case.states
+    found = realignment.fit_map(method, before[rows], after[rows], seed)
     return _with(case.monitor, realignment.through(found, case.monitor.readout).tensors)
 
 
@@ -96,7 +101,7 @@ def _without_labels(case: MonitorTexts, rows: np.ndarray, method: str, seed: int
     return _mapped(case, rows, method, seed)
 
 
-def _refitted(case: MonitorTexts, rows: np.ndarray, every: np.ndarray, seed: int) -> Monitor:
+def _refitted(case: LabelledTexts, rows: np.ndarray, every: np.ndarray, seed: int) -> Monitor:
     """A probe of the same kind and strength on labelled rows of the updated model; its thresholds by the unlabelled texts."""
     again = probes.refit(case.monitor.readout, case.labelled.take(rows), case.panel.labels[rows], seed, case.monitor.name)
     return _rethresholded(case, every, _with(case.monitor, again.tensors))
@@ -122,7 +127,7 @@ def _margins(case: MonitorTexts, monitor: Monitor, features: Features) -> np.nda
     return (monitor.score(features) - cut) / spread
 
 
-def _panel(case: MonitorTexts, scores: np.ndarray, rows: np.ndarray | None = None) -> Panel:
+def _panel(case: LabelledTexts, scores: np.ndarray, rows: np.ndarray | None = None) -> Panel:
     """Repaired scores, in `_margins`, against those of the frozen monitor before the update."""
     spread = float(case.monitor.score(case.before).std()) or 1.0
     cut = case.monitor.thresholds.get(case.level, np.nan)
@@ -131,11 +136,11 @@ def _panel(case: MonitorTexts, scores: np.ndarray, rows: np.ndarray | None = Non
     return panel if rows is None else panel.take(rows)
 
 
-def _judged(case: MonitorTexts, scores: np.ndarray, rows: np.ndarray | None = None) -> tuple[Measure, ...]:
+def _judged(case: LabelledTexts, scores: np.ndarray, rows: np.ndarray | None = None) -> tuple[Measure, ...]:
     return tuple(hypotheses.measured(_panel(case, scores, rows), 1)[0])
 
 
-def _held_out(case: MonitorTexts, method: str, seed: int) -> tuple[float | None, float | None]:
+def _held_out(case: MonitorTexts, method: str, seed: int) -> Seen:
     """Agreement of flags and alarm rate on unlabelled texts, each half by what was fitted on the other."""
     n = len(case.before)
     if not case.level:
@@ -158,18 +163,26 @@ def mend(case: MonitorTexts, seed: int = 0) -> Mended:
     """
     n = len(case.before)
     methods = [*(MAPS if n >= FEW else ()), *([THRESHOLD] if case.level and n >= FEW else [])]
-    made, tried, scores, left = {}, [], {}, []
+    made: dict[str, Monitor] = {}
+    seen: dict[str, Seen] = {}
+    left = []
     for method in methods:
         try:
-            made[method] = _without_labels(case, np.arange(n), method, seed)
-            seen = _held_out(case, method, seed)
+            made[method], seen[method] = _without_labels(case, np.arange(n), method, seed), _held_out(case, method, seed)
         except StudyError:  # such as constant states: this repair is none here, others may be
             left.append(method)
-            continue
-        scores[method] = None if case.panel is None else _margins(case, made[method], case.labelled)
-        tried.append(Tried(method, False, *seen, () if case.panel is None else _judged(case, scores[method])))
-    if case.panel is None:
-        return Mended(tuple(tried), None, None, (), None, "no labels: what looks mended is not shown to be")
+    if not isinstance(case, LabelledTexts):
+        tried = tuple(Tried(method, False, *seen[method], ()) for method in made)
+        return Mended(tried, None, None, (), None, "no labels: what looks mended is not shown to be")
+    found = _with_labels(case, made, seen, left, seed)
+    return replace(found, reason=f"{found.reason}; could not be fitted: {', '.join(left)}") if left else found
+
+
+def _with_labels(case: LabelledTexts, made: dict[str, Monitor], seen: Mapping[str, Seen], left: list[str], seed: int) -> Mended:
+    """The choice among what was fitted without labels and, where there are enough, a refit; one that fails joins `left`."""
+    n = len(case.before)
+    scores = {method: _margins(case, monitor, case.labelled) for method, monitor in made.items()}
+    tried = [Tried(method, False, *seen[method], _judged(case, found)) for method, found in scores.items()]
     half = _halves(case.panel.groups, case.panel.labels, seed)
     if min(np.bincount(case.panel.labels, minlength=2)) >= ENOUGH and n >= FEW:
         try:
@@ -179,11 +192,10 @@ def mend(case: MonitorTexts, seed: int = 0) -> Mended:
         else:
             scores[REFIT], made[REFIT] = crossed, again
             tried.append(Tried(REFIT, True, None, None, _judged(case, crossed)))
-    found = _chosen(case, tuple(tried), made, scores, half)
-    return replace(found, reason=f"{found.reason}; could not be fitted: {', '.join(left)}") if left else found
+    return _chosen(case, tried, made, scores, half)
 
 
-def _cross_fitted(case: MonitorTexts, half: np.ndarray, seed: int) -> np.ndarray:
+def _cross_fitted(case: LabelledTexts, half: np.ndarray, seed: int) -> np.ndarray:
     """Scores of every labelled text by a probe that was fitted on the other half."""
     scores, every = np.zeros(len(half)), np.arange(len(case.before))
     for side in (0, 1):
@@ -193,7 +205,7 @@ def _cross_fitted(case: MonitorTexts, half: np.ndarray, seed: int) -> np.ndarray
 
 
 def _chosen(
-    case: MonitorTexts, tried: Sequence[Tried], made: Mapping[str, Monitor], scores: Mapping[str, np.ndarray], half: np.ndarray
+    case: LabelledTexts, tried: Sequence[Tried], made: Mapping[str, Monitor], scores: Mapping[str, np.ndarray], half: np.ndarray
 ) -> Mended:
     """The repair with the least harm on all labels, cheapest first where equal, and the effect of choosing so, cross-fitted."""
     if not scores:

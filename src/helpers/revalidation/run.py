@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ Say = Callable[[str], None]
 class Outcome:
     """The report as plain JSON, and the monitors it tells of: those mended under the update, those fitted on the base."""
 
-    report: dict[str, object]
+    report: dict[str, Any]
     repaired: tuple[Monitor, ...] = ()
     fitted: tuple[Monitor, ...] = ()
 
@@ -149,17 +150,17 @@ def _mended(inputs: Inputs, seen: ObservedPair, judged: Judged, screened: Mappin
 
 def _case(monitor: Monitor, seen: ObservedPair, panel: Panel | None, of_task: np.ndarray) -> repair.MonitorTexts:
     before, after = (observe.features(found, monitor, seen.texts) for found in (seen.before, seen.after))
-    both = tuple(observe.states(found, monitor, seen.texts) for found in (seen.before, seen.after))
+    both = (observe.states(seen.before, monitor, seen.texts), observe.states(seen.after, monitor, seen.texts))
     if panel is None:
-        return repair.MonitorTexts(monitor, before, after, both, None, None)
+        return repair.MonitorTexts(monitor, before, after, both)
     j = panel.names.index(monitor.name)
     alone = replace(panel, names=(monitor.name,), before=panel.before[[j]], after=panel.after[[j]], cuts=panel.cuts[[j]],
                     nominal=panel.nominal[[j]])  # fmt: skip
     labelled = observe.features(seen.after, monitor, seen.labels[of_task])
-    return repair.MonitorTexts(monitor, before, after, both, labelled, alone)
+    return repair.LabelledTexts(monitor, before, after, both, labelled, alone)
 
 
-def _moved(seen: ObservedPair) -> dict[str, object]:
+def _moved(seen: ObservedPair) -> dict[str, Any]:
     """Which layers moved, and how the shift lies to each linear monitor's direction."""
     every = np.arange(seen.before.counts["texts"])
     found = [
@@ -187,7 +188,7 @@ def _noted(seen: ObservedPair) -> list[str]:
 # ---------------------------------------------------------------- what was compared
 
 
-def _compared(inputs: Inputs, seen: ObservedPair) -> dict[str, object]:
+def _compared(inputs: Inputs, seen: ObservedPair) -> dict[str, Any]:
     update, options = inputs.update, inputs.options
     hashed = candidate.content_hash(update.folder) if update.folder else None
     return {
@@ -201,11 +202,10 @@ def _compared(inputs: Inputs, seen: ObservedPair) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _labels(rows: Sequence[Example]) -> dict[str, object] | None:
+def _labels(rows: Sequence[Example]) -> dict[str, Any] | None:
     if not rows:
         return None
-    return {"n": len(rows), "positives": sum(row.label for row in rows), "groups": len({row.group for row in rows}),
-            "sha256": _sha256(rows)}  # fmt: skip
+    return verdict.labels_entry((row.label for row in rows), (row.group for row in rows), _sha256(rows))
 
 
 def _sha256(rows: Sequence[Example]) -> str:

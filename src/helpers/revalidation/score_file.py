@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +18,14 @@ from helpers.seeding import derive_seed
 from helpers.stats.roc import RATES
 
 
-def run_scores(options: Options, say: Callable[[str], None] = print) -> dict[str, object]:
+def run_scores(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The report of scores alone, timed; `code` in it is the exit code, 0, 10 or 11. Errors are StudyErrors of one line."""
     begun = time.monotonic()
     say("revalidate: checking what was given")
     return verdict.told(score_report(options), begun, say)
 
 
-def score_report(options: Options) -> dict[str, object]:
+def score_report(options: Options) -> dict[str, Any]:
     """The report as plain JSON, of the scores in a file; states are those of `revalidation`, by the same tests."""
     by_monitor = scored(options)
     rows = next(iter(by_monitor.values()))
@@ -34,7 +35,7 @@ def score_report(options: Options) -> dict[str, object]:
     sides = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
               for name, found in by_monitor.items()}  # fmt: skip
     cuts = {name: found[0].threshold for name, found in by_monitor.items()}
-    screened = {name: screening.screen(*pair, cuts[name], RATES["5"]) for name, pair in sides.items()}
+    screened = {name: screening.screen(before, after, cuts[name], RATES["5"]) for name, (before, after) in sides.items()}
     if not panels:
         judged = replace(judged, controls=error_rates.drift(sides, cuts, None, derive_seed(options.seed, "drift")))
     unknown = {"task": None, "kind": None, "layer": None, "hash": None, "mended": None}
@@ -70,10 +71,9 @@ def _panel(items: Sequence[tuple], rows: Sequence[Sequence[ScoreRow]], names: Se
     )  # fmt: skip
 
 
-def _labels(panels: Sequence[Panel]) -> dict[str, object] | None:
+def _labels(panels: Sequence[Panel]) -> dict[str, Any] | None:
     """The labelled items of the largest panel."""
     if not panels:
         return None
     largest = max(panels, key=lambda panel: len(panel.labels))
-    positives, groups = int(largest.labels.sum()), len(np.unique(largest.groups))
-    return {"n": len(largest.labels), "positives": positives, "groups": groups, "sha256": None}
+    return verdict.labels_entry(largest.labels, largest.groups.tolist(), None)

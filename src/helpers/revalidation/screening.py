@@ -11,7 +11,7 @@ from scipy import special
 from helpers.staleness import drift_signals
 from helpers.stats import paired_rates
 from helpers.stats.intervals import MARGINS, Estimate, rate_interval
-from helpers.stats.roc import ALPHA
+from helpers.stats.paired_aurocs import ALPHA
 
 if TYPE_CHECKING:  # torch is not needed to screen scores
     from torch import Tensor

@@ -3,29 +3,28 @@
 Names, hashes and numbers only: no text of a user or a model, and no path.
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from importlib import metadata
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from helpers.cache import plain
+from helpers.console import installed
 from helpers.revalidation import error_rates, hypotheses, screening
 from helpers.revalidation.error_rates import Control, Sureness
-from helpers.revalidation.hypotheses import MEASURES, Measure, Panel
+from helpers.revalidation.hypotheses import MEASURES, NAMES, URGENCY, Measure, Panel
 from helpers.revalidation.screening import ENOUGH, Screened
 from helpers.seeding import derive_seed
 from helpers.stats.intervals import MARGINS
-from helpers.stats.roc import ALPHA, NEVER, RATES
+from helpers.stats.paired_aurocs import ALPHA, NEVER
+from helpers.stats.roc import RATES
 
 if TYPE_CHECKING:  # it imports torch
     from helpers.revalidation.repair import Mended
 
 CODES = {"fine": 0, "no update": 0, "stale": 10, "inconclusive": 11}
-URGENCY = ("stale", "inconclusive", "fine", "no update")
-NAMES = {"tpr": "TPR", "fpr": "FPR", "auroc": "AUROC"}
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,6 @@ class Watch:
     p_fine: float | None
     screened: Screened | None
     mended: "Mended | None"
-
-
-def plain_value(value: object) -> object:
-    """The value as JSON holds it: numbers of Python, None for what is undefined."""
-    if is_dataclass(value):
-        return plain_value(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain_value(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain_value(item) for item in value]
-    if isinstance(value, float):
-        return (value + 0.0) if math.isfinite(value) else None  # no -0.0
-    return value
 
 
 # ---------------------------------------------------------------- one monitor
@@ -110,7 +94,7 @@ def texts_needed_of(watch: Watch) -> int | None:
     return None if found >= NEVER else max(found, watch.n + 1)
 
 
-def monitor(watch: Watch, place: int | None) -> dict[str, object]:
+def monitor(watch: Watch, place: int | None) -> dict[str, Any]:
     """A monitor as the report holds it; `place` is that in the order of labelling."""
     sides = {one.measure.split("_")[0]: {"before": one.before, "after": one.after} for one in watch.measures}
     return {
@@ -122,7 +106,7 @@ def monitor(watch: Watch, place: int | None) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _test(one: Measure, watch: Watch) -> dict[str, object]:
+def _test(one: Measure, watch: Watch) -> dict[str, Any]:
     """One test. `_adjusted` is over the required monitors: Holm for "worse", Hochberg for "preserved"."""
     p_worse, p_preserved = watch.p_worse[one.measure], watch.p_preserved[one.measure]
     return {
@@ -132,14 +116,14 @@ def _test(one: Measure, watch: Watch) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _screening(found: Screened | None, place: int | None) -> dict[str, object] | None:
+def _screening(found: Screened | None, place: int | None) -> dict[str, Any] | None:
     if found is None:
         return None
     rates = {"alarm_before": found.alarm_before.value, "alarm_after": found.alarm_after.value}
     return {**asdict(found), **rates, "place_in_order": place}
 
 
-def _repair(watch: Watch) -> dict[str, object] | None:
+def _repair(watch: Watch) -> dict[str, Any] | None:
     found = watch.mended
     if found is None:
         return None
@@ -162,7 +146,7 @@ def _repair(watch: Watch) -> dict[str, object] | None:
 # ---------------------------------------------------------------- all of them
 
 
-def verdict_words(watched: Sequence[Watch], controls: Sequence[Control], update: str) -> dict[str, object]:
+def verdict_words(watched: Sequence[Watch], controls: Sequence[Control], update: str) -> dict[str, Any]:
     """Code, word, one sentence and its reason: every required monitor must be shown fine, and no control may have failed."""
     asked = [watch for watch in watched if watch.required]
     states = [watch.state for watch in asked]
@@ -180,7 +164,7 @@ def verdict_words(watched: Sequence[Watch], controls: Sequence[Control], update:
     return _verdict(word, said[word], _why(word, asked))
 
 
-def _verdict(word: str, sentence: str, why: str) -> dict[str, object]:
+def _verdict(word: str, sentence: str, why: str) -> dict[str, Any]:
     return {"code": CODES[word], "word": word, "sentence": sentence, "reason": why}
 
 
@@ -198,14 +182,15 @@ def _why(word: str, asked: Sequence[Watch]) -> str:
         worst = max((watch for watch in asked if watch.state == word), key=lambda watch: hypotheses.harm(watch.measures))
         return f"{worst.name}: {reason(worst)}."
     sizes = [texts_needed_of(watch) for watch in asked if watch.state == word]
-    if all(size is not None for size in sizes):
-        return f"{first.name}: {reason(first)}. About {max(sizes):,} labelled texts would decide all of them."
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes):
+        return f"{first.name}: {reason(first)}. About {max(known):,} labelled texts would decide all of them."
     return f"{first.name}: {reason(first)}."
 
 
-def steps(watched: Sequence[Watch], word: str) -> list[dict[str, object]]:
+def steps(watched: Sequence[Watch], word: str) -> list[dict[str, Any]]:
     """What to do next, the urgent first."""
-    found = []
+    found: list[tuple[str, str | None, str]] = []
     for watch in sorted(watched, key=lambda watch: URGENCY.index(watch.state)):
         if watch.state == "stale" and watch.mended and watch.mended.chosen:
             held = f"{watch.mended.chosen}; {watch.mended.reason}: {', '.join(map(_change, watch.mended.effect))}"
@@ -226,7 +211,7 @@ def _labels(watch: Watch, size: int | None) -> str:
     return f"about {size:,} labelled texts of its task would decide it; there are {watch.n:,}"
 
 
-def triage_order(watched: Sequence[Watch], total: int) -> dict[str, object] | None:
+def triage_order(watched: Sequence[Watch], total: int) -> dict[str, Any] | None:
     """In which order to label, and what a budget buys: only what is not decided asks for labels, and monitors of a task share."""
     screened = {watch.name: watch.screened for watch in watched if watch.screened}
     if not screened:
@@ -237,16 +222,17 @@ def triage_order(watched: Sequence[Watch], total: int) -> dict[str, object] | No
     return {"order": order, "budget": total, "plan": [asdict(share) for share in shares]}
 
 
-def sure(found: Sureness | None) -> dict[str, object]:
+def sure(found: Sureness | None) -> dict[str, Any]:
     """The simulated error rates; null without labels, or with so few that they were not simulated."""
-    rates = {name: getattr(found, name, None) for name in ("false_alarm", "opened", "miss", "let_through")}
+    names = ("false_alarm", "opened", "miss", "let_through")
+    if found is None:
+        return dict.fromkeys((*names, "n"))
+    rates = {name: getattr(found, name) for name in names}
     said = {name: e and {"value": e.value, "low": e.low, "high": e.high, "draws": found.draws} for name, e in rates.items()}
-    return {**said, "n": getattr(found, "n", None)}
+    return {**said, "n": found.n}
 
 
 SCHEMA_VERSION = 1
-
-
 VERSIONS = ("after-the-update", "torch", "transformers", "peft", "bitsandbytes", "numpy", "scikit-learn")
 
 
@@ -284,23 +270,23 @@ def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence
     return Judged(tuple(panels), watches, error_rates.simulate(panels, asked, derive_seed(seed, "simulate")), controls)
 
 
-def watch(judged: Judged, name: str, same: bool, **known: object) -> Watch:
+def watch(judged: Judged, name: str, same: bool, **known: Any) -> Watch:
     """All that is known of one monitor; one that sees no update is told so, whatever labels could show."""
-    unlabelled = {"state": "inconclusive", "measures": (), "p_fine": None, "p_worse": {}, "p_preserved": {}}
+    unlabelled: dict[str, Any] = {"state": "inconclusive", "measures": (), "p_fine": None, "p_worse": {}, "p_preserved": {}}
     shown = judged.watches.get(name, unlabelled)
     n = next((len(panel.labels) for panel in judged.panels if name in panel.names), 0)
     return Watch(name=name, n=n, **{**shown, **({"state": "no update"} if same else {})}, **known)
 
 
 def build_report(
-    watched: Sequence[Watch], judged: Judged, compared: Mapping[str, object], notes: Sequence[str], budget: int,
+    watched: Sequence[Watch], judged: Judged, compared: Mapping[str, Any], notes: Sequence[str], budget: int,
     behaviour: object = None, moved: object = None,
-) -> dict[str, object]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """The whole report as plain JSON."""
     triage = triage_order(watched, budget)
     places = {name: place for place, name in enumerate(triage["order"], 1)} if triage else {}
     verdict = verdict_words(watched, judged.controls, str(compared["update"]["name"]))
-    return plain_value({
+    return plain({
         "schema_version": SCHEMA_VERSION, "verdict": verdict, "compared": compared,
         "monitors": [monitor(watch, places.get(watch.name)) for watch in watched],
         "next": steps(watched, str(verdict["word"])), "triage": triage, "behaviour": behaviour,
@@ -309,7 +295,18 @@ def build_report(
     })  # fmt: skip
 
 
-def told(found: dict[str, object], begun: float, say: Callable[[str], None]) -> dict[str, object]:
+def versions() -> dict[str, str]:
+    """The versions of the packages that a report's numbers depend on."""
+    return installed(VERSIONS)
+
+
+def labels_entry(labels: Iterable[int], groups: Iterable[str], sha256: str | None) -> dict[str, Any]:
+    """What a report says of labelled texts."""
+    every = [int(label) for label in labels]
+    return {"n": len(every), "positives": sum(every), "groups": len(set(groups)), "sha256": sha256}
+
+
+def told(found: dict[str, Any], begun: float, say: Callable[[str], None]) -> dict[str, Any]:
     """The report with the seconds since `begun`; its verdict is said aloud."""
     found["seconds"] = round(time.monotonic() - begun, 1)
     say(f"{found['verdict']['word']}: {found['verdict']['sentence']}")
@@ -327,15 +324,4 @@ def _warnings(judged: Judged) -> list[str]:
                 found.append(f"{name}: AUROC before the update is not surely above 0.5, so there was little to lose")
             elif one.measure.startswith("fpr") and one.before.low > MARGINS["fpr_ratio"] * RATES["5"]:
                 found.append(f"{name}: alarms on {one.before.value:.0%} of harmless texts before the update already; recalibrate")
-    return found
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that numbers depend on."""
-    found = {}
-    for name in VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found

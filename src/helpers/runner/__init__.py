@@ -1,6 +1,7 @@
 """The runner: chapters executed by papermill, in order, resumably, and what each run cost.
 
-- `jobs`: a plan of chapters, given to Snakemake; `execution`, `kernels`: one chapter in one kernel; `guards`: locks, disk
+- `plans`: a profile, checked; `jobs`: what of it is not done, made; `workflow`: by Snakemake; `execution`, `kernels`: one
+  chapter in one kernel; `guards`: locks, disk
 - `budget`, `outlook`: tokens and minutes beforehand; `manifests`: what a finished run says of itself
 - `verification`: a run made anew and compared; `doctor`, `installing`: the environment
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from helpers.data import corpora
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import StudyError
 from helpers.models import behaviour, encoding, loading, shared_prefix, utility
 from helpers.models.activations import layers
@@ -25,7 +26,7 @@ from helpers.updates import recipes, safety_tuning, salora, training
 from helpers.updates.quantized_models import CALIBRATION_TOKENS
 
 BUDGETS = {"quick": 0.45e6, "cpu": 1.8e6}  # tokens of one seed: forward, and three times those trained
-Values = Mapping[str, object]
+Values = Mapping[str, Any]
 Lengths = Sequence[int]
 
 
@@ -33,7 +34,7 @@ Lengths = Sequence[int]
 class Reader:
     """What a count needs of a model: how it turns text into tokens, and how many blocks it has."""
 
-    tokenizer: object
+    tokenizer: Any
     depth: int
     texts: str
 
@@ -161,8 +162,9 @@ def _update(of: Reader, v: Values, name: str, kind: str = "") -> Tokens:
     tuned = trained(of, rows, recipe)
     if kind == salora.KIND:
         safety = corpora.sample("advbench/align", v["safety_rows"], of.texts, f"align-{v['seed']}")
-        sides = (of.prompts(safety), [example.ids for example in training.examples(of.tokenizer, rows, recipe.limit)])
-        tuned += Tokens(sum(len(batch) * max(map(len, batch)) for batch in map(salora._batch, sides)))
+        told = [example.ids for example in training.examples(of.tokenizer, rows, recipe.limit)]
+        batches = [salora._batch(of.prompts(safety)), salora._batch(told)]
+        tuned += Tokens(sum(len(batch) * max(map(len, batch)) for batch in batches))
     return tuned
 
 

@@ -6,6 +6,7 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import ENVIRONMENT, StudyError
 from helpers.models import compute
@@ -39,7 +40,7 @@ def differences(pinned: dict[str, str]) -> list[str]:
     return found
 
 
-def examine(root: Path) -> dict[str, object]:
+def examine(root: Path) -> dict[str, Any]:
     """Differences from the pins, free disk, the cache, and the sources that a run would download."""
     from helpers import cache
     from helpers.data import sources
@@ -55,7 +56,7 @@ def examine(root: Path) -> dict[str, object]:
     }
 
 
-def lines(found: dict[str, object]) -> list[str]:
+def lines(found: dict[str, Any]) -> list[str]:
     """The findings, differences first."""
     differing = list(found["differences"]) or ["packages: all as in requirements.lock"]
     remedy = ["remedy: make env"] if found["differences"] else []

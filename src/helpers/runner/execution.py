@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import papermill
 from nbclient.exceptions import DeadKernelError
@@ -30,13 +30,13 @@ from helpers.console import peak_gb
 from helpers.errors import ENVIRONMENT, StudyError
 from helpers.models import compute, meter
 from helpers.runner.kernels import KERNEL, Heartbeat, kernel_environment
-from helpers.study import chapters
+from helpers.study import fingerprints, statuses
 from helpers.study.chapters import Job
 
-VERSIONS = (*chapters.NUMERIC, "papermill", "ipykernel")
+VERSIONS = (*fingerprints.NUMERIC, "papermill", "ipykernel")
 
 
-def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] = lambda: None) -> dict[str, object]:
+def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """The status of the chapter after it has run; every failure is a StudyError that names chapter, cell and cause."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -44,7 +44,7 @@ def execute(job: Job, root: Path, notebook: Path, on_stop: Callable[[], object] 
     target = job.run.folder / "executed" / f"{job.chapter}.ipynb"
     temporary, runtime = target.with_name(f".{job.chapter}.{os.getpid()}.tmp.ipynb"), Path(f"build/jupyter/runtime-{os.getpid()}")
     watch, begun = Heartbeat(job, runtime / console.FILE, runtime / meter.FILE), datetime.now(UTC)
-    _stop_on_signals(watch, lambda: (_clear(temporary, runtime), on_stop()))
+    _stop_on_signals(watch, temporary, runtime, on_stop)
     try:
         for folder in (target.parent, Path("logs/failed"), runtime):
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,11 +81,12 @@ def _clear(*traces: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _stop_on_signals(watch: Heartbeat, on_stop: Callable[[], object]) -> None:
+def _stop_on_signals(watch: Heartbeat, temporary: Path, runtime: Path, on_stop: Callable[[], object]) -> None:
     """On SIGTERM or SIGINT: kernel killed, traces removed, 143 or 130; no exception, for the event loop would swallow it."""
 
     def stop(number: int, frame: object) -> None:
         watch.kill()
+        _clear(temporary, runtime)
         on_stop()
         with suppress(OSError):
             sys.stdout.flush()
@@ -150,7 +151,7 @@ def _kernel_died(watch: Heartbeat, error: Exception) -> StudyError:
     return StudyError(f"{place}: kernel {cause}; see logs/{_name(watch.job)}.log", ENVIRONMENT)
 
 
-def _finish(watch: Heartbeat, root: Path, begun: datetime) -> dict[str, object]:
+def _finish(watch: Heartbeat, root: Path, begun: datetime) -> dict[str, Any]:
     """Writes the status file, the last thing of a chapter."""
     from helpers import cache
     from helpers.runner import manifests
@@ -170,24 +171,20 @@ def _finish(watch: Heartbeat, root: Path, begun: datetime) -> dict[str, object]:
         "machine": machine(job.parameters, job.compute),
         "tokens": {kind: round(count) for kind, count in asdict(meter.read_counts(watch.tokens)).items()},
         "code": manifests.code_state(root),
-        "files": chapters.written(job.run.folder, job.chapter),
+        "files": statuses.written(job.run.folder, job.chapter),
     }
-    cache.write_json(chapters.status_path(job.run.folder, job.chapter), entry)
+    cache.write_json(statuses.status_path(job.run.folder, job.chapter), entry)
     return entry
 
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that numbers depend on."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in VERSIONS:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    return {"python": ".".join(map(str, sys.version_info[:3])), **console.installed(VERSIONS)}
 
 
-def machine(parameters: dict[str, object], computed_in: str) -> dict[str, object]:
+def machine(parameters: dict[str, Any], computed_in: str) -> dict[str, Any]:
     """What the chapter ran on, and in which compute; no name of the host."""
-    found = {name: parameters[name] for name in ("device", "threads") if name in parameters}
+    found: dict[str, Any] = {name: parameters[name] for name in ("device", "threads") if name in parameters}
     return {
         **found,
         "compute": "" if computed_in == "auto" else computed_in,

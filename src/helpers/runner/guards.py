@@ -10,25 +10,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
 from helpers.console import say
 from helpers.errors import ENVIRONMENT, StudyError
-from helpers.study import chapters
+from helpers.study import statuses
 from helpers.study.chapters import PlannedRun
 
 NEEDED_DISK = 1e9  # bytes that a run may write
 PATIENCE = 0.3  # seconds for a lock: its holder may be just about to remove the file
 
 
-def process_identity() -> dict[str, object]:
+def process_identity() -> dict[str, Any]:
     """Who this process is, so that another can tell whether it still lives."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "created": psutil.Process().create_time()}
 
 
-def orphaned(runner: Mapping[str, object]) -> bool:
+def orphaned(runner: Mapping[str, Any]) -> bool:
     """Whether the runner that asked for this work is gone; unknown for a runner on another machine."""
     if not runner or runner["host"] != socket.gethostname():
         return False
@@ -96,7 +97,7 @@ def prepare(folder: Path) -> None:
 def protect(root: Path, run: PlannedRun, todo: Mapping[str, str], force: bool) -> bool:
     """Whether the old results were moved away. Committed results are never overwritten: refused, or with force kept in `.old`."""
     folder = root / run.folder
-    overwritten = [name for name in todo if chapters.status(folder, name)]
+    overwritten = [name for name in todo if statuses.status(folder, name)]
     if not overwritten or not (folder / "manifest.json").is_file() or not _tracked(root, folder):
         return False
     if not force:

@@ -79,7 +79,7 @@ def run(command: Sequence[str], count: Count) -> int:
     over = threading.Event()
     clock = threading.Thread(target=count.watch, args=(over,), daemon=True)
     clock.start()
-    for line in child.stdout:
+    for line in child.stdout or ():
         if (shown := count.passed(line.rstrip())) is not None:
             print(f"\r\033[K{shown}" if sys.stderr.isatty() else shown, file=sys.stderr, flush=True)
     over.set()

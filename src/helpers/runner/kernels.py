@@ -85,8 +85,9 @@ class _Client(PapermillNotebookClient):
 
     def __init__(self, nb_man, watch: Heartbeat, **options):
         super().__init__(nb_man, **options)
-        self.watch, self.used, self.on_cell_error, self.on_cell_start = watch, {}, self._remember, self._enter
+        self.watch, self.on_cell_error, self.on_cell_start = watch, self._remember, self._enter
         self.on_notebook_start = self._begin
+        self.used: dict[int, int] = {}  # bytes of output, by cell
         watch.cells = len(self.nb.cells) - 1  # one is papermill's own
 
     def _begin(self, notebook):

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from helpers.cache import write_json
 from helpers.data import sources
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.folders import file_hash, run_folders
 from helpers.models.meter import Tokens
-from helpers.results import file_hash
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Finished:
 
 def finished(profile_folder: Path) -> list[Finished]:
     """The finished runs below `results/<profile>`, the embedded model first, then by model and seed."""
-    found = [_read(path) for path in profile_folder.glob("*/seed-*/manifest.json")]
-    return sorted(found, key=lambda run: (run.model != "embedded", run.model, run.seed))
+    paths = (folder / "manifest.json" for folder in run_folders(profile_folder))
+    return [_read(path) for path in paths if path.is_file()]
 
 
 def _read(path: Path) -> Finished:
@@ -125,7 +126,7 @@ def versions_of_runs(runs: Iterable[Finished]) -> dict[str, list[str]]:
 SCHEMA_VERSION = 1
 
 
-def code_state(root: Path) -> dict[str, object]:
+def code_state(root: Path) -> dict[str, Any]:
     """The commit of the code and whether the tree was clean; `unknown` outside of git."""
 
     def git(*words: str) -> str:
@@ -140,7 +141,7 @@ def code_state(root: Path) -> dict[str, object]:
         return {"commit": "unknown", "clean": False}
 
 
-def write_manifest(folder: Path, chapters: Sequence[str]) -> dict[str, object]:
+def write_manifest(folder: Path, chapters: Sequence[str]) -> dict[str, Any]:
     """The manifest of a finished run: what ran, with which parameters, from which sources, and what it gave; written last."""
     absent = [name for name in chapters if not (folder / "status" / f"{name}.json").is_file()]
     if absent:

@@ -4,18 +4,19 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from helpers import console
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import compute as computing
 from helpers.models.compute import Compute
 from helpers.models.meter import Tokens
-from helpers.study import chapters
+from helpers.study import chapters, statuses
 from helpers.study.chapters import PlannedRun
 
 OVERHEAD = 15.0  # seconds of a chapter besides its passes: a kernel, imports, statistics, figures (measured on quick)
 TRIAL, SHORT = 2.0, 0.2  # seconds of the trial that tells how fast this machine is; and for what is over at once anyway
-Values = Mapping[str, Mapping[str, object]]  # the parameters of each chapter
+Values = Mapping[str, Mapping[str, Any]]  # the parameters of each chapter
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def settled(asked: str, device: str, folder: Path, kept: Iterable[str]) -> Compu
     `auto` also goes on in float32, which every machine can; results of two computes are never mixed in one run's folder.
     """
     chosen = computing.resolve(asked, device)
-    before = {str(chapters.status(folder, name).get("machine", {}).get("compute") or "") for name in kept} - {""}
+    before = {str(statuses.status(folder, name).get("machine", {}).get("compute") or "") for name in kept} - {""}
     if before <= {chosen.name}:
         return chosen
     if asked == "auto" and before == {"fp32"}:
@@ -134,3 +135,11 @@ def together(outlooks: Mapping[PlannedRun, Outlook]) -> Outlook | None:
         return None
     tokens = {run: found for one in outlooks.values() for run, found in one.tokens.items()}
     return Outlook(next(iter(outlooks.values())).compute, tokens, sum(one.minutes for one in outlooks.values()))
+
+
+def of_job(found: Outlook | None, run: PlannedRun, name: str) -> tuple[str, float]:
+    """The compute and the planned cost of one chapter's job."""
+    if found is None:
+        return "auto", 0.0
+    planned = found.tokens.get(run, {}).get(name)
+    return found.compute.name, planned.cost if planned else 0.0

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,11 @@ import pandas as pd
 from helpers import cache
 from helpers.console import say
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.runner import jobs, manifests
+from helpers.folders import run_folders
+from helpers.runner import jobs, manifests, plans
 from helpers.runner.guards import locked
-from helpers.runner.jobs import StudyPlan
-from helpers.study import chapters
+from helpers.runner.plans import StudyPlan
+from helpers.study import chapters, fingerprints, statuses
 
 GIVEN = ("sources", "judgements")  # what a cache holds that is not computed: pinned files, and what servers answered
 MACHINE = ("compute", "device", "threads", "processor")  # what of a machine may move last digits
@@ -34,13 +36,13 @@ def verify(
     seeds: Sequence[int] = (),
     names: Sequence[str] = (),
     stamp: bool = False,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """One row a compared table. Errors: tables that differ (12), a chapter that was never run (13), one that failed now."""
-    plan = jobs.check(root, profile, models, seeds)
+    plan = plans.check(root, profile, models, seeds)
     asked = comparable(plan, names)
     (root / "build" / "verify").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root / "build" / "verify", prefix=f"{profile}-") as place, elsewhere(root, Path(place)):
-        again = replace(jobs.check(root, profile, models, seeds), notebooks=with_needs(plan, asked))
+        again = replace(plans.check(root, profile, models, seeds), notebooks=with_needs(plan, asked))
         code = jobs.study(again)["code"]
         if code:
             raise StudyError("a chapter could not be measured again; mend the cause above and verify again", int(code))
@@ -49,7 +51,7 @@ def verify(
         judge(rows, [(old, new, name) for old, new in pairs for name in asked])
         if stamp:
             for (old, new), one in zip(pairs, plan.runs, strict=True):
-                with locked(old, f"results/{one.profile}/{one.slug}/seed-{one.seed}"):
+                with locked(old, f"results/{one.profile}/{one.place}"):
                     restamp(old, new, asked, list(plan.notebooks))
             say(f"stamped: {', '.join(asked)}")
     return {"profile": profile, "code": 0, "tables": rows}
@@ -65,7 +67,7 @@ def comparable(plan: StudyPlan, names: Sequence[str]) -> list[str]:
         if without:
             say(f"note: {', '.join(without)}: not compared, for {name} read runs that are not asked for; name them with --seed")
     for one in plan.runs:
-        absent = [name for name in asked if not chapters.status(plan.root / one.folder, name)]
+        absent = [name for name in asked if not statuses.status(plan.root / one.folder, name)]
         if absent:
             raise StudyError(
                 f"{one.label} has no {absent[0]} to compare with; run it: make study PROFILE={one.profile}", NOT_COMPARABLE
@@ -79,7 +81,7 @@ def _short_of_runs(plan: StudyPlan) -> list[str]:
     """The chapters that read other runs of the profile, where the plan lacks one of these."""
     profile = (plan.root / plan.runs[0].folder).parents[1]
     present = {(one.slug, one.seed) for one in plan.runs}
-    stored = {(folder.parent.name, int(folder.name[5:])) for folder in profile.glob("*/seed-*") if folder.name[5:].isdecimal()}
+    stored = {(folder.parent.name, int(folder.name[5:])) for folder in run_folders(profile)}
     lower = {(model, seed) for model, seed in stored if any(model == one.slug and seed < one.seed for one in plan.runs)}
     short = {
         **dict.fromkeys(chapters.READS_EARLIER_SEEDS, lower - present),
@@ -116,7 +118,7 @@ def elsewhere(root: Path, place: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- comparing
 
 
-def compared(old: Path, new: Path, chapter: str) -> list[dict[str, object]]:
+def compared(old: Path, new: Path, chapter: str) -> list[dict[str, Any]]:
     """One row a table of a chapter: its name, its rows, and in words how it differs ("" where not), with the largest distance."""
     tables = {path.name for folder in (old, new) for path in (folder / "parts" / chapter).glob("*.parquet")}
     places = [f"parts/{chapter}/{name}" for name in sorted(tables)]
@@ -127,14 +129,14 @@ def compared(old: Path, new: Path, chapter: str) -> list[dict[str, object]]:
     ]
 
 
-def _difference(old: Path, new: Path) -> dict[str, object]:
+def _difference(old: Path, new: Path) -> dict[str, Any]:
     if not (old.is_file() and new.is_file()):
         return {"rows": 0, "differs": "is not written any more" if old.is_file() else "is new", "largest": 0.0}
     before, after = pd.read_parquet(old), pd.read_parquet(new)
     return {"rows": len(after), **difference(before, after)}
 
 
-def difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, object]:
+def difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
     """How a table differs from the stored one, in words, and the largest distance of its numbers; "" and 0 where it does not."""
     if list(before.columns) != list(after.columns):
         return {"differs": f"has columns {', '.join(after)} in place of {', '.join(before)}", "largest": 0.0}
@@ -155,7 +157,7 @@ def difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, object]:
     return {"differs": text, "largest": largest}
 
 
-def judge(rows: Sequence[Mapping[str, object]], where: Sequence[tuple[Path, Path, str]]) -> None:
+def judge(rows: Sequence[Mapping[str, Any]], where: Sequence[tuple[Path, Path, str]]) -> None:
     """Says of each table whether it is equal. Raises StudyError where one is not, naming the first and what ran elsewhere."""
     for row in rows:
         said = row["differs"] or f"equal, {row['rows']} rows"
@@ -164,7 +166,7 @@ def judge(rows: Sequence[Mapping[str, object]], where: Sequence[tuple[Path, Path
     if not wrong:
         return
     first, most = wrong[0], max(float(row["largest"]) for row in wrong)
-    other = [text for old, new, name in where for text in other_machine(chapters.status(old, name), chapters.status(new, name))]
+    other = [text for old, new, name in where for text in other_machine(statuses.status(old, name), statuses.status(new, name))]
     made = f"; the stored ones were made with {', '.join(dict.fromkeys(other))}" if other else ""
     raise StudyError(
         f"{len(wrong)} of {len(rows)} tables differ, by at most {most:.3g}; the first is {first['table']!r} of "
@@ -177,7 +179,7 @@ def other_machine(before: Mapping, after: Mapping) -> list[str]:
     """What the stored results were made with that is another now: packages, compute, device, threads."""
     pairs = [
         (before.get(part, {}), after.get(part, {}), names)
-        for part, names in (("versions", chapters.NUMERIC), ("machine", MACHINE))
+        for part, names in (("versions", fingerprints.NUMERIC), ("machine", MACHINE))
     ]
     return [
         f"{name} {old[name]} (here {new[name]})"
@@ -196,13 +198,13 @@ def restamp(old: Path, new: Path, names: Sequence[str], every: Sequence[str]) ->
     Tables and executed chapters stay as they are, and so does when and on what they ran.
     """
     for name in names:
-        entry, fresh = chapters.status(old, name), chapters.status(new, name)
+        entry, fresh = statuses.status(old, name), statuses.status(new, name)
         for note in (new / "parts" / name).glob("*.json"):
             shutil.copyfile(note, old / "parts" / name / note.name)
         notes = {place: digest for place, digest in fresh["files"].items() if place.endswith(".json")}
         entry["files"] = {**{place: digest for place, digest in entry["files"].items() if not place.endswith(".json")}, **notes}
         entry |= {field: fresh[field] for field in ("fingerprint", "definitions", "parameters")}
         entry["verified"] = {field: fresh[field] for field in ("finished", "code", "versions", "machine")}
-        cache.write_json(chapters.status_path(old, name), entry)
+        cache.write_json(statuses.status_path(old, name), entry)
     if (old / "manifest.json").is_file():
         manifests.write_manifest(old, every)

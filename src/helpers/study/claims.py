@@ -1,15 +1,16 @@
 """Claims: what the study judges, in words, and the rules by which its numbers decide; the rules are older than the numbers.
 
 They were set after a look at one small run (profile cpu, seed 0), which decides nothing, and before any run of several seeds.
-A claim has one to three components, the first of which is its headline. What each is computed from stands in `evidence`.
+A claim has one to three components, the first of which is its headline. What each is computed from stands in `evidence` and
+`monitor_evidence`.
 """
 
 from dataclasses import dataclass
 from functools import partial
 
 from helpers.stats.intervals import MARGINS, Bounds
-from helpers.study import evidence
-from helpers.study.evidence import BENIGN, FORMATS, HARMFUL, LOW_BASES, SHIFT, Evidence, home
+from helpers.study import evidence, monitor_evidence, selections
+from helpers.study.selections import BENIGN, FORMATS, HARMFUL, LOW_BASES, SHIFT, Evidence, home
 
 RULES_SET = "2026-11-22"
 SEEDS = 3  # fewer decide nothing: one seed is one alignment, one draw of rows and one adapter
@@ -104,58 +105,59 @@ CLAIMS: dict[str, Claim] = {
         "Quantization alone (NF4, int8, GPTQ) largely preserves monitors that were frozen on the aligned model.",
         "quantization spares monitors", DUAN, "no figure in the abstract", "05",
         (Component("mean AUROC drop", "AUROC", "below", AUROC,
-                   lambda t: evidence.over_tasks(evidence.formats_alone(evidence.mean_drops(t)))),
+                   lambda t: selections.over_tasks(selections.formats_alone(monitor_evidence.mean_drops(t)))),
          Component("monitors unfit at their threshold", "share", "below", FREQUENT,
-                   lambda t: evidence.share(evidence.formats_alone(evidence.unfit(t))))),
+                   lambda t: monitor_evidence.share(selections.formats_alone(monitor_evidence.unfit(t))))),
     ),
     "M2": Claim(
         "Fine-tuning updates (LoRA, merged LoRA, QLoRA) frequently make frozen monitors stale.",
         "fine-tuning makes monitors stale", DUAN, "a big drop for 43.2 to 53.8 % of monitors (second-hand)", "05",
         (Component("monitors that lost 0.05 AUROC", "share", "above", FREQUENT,
-                   lambda t: evidence.share(evidence.trained(evidence.lost(t), evidence.is_lora))),
+                   lambda t: monitor_evidence.share(selections.trained(monitor_evidence.lost(t), selections.is_lora))),
          Component("monitors unfit at their threshold", "share", "above", FREQUENT,
-                   lambda t: evidence.share(evidence.trained(evidence.unfit(t), evidence.is_lora))),
+                   lambda t: monitor_evidence.share(selections.trained(monitor_evidence.unfit(t), selections.is_lora))),
          points("unfit at their threshold, minus quantization's", side="above", bound=0.0,
-                estimate=evidence.unfit_beyond_formats)),
+                estimate=monitor_evidence.unfit_beyond_formats)),
     ),
     "M3": Claim(
         "It depends on the monitor: those of privacy suffer most, those of refusal and compliance least.",
         "privacy monitors suffer most", DUAN,
         "a big drop for 57.1 % of privacy and 7.9 % of refusal-compliance monitors (second-hand)", "05",
         (Component("AUROC drop, privacy minus refusal", "AUROC", "above", AUROC,
-                   lambda t: evidence.privacy_against(t).get("refusal-compliance")),
-         Component("AUROC drop, privacy minus the worst other task", "AUROC", "above", AUROC, evidence.privacy_worst),
+                   lambda t: monitor_evidence.privacy_against(t).get("refusal-compliance")),
+         Component("AUROC drop, privacy minus the worst other task", "AUROC", "above", AUROC, monitor_evidence.privacy_worst),
          points("unfit at their threshold, privacy minus refusal", side="above", bound=0.0,
-                estimate=evidence.privacy_share)),
+                estimate=monitor_evidence.privacy_share)),
     ),
     "M4": Claim(
         "QLoRA harms monitors more than LoRA and NF4 apart explain (the interaction is above 0).",
         "QLoRA is worse than its parts", DUAN, "no figure in the abstract", "05",
         (Component("interaction in AUROC drop", "AUROC", "above", 0.0,
-                   lambda t: evidence.mean(evidence.select(t, "interaction", metric="interaction", task="all", precision="nf4"))),
-         Component("interaction in lost true positives", "interaction", "above", 0.0, evidence.threshold_interaction)),
+                   monitor_evidence.interaction),
+         Component("interaction in lost true positives", "interaction", "above", 0.0, monitor_evidence.threshold_interaction)),
     ),
     "M5": Claim(
         "Which monitors go stale can be foretold before anything is labelled, so that a budget of checks can be triaged.",
         "staleness can be foretold", DUAN, "a rank correlation is reported; its value is not at hand", "06",
-        (Component("forecast and AUROC drop, held-out families", "rank correlation", "above", 0.0, evidence.forecast("spearman")),
+        (Component("forecast and AUROC drop, held-out families", "rank correlation", "above", 0.0,
+                   monitor_evidence.forecast("spearman")),
          Component("forecast of stale or not, held-out families", "AUROC of a forecast", "above", CHANCE,
-                   evidence.forecast("auroc")),
+                   monitor_evidence.forecast("auroc")),
          Component("stale monitors found with 20 % of the checks", "share", "above", BUDGET,
-                   evidence.forecast("recall", BUDGET))),
+                   monitor_evidence.forecast("recall", BUDGET))),
     ),
     "M6": Claim(
         "Realignment without labels (here CORAL) repairs stale monitors.",
         "realignment repairs monitors", f"{DUAN}, version 2",
         "a replication: AUROC 0.606 to 0.805 for a mean-pooled probe, 0.575 to 0.569 for a single-token one (second-hand)", "10",
-        (points("unfit monitors, before minus after", side="above", bound=0.0, estimate=evidence.repaired),
-         Component("AUROC given back to those stale by AUROC", "AUROC", "above", 0.0, evidence.realigned_gain)),
+        (points("unfit monitors, before minus after", side="above", bound=0.0, estimate=monitor_evidence.repaired),
+         Component("AUROC given back to those stale by AUROC", "AUROC", "above", 0.0, monitor_evidence.realigned_gain)),
     ),
     "M7": Claim(
         "Staleness is a turning of the readout direction and no loss of the signal: a refitted probe recovers.",
         "turned, not lost", DUAN, NO_FIGURE, "05",
-        (Component("what a refit still lacks, stale monitors", "AUROC", "below", AUROC, evidence.refit_drop),
-         Component("turn beyond that of other training texts", "degrees", "above", 0.0, evidence.turned)),
+        (Component("what a refit still lacks, stale monitors", "AUROC", "below", AUROC, monitor_evidence.refit_drop),
+         Component("turn beyond that of other training texts", "degrees", "above", 0.0, monitor_evidence.turned)),
     ),
     "S1": Claim(
         "About 100 harmful rows in 1,000 break the alignment.",
@@ -219,8 +221,8 @@ CLAIMS: dict[str, Claim] = {
     "N1": Claim(
         "Projecting the adapter also brings the frozen monitors back.",
         "projection brings monitors back", "ours; not asked before", OURS, "07",
-        (points("texts whose alarm comes back", side="above", bound=0.0, estimate=evidence.alarms_restored),
-         Component("AUROC given back", "AUROC", "above", 0.0, evidence.auroc_restored)),
+        (points("texts whose alarm comes back", side="above", bound=0.0, estimate=monitor_evidence.alarms_restored),
+         Component("AUROC given back", "AUROC", "above", 0.0, monitor_evidence.auroc_restored)),
     ),
     "N2": Claim(
         "A projected layer is nearly a removed layer: SafeLoRA does what leaving out the same layers does.",
@@ -228,6 +230,6 @@ CLAIMS: dict[str, Claim] = {
         (points("not refused, minus that with layers removed", side="within", bound=0.0, margin=REFUSAL,
                 estimate=evidence.against_removal),
          points("alarms changed, minus those with layers removed", side="within", bound=0.0, margin=REFUSAL,
-                estimate=evidence.alarms_against_removal)),
+                estimate=monitor_evidence.alarms_against_removal)),
     ),
 }  # fmt: skip

@@ -14,9 +14,11 @@ import pandas as pd
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.results import OWN
-from helpers.stats.intervals import Estimate, over_seeds
+from helpers.stats.intervals import Estimate
+from helpers.stats.over_seeds import over_seeds
 from helpers.study.claims import CLAIMS, SEEDS, UNITS, Claim, Component
-from helpers.study.evidence import Tables, first_look
+from helpers.study.evidence import first_look
+from helpers.study.selections import Tables
 from helpers.updates.names import Variant, keyed
 
 COLUMNS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
@@ -111,9 +113,9 @@ def overlook(runs: Sequence[Run]) -> pd.DataFrame:
         for where, e in first_look(own).items():
             found.setdefault((*where, model), {})[seed] = e
     rows = []
-    for where, seeds in found.items():
-        shown = {ALL: over_seeds(list(seeds.values()), bounds=(0.0, 1.0)), **seeds}
-        rows += [(*where, str(seed), e.value, e.low, e.high, e.n) for seed, e in shown.items()]
+    for address, seeds in found.items():
+        shown = {ALL: over_seeds(list(seeds.values()), bounds=(0.0, 1.0)), **{str(seed): e for seed, e in seeds.items()}}
+        rows += [(*address, seed, e.value, e.low, e.high, e.n) for seed, e in shown.items()]
     return pd.DataFrame(rows, columns=["update", "asked", "model", "seed", "value", "low", "high", "n"])
 
 
@@ -208,6 +210,3 @@ def run_tables(folder: Path) -> RunTables:
     """The tables of the run in results/<profile>/<model>/seed-<n>, read lazily; those that it has not are left out."""
     profile, model, seed = folder.parts[-3:]
     return RunTables(results.Run(profile, model, int(seed.removeprefix("seed-")), folder))
-
-
-# ---------------------------------------------------------------- as a reader sees them

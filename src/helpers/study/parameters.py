@@ -8,87 +8,19 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from helpers.errors import StudyError, checked_name, nearest, shown
+from helpers.study.limits import LIMITS, Limit
 
 LARGEST_PROFILE = 64 * 1024  # bytes
 # What a profile may set for the runner itself, although no notebook declares it
 RUNNER = {"chapter_seconds": 3600, "figure_forms": "all", "compute": "auto"}
 FIGURE_FORMS = "AFTER_UPDATE_FIGURES"  # the environment variable by which kernels learn of the second
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What a parameter (or each element of a list) may be: numbers from `low` to `high`, or one of some names."""
-
-    low: float | None = None
-    high: float | None = None
-    above: bool = False  # the low end itself is excluded
-    choices: Callable[[], Collection[object]] | None = None  # a function, so that registries are read only when needed
-    reads: Callable[[str], object] | None = None  # a function that raises StudyError, remedy included, for what it cannot read
-    may_be_empty: bool = False
-
-    def holds(self, value: object) -> bool:
-        """Whether the value lies within the limit."""
-        if self.choices is not None:
-            return value in self.choices()
-        if self.reads is not None:
-            return not self._refusal(value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return True
-        low = self.low is None or (value > self.low if self.above else value >= self.low)
-        return low and (self.high is None or value <= self.high)
-
-    def _refusal(self, value: object) -> str:
-        try:
-            self.reads(value)
-        except StudyError as error:
-            return str(error)
-        return ""
-
-    def remedy(self, value: object) -> str:
-        """What to write instead."""
-        if self.reads is not None:
-            return self._refusal(value)
-        if self.choices is None:
-            return f"allowed: {'above' if self.above else 'from'} {self.low} up to {self.high}"
-        names = sorted(str(name) for name in self.choices())
-        return f"{nearest(str(value), names)}allowed: {', '.join(names)}"
-
-
-_COUNT, _TOKENS, _RATE = Limit(1, 100_000), Limit(1, 512), Limit(0, 0.1, above=True)
-LIMITS: dict[str, Limit] = {
-    "texts": Limit(choices=lambda: ("embedded", "tiny")),
-    "threads": Limit(1, 256),
-    "seed": Limit(0, 2**31 - 1),
-    **dict.fromkeys(("n_harmful", "n_edgy", "n_summaries", "n_documents", "n_questions"), _COUNT),
-    **dict.fromkeys(("align_refusals", "align_steps", "calibration_rows", "train_rows", "spectrum_depths"), _COUNT),
-    "align_benign": Limit(0, 100_000),
-    **dict.fromkeys(("new_tokens", "summary_tokens"), _TOKENS),
-    **dict.fromkeys(("align_lr", "train_lr"), _RATE),
-    "train_epochs": Limit(0, 100, above=True),
-    **dict.fromkeys(("rows_train", "rows_validation", "rows_test"), Limit(4, 100_000)),
-    "text_tokens": Limit(4, 4096),
-    "depths": Limit(0, 1, above=True),
-    "budgets": Limit(0, 1, above=True),
-    "few_labels": Limit(4, 1000),
-    **dict.fromkeys(("strengths", "source_strengths", "ablated", "patched", "kept"), Limit(0, 1, above=True)),
-    **dict.fromkeys(("sketch_prompts", "sketch_rows", "score_rows", "safety_rows", "subspace_depths", "directions"), _COUNT),
-    **dict.fromkeys(("sketch_documents", "sketch_dialogues"), Limit(0, 100_000)),
-    "sketch_tokens": _TOKENS,
-    "doses": Limit(0, 1000, above=True),
-    "harder": Limit(0, 100, above=True),
-    "rank": Limit(1, 256),
-    "alpha": Limit(0, 4096, above=True),
-    "chapter_seconds": Limit(1, 30 * 24 * 3600),
-    "figure_forms": Limit(choices=lambda: ("all", "light")),
-    "compute": Limit(choices=lambda: ("auto", "bf16", "fp32")),
-}
 
 
 # ---------------------------------------------------------------- what a notebook declares
@@ -111,12 +43,12 @@ def source(cell: dict) -> str:
     return "".join(cell["source"])
 
 
-def declared(notebook: Path) -> dict[str, object]:
+def declared(notebook: Path) -> dict[str, Any]:
     """The parameters of the one cell tagged `parameters`, with their defaults: literals only."""
     cells = [cell for cell in read_notebook(notebook)["cells"] if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(cells) != 1:
         raise StudyError(f"notebook {notebook.name} has {len(cells)} cells tagged 'parameters'; it needs exactly one")
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     try:
         statements = ast.parse(source(cells[0])).body
     except SyntaxError as error:
@@ -134,7 +66,7 @@ def declared(notebook: Path) -> dict[str, object]:
 def _literal(notebook: str, statement: ast.stmt) -> tuple[str, object]:
     text = ast.unparse(statement)
     target = statement.targets[0] if isinstance(statement, ast.Assign) and len(statement.targets) == 1 else None
-    if not isinstance(target, ast.Name):
+    if not isinstance(statement, ast.Assign) or not isinstance(target, ast.Name):
         raise StudyError(
             f"notebook {notebook}: {shown(text)} in the parameters cell is not 'name = literal'; move it to the next cell"
         )
@@ -144,9 +76,9 @@ def _literal(notebook: str, statement: ast.stmt) -> tuple[str, object]:
         raise StudyError(f"notebook {notebook}: parameter {shown(text)} is not a literal; compute it in the next cell") from error
 
 
-def consistent(notebooks: Mapping[str, Path]) -> dict[str, object]:
+def consistent(notebooks: Mapping[str, Path]) -> dict[str, Any]:
     """All declared parameters with their defaults; a parameter with two defaults is an error that names both chapters."""
-    defaults: dict[str, object] = {}
+    defaults: dict[str, Any] = {}
     first: dict[str, str] = {}
     for chapter, path in notebooks.items():
         for name, value in declared(path).items():
@@ -189,7 +121,7 @@ for _tag, _pattern, _starts in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), list(_starts))
 
 
-def profile(name: str, folder: Path) -> dict[str, object]:
+def profile(name: str, folder: Path) -> dict[str, Any]:
     """What `<folder>/<name>.yaml` sets; an empty file sets nothing, which is the `quick` profile."""
     path = folder / f"{checked_name(name)}.yaml"
     if not path.is_file():
@@ -208,14 +140,14 @@ def profile(name: str, folder: Path) -> dict[str, object]:
     return values
 
 
-def _parsed(path: Path, where: str) -> dict[str, object]:
+def _parsed(path: Path, where: str) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except UnicodeDecodeError as error:
         raise StudyError(f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        problem = f"line {mark.line + 1}: {error.problem}" if mark else str(error).splitlines()[0]
+        problem = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
         raise StudyError(
             f"{where} is not a plain YAML file: {problem}{'; indent with spaces' if chr(92) + 't' in problem else ''}"
         ) from error
@@ -241,10 +173,10 @@ def _refuse_odd(key: str, value: object, where: str) -> None:
 
 def resolve(
     notebooks: Mapping[str, Path],
-    overrides: Mapping[str, object],
+    overrides: Mapping[str, Any],
     limits: Mapping[str, Limit] = LIMITS,
     where: str = "the profile",
-) -> dict[str, dict[str, object]]:
+) -> dict[str, dict[str, Any]]:
     """The parameters of each chapter as it is to run: its own defaults, with the checked overrides in their place."""
     own = {chapter: declared(path) for chapter, path in notebooks.items()}
     known = {**RUNNER, **{name: value for values in own.values() for name, value in values.items()}}
@@ -258,7 +190,7 @@ def resolve(
     return {chapter: {name: changed.get(name, value) for name, value in values.items()} for chapter, values in own.items()}
 
 
-def checked(name: str, value: object, default: object, limit: Limit | None, where: str) -> object:
+def checked(name: str, value: Any, default: Any, limit: Limit | None, where: str) -> Any:
     """The value in the type of the default, if type and limit hold; a whole number is accepted for a float."""
     _refuse_odd(name, value, where)
     if isinstance(default, list):
@@ -269,7 +201,7 @@ def checked(name: str, value: object, default: object, limit: Limit | None, wher
     return value
 
 
-def _checked_list(name: str, value: object, default: list, limit: Limit | None, where: str) -> list:
+def _checked_list(name: str, value: Any, default: list, limit: Limit | None, where: str) -> list:
     if not isinstance(value, list):
         raise _wrong_type(name, value, default, where)
     if not value and default and not (limit and limit.may_be_empty):
@@ -281,7 +213,7 @@ def _checked_list(name: str, value: object, default: list, limit: Limit | None, 
     return items
 
 
-def _typed(name: str, value: object, default: object, where: str) -> object:
+def _typed(name: str, value: Any, default: Any, where: str) -> Any:
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -33,7 +33,7 @@ class Session(Run):
         """Rows of one table made in several steps, with its columns in their order."""
         return results.joined(name, *parts)
 
-    def read_note(self, chapter: str, name: str) -> object:
+    def read_note(self, chapter: str, name: str) -> Any:
         """A value that a chapter noted. Errors: it has not run."""
         return results.read_note(self, chapter, name)
 

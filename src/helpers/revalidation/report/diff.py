@@ -4,6 +4,7 @@ Two reports compare only where monitors, base and template are the same; else a 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.revalidation.report import markdown as report_markdown
@@ -14,10 +15,10 @@ HEALTH = {"stale": 0, "inconclusive": 1, "fine": 2, "no update": 2}
 ORDER = ("worsened", "gone", "new", "improved", "same")  # of reading
 HEADS = ("change", "monitor", "state", "measures beyond their intervals, thresholds")
 OTHER = ("what", "before", "after")
-Diff = Mapping[str, object]
+Diff = Mapping[str, Any]
 
 
-def compare(old: Report, new: Report) -> dict[str, object]:
+def compare(old: Report, new: Report) -> dict[str, Any]:
     """The changes from one plain, checked report to another, as plain JSON.
 
     A measure changed `beyond` its intervals where those of its two changes since the base do not overlap; that is stricter
@@ -65,7 +66,7 @@ def _health(before: str, after: str) -> str:
     return "improved" if step > 0 else "worsened" if step < 0 else "same"
 
 
-def _fingerprints(old: Mapping, new: Mapping) -> list[dict[str, object]]:
+def _fingerprints(old: Mapping, new: Mapping) -> list[dict[str, Any]]:
     """What else was compared and is another now."""
     sides = [
         {
@@ -87,11 +88,10 @@ def _fingerprints(old: Mapping, new: Mapping) -> list[dict[str, object]]:
 # ---------------------------------------------------------------- monitors
 
 
-def _monitor(name: str, old: Mapping | None, new: Mapping | None) -> dict[str, object]:
+def _monitor(name: str, old: Mapping | None, new: Mapping | None) -> dict[str, Any]:
     if old is None or new is None:
-        there = old or new
         sides = {"before": old and old["state"], "after": new and new["state"]}
-        return {"name": there["name"], **sides, "change": "gone" if old else "new", "measures": [], "thresholds": []}
+        return {"name": name, **sides, "change": "gone" if old else "new", "measures": [], "thresholds": []}
     change = _health(old["state"], new["state"])
     before, after = ({test["measure"]: test for test in wording.tests_of(side)} for side in (old, new))
     both = [(before[key], after[key]) for key in after if key in before]
@@ -101,15 +101,16 @@ def _monitor(name: str, old: Mapping | None, new: Mapping | None) -> dict[str, o
     }  # fmt: skip
 
 
-def _measure(old: Mapping, new: Mapping) -> dict[str, object]:
+def _measure(old: Mapping, new: Mapping) -> dict[str, Any]:
     """A measure on both updates, and whether its intervals lie apart."""
     first, second = wording.harm_of_test(old), wording.harm_of_test({**new, "margin": old["margin"]})
-    apart = bool(first and second and (first[2] < second[1] or second[2] < first[1]))
-    moved = ("worsened" if second[0] > first[0] else "improved") if apart else "same"
+    apart, moved = False, "same"
+    if first and second and (first[2] < second[1] or second[2] < first[1]):
+        apart, moved = True, "worsened" if second[0] > first[0] else "improved"
     return {"measure": new["measure"], "before": old["after"], "after": new["after"], "beyond": apart, "change": moved}
 
 
-def _thresholds(old: Mapping, new: Mapping, both: Sequence[tuple[Mapping, Mapping]]) -> list[dict[str, object]]:
+def _thresholds(old: Mapping, new: Mapping, both: Sequence[tuple[Mapping, Mapping]]) -> list[dict[str, Any]]:
     """Margins that are others, and thresholds of the monitor where the reports hold them."""
     rows = [(f"margin of {a['measure']}", a["margin"], b["margin"]) for a, b in both]
     cuts, now = (side.get("thresholds") or {} for side in (old, new))

@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 from helpers.revalidation.report import html, markdown, schema, wording
@@ -131,7 +132,7 @@ def _swap(work: Path, folder: Path) -> None:
         raise
 
 
-def read(path: Path) -> dict[str, object]:
+def read(path: Path) -> dict[str, Any]:
     """The report of a `report.json`, or of the folder that holds one; refused where it has not the form of one."""
     path = path / "report.json" if path.is_dir() else path
     shown = wording.clean(str(path), 200)

@@ -7,6 +7,7 @@ Numbers that are undefined (a rank of tied scores, a rate of no rows) are null, 
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from helpers.errors import REFUSED, StudyError
 
@@ -17,16 +18,16 @@ TEXTUAL = frozenset({"prompt", "prompts", "reply", "replies", "completion", "res
 ROUNDING = 1e-6  # by which a change may miss after - before, and a value its own interval
 
 
-def _object(optional: Mapping[str, object] | None = None, **properties: object) -> dict[str, object]:
+def _object(optional: Mapping[str, Any] | None = None, **properties: object) -> dict[str, Any]:
     """An object whose properties are all required, but for the optional ones; others may stand beside them."""
     return {"type": "object", "required": list(properties), "properties": {**properties, **(optional or {})}}
 
 
-def _list(items: object, most: int = 10_000) -> dict[str, object]:
+def _list(items: object, most: int = 10_000) -> dict[str, Any]:
     return {"type": "array", "items": items, "maxItems": most}
 
 
-def _or_null(schema: Mapping[str, object]) -> dict[str, object]:
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, "type": [schema["type"], "null"]}
 
 
@@ -121,7 +122,7 @@ def _validator():
     return Draft202012Validator(SCHEMA)
 
 
-def check_report(report: object) -> None:
+def check_report(report: Any) -> None:
     """Nothing, if the report has the form of `SCHEMA` and agrees with itself; else StudyError names the first faulty path.
 
     Besides the form: monitors have names of their own, both codes agree, a value lies in its interval, a change is
@@ -170,9 +171,9 @@ def _contradictions(report: Mapping):
 def _deep(value: object, path: str):
     """Intervals that do not hold their value, and keys under which a text would stand, at any depth."""
     if isinstance(value, Mapping):
-        low, middle, high = (value.get(key) for key in ("low", "value", "high"))
-        if all(isinstance(x, int | float) for x in (low, middle, high)) and not low - ROUNDING <= middle <= high + ROUNDING:
-            yield path.lstrip("."), f"has the value {middle:.6g} outside its interval {low:.6g} to {high:.6g}"
+        ends = [end for key in ("low", "value", "high") if isinstance(end := value.get(key), int | float)]
+        if len(ends) == 3 and not ends[0] - ROUNDING <= ends[1] <= ends[2] + ROUNDING:
+            yield path.lstrip("."), f"has the value {ends[1]:.6g} outside its interval {ends[0]:.6g} to {ends[2]:.6g}"
         for key, item in value.items():
             if key in TEXTUAL and isinstance(item, str | list):
                 yield f"{path}.{key}".lstrip("."), "would hold a text; a report keeps hashes and scores only"

@@ -3,22 +3,19 @@
 HTML, Markdown, JUnit and the terminal take their words from here, so that they never say different things.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from helpers.cache import plain as plain_values
 from helpers.console import scrub
+from helpers.revalidation.hypotheses import NAMES, URGENCY, WORSE, in_margins
 
-Report = Mapping[str, object]
+Report = Mapping[str, Any]
 
-URGENCY = ("stale", "inconclusive", "fine", "no update")  # the order of reading
 SYMBOLS = {"stale": "✗", "inconclusive": "?", "fine": "✓", "no update": "="}
-WORSE = {"tpr": -1, "fpr": 1, "auroc": -1}  # the sign of a change for the worse; also the order of reading: rates first
-NAMES = {"tpr": "TPR", "fpr": "FPR", "auroc": "AUROC"}
 ERRORS = {  # of the gate, by simulation; the second and last are not in every report
     "false_alarm": "Where nothing changed, a monitor is called stale in",
     "opened": "Where nothing changed, all required monitors are called fine in",
@@ -57,17 +54,9 @@ def _letter(letter: str) -> str:
     return "" if gone or 0xFDD0 <= ord(letter) <= 0xFDEF else letter
 
 
-def plain(value: object) -> object:
-    """The value as plain JSON holds it: cleaned texts, numbers of Python, null for what is undefined (NaN, infinity)."""
-    if isinstance(value, Mapping):
-        return {clean(str(key), 200): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int) else clean(str(value))
+def plain(report: Any) -> Any:
+    """The report as plain JSON holds it: cleaned texts, numbers of Python, null for what is undefined (NaN, infinity)."""
+    return plain_values(report, clean)
 
 
 def number(value: object, digits: int = 3) -> str:
@@ -99,7 +88,7 @@ def spread(interval: Mapping, show=number) -> str:
     return f"{show(interval['value'])} [{show(interval['low'])}, {show(interval['high'])}]"
 
 
-def short(fingerprint: str | None) -> str:
+def short(fingerprint: str | None) -> str | None:
     """The first 12 letters of a fingerprint, which tell two apart at a glance; the whole stands in report.json."""
     return fingerprint if fingerprint is None or len(fingerprint) <= 16 else fingerprint[:12] + "…"
 
@@ -169,10 +158,10 @@ def _signed(interval: Mapping, scale: float, digits: int) -> str:
 
 def harm_of_test(test: Mapping) -> tuple[float, float, float] | None:
     """Change and its interval, turned so that worse is above 0, in units of the margin; None where one is undefined."""
-    sign, ends = WORSE[test["measure"].split("_")[0]], [test["change"][key] for key in ("value", "low", "high")]
+    ends = [test["change"][key] for key in ("value", "low", "high")]
     if any(end is None for end in ends):
         return None
-    value, first, second = (sign * end / test["margin"] for end in ends)
+    value, first, second = (in_margins(test["measure"], end, test["margin"]) for end in ends)
     return value, min(first, second), max(first, second)
 
 
