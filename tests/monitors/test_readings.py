@@ -10,7 +10,7 @@ from support import planted
 from helpers.data import tasks
 from helpers.data.splits import SPLITS
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
-from helpers.models import loading
+from helpers.models import built_in, loading
 from helpers.models.activations import POOLINGS
 from helpers.monitors import readings
 from helpers.monitors.probes import PROBES
@@ -202,7 +202,7 @@ CHANGES = {f.__name__: f for f in (template, special, vocabulary, padding)}
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_fingerprint_sees_what_changes_the_reading(change):
-    tokenizer = loading.tiny_tokenizer()
+    tokenizer = built_in.tiny_tokenizer()
     before = readings.fingerprint(tokenizer)
     change(tokenizer)
     assert readings.fingerprint(tokenizer) != before
@@ -225,7 +225,7 @@ def test_the_fingerprint_sees_two_tokens_exchanged():
         def __len__(self):
             return len(real)
 
-    real = loading.tiny_tokenizer()
+    real = built_in.tiny_tokenizer()
     assert readings.fingerprint(Exchanged()) != readings.fingerprint(real)
 
 
@@ -236,4 +236,4 @@ def test_the_fingerprint_is_stable(tiny, tmp_path):
     assert readings.fingerprint(language.tokenizer) == first
     saved = loading.save(language, tmp_path / "again")
     assert readings.fingerprint(loading.load(saved).tokenizer) == first
-    assert readings.fingerprint(loading.tiny_tokenizer()) == first
+    assert readings.fingerprint(built_in.tiny_tokenizer()) == first

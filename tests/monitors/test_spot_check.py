@@ -17,7 +17,7 @@ from helpers.models.behaviour import PromptSet
 from helpers.models.judge_types import JudgeSettings
 from helpers.monitors import fitting, readings, spot_check
 from helpers.monitors.spot_check import Seen
-from helpers.stats import roc
+from helpers.stats import paired_aurocs
 from helpers.stats.intervals import rate_interval
 from helpers.updates import measurements, names
 from helpers.updates.names import EVERY, Variant
@@ -168,7 +168,7 @@ def test_rows_of_monitors_are_those_of_roc_by_hand(plan, seen):
         drops.append(roc_auc_score(rows.labels, first) - roc_auc_score(rows.labels, second))
         told = {metric: of(table, metric, plan.place(monitor.task)).iloc[0] for metric in ("auroc_drop", "tpr_5", "fpr_5")}
         assert told["auroc_drop"]["value"] == pytest.approx(drops[-1], abs=1e-12)
-        e = roc.auroc_contrast(rows.labels, np.array([first, second]), (1, -1), rows.groups).estimate
+        e = paired_aurocs.auroc_contrast(rows.labels, np.array([first, second]), (1, -1), rows.groups).estimate
         assert told["auroc_drop"][["low", "high"]].tolist() == pytest.approx([e.low, e.high], abs=1e-12)
         cut = monitor.thresholds["5"]
         for metric, label in (("tpr_5", 1), ("fpr_5", 0)):

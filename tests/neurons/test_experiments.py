@@ -13,7 +13,7 @@ from support.bland import refused
 from torch import Tensor
 
 from helpers import results
-from helpers.data import corpora
+from helpers.data import corpora, text_rows
 from helpers.errors import USAGE
 from helpers.figures import neurons
 from helpers.models import activations, generation, judge_types, judges, loading
@@ -240,7 +240,7 @@ def test_no_format_disturbs_nothing_and_a_coarse_one_disturbs_what_it_does_by_ha
     plain = loading.load(study.parts.aligned)
     harmful = study.plan.protocol.sets[0].rows
     said = zip(harmful, replies(study, study.parts.aligned), strict=True)
-    texts = training.examples(plain.tokenizer, [corpora.Row(row.prompt, reply) for row, reply in said], experiments.LIMIT)
+    texts = training.examples(plain.tokenizer, [text_rows.Row(row.prompt, reply) for row, reply in said], experiments.LIMIT)
     changed = loading.load(study.parts.aligned)
     quantizers.apply_dequantized(changed.model, quantizers.quantize_model(changed.model, "rtn-3"))
     for name in NAMES:

@@ -5,7 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -128,32 +127,11 @@ def test_a_float32_weight_is_kept_as_bf16_values(side):
 def test_the_arguments_are_left_as_they_are():
     weight, bias, kept = gaussian(96, 192), gaussian(96), some(96)
     before = weight.clone(), bias.clone(), kept.clone()
-    for real in (False, True):
-        layer = hybrid(weight, "nf4", kept, "rows", bias=bias, real=real)
-        layer.rest.bias.fill_(7.0)
+    hybrid(weight, "nf4", kept, "rows", bias=bias).rest.bias.fill_(7.0)
     assert all(map(torch.equal, (weight, bias, kept), before))
 
 
 # ---------------------------------------------------------------- what the rest is
-
-
-@both_sides
-@pytest.mark.parametrize("name", FOUR_BIT)
-@pytest.mark.parametrize("tokens", [1, 40])
-@torch.no_grad()
-def test_a_real_4_bit_rest_serves_what_the_dequantized_one_serves(side, name, tokens):
-    """Bit for bit, as for whole models (test_quantizers); its codes are those of the zeroed weight, and are not repacked."""
-    weight, bias, x = gaussian(128, 192), gaussian(128, seed=9), gaussian(tokens, 192, seed=3)
-    kept = some(weight.shape[DIMS[side]])
-    once, real = (hybrid(weight, name, kept, side, bias=bias, real=real) for real in (False, True))
-    assert isinstance(real.rest, bnb.nn.Linear4bit)
-    assert torch.equal(real(x), once(x))
-    codes = quantizers.QUANTIZERS[name](torch.where(masked(weight, kept, side), 0, weight), None).tensors
-    found = quantizers.read_linear4bit(real.rest).tensors
-    assert codes.keys() == found.keys()
-    assert all(torch.equal(codes[key], found[key]) for key in codes)
-    assert torch.equal(real.dense(), once.dense())
-    assert real.stored_bytes == once.stored_bytes
 
 
 @pytest.mark.parametrize("name", FIT)
@@ -348,8 +326,6 @@ def test_what_does_not_fit_a_layer_is_refused():
         hybrid(weight, "nf4", torch.rand(96), "rows")
     with refused(USAGE, "'diagonal' is unknown", "rows (gate, up)"):
         hybrid(weight, "nf4", some(96), "diagonal")
-    with refused(USAGE, "'rtn-4' is no bitsandbytes format"):
-        hybrid(weight, "rtn-4", some(96), "rows", real=True)
     packed = quantizers.four_bit(weight).tensors["codes"]
     with refused(REFUSED, "torch.uint8", "quantize from the original checkpoint"):
         hybrid(packed, "nf4", some(96), "rows")

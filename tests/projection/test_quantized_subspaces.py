@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import linalg, stats
+from support.angles import principal_angles
 from support.tiers import mostly_slow
 
 from helpers import results
@@ -149,7 +150,7 @@ def test_angles_and_cosine_are_those_of_dense_algebra(shape):
     for k in (4, 16):
         cosines = np.cos(linalg.subspace_angles(left[0][:, :k].numpy(), left[1][:, :k].numpy()))
         assert value(table, "overlap", k=str(k)) == pytest.approx(float(np.mean(cosines**2)), abs=1e-4)
-        ours = subspaces.principal_angles(left[0][:, :k].float(), left[1][:, :k].float())
+        ours = principal_angles(left[0][:, :k].float(), left[1][:, :k].float())
         assert value(table, "overlap", k=str(k)) == pytest.approx(float(ours.square().mean()), abs=1e-4)
     c = [m @ m.T / m.norm() for m in (v, w)]
     dense = float((c[0] * c[1]).sum() / (c[0].norm() * c[1].norm()))

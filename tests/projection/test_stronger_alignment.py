@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from support.angles import principal_angles
 from support.bland import refused
 
 from helpers import results
@@ -160,7 +161,7 @@ def test_every_source_is_compared_with_the_truth_of_its_own_dose(study, modules)
             errors = subspaces.noise(found[source].change(module), exact)
             assert value(table, source, "noise_to_signal", module) == pytest.approx(errors.norm() / exact.norm(), rel=1e-6)
             ours, theirs = (subspaces.leading(one.change(module), 4).vectors for one in (found[source], truth))
-            shared = float(subspaces.principal_angles(ours, theirs).square().mean())
+            shared = float(principal_angles(ours, theirs).square().mean())
             assert value(table, source, "overlap", module, "4") == pytest.approx(shared, abs=1e-5)
     with_wrong_truth = quantized_subspaces.source_rows(
         {"bf16": found["bf16"], "other": found["nf4-both x4"]}, "bf16", modules, KS, 0

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.angles import principal_angles
 
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
 from helpers.projection import subspaces
@@ -18,7 +19,6 @@ from helpers.projection.subspaces import (
     noise,
     noise_edge,
     null_cosine,
-    principal_angles,
     singular_values,
     spectra,
     spectrum,
@@ -226,18 +226,6 @@ def test_the_null_is_the_cosine_of_a_generic_update():
     cosine = torch.nn.functional.cosine_similarity((projector @ update).flatten(), update.flatten(), dim=0)
     assert null_cosine(change_to(v)) == pytest.approx(float(cosine), abs=0.01)
     refused(lambda: null_cosine(change_to(torch.zeros(3, 4))), NOT_COMPARABLE, "blocks.3.up", "V = 0")
-
-
-# --- angles
-
-
-def test_principal_angles_are_the_planted_ones():
-    angles = torch.tensor([0.0, 0.3, 1.1, math.pi / 2], dtype=torch.float64)
-    axes = torch.eye(12).double()
-    turned = torch.stack([math.cos(a) * axes[i] + math.sin(a) * axes[i + 4] for i, a in enumerate(angles)], 1)
-    basis, mixed = axes[:, :4], turned @ gaussian(4, 4).double()  # any basis of the second space
-    torch.testing.assert_close(principal_angles(basis, mixed), angles.cos(), rtol=0, atol=1e-9)
-    assert principal_angles(basis, axes[:, 2:5]).tolist() == pytest.approx([1, 1, 0], abs=1e-9)
 
 
 # --- noise

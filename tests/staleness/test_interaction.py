@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 from support import planted
+from support.simulated import coverage
 from support.tiers import mostly_slow
 
 from helpers import results
@@ -16,7 +17,8 @@ from helpers.monitors.frozen import Monitor
 from helpers.staleness import interaction
 from helpers.staleness.drops import Observed, Reference
 from helpers.staleness.interaction import MEASURES
-from helpers.stats import intervals, roc
+from helpers.stats import roc
+from helpers.stats.intervals import Estimate
 from helpers.updates.names import CONTROL, Variant
 
 ALIGNED = Variant("tiny", 3)
@@ -65,11 +67,11 @@ def truth(aurocs) -> float:
 def test_effects_that_add_up_are_covered_as_often_as_promised(which):
     found = reference()
 
-    def estimate(rng) -> intervals.Estimate:
+    def estimate(rng) -> Estimate:
         single, mean = interaction.contrasts(found, draw(rng, ADDITIVE, found), WEIGHTS)
         return (single[0] if which == "one monitor" else mean).estimate
 
-    share = intervals.coverage(estimate, lambda rng: (rng,), 0.0, repeats=300, seed=1)
+    share = coverage(estimate, lambda rng: (rng,), 0.0, repeats=300, seed=1)
     assert truth(ADDITIVE) == pytest.approx(0)
     assert 0.93 <= share.value <= 0.985  # nominal 0.95
 

@@ -13,7 +13,7 @@ from helpers.monitors import readings
 from helpers.monitors.frozen import Monitor
 from helpers.staleness import verdicts
 from helpers.staleness.drops import COLUMNS, Observed, Reference
-from helpers.stats import intervals, roc
+from helpers.stats import intervals, p_values, paired_aurocs
 from helpers.stats.intervals import MARGINS
 from helpers.updates import names as update_names
 from helpers.updates.names import CONTROL, Variant
@@ -166,7 +166,7 @@ def test_an_answer_is_a_test_at_the_margin(answered):
         ref, variant = seen.references[row.task], next(v for v in seen.scores if v.label == row.label)
         assert row.monitor == CHOSEN[row.task]["monitor"]
         both = np.array([ref.scores[1], seen.scores[variant][row.task][1]])
-        e = roc.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups).estimate
+        e = paired_aurocs.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups).estimate
         assert (row.value, row.low, row.high, row.n) == (e.value, e.low, e.high, 800)
 
 
@@ -176,19 +176,19 @@ def test_holm_is_kept_within_a_family(answered):
         "control": 2, "quantization": 6, "LoRA": 2, "QLoRA": 2,
     }  # fmt: skip
     for _, part in table.groupby("family"):
-        for name, test in (("p_worse", roc.worse), ("p_preserved", roc.preserved)):
+        for name, test in (("p_worse", paired_aurocs.worse), ("p_preserved", paired_aurocs.preserved)):
             raw = []
             for row in part.itertuples():
                 ref, variant = seen.references[row.task], next(v for v in seen.scores if v.label == row.label)
                 both = np.array([ref.scores[1], seen.scores[variant][row.task][1]])
-                raw.append(test(roc.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups), MARGINS["auroc"]))
-            np.testing.assert_allclose(part[name], intervals.holm(raw), rtol=1e-12)
+                raw.append(test(paired_aurocs.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups), MARGINS["auroc"]))
+            np.testing.assert_allclose(part[name], p_values.holm(raw), rtol=1e-12)
             assert (part[name] >= np.array(raw) - 1e-15).all()
 
 
 def test_the_words_follow_the_p_values(answered):
     _, table = answered
-    worse, preserved = table["p_worse"] <= roc.ALPHA, table["p_preserved"] <= roc.ALPHA
+    worse, preserved = table["p_worse"] <= paired_aurocs.ALPHA, table["p_preserved"] <= paired_aurocs.ALPHA
     assert not (worse & preserved).any()
     assert (table.loc[worse, "answer"] == "worse").all()
     assert (table.loc[preserved, "answer"] == "preserved").all()

@@ -19,10 +19,10 @@ from test_predictors import planted as cells_with
 
 from helpers import cache as cache_files
 from helpers import results
-from helpers.data import corpora, pii_templates, splits, tasks, user_files
+from helpers.data import corpora, pii_templates, splits, tasks, text_rows, user_files
 from helpers.figures import models, monitors, repair_tables, staleness_tables
 from helpers.figures import subspaces as subspace_figures
-from helpers.models import activations, behaviour, encoding, generation, judges, loading, utility
+from helpers.models import activations, behaviour, built_in, encoding, generation, judges, loading, utility
 from helpers.models.judge_types import JudgeSettings
 from helpers.monitors import fitting, readings, repair_ladder, spot_check
 from helpers.monitors import frozen as frozen_monitors
@@ -72,7 +72,9 @@ from helpers.updates.names import Variant
 from helpers.updates.training import Recipe
 from helpers.updates.variants import Parts
 from support import given, planted
+from support.angles import principal_angles
 from support.bland import things
+from support.grams import collect_grams
 
 TASKS = ("toxicity", "jailbreak")
 CALIBRATION = tuple(f"The {noun} stands by the door and somebody will paint it soon. " * 3 for noun in ("lamp", "river", "boat"))
@@ -95,13 +97,13 @@ def _saved(name: str, size: float) -> Path:
 
     folder = cache_files.cache_folder() / "models" / f"golden-{name}"
     if not folder.is_dir():
-        model = LlamaForCausalLM(loading.tiny_config(num_hidden_layers=2))
+        model = LlamaForCausalLM(built_in.tiny_config(num_hidden_layers=2))
         with torch.no_grad():
             for place, parameter in enumerate(model.parameters()):
                 if parameter.ndim == 2:
                     left, right = (numbers(side, 3, seed=100 * place + i) for i, side in enumerate(parameter.shape))
                     parameter.copy_(numbers(*parameter.shape, seed=place, size=0.08) + size * left @ right.T)
-        loading.save(loading.LanguageModel(model.to(torch.bfloat16), loading.tiny_tokenizer(), folder), folder)
+        loading.save(loading.LanguageModel(model.to(torch.bfloat16), built_in.tiny_tokenizer(), folder), folder)
     return folder
 
 
@@ -117,7 +119,7 @@ def loaded(dtype: str = "fp32") -> loading.LanguageModel:
 
 
 @cache
-def rows() -> tuple[corpora.Row, ...]:
+def rows() -> tuple[text_rows.Row, ...]:
     """Rows to train on."""
     return tuple(corpora.mix("dialogue", 6, 34, "tiny", 0))
 
@@ -199,9 +201,9 @@ def sketch() -> spot_check.Sketch:
 
 def texts():
     corpora_read = ("advbench/align", "advbench/test", "edgy/validation", "dialogue/test", "instructions/tune", "c4/test", "piqa")
-    sampled = {name: corpora.fingerprint(corpora.sample(name, 5, "tiny", "salt")) for name in corpora_read}
-    mixed = {name: corpora.fingerprint(corpora.mix(name, 8, 25, "tiny", 1)) for name in corpora.MIXES}
-    asked = {task: corpora.fingerprint(tasks.examples(task, "tiny", 6, 6, 6)) for task in TASKS}
+    sampled = {name: text_rows.fingerprint(corpora.sample(name, 5, "tiny", "salt")) for name in corpora_read}
+    mixed = {name: text_rows.fingerprint(corpora.mix(name, 8, 25, "tiny", 1)) for name in corpora.MIXES}
+    asked = {task: text_rows.fingerprint(tasks.examples(task, "tiny", 6, 6, 6)) for task in TASKS}
     words = [
         splits.Example("t", "train", i % 2, things(i // 2, 6), things(i // 2, 6) + " and so on" * (i % 2)) for i in range(40)
     ]
@@ -212,10 +214,10 @@ def texts():
         "sampled": sampled,
         "mixed": mixed,
         "asked": asked,
-        "dealt": corpora.fingerprint(dealt),
-        "aligned on": corpora.fingerprint(corpora.alignment_rows(4, 4, "tiny", 1)),
+        "dealt": text_rows.fingerprint(dealt),
+        "aligned on": text_rows.fingerprint(corpora.alignment_rows(4, 4, "tiny", 1)),
         "slots": pii_templates.generic("[NAME] in [CITY]"),
-        "own": corpora.fingerprint(user_files.read_labelled(own)),
+        "own": text_rows.fingerprint(user_files.read_labelled(own)),
         "clipped": corpora.clip("One two. Three four five. Six.", 3),
     }
 
@@ -293,7 +295,7 @@ def quantize():
         language = loaded()
         quantized_models.quantize_(language, name, CALIBRATION)
         made[name] = language.model(input_ids=torch.arange(3, 40)[None]).logits
-    seen = quantizers.collect_grams(loaded().model, quantized_models.calibration_batches(loaded(), CALIBRATION))
+    seen = collect_grams(loaded().model, quantized_models.calibration_batches(loaded(), CALIBRATION))
     bits, error, size = zip(*quantized_models.weight_quality(pair_of_models().aligned, "nf4", CALIBRATION).values(), strict=True)
     gptq = quantized_models.weight_quality(pair_of_models().aligned, "gptq-4", CALIBRATION)
     table = weight_errors.weight_rows(pair_of_models(), ALIGNED, ["nf4"])
@@ -365,7 +367,7 @@ def judged():
     return {
         "told": told,
         "fold": judges.out_of_fold(*labels),
-        "kappa": judges.cross_validated_kappa(*labels),
+        "kappa": kappa.kappa(judges.out_of_fold(*labels), np.array(labels[1], dtype=bool), labels[2]),
         "severity": model.pipeline.predict(judges._severity_rows(written, written, model.opening)),
         "error": judges.cross_validated_error(written, written, severity, [str(i // 2) for i in range(40)]),
     }
@@ -463,7 +465,7 @@ def restore():
         "leading": [lead.values, lead.vectors.abs()],
         "null": subspaces.null_cosine(change, 1),
         "gram": subspaces.gram_norm(change),
-        "angles": subspaces.principal_angles(lead.vectors, torch.linalg.qr(numbers(40, 3, seed=9))[0]),
+        "angles": principal_angles(lead.vectors, torch.linalg.qr(numbers(40, 3, seed=9))[0]),
         "parsed": [asdict(restorations.parse(name)) for name in ("safelora:nf4-both", "orthogonal-keep-k8")],
     }
 
@@ -487,12 +489,12 @@ def variant():
 
 
 def encode():
-    found = encoding.encode(loading.tiny_tokenizer(), texts_read())
+    found = encoding.encode(built_in.tiny_tokenizer(), texts_read())
     said = encoding.Plan((splits.Example("t", "train", 1, "g", "Polish the lamp", "It is polished, and bright."),), (0.5,), 8)
-    reply = encoding.encode(loading.tiny_tokenizer(), said)
+    reply = encoding.encode(built_in.tiny_tokenizer(), said)
     spans = [np.array(one.starts + one.stops) for one in (found, reply)]
     return {
-        "rows": corpora.fingerprint(found.rows),
+        "rows": text_rows.fingerprint(found.rows),
         "spans": spans,
         "cut": [found.cut, reply.cut],
         "prefix": encoding.shared_prefix(found),
@@ -550,7 +552,7 @@ def probes_fitted():
         "table": table,
         "by hand": monitors.monitor_by_hand(double, PLAN, TASKS[0], 2),
         "chosen": {k: dict(v) for k, v in fitting.monitors_in_use(table, TASKS).items()},
-        "reads": readings.fingerprint(loading.tiny_tokenizer()),
+        "reads": readings.fingerprint(built_in.tiny_tokenizer()),
     }
 
 
@@ -596,7 +598,9 @@ def ranked():
     found = neuron_scores.score_neurons(seen)
     return {
         "scores": found,
-        "top": {name: corpora.fingerprint(neuron_scores.top(values, 0.05).nonzero().tolist()) for name, values in found.items()},
+        "top": {
+            name: text_rows.fingerprint(neuron_scores.top(values, 0.05).nonzero().tolist()) for name, values in found.items()
+        },
     }
 
 

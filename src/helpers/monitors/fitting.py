@@ -1,6 +1,7 @@
 """Chapter 04's arithmetic: probes fitted at every place, frozen with their thresholds, and their worth on the aligned model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def fit_monitors(
     return frozen
 
 
-def _frozen(found: Activations, reading: Plan, place: Place, seed: int, who: Mapping[str, object]) -> Monitor:
+def _frozen(found: Activations, reading: Plan, place: Place, seed: int, who: Mapping[str, Any]) -> Monitor:
     train, validation = (readings.rows_of(reading, place.task, split) for split in ("train", "validation"))
     known, held = (readings.features(found, reading, place, part.index) for part in (train, validation))
     where = f"{place.task}, {place.kind}, layer {place.layer}"
@@ -144,7 +145,7 @@ def _baselines(reading: Plan, task: str) -> list[tuple]:
     held = readings.rows_of(reading, task, "test")
     found = []
     for name, baseline in BASELINES.items():
-        e = roc.auroc_interval(held.labels, baseline(train, test, words=BASELINE_WORDS), held.groups)
+        e = roc.auroc_interval(held.labels, baseline(train, test, BASELINE_WORDS), held.groups)
         found.append((task, name, 0, 0.0, "auroc", *four(e)))
     return found
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_origin
+from typing import Any, get_origin
 
 import numpy as np
 from jaxtyping import Float
@@ -72,7 +72,7 @@ class Monitor:
         return Readout(self.kind, self.tensors, self.strength)
 
     @property
-    def metadata(self) -> dict[str, object]:
+    def metadata(self) -> dict[str, Any]:
         """Every field but the tensors, as JSON holds it."""
         return {name: getattr(self, name) for name in FIELDS}
 
@@ -89,7 +89,7 @@ class Monitor:
         return probes.score(self.readout, features, self.name)
 
 
-FIELDS = {f.name: get_origin(f.type) or f.type for f in fields(Monitor) if f.name != "tensors"}
+FIELDS: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(Monitor) if f.name != "tensors"}
 
 
 def threshold(negatives: Float[np.ndarray, " n"], rate: float) -> float | None:
@@ -210,7 +210,7 @@ def _tensors(path: Path) -> Mapping[str, np.ndarray]:
         raise StudyError(f"{path.name} is not safetensors ({reason}); save the monitors again", REFUSED) from error
 
 
-def _monitor(entry: object, tensors: Mapping[str, np.ndarray]) -> Monitor:
+def _monitor(entry: Any, tensors: Mapping[str, np.ndarray]) -> Monitor:
     odd = sorted({*FIELDS, "hash"} ^ set(entry)) if isinstance(entry, dict) else ["fields"]
     if odd:
         raise StudyError(f"{METADATA}: a monitor lacks or has too much of {odd[0]!r}; save the monitors again", REFUSED)
@@ -244,7 +244,7 @@ def _check(monitor: Monitor) -> None:
                 REFUSED,
             )
     numbers = [monitor.depth, monitor.strength, *monitor.thresholds.values()]
-    if not all(np.isfinite(part).all() for part in (numbers, *monitor.tensors.values())):
+    if not all(np.isfinite(part).all() for part in (np.array(numbers), *monitor.tensors.values())):
         raise StudyError(f"monitor {monitor.name} holds NaN or infinity; fit it again", REFUSED)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -11,8 +12,9 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.monitors import readouts
 from helpers.monitors.readouts import Features, Labels, Pooled, Ragged, Strengths, Tensors
 
-Fit = Callable[[Features, Labels, Strengths, int], list[Tensors]]
-Score = Callable[[Tensors, Features], Float[np.ndarray, " n"]]
+# of Pooled or Ragged features, as the kind reads them: `_check_features` sees to that
+Fit = Callable[[Any, Labels, Strengths, int], list[Tensors]]
+Score = Callable[[Tensors, Any], Float[np.ndarray, " n"]]
 READS: dict[str, type] = {"pooled": Pooled, "tokens": Ragged}
 
 

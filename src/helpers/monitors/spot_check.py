@@ -12,8 +12,8 @@ import pandas as pd
 
 from helpers import results
 from helpers.data import corpora
-from helpers.data.corpora import fingerprint
 from helpers.data.splits import Example
+from helpers.data.text_rows import fingerprint
 from helpers.definitions import SKETCH, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import activations, behaviour, compute, utility
@@ -76,7 +76,8 @@ def in_use(note: dict) -> tuple[Monitor, ...]:
 
 def first_rows(reading: Plan, split: str, rows: int) -> tuple[Example, ...]:
     """The first `rows` texts a class of one split of every task."""
-    kept, seen = [], {}
+    kept: list[Example] = []
+    seen: dict[tuple[str, int], int] = {}
     for example in reading.examples:
         place = (example.task, example.label)
         if example.split == split and seen.get(place, 0) < rows:
@@ -205,10 +206,10 @@ def health(seen: Sequence[Seen]) -> list[tuple]:
         found += [(one.monitor.task, metric, e.value, e.low, e.high, e.n) for metric, e in values.items() if np.isfinite(e.value)]
         contrasts += [drop] if np.isfinite(drop.estimate.value) else []
     every = {"mean_auroc_drop": paired_aurocs.combine(contrasts).estimate} if contrasts else {}
-    alarmed = [one for one in seen if one.alarms() is not None]
+    alarmed = [(one, alarms) for one in seen if (alarms := one.alarms()) is not None]
     if alarmed:
-        changed = np.concatenate([np.not_equal(*one.alarms()) for one in alarmed])
-        every["alarms_changed"] = rate_interval(changed, np.concatenate([one.units() for one in alarmed]))
+        changed = np.concatenate([np.not_equal(*alarms) for _, alarms in alarmed])
+        every["alarms_changed"] = rate_interval(changed, np.concatenate([one.units() for one, _ in alarmed]))
     return found + [(EVERY, metric, e.value, e.low, e.high, e.n) for metric, e in every.items() if np.isfinite(e.value)]
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from helpers import results
-from helpers.data import corpora
-from helpers.data.corpora import Row
+from helpers.data import corpora, text_rows
+from helpers.data.text_rows import Row
 from helpers.definitions import ARMS, NEURONS, content_key
 from helpers.models import behaviour, compute, generation, judges, loading
+from helpers.models.behaviour import PromptSet
 from helpers.models.judge_types import JudgeSettings
 from helpers.models.loading import LanguageModel
 from helpers.monitors import spot_check
+from helpers.monitors.fitting import four
 from helpers.monitors.spot_check import Sketch
 from helpers.neurons import hybrid_precision, interventions, neuron_scores
 from helpers.stats.intervals import Estimate, mean_interval, rate_interval
@@ -33,6 +36,10 @@ Scores = Mapping[str, Float[Tensor, "layer neuron"]]
 Mask = Bool[Tensor, "layer neuron"]
 
 
+def _quiet(_: str) -> None:
+    """What hears of progress where nobody asked."""
+
+
 def measured_scores(
     parts: Parts, names: Sequence[str], n_rows: int, new_tokens: int, seed: int, origin: str
 ) -> dict[str, Tensor]:
@@ -43,7 +50,7 @@ def measured_scores(
     harmful = [row.prompt for row in corpora.sample("advbench/align", n_rows, origin, f"align-{seed}")]
     benign = corpora.sample("instructions/tune", n_rows, origin)
     key = NEURONS.key(aligned=loading.identity(parts.aligned), base=loading.identity(parts.base), names=list(names),
-                      texts=corpora.fingerprint([*harmful, *benign]), tokens=new_tokens, seed=seed,
+                      texts=text_rows.fingerprint([*harmful, *benign]), tokens=new_tokens, seed=seed,
                       **compute.machine(parts.device))  # fmt: skip
 
     def make() -> pd.DataFrame:
@@ -72,6 +79,12 @@ def picks(found: Scores, fractions: Sequence[float]) -> Iterator[tuple[str, floa
         yield from ((name, fraction, mask) for name, mask in masks.items())
 
 
+def _nothing_first(found: Scores, fractions: Sequence[float]) -> Iterator[tuple[str, float, Mask]]:
+    """The arm that picks no neuron, then all others."""
+    yield "none", 0.0, torch.zeros_like(next(iter(found.values())), dtype=torch.bool)
+    yield from picks(found, fractions)
+
+
 def layer_rows(found: Scores, fraction: float, aligned: Variant) -> pd.DataFrame:
     """Rows of the table `neurons`: which share of each layer's neurons a score picks at a fraction of all (layers from 1)."""
     rows = []
@@ -79,16 +92,24 @@ def layer_rows(found: Scores, fraction: float, aligned: Variant) -> pd.DataFrame
         mask = neuron_scores.top(values, fraction).numpy()
         for layer, picked in enumerate(mask, 1):
             e = rate_interval(picked)
-            rows.append((name, fraction, layer, "", "picked", e.value, e.low, e.high, e.n))
+            rows.append((name, fraction, layer, "", "picked", *four(e)))
     return update_names.keyed(aligned, pd.DataFrame(rows, columns=OWN))
+
+
+def _fingerprint(mask: Mask) -> str:
+    return content_key(shape=list(mask.shape), chosen=mask.flatten().nonzero().flatten().tolist())
 
 
 def _rows(variant: Variant, name: str, fraction: float, table: pd.DataFrame) -> pd.DataFrame:
     return update_names.keyed(variant, table.assign(score=name, fraction=fraction, layer=ALL_LAYERS)[OWN])
 
 
-def _fingerprint(mask: Mask) -> str:
-    return content_key(shape=list(mask.shape), chosen=mask.flatten().nonzero().flatten().tolist())
+def _told(place: str, metric: str, e: Estimate) -> pd.DataFrame:
+    return pd.DataFrame([(place, metric, *four(e))], columns=spot_check.COLUMNS)
+
+
+def _harmful(plan: Sketch) -> PromptSet:
+    return next(one for one in plan.protocol.sets if one.kind == "harmful")
 
 
 # ---------------------------------------------------------------- silenced, and patched into the base model
@@ -96,7 +117,7 @@ def _fingerprint(mask: Mask) -> str:
 
 def silenced(
     parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], plan: Sketch,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = _quiet,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of the table `neurons`: the aligned model with the picked neurons' activations set to zero (serving `ablated`)."""
     build = cache(lambda: build_variant(parts, aligned))
@@ -104,47 +125,43 @@ def silenced(
     rows = [_rows(aligned, "none", 0.0, spot_check.spot_check_rows(plan, before, before))]
     for name, fraction, mask in picks(found, fractions):
         of = ARMS.key(model=variant_key(parts, aligned), ablated=_fingerprint(mask))
-
-        def make(mask: Mask = mask) -> pd.DataFrame:
-            with interventions.ablated(build().model, mask):
-                return spot_check.look(plan, build())
-
-        items = spot_check.stored(of, plan, make, parts.device)
+        items = spot_check.stored(of, plan, partial(_without, build, mask, plan), parts.device)
         rows.append(_rows(replace(aligned, serving="ablated"), name, fraction, spot_check.spot_check_rows(plan, items, before)))
-        if progress:
-            progress(f"without {100 * fraction:g} % by {name}")
+        progress(f"without {100 * fraction:g} % by {name}")
     return pd.concat(rows, ignore_index=True)
+
+
+def _without(build: Callable[[], LanguageModel], mask: Mask, plan: Sketch) -> pd.DataFrame:
+    with interventions.ablated(build().model, mask):
+        return spot_check.look(plan, build())
 
 
 def patched_rows(
     parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], plan: Sketch,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = _quiet,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of the table `neurons`: the base model with the picked neurons' activations taken from the aligned model.
 
     Dynamic patching (Chen et al. 2024): at every token both models read the same text so far. Serving `patched`; fraction 0
     is the base model alone.
     """
-    load = cache(lambda: tuple(loading.load(folder, on=parts.device) for folder in (parts.base, parts.aligned)))
-    harmful = next(one for one in plan.protocol.sets if one.kind == "harmful")
-    prompts, groups = [row.prompt for row in harmful.rows], [row.group for row in harmful.rows]
-    judge = judges.judge("phrases", JudgeSettings())
-    variant, rows = replace(aligned, adapter="base", serving="patched"), []
-    nothing = torch.zeros_like(next(iter(found.values())), dtype=torch.bool)
-    for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
+    pair = cache(lambda: (loading.load(parts.base, on=parts.device), loading.load(parts.aligned, on=parts.device)))
+    variant, harmful, rows = replace(aligned, adapter="base", serving="patched"), _harmful(plan), []
+    for name, fraction, mask in _nothing_first(found, fractions):
         of = ARMS.key(base=loading.identity(parts.base), aligned=loading.identity(parts.aligned), patched=_fingerprint(mask))
-
-        def make(mask: Mask = mask) -> pd.DataFrame:
-            said = interventions.patched_replies(*load(), mask, prompts, plan.protocol.new_tokens)
-            return pd.DataFrame({"refused": judge(prompts, said).refused.astype(float)})
-
-        refused = spot_check.stored(of, plan, make, parts.device)["refused"].to_numpy()
-        e = rate_interval(1 - refused, groups)
-        told = pd.DataFrame([(plan.place(harmful.name), "non_refusal", e.value, e.low, e.high, e.n)], columns=spot_check.COLUMNS)
-        rows.append(_rows(variant, name, fraction, told))
-        if progress:
-            progress(f"patched {100 * fraction:g} % by {name}")
+        items = spot_check.stored(of, plan, partial(_refusals, pair, mask, plan), parts.device)
+        e = rate_interval(1 - items["refused"].to_numpy(), [row.group for row in harmful.rows])
+        rows.append(_rows(variant, name, fraction, _told(plan.place(harmful.name), "non_refusal", e)))
+        progress(f"patched {100 * fraction:g} % by {name}")
     return pd.concat(rows, ignore_index=True)
+
+
+def _refusals(pair: Callable[[], tuple[LanguageModel, LanguageModel]], mask: Mask, plan: Sketch) -> pd.DataFrame:
+    """Whether the patched base model refuses each harmful prompt."""
+    base, aligned = pair()
+    prompts = [row.prompt for row in _harmful(plan).rows]
+    said = interventions.patched_replies(base, aligned, mask, prompts, plan.protocol.new_tokens)
+    return pd.DataFrame({"refused": judges.judge("phrases", JudgeSettings())(prompts, said).refused.astype(float)})
 
 
 # ---------------------------------------------------------------- what quantization does to them, and hybrid precision
@@ -152,35 +169,34 @@ def patched_rows(
 
 def disturbed(
     parts: Parts, aligned: Variant, found: Scores, fraction: float, quantizers: Sequence[str], plan: Sketch,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = _quiet,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of the table `neurons`: `activation_change`, how far each format moves the picked neurons on the harmful prompts.
 
     Root mean square of the change over that of the activations, one value a prompt, and the mean of these with its interval.
     """
-    masks = {name: neuron_scores.top(values, fraction) for name, values in found.items()}
-    harmful, rows = next(one for one in plan.protocol.sets if one.kind == "harmful"), []
+    masks, harmful, rows = {name: neuron_scores.top(values, fraction) for name, values in found.items()}, _harmful(plan), []
     plain = cache(lambda: build_variant(parts, aligned))
     texts = cache(lambda: _answered(plain(), harmful.rows, plan.protocol.new_tokens))
     for quantizer in quantizers:
         variant = replace(aligned, precision=quantizer)
         of = ARMS.key(model=variant_key(parts, variant), masks={name: _fingerprint(m) for name, m in masks.items()})
-
-        def make(variant: Variant = variant) -> pd.DataFrame:
-            changed = build_variant(parts, variant)
-            found = {name: interventions.activation_change(changed, plain(), mask, texts()) for name, mask in masks.items()}
-            return pd.DataFrame({name: values.numpy() for name, values in found.items()})
-
-        table = spot_check.stored(of, plan, make, parts.device)
+        items = spot_check.stored(of, plan, partial(_changes, parts, variant, masks, plain, texts), parts.device)
         for name in masks:
-            e = _mean_change(table[name], [row.group for row in harmful.rows])
-            told = pd.DataFrame(
-                [(plan.place(harmful.name), "activation_change", e.value, e.low, e.high, e.n)], columns=spot_check.COLUMNS
-            )
-            rows.append(_rows(variant, name, fraction, told))
-        if progress:
-            progress(quantizer)
+            e = _mean_change(items[name], [row.group for row in harmful.rows])
+            rows.append(_rows(variant, name, fraction, _told(plan.place(harmful.name), "activation_change", e)))
+        progress(quantizer)
     return pd.concat(rows, ignore_index=True)
+
+
+def _changes(
+    parts: Parts, variant: Variant, masks: Mapping[str, Mask], plain: Callable[[], LanguageModel],
+    texts: Callable[[], list[TokenizedRow]],
+) -> pd.DataFrame:  # fmt: skip
+    """How far the format moves the neurons of each mask (columns) on each prompt (rows)."""
+    changed = build_variant(parts, variant)
+    found = {name: interventions.activation_change(changed, plain(), mask, texts()) for name, mask in masks.items()}
+    return pd.DataFrame({name: values.numpy() for name, values in found.items()})
 
 
 def _mean_change(values: pd.Series, groups: Sequence[str]) -> Estimate:
@@ -199,27 +215,20 @@ def _answered(language: LanguageModel, rows: Sequence[Row], new_tokens: int) -> 
 
 def kept(
     parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], quantizers: Sequence[str], plan: Sketch,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = _quiet,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of the table `neurons`: the model in few bits with the picked neurons in bf16 (serving `hybrid`).
 
     Fraction 0 is the plain format. Besides the sketch, `bits_per_weight` from the bytes stored.
     """
-    before = spot_check.take(variant_key(parts, aligned), plan, lambda: build_variant(parts, aligned), parts.device)
-    nothing, rows = torch.zeros_like(next(iter(found.values())), dtype=torch.bool), []
-    for quantizer in quantizers:
+    before, rows = spot_check.take(variant_key(parts, aligned), plan, lambda: build_variant(parts, aligned), parts.device), []
+    for quantizer, (name, fraction, mask) in product(quantizers, _nothing_first(found, fractions)):
+        of = ARMS.key(aligned=loading.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask))
+        items = spot_check.stored(of, plan, partial(_hybrid_items, parts, quantizer, mask, plan), parts.device)
+        told = [spot_check.spot_check_rows(plan, items[items["kind"] != "weights"], before), _bits(items)]
         variant = replace(aligned, precision=quantizer, serving="hybrid")
-        for name, fraction, mask in [("none", 0.0, nothing), *picks(found, fractions)]:
-            of = ARMS.key(aligned=loading.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask))
-
-            def make(quantizer: str = quantizer, mask: Mask = mask) -> pd.DataFrame:
-                return _hybrid_items(parts, quantizer, mask, plan)
-
-            items = spot_check.stored(of, plan, make, parts.device)
-            told = [spot_check.spot_check_rows(plan, items[items["kind"] != "weights"], before), _bits(items)]
-            rows.append(_rows(variant, name, fraction, pd.concat(told, ignore_index=True)))
-            if progress:
-                progress(f"{quantizer}, {100 * fraction:g} % by {name}")
+        rows.append(_rows(variant, name, fraction, pd.concat(told, ignore_index=True)))
+        progress(f"{quantizer}, {100 * fraction:g} % by {name}")
     return pd.concat(rows, ignore_index=True)
 
 
@@ -234,4 +243,4 @@ def _hybrid_items(parts: Parts, quantizer: str, mask: Mask, plan: Sketch) -> pd.
 def _bits(items: pd.DataFrame) -> pd.DataFrame:
     row = items[items["kind"] == "weights"].iloc[0]
     e = Estimate(row["value"], row["value"], row["value"], int(row["length"]))  # counted, not estimated
-    return pd.DataFrame([("weights", "bits_per_weight", e.value, e.low, e.high, e.n)], columns=spot_check.COLUMNS)
+    return _told("weights", "bits_per_weight", e)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.updates import quantizers
-from helpers.updates.quantizers import Quantized
+from helpers.updates.packed_codes import Quantized
 
 SIDES = {"gate_proj": "rows", "up_proj": "rows", "down_proj": "columns"}  # where a neuron lies in each linear of its MLP
 DIMS = {"rows": 0, "columns": 1}
@@ -48,9 +48,9 @@ class Budget:
 class HybridLinear(nn.Module):
     """y = x (rest + kept)^T + b, where `kept` are a few rows (or columns) in bf16 and `rest`, quantized, is 0 there.
 
-    rest: an nn.Linear with the dequantized remainder (bit-identical to evaluating its codes) or a real Linear4bit of
-    bitsandbytes; it holds the bias. kept: "r d_in" for rows, "d_out r" for columns. The sum is never formed: the product
-    with the r rows (columns) goes on top. `rest_bytes` is what the codes and scales of the remainder take, zeros included.
+    rest: an nn.Linear with the dequantized remainder (bit-identical to evaluating its codes); it holds the bias. kept:
+    "r d_in" for rows, "d_out r" for columns. The sum is never formed: the product with the r rows (columns) goes on top.
+    `rest_bytes` is what the codes and scales of the remainder take, zeros included.
     """
 
     def __init__(self, rest: nn.Linear, rest_bytes: int, kept: Float[Tensor, "_ _"], index: Integer[Tensor, " r"], side: str):
@@ -86,10 +86,7 @@ class HybridLinear(nn.Module):
 
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         """The weight that the layer stands for, as a new matrix; for tests, `forward` does without."""
-        weight = self.rest.weight.detach()
-        packed = not weight.is_floating_point()
-        whole = quantizers.read_linear4bit(self.rest).dequantize(self.kept.dtype) if packed else weight.clone()
-        return whole.index_copy_(DIMS[self.side], self.index.long(), self.kept)
+        return self.rest.weight.detach().clone().index_copy_(DIMS[self.side], self.index.long(), self.kept)
 
 
 # ---------------------------------------------------------------- one layer
@@ -134,13 +131,11 @@ def _linear(weight: Float[Tensor, "d_out d_in"], bias: Tensor | None) -> nn.Line
     return linear.eval()
 
 
-def hybrid(
-    weight: Tensor, quantizer: str, kept: Tensor, side: str, *, bias: Tensor | None = None, real: bool = False
-) -> HybridLinear:
+def hybrid(weight: Tensor, quantizer: str, kept: Tensor, side: str, *, bias: Tensor | None = None) -> HybridLinear:
     """The layer that keeps the chosen rows or columns of a float weight "d_out d_in" in bf16 and quantizes the rest.
 
-    kept: one boolean a row or a column, as `side` (rows, columns) says. quantizer: any of QUANTIZERS that is not UNFIT. real:
-    the rest is a Linear4bit of bitsandbytes (nf4, nf4-dq, fp4), not weights dequantized once. No argument is changed.
+    kept: one boolean a row or a column, as `side` (rows, columns) says. quantizer: any of QUANTIZERS that is not UNFIT. No
+    argument is changed.
     """
     if side not in DIMS:
         raise StudyError(f"side {side!r} is unknown; use rows (gate, up) or columns (down)")
@@ -149,11 +144,7 @@ def hybrid(
         quantize(weight, None)  # which refuses it in its own words
     _check_mask(f"mask of kept {side}", kept, (weight.shape[DIMS[side]],))
     index = kept.nonzero().flatten().to(weight.device)
-    zeroed = _zeroed(weight, index, side)
-    stored = quantize(zeroed, None)
-    if real:  # made by the one loader of such modules, which looks for linears inside numbered blocks
-        holder = nn.ModuleList([nn.ModuleDict({"rest": _linear(zeroed, bias)})])
-        return _layer(quantizers.to_bitsandbytes_(holder, quantizer)[0]["rest"], stored, weight, index, side)
+    stored = quantize(_zeroed(weight, index, side), None)
     return _layer(_linear(stored.dequantize(weight.dtype), bias), stored, weight, index, side)
 
 
@@ -188,8 +179,9 @@ def _chosen(model: nn.Module, linears: Mapping[str, nn.Linear], mask: Tensor) ->
 def _rest(name: str, weight: Tensor, quantizer: str, choice: tuple[Tensor, str] | None) -> Quantized:
     """The weight of a module, without the rows or columns that it keeps, quantized; an error names the module."""
     try:
-        whole = choice is None or not weight.is_floating_point()  # packed: the quantizer refuses it in its own words
-        return _quantizer(quantizer)(weight if whole else _zeroed(weight, *choice), None)
+        if choice is not None and weight.is_floating_point():  # packed: the quantizer refuses it in its own words
+            weight = _zeroed(weight, *choice)
+        return _quantizer(quantizer)(weight, None)
     except StudyError as error:
         raise StudyError(f"{name}: {error}", error.code) from None
 
@@ -209,8 +201,8 @@ def hybrid_(model: nn.Module, quantizer: str, mask: Tensor) -> Budget:
     quantizers.apply_dequantized(model, stored)
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    total = sum(part.stored_bytes for part in {**stored, **layers}.values())
-    return Budget(total, sum(linear.weight.numel() for linear in linears.values()))
+    parts: dict[str, Quantized | HybridLinear] = {**stored, **layers}
+    return Budget(sum(part.stored_bytes for part in parts.values()), sum(linear.weight.numel() for linear in linears.values()))
 
 
 def equal_budget(masks: Mapping[str, Tensor]) -> int:

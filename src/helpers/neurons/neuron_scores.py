@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from helpers.console import over
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models import generation
 from helpers.models.encoding import token_batches
@@ -204,7 +204,7 @@ def activation_contrast(seen: Evidence) -> Float[Tensor, "layer neuron"]:
 
     Chen et al. (2024), arXiv 2406.14144: both models read what the aligned one has said.
     """
-    total, count = 0.0, 0
+    total, count = torch.tensor(0.0), 0
     pair = (at_replies(language, seen.safety) for language in (seen.aligned, seen.base))
     for (_, ours), (_, theirs) in zip(*pair, strict=True):
         total, count = total + (ours.float() - theirs.float()).square().sum(1), count + ours.shape[1]
@@ -286,8 +286,3 @@ def top(ranked: Float[Tensor, "layer neuron"], fraction: float) -> Bool[Tensor, 
     chosen = torch.zeros(ranked.numel(), dtype=torch.bool, device=ranked.device)
     chosen[ranked.flatten().sort(descending=True, stable=True).indices[:count]] = True
     return chosen.view(ranked.shape)
-
-
-def by_layer(mask: Bool[Tensor, "layer neuron"]) -> Float[Tensor, " layer"]:
-    """The share of each layer's neurons that are chosen."""
-    return mask.float().mean(1)

@@ -138,14 +138,15 @@ def parse(name: str) -> NamedRestoration:
     """
     plain, colon, source = name.partition(":")
     match = re.fullmatch(r"(.+?)(?:-k([0-9]+))?", plain)
-    rule, k = (RESTORATIONS.get(match[1]), match[2]) if match else (None, None)
+    named, k = (match[1], match[2]) if match else (plain, None)
+    rule = RESTORATIONS.get(named)
     if rule is None:
-        near = nearest(match[1] if match else plain, RESTORATIONS)
+        near = nearest(named, RESTORATIONS)
         raise StudyError(f"unknown restoration {shown(name)}; {near}choose one of {', '.join(RESTORATIONS)}")
     if k is not None and (not rule.k or k.startswith("0")):
-        takes = "k is a whole number from 1" if rule.k else f"{match[1]!r} takes no k; leave '-k{k}' out"
+        takes = "k is a whole number from 1" if rule.k else f"{named!r} takes no k; leave '-k{k}' out"
         raise StudyError(f"restoration {shown(name)}: {takes}")
-    return NamedRestoration(match[1], int(k or rule.k), parse_source(source) if colon else "")
+    return NamedRestoration(named, int(k or rule.k), parse_source(source) if colon else "")
 
 
 def parse_source(source: str) -> str:
@@ -240,11 +241,12 @@ def _case(module: str, update: Form, pair: Pair, named: NamedRestoration, seed: 
 
 
 def _check_update(module: str, update: Form, shape: tuple[int, int]) -> None:
-    factored = isinstance(update, LowRank)
-    theirs = (update.left.shape[0], update.right.shape[1]) if factored else tuple(update.shape)
+    if isinstance(update, LowRank):
+        theirs, rank = (update.left.shape[0], update.right.shape[1]), update.right.shape[0]
+    else:
+        theirs, rank = tuple(update.shape), 0
     if theirs != shape:
         raise StudyError(f"update of {module!r} is {theirs}, the pair's weights are {shape}; use its own base", NOT_COMPARABLE)
-    rank = update.right.shape[0] if factored else 0
     if rank > min(shape):
         raise StudyError(f"update of {module!r} has rank {rank}, its weight allows {min(shape)}; give a dense change", REFUSED)
     if not math.isfinite(norm(update)):

@@ -31,11 +31,11 @@ def alignment_pair(parts: Parts, source: str, modules: Sequence[str]) -> alignme
 @lru_cache(64)
 def _pair(base: Path, aligned: Path, calibration: tuple[str, ...], device: str, source: str, modules: tuple[str, ...]):
     parts, (precision, _, sides) = Parts(base, aligned, calibration, device=device), source.rpartition("-")
-    weights = (
+    ours, theirs = (
         _dequantized(parts, folder, precision) if sides in quantized else checkpoints.checkpoint(folder)
         for folder, quantized in ((base, {"both"}), (aligned, {"both", "mixed"}))
     )
-    return alignment_matrix.Pair(*weights, modules)
+    return alignment_matrix.Pair(ours, theirs, modules)
 
 
 def _dequantized(parts: Parts, folder: Path, precision: str) -> checkpoints.Weights:

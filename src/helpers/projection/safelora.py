@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,7 @@ ROUNDING = 1e-7  # a null narrower than this share of its mean is rounding, and 
 COLUMNS = 128  # of a dense update that are projected at a time
 KEPT = 4096  # spectra in memory: 210 modules from several sources
 
-Form = LowRank | Tensor  # factors, or the dense change W_new - W_aligned of a full fine-tune
+Form: TypeAlias = LowRank | Tensor  # factors, or the dense change W_new - W_aligned of a full fine-tune
 
 
 # ---------------------------------------------------------------- factors and dense changes alike
@@ -49,7 +50,7 @@ def mapped(update: Form, function: Callable[[Tensor], Tensor]) -> Form:
 
 def inner(a: Form, b: Form) -> float:
     """The Frobenius inner product of two updates of one form, in float64."""
-    if isinstance(a, LowRank):
+    if isinstance(a, LowRank) or isinstance(b, LowRank):
         return lora.inner(a, b)
     return sum(float((x.double() * y.double()).sum()) for x, y in zip(a.split(COLUMNS), b.split(COLUMNS), strict=True))
 

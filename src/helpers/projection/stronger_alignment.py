@@ -30,8 +30,10 @@ def harder(
         raise StudyError("the aligned model was not tuned here, so it cannot be tuned harder; leave `harder` empty")
     rows = corpora.alignment_rows(int(tuning["refusals"]), int(tuning["benign"]), origin, seed)
     recipe = safety_tuning.safety_recipe(int(tuning["steps"]), len(rows), factor * tuning["lr"], seed)
-    options = {"origin": origin, "must_hold": False, "device": parts.device, "progress": progress}
-    return safety_tuning.align(parts.base, rows, recipe, safety_tuning.Target(), **options).folder
+    target = safety_tuning.Target()
+    return safety_tuning.align(
+        parts.base, rows, recipe, target, origin=origin, must_hold=False, device=parts.device, progress=progress
+    ).folder
 
 
 def sources(

@@ -1,4 +1,4 @@
-"""What an alignment matrix V is made of, exact where that is cheap, else randomized with its error; and angles of subspaces."""
+"""What an alignment matrix V is made of, exact where that is cheap, else randomized with its error."""
 
 import math
 from collections.abc import Sequence
@@ -226,14 +226,6 @@ def null_cosine(change: Change, seed: int = 0) -> float:
     if squares == 0:
         raise StudyError(f"module {change.module!r} is the same in base and aligned (V = 0); leave it out", NOT_COMPARABLE)
     return squares / (math.sqrt(change.shape[0]) * gram_norm(change, seed).value)
-
-
-# --- angles between subspaces
-
-
-def principal_angles(first: Float[Tensor, "d k"], second: Float[Tensor, "d m"]) -> Float[Tensor, " angles"]:
-    """Cosines of the principal angles between two column spaces, largest first (Bjorck & Golub 1973), in float64."""
-    return torch.linalg.svdvals(_frame(first.double()).T @ _frame(second.double())).clamp_max(1)
 
 
 # --- what quantization noise leaves of V

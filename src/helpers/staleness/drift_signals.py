@@ -16,6 +16,7 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.stats import roc
 
 Scores = Sequence[float] | np.ndarray
+Labels = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ def covariance_distance(x: Float[np.ndarray, "n d_model"], y: Float[np.ndarray, 
     before, after = _centred(x, y)
     if len(before) > before.shape[1]:
         own = before.T @ before
-        moved, size = np.linalg.norm(after.T @ after - own), np.linalg.norm(own)
+        moved, size = float(np.linalg.norm(after.T @ after - own)), float(np.linalg.norm(own))
     else:
         middle, step = (before + after) / 2, after - before
         cross = step @ middle.T
         squared = 2 * ((middle @ middle.T) * (step @ step.T)).sum() + 2 * (cross * cross.T).sum()
-        moved, size = math.sqrt(max(float(squared), 0.0)), np.linalg.norm(before @ before.T)
-    return float(moved / size) if size > 0 else math.nan
+        moved, size = math.sqrt(max(float(squared), 0.0)), float(np.linalg.norm(before @ before.T))
+    return moved / size if size > 0 else math.nan
 
 
 def mean_shift(x: Float[np.ndarray, "n d_model"], y: Float[np.ndarray, "n d_model"], w: Float[np.ndarray, " d_model"]) -> float:
@@ -177,7 +178,7 @@ def score_correlation(before: Scores, after: Scores) -> float:
     return float(stats.spearmanr(first, second).statistic)
 
 
-def _classes(labels: Sequence[int], scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+def _classes(labels: Labels, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     numbers, truth = _double(np.asarray(scores, dtype=float), "scores"), np.asarray(labels)
     if truth.shape != numbers.shape or set(truth.tolist()) != {0, 1}:
         raise StudyError(
@@ -186,7 +187,7 @@ def _classes(labels: Sequence[int], scores: Scores) -> tuple[np.ndarray, np.ndar
     return truth.astype(bool), numbers
 
 
-def separation(scores: Scores, labels: Sequence[int]) -> float:
+def separation(scores: Scores, labels: Labels) -> float:
     """(mean_1 - mean_0) / pooled sd of the base's scores on the training rows (Cohen's d, 1988); nan where the sd is 0."""
     truth, numbers = _classes(labels, scores)
     sides = [numbers[truth], numbers[~truth]]
@@ -194,7 +195,7 @@ def separation(scores: Scores, labels: Sequence[int]) -> float:
     return float((sides[0].mean() - sides[1].mean()) / spread) if spread > 0 else math.nan
 
 
-def few_labels(labels: Sequence[int], base_scores: Scores, variant_scores: Scores, threshold: float) -> dict[str, float]:
+def few_labels(labels: Labels, base_scores: Scores, variant_scores: Scores, threshold: float) -> dict[str, float]:
     """Signals `few_drop` (AUROC before - after) and `few_accuracy` (accuracy after - before at the frozen threshold).
 
     Meant for 10 to 20 rows of both classes: at 10 + 10 rows the drop has a standard error near 0.1, so it is a hint, no test.

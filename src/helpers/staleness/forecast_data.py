@@ -100,7 +100,7 @@ def base_signals(monitor: Monitor, found: Activations, reading: Plan) -> dict[st
     checked, seen = (readings.scores([monitor], found, reading, part.index)[0] for part in (held, train))
     direction, share = probes.direction(monitor.readout), np.nan
     if direction is not None:
-        share = drift_signals.principal_share(readings.features(found, reading, monitor, train.index).rows, direction)
+        share = drift_signals.principal_share(readings.features(found, reading, monitor, train.index).values, direction)
     return {"base_auroc": float(roc.auroc(held.labels, checked)), "separation": drift_signals.separation(seen, train.labels),
             "principal_share": share}  # fmt: skip
 

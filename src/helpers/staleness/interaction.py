@@ -1,6 +1,7 @@
 """Is QLoRA worse than its parts? Combinations of AUROC drops over models that score the same texts (table `interaction`)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ def arms(variants: Sequence[Variant], aligned: Variant) -> dict[Variant, dict[st
         quantized = qlora.precision != "bf16" and qlora.trained_on == qlora.precision
         if not quantized or qlora.serving != "attached" or qlora.restoration:
             continue
-        named = {"model": aligned.model, "seed": aligned.seed}
+        named: dict[str, Any] = {"model": aligned.model, "seed": aligned.seed}
         roles = {
             "qlora": qlora,
             "quantized": Variant(**named, precision=qlora.precision),

@@ -7,6 +7,7 @@ that share texts share the cost too, so what stands here is what a team with one
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ SHARES = ("missed", "found", "repaired", "harmed", "refits")
 NO_LABELS = ("found", "labels_per_cell", "passes_per_cell", "refits")
 METHOD = "policy: "
 Decide = Callable[[pd.DataFrame], pd.DataFrame]
-Values = pd.Series | np.ndarray | str | float  # one a cell, or one for all
+Values: TypeAlias = pd.Series | np.ndarray | str | float  # one a cell, or one for all
 
 
 # ---------------------------------------------------------------- the order in which cells are checked
@@ -158,7 +159,7 @@ class Policy:
     needs: frozenset[str] = frozenset()  # one of these columns, where any
 
 
-def _budgeted(decide: Callable[[pd.DataFrame, float], pd.DataFrame], budget: float) -> Policy:
+def _budgeted(decide: Callable[..., pd.DataFrame], budget: float) -> Policy:
     """A share of the cells revalidated: what that costs is set beforehand, and labels show before anything is harmed."""
     spent, needs = ("harmed", "labels_per_cell", "passes_per_cell"), frozenset(DRIFT if decide is _drift else ())
     if decide is _random:
@@ -222,7 +223,8 @@ def estimates(cells: pd.DataFrame, policy: Policy) -> dict[str, intervals.Estima
 def _estimate(values: pd.Series, updates: np.ndarray, exact: bool, most: float) -> intervals.Estimate:
     """The mean of values between 0 and `most`."""
     if exact:
-        return intervals.Estimate(*[float(values.mean())] * 3, len(values))
+        mean = float(values.mean())
+        return intervals.Estimate(mean, mean, mean, len(values))
     if most == 1 and values.isin([0, 1]).all():
         return intervals.rate_interval(values, updates)
     return intervals.mean_interval(values, updates, bounds=(0, most))

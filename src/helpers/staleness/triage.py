@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from helpers.console import over
-from helpers.errors import NOT_COMPARABLE, StudyError
+from helpers.errors import StudyError
 from helpers.staleness.drift_signals import SIGNALS
 from helpers.staleness.predictors import (
     ORDERS,
@@ -83,19 +83,6 @@ def _agreement(risk: np.ndarray, drop: np.ndarray, weights: np.ndarray) -> Ratio
 def _check_budget(budget: float) -> None:
     if not 0 < budget <= 1:
         raise StudyError(f"budget {budget} is not a share of the cells; give a number above 0 and at most 1")
-
-
-def recall(risk: np.ndarray, stale: np.ndarray, budget: float) -> float:
-    """Expected share of the stale cells among the riskiest `budget` of all; cells of equal risk are drawn by chance.
-
-    A budget of q of N cells buys q N checks, a fraction of a check finding that fraction. A perfect order reaches
-    min(1, budget / prevalence), a random one `budget`. Errors: a budget outside (0, 1], no stale cell.
-    """
-    _check_budget(budget)
-    if not np.any(stale):
-        raise StudyError("no cell is stale, so there is nothing to find; measure updates that do more", NOT_COMPARABLE)
-    found, all_of_them = _found(np.asarray(risk, float), np.asarray(stale, bool), np.ones((1, len(risk))), budget)
-    return float(found[0] / all_of_them[0])
 
 
 # ---------------------------------------------------------------- evaluation
@@ -279,17 +266,18 @@ def importance(
     folds = applicable(cells).get(known("split", split, SPLITS))
     if folds is None:
         return pd.DataFrame(columns=ROW), [f"{predictor}, {split}: left out, nothing remains to learn from without some fold"]
-    falls = {name: [] for name in names}
+    falls: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for position, (_, train, test) in enumerate(over("folds", folds)):
         held = cells.iloc[test]
         if held["drop"].nunique() > 1:
             for name, values in _falls(predict, cells.iloc[train], held, names, repeats, [seed, position]).items():
                 falls[name].append(values)
-    notes, rows = [], []
-    for name, values in falls.items():
-        groups = np.repeat(np.arange(len(values)), repeats)
-        if values:
-            e = intervals.mean_interval(np.ravel(values), groups, bounds=(-2, 2))
+    notes: list[str] = []
+    rows: list[Row] = []
+    for name, found in falls.items():
+        groups = np.repeat(np.arange(len(found)), repeats)
+        if found:
+            e = intervals.mean_interval(np.ravel(found), groups, bounds=(-2, 2))
             rows += _rows(predictor, split, [(1.0, f"importance:{name}", e)], notes)
         else:
             notes.append(f"{predictor}, {split}: {name} is left out, it is constant inside every fold")
