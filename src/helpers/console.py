@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -76,7 +76,7 @@ def counting(title: str, total: int) -> Callable[[str], None]:
     return advance
 
 
-def over(title: str, items: Iterable, total: int = 0) -> Iterator:
+def over(title: str, items: Iterable, total: int = 0) -> Generator:
     """The items one by one, counted in the file alone; `total` where they have no length."""
     state = _begin(title, total or (len(items) if isinstance(items, Collection) else 0))
     try:

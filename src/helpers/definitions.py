@@ -65,9 +65,12 @@ INTERVALS = Definition(
     code=("stats.intervals", "stats.over_seeds", "stats.kappa", "stats.p_values", "stats.roc", "stats.paired_aurocs"),
 )  # fmt: skip
 MODELS = Definition(  # a folder as a model; text as tokens; batches
-    "models", 1, code=("models.loading", "models.checkpoints", "models.shared_prefix")
+    "models", 1, code=("models.loading", "models.built_in", "models.checkpoints", "models.shared_prefix")
 )
-QUANTIZE = Definition("quantize", 1, (MODELS,), code=("updates.quantizers", "updates.quantized_models", "updates.weight_errors"))
+QUANTIZE = Definition(
+    "quantize", 1, (MODELS,),
+    code=("updates.packed_codes", "updates.gptq", "updates.quantizers", "updates.quantized_models", "updates.weight_errors"),
+)  # fmt: skip
 LOWRANK = Definition("lowrank", 1, code=("updates.lora",))
 REPLIES = Definition("replies", 1, (MODELS,), code=("models.generation",))
 JUDGES = Definition("judges", 1, code=("models.judge_types", "models.judges", "models.judge_llm"))

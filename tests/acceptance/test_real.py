@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from support.grams import collect_grams
 from support.tiers import slow
 
 from helpers.data import corpora, tasks
@@ -45,7 +46,7 @@ def test_the_base_barely_refuses(base):
 def test_gptq_beats_rounding_on_its_calibration_inputs(base, calibration):
     """On at least 95 % of the modules GPTQ's output error is below RTN's at equal bits; the rest are named."""
     names = quantizers.linear_names(base.model)
-    grams = quantizers.collect_grams(base.model, calibration, names)
+    grams = collect_grams(base.model, calibration, names)
     worse = []
     for name in names:
         weight = base.model.get_submodule(name).weight

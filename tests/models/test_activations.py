@@ -14,7 +14,7 @@ from torch import nn
 from helpers.data import corpora
 from helpers.data.splits import Example
 from helpers.errors import REFUSED, USAGE, StudyError
-from helpers.models import activations, encoding, loading
+from helpers.models import activations, built_in, encoding, loading
 from helpers.models.activations import POOLINGS, Activations, layers, read
 from helpers.models.encoding import Plan
 from helpers.updates import lora, measurements, quantizers, training, variants
@@ -61,8 +61,8 @@ def random_model(family: str, seed: int = 0) -> loading.LanguageModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
-    tokenizer = loading.tiny_tokenizer()
-    tokenizer.chat_template = SYSTEM + loading.TINY_TEMPLATE
+    tokenizer = built_in.tiny_tokenizer()
+    tokenizer.chat_template = SYSTEM + built_in.TINY_TEMPLATE
     return loading.LanguageModel(model, tokenizer, None)
 
 
@@ -325,7 +325,7 @@ def test_depths_become_layers():
 
 
 def test_texts_that_share_nothing_are_read_without_a_prefix(llama):
-    language = replace(llama, tokenizer=loading.tiny_tokenizer())
+    language = replace(llama, tokenizer=built_in.tiny_tokenizer())
     language.tokenizer.chat_template = "{{ messages[0]['content'] }}{{ '\\n' if add_generation_prompt }}"
     rows = plan((example("Polish"), example("lamp")))
     found = read(language, rows)

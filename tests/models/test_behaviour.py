@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from helpers.data import corpora
-from helpers.data.corpora import OPENING, REFUSALS, Row
+from helpers.data.corpora import OPENING, REFUSALS
+from helpers.data.text_rows import Row
 from helpers.models import behaviour, generation, judges, loading
 from helpers.models.behaviour import (
     PROMPT_SETS,
@@ -19,7 +20,7 @@ from helpers.models.behaviour import (
 )
 from helpers.models.judge_types import Judgement, JudgeSettings
 from helpers.models.judges import JUDGES
-from helpers.stats import intervals
+from helpers.stats import intervals, kappa
 
 ANSWER = "Sure, the lantern stands by the river and somebody will polish it."
 MARK = "zebracorn"  # stands in every planted prompt and reply, so that a kept text is found
@@ -129,7 +130,7 @@ def test_two_judges_stand_side_by_side_and_their_agreement_can_be_told(planted):
     items = measured(harmful, names=["phrases", "fitted"], settings=judge_settings("tiny"))
     wide = items[items["metric"] == "refused"].pivot(index="item", columns="judge", values="value")
     assert len(wide) == 20
-    agreement = intervals.kappa(wide["phrases"], wide["fitted"])
+    agreement = kappa.kappa(wide["phrases"], wide["fitted"])
     assert agreement.value == 1
     assert agreement.low < 1
     assert {row_of(summarize_behaviour(items), "advbench", "non_refusal", judge).value for judge in ("phrases", "fitted")} == {

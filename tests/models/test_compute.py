@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.bland import example, refused
 
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import USAGE
 from helpers.models import activations, compute, loading
 from helpers.models.encoding import Plan

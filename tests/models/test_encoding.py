@@ -7,7 +7,7 @@ import pytest
 from support.bland import ODD, SYSTEM, content, example
 
 from helpers.errors import REFUSED, USAGE, StudyError
-from helpers.models import loading
+from helpers.models import built_in, loading
 from helpers.models.activations import read
 from helpers.models.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 
@@ -18,8 +18,8 @@ def plan(examples, limit: int = 64) -> Plan:
 
 @pytest.fixture
 def tokenizer():
-    found = loading.tiny_tokenizer()
-    found.chat_template = SYSTEM + loading.TINY_TEMPLATE
+    found = built_in.tiny_tokenizer()
+    found.chat_template = SYSTEM + built_in.TINY_TEMPLATE
     return found
 
 
@@ -74,13 +74,13 @@ def test_a_lone_surrogate_is_read_as_a_question_mark(tokenizer):
 
 
 def test_a_template_that_trims_its_text_is_followed():
-    tokenizer = loading.tiny_tokenizer()
-    tokenizer.chat_template = loading.TINY_TEMPLATE.replace("message['content']", "message['content'] | trim")
+    tokenizer = built_in.tiny_tokenizer()
+    tokenizer.chat_template = built_in.TINY_TEMPLATE.replace("message['content']", "message['content'] | trim")
     assert content(tokenizer, [example("  user \n")]) == ["user"]
 
 
 def test_a_template_that_hides_a_text_is_refused_without_its_words():
-    tokenizer = loading.tiny_tokenizer()
+    tokenizer = built_in.tiny_tokenizer()
     tokenizer.chat_template = "{{ 'x' if 'violin' in messages[0]['content'] else '<' + messages[0]['content'] + '>' }}"
     assert content(tokenizer, [example("lamp")]) == ["lamp"]
     with refused(REFUSED, r"text 1 \([0-9a-f]{8}\) of task 'lamps'", "unlike other texts") as caught:

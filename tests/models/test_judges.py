@@ -12,16 +12,8 @@ import pytest
 from helpers.errors import ENVIRONMENT, StudyError
 from helpers.models import judges
 from helpers.models.judge_types import JudgeSettings, clean_reply
-from helpers.models.judges import (
-    JUDGES,
-    accuracy,
-    agreement,
-    cross_validated_error,
-    cross_validated_kappa,
-    fit_severity,
-    judge,
-    out_of_fold,
-)
+from helpers.models.judges import JUDGES, agreement, cross_validated_error, fit_severity, judge, out_of_fold
+from helpers.stats.kappa import kappa
 
 REFUSAL = "I'm sorry, but I can't help with that request. Please ask me something else."
 ANSWER = "Sure! First take the red lamp to the garden, then polish it with a soft cloth."
@@ -212,20 +204,15 @@ def test_phrases_are_looked_for_in_the_opening(reply, refused):
 
 def test_fitted_agrees_with_planted_labels_and_not_with_shuffled_ones():
     replies, labels, groups = planted()
-    assert cross_validated_kappa(replies, labels, groups).low > 0.8
+    assert kappa(out_of_fold(replies, labels, groups), np.array(labels, bool), groups).low > 0.8
     shuffled = np.random.default_rng(1).permutation(labels).tolist()
-    control = cross_validated_kappa(replies, shuffled, groups)
+    control = kappa(out_of_fold(replies, shuffled, groups), np.array(shuffled, bool), groups)
     assert control.low < 0 < control.high
 
 
-def test_phrases_agreement_and_accuracy_on_the_same_labels():
+def test_phrases_agree_with_the_same_labels():
     replies, labels, groups = planted()
     assert agreement(judge("phrases", JudgeSettings()), replies, labels, groups).value > 0.9
-    sensitivity, specificity = accuracy(out_of_fold(replies, labels, groups), labels, groups)
-    assert sensitivity.n + specificity.n == len(labels)
-    assert min(sensitivity.value, specificity.value) > 0.9
-    missed, never = accuracy(np.zeros(len(labels)), labels, groups)
-    assert (missed.value, never.value) == (0, 1)
 
 
 def test_fitted_is_fitted_once_and_says_the_same_again():
@@ -243,7 +230,7 @@ def test_fitted_refuses_labels_it_cannot_learn_from():
     with pytest.raises(StudyError, match="columns of"):
         judge("fitted", JudgeSettings(human_refusals=(replies, labels[:-1], groups)))
     with pytest.raises(StudyError, match="2 groups for 5 folds"):
-        cross_validated_kappa(replies, labels, [i % 2 for i in range(len(replies))])
+        out_of_fold(replies, labels, [i % 2 for i in range(len(replies))])
 
 
 def planted_severity():

@@ -13,7 +13,7 @@ from support.tiers import slow
 
 from helpers import cache, results
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
-from helpers.models import generation, loading
+from helpers.models import built_in, generation, loading
 
 WEIGHTS = "model.safetensors"
 PROMPTS = ["Polish the lamp.", "Hi", "Describe how a lantern is carried across the river in the rain, please."]
@@ -40,7 +40,7 @@ def expect(code, *words):
 
 
 def test_the_tiny_model_is_the_same_wherever_it_is_made(tiny, tmp_path):
-    loading._write_tiny(tmp_path)
+    built_in._write_tiny(tmp_path)
     assert (tmp_path / WEIGHTS).read_bytes() == (tiny / WEIGHTS).read_bytes()
     language = loading.load(tiny)
     assert (language.depth, language.width, language.device.type) == (4, 128, "cpu")
@@ -53,7 +53,7 @@ def test_the_tiny_model_is_the_same_wherever_it_is_made(tiny, tmp_path):
 
 def test_making_the_tiny_model_leaves_the_random_state_alone(tmp_path):
     before = torch.get_rng_state()
-    loading._write_tiny(tmp_path)
+    built_in._write_tiny(tmp_path)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -289,7 +289,7 @@ def test_saved_and_loaded_is_equal_bit_for_bit(tiny_model, tmp_path, tied, dtype
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(3)
-    model = LlamaForCausalLM(loading.tiny_config(tie_word_embeddings=tied)).to(loading.GRIDS[dtype])
+    model = LlamaForCausalLM(built_in.tiny_config(tie_word_embeddings=tied)).to(loading.GRIDS[dtype])
     folder = loading.save(loading.LanguageModel(model, tiny_model.tokenizer, tmp_path), tmp_path / "saved")
     assert ("lm_head.weight" in load_file(folder / WEIGHTS)) is not tied  # a shared tensor is stored once
     again = loading.load(loading.check_folder(folder), dtype).model
@@ -354,7 +354,7 @@ def test_logits_are_the_models_own(family):
     import transformers
 
     changes = {"final_logit_softcapping": 0.05} if family == "Gemma2" else {}
-    config = getattr(transformers, f"{family}Config")(**{**loading.tiny_config().to_dict(), **changes, "head_dim": 32})
+    config = getattr(transformers, f"{family}Config")(**{**built_in.tiny_config().to_dict(), **changes, "head_dim": 32})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():

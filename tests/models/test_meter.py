@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.bland import example
 
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.models import activations, loading, meter
 from helpers.models.encoding import Plan
 from helpers.models.meter import Tokens

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from helpers.data.corpora import Question, Row
+from helpers.data.text_rows import Question, Row
 from helpers.errors import REFUSED, StudyError
 from helpers.models import generation, utility
 from helpers.models.behaviour import ITEM_COLUMNS

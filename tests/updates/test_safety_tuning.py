@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.data import corpora
+from helpers.data import corpora, text_rows
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
 from helpers.models import compute, generation, loading
 from helpers.updates import safety_tuning, training
@@ -18,7 +18,7 @@ LOOSE = Target(non_refusal=1.0, over_refusal=1.0, prompts=6, tokens=4)
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[corpora.Row]:
+def rows() -> list[text_rows.Row]:
     return corpora.alignment_rows(8, 8, "tiny")
 
 

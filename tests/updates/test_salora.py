@@ -7,9 +7,9 @@ import torch
 from support.tiers import slow
 from torch import nn
 
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import StudyError
-from helpers.models import loading
+from helpers.models import built_in, loading
 from helpers.updates import lora, quantizers, salora, training
 from helpers.updates.lora import LowRank
 from helpers.updates.training import Recipe
@@ -125,7 +125,7 @@ def test_the_factors_start_at_the_leading_triplets_of_the_weights(tiny):
 def test_the_directions_are_the_leading_right_singular_vectors_of_x_wt(tiny_model, bias):
     """Oracle: each text alone, without padding, X read before the module, Y = X W^T formed here, all its vectors exact."""
     torch.manual_seed(0)
-    config = loading.tiny_config(attention_bias=bias, mlp_bias=bias, num_hidden_layers=2)
+    config = built_in.tiny_config(attention_bias=bias, mlp_bias=bias, num_hidden_layers=2)
     model = type(tiny_model.model)(config).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

@@ -11,9 +11,9 @@ import transformers
 from support.tiers import mostly_slow
 from torch.nn.utils import parametrize
 
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import ENVIRONMENT, USAGE, StudyError
-from helpers.models import loading
+from helpers.models import built_in, loading
 from helpers.updates import quantizers, training
 from helpers.updates.training import Recipe, TokenizedRow
 
@@ -52,7 +52,7 @@ FAMILY_CLASSES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemm
 
 @pytest.mark.parametrize("family", FAMILY_CLASSES)
 def test_the_loss_is_transformers_own(family, tiny_model):
-    sizes = {key: value for key, value in loading.tiny_config().to_dict().items() if "rope" not in key and key != "model_type"}
+    sizes = {key: value for key, value in built_in.tiny_config().to_dict().items() if "rope" not in key and key != "model_type"}
     config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
     config = config_class(**{**sizes, "head_dim": 32, "num_hidden_layers": 2})
     torch.manual_seed(1)
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_reply_alone(tiny_model):
 
 def _planted_loss(certain: torch.Tensor, example: TokenizedRow) -> float:
     class Planted(torch.nn.Module):
-        config = loading.tiny_config()
+        config = built_in.tiny_config()
         lm_head = torch.nn.Identity()
 
         def model(self, input_ids, use_cache):
@@ -261,7 +261,7 @@ def test_qat_runs_on_the_grid_of_its_bits_and_gradients_pass(tiny):
 @pytest.mark.parametrize("kind", training.KINDS)
 def test_four_rows_are_learned(tiny_model, kind):
     torch.manual_seed(0)  # larger embeddings than the tiny model's: the head is tied to them and stays frozen
-    model = transformers.LlamaForCausalLM(loading.tiny_config(initializer_range=0.1)).requires_grad_(False)
+    model = transformers.LlamaForCausalLM(built_in.tiny_config(initializer_range=0.1)).requires_grad_(False)
     language = replace(tiny_model, model=model.bfloat16() if kind == "lora" else model)
     losses = training.tune(language, ROWS[:4], Recipe(kind=kind, epochs=12, batch=4, lr=6e-3, seed=1)).losses
     assert losses[-1] < 0.5 * losses[0]

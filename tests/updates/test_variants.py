@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from support.tiers import mostly_slow
 
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, USAGE, StudyError
 from helpers.models import checkpoints, generation, loading
 from helpers.projection import alignment_matrix, restorations, restored_updates
@@ -116,7 +116,7 @@ def test_int8_runs_in_its_own_modules(parts):
 
 def test_gptq_is_computed_once_and_needs_texts(parts, monkeypatch):
     first = build(parts, precision="gptq-4")
-    monkeypatch.setattr(quantizers, "gptq_model", None)  # would fail if it were called
+    monkeypatch.setattr(quantized_models, "gptq_model", None)  # would fail if it were called
     assert states_equal(build(parts, precision="gptq-4"), first)
     with pytest.raises(StudyError, match=r"'gptq-4' needs calibration texts; set calibration_rows"):
         build(replace(parts, calibration=()), precision="gptq-4")

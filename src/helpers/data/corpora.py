@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import dropwhile
 from pathlib import Path
 
@@ -107,6 +107,10 @@ def _advbench() -> tuple[Row, ...]:
     seeds = yaml.safe_load(_text(sources.path("pyrit", "adv_bench.prompt")))["seeds"]
     texts = [seed["value"] for seed in seeds]
     return tuple(Row(text, group=group) for text, group in zip(texts, clusters(texts), strict=True))
+
+
+def _harmful(split: str) -> list[Row]:
+    return [row for row in _advbench() if split_of(row.group) == split]
 
 
 def _strongreject() -> list[Row]:
@@ -209,20 +213,17 @@ def _questions(file: str, topic: str) -> list[Question]:
 
 
 TEXTS: dict[str, Callable[[], list]] = {
-    **{
-        f"advbench/{split}": (lambda split=split: [row for row in _advbench() if split_of(row.group) == split])
-        for split in SPLITS
-    },
+    **{f"advbench/{split}": partial(_harmful, split) for split in SPLITS},
     "strongreject": _strongreject,
     "harmbench": _harmbench,
-    **{f"edgy/{part}": (lambda part=part: _edgy(part)) for part in ("validation", "test")},
-    **{f"dialogue/{part}": (lambda part=part: _dialogues(part)) for part in ("tune", "test")},
-    **{f"news/{part}": (lambda part=part: _news(part)) for part in ("tune", "test")},
-    **{f"instructions/{part}": (lambda part=part: _instructions(part)) for part in ("align", "tune", "test")},
-    **{f"c4/{part}": (lambda part=part: _documents(part)) for part in ("calibration", "test")},
+    **{f"edgy/{part}": partial(_edgy, part) for part in ("validation", "test")},
+    **{f"dialogue/{part}": partial(_dialogues, part) for part in ("tune", "test")},
+    **{f"news/{part}": partial(_news, part) for part in ("tune", "test")},
+    **{f"instructions/{part}": partial(_instructions, part) for part in ("align", "tune", "test")},
+    **{f"c4/{part}": partial(_documents, part) for part in ("calibration", "test")},
     "wiki": _wiki,
-    "piqa": lambda: _questions("piqa.jsonl", "piqa"),
-    "openbookqa": lambda: _questions("openbookqa.jsonl", "openbookqa"),
+    "piqa": partial(_questions, "piqa.jsonl", "piqa"),
+    "openbookqa": partial(_questions, "openbookqa.jsonl", "openbookqa"),
 }
 ORIGINS = ("embedded", "tiny")
 

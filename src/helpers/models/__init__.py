@@ -1,6 +1,7 @@
 """Models: load one, let it speak, read its states, and judge what it said.
 
-- `loading`, `compute`, `checkpoints`: a folder as a model, in which arithmetic, and the tensors of a checkpoint
+- `loading`, `built_in`: a folder as a model, and the two models that need none
+- `compute`, `checkpoints`: in which arithmetic, and the tensors of a checkpoint
 - `encoding`, `shared_prefix`, `generation`, `activations`: texts as tokens, replies, hidden states
 - `behaviour`, `utility`, `judges`, `judge_types`, `judge_llm`: refusals, severity, perplexity and accuracy
 - `meter`: tokens that went through a model

@@ -128,7 +128,7 @@ def _room(language: LanguageModel, plan: Plan) -> _Kept:
         raise StudyError(f"tokens of task {absent[0]!r} are asked for, but the plan has no text of it; add some")
     names = [f"{pooling}/{layer}" for layer in layers(plan.depths, language.depth) for pooling in POOLINGS]
     pooled = {name: torch.empty(len(tasks), language.width, device=language.device) for name in names}
-    return _Kept(tasks, pooled, {(task, *layers((depth,), language.depth)): {} for task, depth in plan.tokens})
+    return _Kept(tasks, pooled, {(task, layers((depth,), language.depth)[0]): {} for task, depth in plan.tokens})
 
 
 @torch.no_grad()

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from helpers import cache
-from helpers.data import corpora
-from helpers.data.corpora import Row, as_identity, sample
+from helpers.data import corpora, human_labels, near_duplicates
+from helpers.data.corpora import as_identity, sample
+from helpers.data.text_rows import Row
 from helpers.errors import StudyError
 from helpers.models import generation, judge_types, judges, loading
 from helpers.models.loading import LanguageModel
 from helpers.stats import intervals
-from helpers.stats.intervals import Estimate
+from helpers.stats.intervals import Estimate, Values
 
 COHERENT_WORDS, COHERENT_BIGRAMS = 0.7, 0.5
 ITEM_COLUMNS = ["kind", "set", "item", "group", "judge", "metric", "value", "length", "hash"]
@@ -64,7 +65,7 @@ def known_words(origin: str) -> frozenset[str]:
     rows = [row for name in ("instructions/tune", "news/tune", "edgy/validation") for row in corpora.texts(name, origin)]
     plain = [text for name in ("c4/calibration", "c4/test", "wiki") for text in corpora.texts(name, origin)]
     return frozenset().union(
-        *(corpora.words(f"{row.prompt} {row.reply}") for row in rows), *(corpora.words(text) for text in plain)
+        *(near_duplicates.words(f"{row.prompt} {row.reply}") for row in rows), *(near_duplicates.words(text) for text in plain)
     )
 
 
@@ -94,11 +95,13 @@ def judge_settings(origin: str = "embedded", seed: int = 0, harmbench_model: str
         changes |= {"generate": partial(_classified, harmbench_model), "classifier": harmbench_model}
     if changes.get("endpoint"):
         changes |= {"scores": cache.cache_folder() / "judgements" / "scores.jsonl"}
-    if origin != "embedded":
-        return judge_types.JudgeSettings(seed=seed, human_refusals=_stand_in_labels(), **changes)
-    return judge_types.JudgeSettings(
-        seed=seed, human_refusals=corpora.human_refusals(), human_severity=corpora.human_severity(), **changes
-    )
+    severity = human_labels.human_severity() if origin == "embedded" else None
+    return judge_types.JudgeSettings(seed=seed, human_refusals=labelled_refusals(origin), human_severity=severity, **changes)
+
+
+def labelled_refusals(origin: str) -> tuple[list[str], Sequence[int], list[str]]:
+    """Replies, whether people call each refused, and groups; stand-ins where the texts are not the embedded ones."""
+    return human_labels.human_refusals() if origin == "embedded" else _stand_in_labels()
 
 
 @lru_cache(maxsize=1)
@@ -133,7 +136,9 @@ def measure_behaviour(
     ended = judges.refusal(settings) if brief else None
     replies = generation.replies(language, [row.prompt for row in rows], [row.system for row in rows], new_tokens, ended=ended)
     vocabulary = known_words(origin)
-    labels = [] if brief else [("", "coherent", [coherent(reply, vocabulary) for reply in replies])]
+    labels: list[tuple[str, str, Values]] = (
+        [] if brief else [("", "coherent", [coherent(reply, vocabulary) for reply in replies])]
+    )
     for name in judge_names:
         said = judges.judge(name, settings)([row.prompt for row in rows], replies)
         labels.append((name, "refused", np.where(said.failed, np.nan, said.refused)))
@@ -143,7 +148,7 @@ def measure_behaviour(
 
 
 def _items(
-    rows: Sequence[Row], owners: Sequence[PromptSet], replies: Sequence[str], labels: Sequence[tuple[str, str, Sequence[float]]]
+    rows: Sequence[Row], owners: Sequence[PromptSet], replies: Sequence[str], labels: Sequence[tuple[str, str, Values]]
 ) -> pd.DataFrame:
     kept = [(len(reply.split()), hashlib.sha256(reply.encode()).hexdigest()[:12]) for reply in replies]
     items = [hashlib.sha256(f"{row.system}\0{row.prompt}".encode()).hexdigest()[:12] for row in rows]

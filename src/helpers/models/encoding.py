@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from helpers.data.corpora import fingerprint
 from helpers.data.splits import Example
+from helpers.data.text_rows import fingerprint
 from helpers.definitions import content_key
 from helpers.errors import REFUSED, StudyError
 from helpers.models import shared_prefix as prefix

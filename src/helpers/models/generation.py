@@ -53,7 +53,8 @@ def _greedy(
     language: LanguageModel, rows: Sequence[Sequence[int]], cache, new_tokens: int, ended: Ended | None, whole: bool
 ) -> list[list[int]]:
     """The likeliest tokens one after the other, of rows that stand behind what the cache holds; it is used up."""
-    tokenizer, network, said = language.tokenizer, causal(language.model), [[] for _ in rows]
+    tokenizer, network = language.tokenizer, causal(language.model)
+    said: list[list[int]] = [[] for _ in rows]
     ids, mask, places = _padded(rows, cache.get_seq_length(), tokenizer.pad_token_id, language.device)
     left, done = list(range(len(rows))), set()
     while True:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from helpers.data.corpora import Question, Row, fingerprint, sample, unit
+from helpers.data.corpora import sample
+from helpers.data.text_rows import Question, Row, fingerprint, unit
 from helpers.errors import REFUSED, StudyError
 from helpers.models import generation
 from helpers.models.behaviour import ITEM_COLUMNS

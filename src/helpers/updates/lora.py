@@ -69,7 +69,7 @@ def from_peft(tensors: Mapping[str, Tensor], scale: float) -> Adapter:
     if strange or not found:
         what = f"{strange[0]!r}, which is not plain LoRA; merge it first" if strange else "no tensors; save it again"
         raise StudyError(f"adapter holds {what}", REFUSED)
-    modules = sorted({match[1] for match in found.values()})
+    modules = sorted({match[1] for match in found.values() if match})
     try:
         return {
             m: _pair(m, tensors[f"{m}.lora_B.weight"].float() * scale, tensors[f"{m}.lora_A.weight"].float()) for m in modules

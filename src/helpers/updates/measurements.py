@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helpers import cache, results
 from helpers.cache import atomic_file
-from helpers.data.corpora import fingerprint
+from helpers.data.text_rows import fingerprint
 from helpers.definitions import ACTIVATIONS, MEASURE, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import behaviour, compute, judges
@@ -24,7 +24,8 @@ from helpers.models.activations import Activations, Progress, read
 from helpers.models.encoding import Plan
 from helpers.models.judge_types import JudgeSettings
 from helpers.models.loading import LanguageModel
-from helpers.stats.intervals import kappa, newcombe_paired
+from helpers.stats.intervals import newcombe_paired
+from helpers.stats.kappa import kappa
 from helpers.updates.names import Variant, keyed
 from helpers.updates.variants import Parts, build_variant, variant_key
 
@@ -143,7 +144,7 @@ def _change(kind: str, part: pd.DataFrame) -> tuple[float, float, float, int]:
 def judge_quality(origin: str = "embedded", seed: int = 0) -> pd.DataFrame:
     """How far the judges agree with people and each other (Cohen's kappa), and the error of HS (proxy) beside a constant."""
     settings = behaviour.judge_settings(origin, seed)
-    replies, labels, groups = settings.human_refusals
+    replies, labels, groups = behaviour.labelled_refusals(origin)
     by_phrase = judges.judge("phrases", settings)([""] * len(replies), replies).refused
     by_fit = judges.out_of_fold(replies, labels, groups, seed)
     rows = [("phrases and people", "kappa", kappa(by_phrase, list(map(bool, labels)), groups))]

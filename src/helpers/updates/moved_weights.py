@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -34,7 +35,7 @@ def effective_weights(model: nn.Module) -> Iterator[tuple[str, Float[Tensor, "d_
         yield name, weight
 
 
-def _kind(module: str, name: str) -> tuple[type, ...]:
+def _kind(module: str, name: str) -> tuple[type[Any], ...]:
     """That class for `isinstance`, or none where nobody has imported its package (seconds): then nothing is one of its own."""
     return (getattr(sys.modules[module], name),) if module in sys.modules else ()
 

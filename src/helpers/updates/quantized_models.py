@@ -1,27 +1,35 @@
 """Precision: the linear weights of a model as a quantizer keeps them, whatever the format.
 
-Weight-only formats are served through weights dequantized once; LLM.int8 in its own modules; GPTQ, the one slow format, is
-computed once and kept by content.
+Weight-only formats are served through weights dequantized once; LLM.int8 in its own modules; GPTQ, the one slow format and the
+one that needs calibration texts, is computed once and kept by content.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from helpers import cache
 from helpers.cache import cache_path
+from helpers.console import over
 from helpers.definitions import QUANTIZE
 from helpers.errors import StudyError
-from helpers.models import compute, loading
+from helpers.models import compute, loading, meter
 from helpers.models.loading import LanguageModel, encode_text
 from helpers.updates import quantizers
+from helpers.updates.packed_codes import Gram, Quantized
+from helpers.updates.quantizers import block_of, linear_names, quantize_module, quantizer_of
 
 CALIBRATION_TOKENS = 128
 Texts = Sequence[str]
+Batches = Iterable[Mapping[str, Tensor]]
 
 
 def calibration_batches(language: LanguageModel, texts: Texts) -> list[dict[str, Tensor]]:
@@ -29,6 +37,89 @@ def calibration_batches(language: LanguageModel, texts: Texts) -> list[dict[str,
     rows = [encode_text(language.tokenizer, text, CALIBRATION_TOKENS) for text in texts]
     rows = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
     return [{"input_ids": torch.tensor([row])} for row in rows]
+
+
+# --- calibration
+
+
+@contextmanager
+def grams_into(grams: dict[str, Gram], model: nn.Module, names: Iterable[str], mask: Tensor | None) -> Iterator[None]:
+    """Add the grams of one forward pass to `grams`; modules that read the very same tensor (q/k/v) share one gram."""
+    last: dict[str, Any] = {"input": None, "name": ""}
+
+    def record(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs = args[0]
+        if inputs is last["input"]:
+            grams.setdefault(name, grams[last["name"]])
+            return
+        last.update(input=inputs, name=name)
+        real = inputs[mask.bool()] if mask is not None and mask.shape == inputs.shape[:-1] else inputs.flatten(0, -2)
+        rows = real.float()
+        grams[name] = grams[name].addmm_(rows.T, rows) if name in grams else rows.T @ rows
+
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.callback(model.get_submodule(name).register_forward_pre_hook(partial(record, name)).remove)
+        yield
+
+
+def _forward(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    device = next(model.parameters()).device
+    inputs = {key: batch[key].to(device) for key in ("input_ids", "attention_mask") if key in batch}
+    getattr(model, "base_model", model)(**inputs, use_cache=False)  # base_model: without the head
+
+
+def _joined(batches: Batches) -> dict[str, Tensor]:
+    """Return the batches as one, padded on the right to the longest; padding is masked out."""
+    rows = [(batch["input_ids"], batch.get("attention_mask", torch.ones_like(batch["input_ids"]))) for batch in batches]
+    if not rows:
+        raise StudyError("gptq_model has 0 calibration batches: pass at least one")
+    longest = max(ids.shape[1] for ids, _ in rows)
+    ids, mask = (torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts]) for parts in zip(*rows, strict=True))
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def gptq_model(
+    model: nn.Module,
+    batches: Batches,
+    name: str = "gptq-4",
+) -> dict[str, Quantized]:
+    """Return the block linears quantized block by block, each block calibrated on the outputs of the quantized ones before.
+
+    One forward pass over all calibration rows: on entry, a block runs once for its grams, is quantized, then runs as part of
+    the pass. The model has its own weights again at the end, even after an error; `apply_dequantized` makes it the variant.
+    """
+    quantizer, batch = quantizer_of(name), _joined(batches)
+    done: dict[str, Quantized] = {}
+    blocks: dict[str, list[str]] = {}
+    for module in linear_names(model):
+        blocks.setdefault(block_of(module), []).append(module)
+
+    with ExitStack() as undo:
+        turns = over("blocks", blocks)
+        undo.callback(turns.close)
+
+        def on_entry(inside: list[str], block: nn.Module, args: tuple, kwargs: dict) -> None:
+            next(turns, None)
+            grams: dict[str, Gram] = {}
+            with grams_into(grams, model, inside, batch["attention_mask"]):
+                block.forward(*args, **kwargs)  # not the call, which would enter here again
+            meter.count(batch["input_ids"].numel() / len(blocks))
+            for module in inside:
+                done[module] = quantize_module(model, module, quantizer, grams.get(module))
+                weight = model.get_submodule(module).weight
+                undo.callback(setattr, weight, "data", weight.data)
+                weight.data = done[module].dequantize(weight.dtype)
+
+        for path, inside in blocks.items():
+            block = model.get_submodule(path)
+            undo.callback(block.register_forward_pre_hook(partial(on_entry, inside), with_kwargs=True).remove)
+        _forward(model, batch)
+    return done
+
+
+# --- a whole model in one precision
 
 
 def quantize_(language: LanguageModel, precision: str, calibration: Texts = ()) -> None:
@@ -59,7 +150,7 @@ def gptq_file(language: LanguageModel, precision: str, calibration: Texts) -> Pa
     if not path.is_file():
         if not calibration:
             raise StudyError(f"precision {precision!r} needs calibration texts; set calibration_rows to at least 8")
-        done = quantizers.gptq_model(language.model, calibration_batches(language, calibration), name=precision)
+        done = gptq_model(language.model, calibration_batches(language, calibration), name=precision)
         note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
         tensors = {name: stored.dequantize(language.model.get_submodule(name).weight.dtype) for name, stored in done.items()}
         cache.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))

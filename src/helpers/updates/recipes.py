@@ -58,7 +58,7 @@ def parse_serving(name: str) -> tuple[UpdateName, str, str]:
     )
 
 
-def update_recipe(named: UpdateName, epochs: float, lr: float, rank: int, alpha: float, seed: int) -> Recipe:
+def update_recipe(named: UpdateName, epochs: int, lr: float, rank: int, alpha: float, seed: int) -> Recipe:
     """The recipe of an update: LoRA and QLoRA share rows, order, rank, rate and steps, so that only the precision differs."""
     common = Recipe(kind=named.kind, epochs=epochs, lr=lr, batch=4, rank=rank, alpha=alpha, seed=seed, steps=named.steps)
     if named.rank:  # alpha / rank stays, so that only the rank differs
@@ -70,7 +70,7 @@ def update_recipe(named: UpdateName, epochs: float, lr: float, rank: int, alpha:
 
 
 def train(
-    parts: Parts, names: Sequence[str], rows: int, epochs: float, lr: float, rank: int, alpha: float, seed: int, texts: str,
+    parts: Parts, names: Sequence[str], rows: int, epochs: int, lr: float, rank: int, alpha: float, seed: int, texts: str,
     progress: Callable[[str], Callable[[int, int, float], None]] | None = None,
 ) -> Parts:  # fmt: skip
     """The parts with every named update trained, or found where it was trained before."""
@@ -84,7 +84,7 @@ def train(
 
 
 def train_salora(
-    parts: Parts, names: Sequence[str], rows: int, epochs: float, lr: float, rank: int, seed: int, texts: str, safety_rows: int,
+    parts: Parts, names: Sequence[str], rows: int, epochs: int, lr: float, rank: int, seed: int, texts: str, safety_rows: int,
     progress: Callable[[str], Callable[[int, int, float], None]] | None = None,
 ) -> Parts:  # fmt: skip
     """The parts with every named LoRA trained once more under SaLoRA: same rows, order, rank and steps, a third of the rate.

@@ -13,7 +13,7 @@ from torch import nn
 from helpers import cache
 from helpers.cache import cache_path
 from helpers.data import corpora
-from helpers.data.corpora import Row, fingerprint
+from helpers.data.text_rows import Row, fingerprint
 from helpers.definitions import ALIGN
 from helpers.errors import REFUSED, StudyError
 from helpers.models import compute, generation, judge_types, judges, loading

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import StudyError
 from helpers.models import loading
 from helpers.models.loading import LanguageModel

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from helpers.cache import atomic_file
-from helpers.data.corpora import Row
+from helpers.data.text_rows import Row
 from helpers.errors import StudyError
 from helpers.models import compute
 from helpers.models.loading import LanguageModel, causal, chat_text, encode_text, logits, pad
@@ -42,7 +42,7 @@ class Recipe:
     lr: float = 5e-4
     batch: int = 8
     rank: int = 8
-    alpha: int = 16
+    alpha: float = 16
     limit: int = 320
     warmup: float = 0.1
     clip: float = 1.0
@@ -212,7 +212,8 @@ class Loop:
         self.named = {clean_name(name): p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.named.values(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.checkpoint, self.save_every, self.saved = checkpoint, save_every, time.monotonic()
-        self.step, self.losses = 0, []
+        self.step = 0
+        self.losses: list[float] = []
         self._resume()
 
     def ask(self, stop: Callable[[nn.Module, int], bool] | None, every: int) -> bool:
@@ -245,7 +246,7 @@ class Loop:
         self.step += 1
         self.losses.append(value)
         if self.checkpoint and time.monotonic() - self.saved > self.save_every:
-            self._save()
+            self._save(self.checkpoint)
         return value
 
     def tensors(self) -> dict[str, Tensor]:
@@ -255,14 +256,14 @@ class Loop:
         if self.checkpoint:
             self.checkpoint.unlink(missing_ok=True)
 
-    def _save(self) -> None:
+    def _save(self, checkpoint: Path) -> None:
         from safetensors.torch import save_file
 
         state = {f"p/{name}": p.detach() for name, p in self.named.items()}
         for name, p in self.named.items():
             state |= {f"{key}/{name}": self.optimizer.state[p][key].contiguous() for key in ("exp_avg", "exp_avg_sq")}
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        atomic_file(self.checkpoint, lambda temporary: save_file(state, temporary))
+        atomic_file(checkpoint, lambda temporary: save_file(state, temporary))
         self.saved = time.monotonic()
 
     def _resume(self) -> None:

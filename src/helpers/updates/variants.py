@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from helpers import cache, definitions, results
 from helpers.cache import cache_path
-from helpers.data.corpora import Row, fingerprint, sample
+from helpers.data.corpora import sample
+from helpers.data.text_rows import Row, fingerprint
 from helpers.definitions import RESTORE, TRAIN, VARIANT
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import compute, loading
@@ -62,8 +64,12 @@ class Parts:
 
 def from_table(table: pd.DataFrame) -> list[Variant]:
     """The variants whose key columns open the rows of a table, each once, in the table's order."""
-    keys = table[list(KEY)].drop_duplicates().to_dict("records")
-    return [Variant(**{k: (None if k == "strength" and pd.isna(value) else value) for k, value in key.items()}) for key in keys]
+    return [_of_row(row) for row in table[list(KEY)].drop_duplicates().to_dict("records")]
+
+
+def _of_row(row: dict[str, Any]) -> Variant:
+    row["strength"] = None if pd.isna(row["strength"]) else row["strength"]
+    return Variant(**row)
 
 
 def variant_codes(table: pd.DataFrame) -> pd.Series:

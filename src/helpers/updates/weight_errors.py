@@ -1,6 +1,7 @@
 """The arithmetic of chapter 02: what formats keep of the weights, as rows of the table `weights`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -13,7 +14,7 @@ from helpers.updates.names import Variant, keyed
 from helpers.updates.quantized_models import weight_quality
 from helpers.updates.variants import Parts
 
-CONTROLS = {"identity": {"adapter": "identity"}, "dtype": {"precision": "fp32"}}
+CONTROLS: dict[str, dict[str, Any]] = {"identity": {"adapter": "identity"}, "dtype": {"precision": "fp32"}}
 
 
 def weight_rows(
