@@ -23,15 +23,15 @@ TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: study architecture test test-all cover checks golden book bench clean lock lock-check doctor env help
+.PHONY: study architecture test test-all cover check golden book bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
 
-test: checks  ## what a change needs: form, and all tests but those marked slow (WORKERS=2)
+test: check  ## what a change needs: form, and all tests but those marked slow (WORKERS=2)
 	@$(TESTS) -m pytest -m "not slow" $(PARALLEL)
 
-test-all: checks  ## all tests, the slow ones too; what the nightly run checks
+test-all: check  ## all tests, the slow ones too; what the nightly run checks
 	@$(TESTS) -m pytest $(PARALLEL)
 
 cover: .venv/.stamp  ## which lines of src/helpers `make test` runs, its kernels and commands included
@@ -41,9 +41,10 @@ cover: .venv/.stamp  ## which lines of src/helpers `make test` runs, its kernels
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing
 
-checks: .venv/.stamp
+check: .venv/.stamp  ## form, types and notebooks, in seconds: what `make test` looks at first
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	shopt -s nullglob
 	notebooks=(notebooks/*.ipynb)
 	if [ $${#notebooks[@]} -gt 0 ]; then $(BIN)/nbstripout --verify $(STRIPPED) "$${notebooks[@]}"; fi

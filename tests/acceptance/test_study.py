@@ -47,17 +47,27 @@ def project(tmp_path_factory):
 
 def execute(root: Path, cache: Path, *words: str) -> Path:
     """The folder of a smoke run in `root` with its own cache, by the command: the whole study, or what the words say."""
-    places = {"ROOT": root, "RESULTS": root / "results", "CACHE": cache}
-    environment = {**os.environ, **{f"AFTER_UPDATE_{name}": str(place) for name, place in places.items()}}
-    command = [sys.executable, "-m", "helpers", *(words or ("study", "--no-book")), "--profile", "smoke"]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_in(root, cache, "-m", "helpers", *(words or ("study", "--no-book")), "--profile", "smoke")
     return root / "results" / "smoke" / "tiny" / "seed-0"
 
 
+def run_in(root: Path, cache: Path, *words: str) -> str:
+    """What Python says to these words in `root`, with its own cache; it must end well."""
+    places = {"ROOT": root, "RESULTS": root / "results", "CACHE": cache}
+    environment = {**os.environ, **{f"AFTER_UPDATE_{name}": str(place) for name, place in places.items()}}
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def finished(project, tmp_path_factory):
-    return execute(project, tmp_path_factory.mktemp("cache-one"))
+def cache_one(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache-one")
+
+
+@pytest.fixture(scope="module")
+def finished(project, cache_one):
+    return execute(project, cache_one)
 
 
 def test_what_was_planned_is_what_was_counted(finished, project):
@@ -73,6 +83,16 @@ def test_what_was_planned_is_what_was_counted(finished, project):
     manifest = json.loads((finished / "manifest.json").read_text())
     assert manifest["tokens"] == {kind: sum(s["tokens"][kind] for s in statuses.values()) for kind in ("forward", "trained")}
     assert {status["machine"]["compute"] for status in statuses.values()} <= {"bf16", "fp32"}
+
+
+def test_the_script_of_the_page_runs_on_a_finished_run(finished, project, cache_one):
+    page = (ROOT / "book" / "extend.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n# a script of your own\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(script.splitlines()) <= 30
+    script = script.replace('"quick", "embedded"', '"smoke", "tiny"')
+    said = run_in(project, cache_one, "-c", script)
+    assert "lora-dialogue-harm10" in said
+    assert re.search(r"privacy-pii +1 +[01]\.\d+", said), said  # of the restored update, what was flagged where it should be
 
 
 @pytest.mark.parametrize(
@@ -163,12 +183,12 @@ def test_the_identity_control_needs_no_repair(finished):
 
 
 def test_every_solution_answers_or_says_that_a_run_this_small_cannot_tell(finished, capsys):
-    from helpers.book import exercises
+    from helpers.book import exercise_form, exercises
     from helpers.results import Run
     from helpers.study import chapters
 
     tiny = Run("smoke", "tiny", 0, finished)
-    for name in (exercise.name for chapter in chapters.discover(ROOT) for exercise in exercises.read(chapter, ROOT)):
+    for name in (exercise.name for chapter in chapters.discover(ROOT) for exercise in exercise_form.read(chapter, ROOT)):
         exercises.check(name, exercises.solve(name, tiny, ROOT), tiny, ROOT)
         assert capsys.readouterr().out.startswith(("Right.", "The run smoke, tiny, seed 0 cannot tell")), name
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.data import corpora, tasks
+from helpers.data import tasks, text_rows
 from helpers.data.splits import SPLITS, Example
 from helpers.errors import StudyError
 from helpers.models import encoding
@@ -24,7 +24,7 @@ def of(rows, split):
 
 def things(seed, n=8):
     """Words of a stand-in; the same for the same seed."""
-    return " ".join(corpora.spread(tasks._THINGS.split(), n, str(seed)))
+    return " ".join(text_rows.spread(tasks._THINGS.split(), n, str(seed)))
 
 
 def row(text, label=1, split="train", group="", task="t"):

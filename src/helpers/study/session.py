@@ -59,12 +59,14 @@ class Session(Run):
         found = variants.parts_of(self.read_note("01_models", "pair"), calibration_rows, texts, device)
         return with_restorations(recipes.restore(found, self.read_note(updates, "updates")) if updates else found)
 
-    def variant(self, update: str = "", precision: str = "bf16", serving: str = "attached") -> "Variant":
-        """The name of a model: the aligned one in some precision, or an update such as `lora-dialogue@bf16`, served in it."""
+    def variant(self, update: str = "", precision: str = "", serving: str = "attached") -> "Variant":
+        """The name of a model: the aligned one, or an update (`lora-dialogue@bf16`), as it was trained or in a precision."""
         from helpers.updates import recipes
         from helpers.updates.names import Variant
 
-        return recipes.served(self, f"{update}>{precision}:{serving}") if update else Variant(self.model, self.seed, precision)
+        if not update:
+            return Variant(self.model, self.seed, precision or "bf16")
+        return recipes.served(self, f"{update}>{precision}:{serving}") if precision else recipes.home(self, update)
 
     def measured_variants(self, *chapters: str) -> list["Variant"]:
         """The variants whose behaviour those chapters measured, each once, in order."""
@@ -78,11 +80,11 @@ class Session(Run):
 
         return variants.build_variant(parts or self.parts(updates="03_finetuning"), variant)
 
-    def restored(self, update: str, restoration: str = "safelora", strength: float = 0.5, precision: str = "bf16") -> "Variant":
+    def restored(self, update: str, restoration: str = "safelora", strength: float = 0.5) -> "Variant":
         """The name of an update brought back by a restoration that changes that share of the modules."""
         from dataclasses import replace
 
-        return replace(self.variant(update, precision), restoration=restoration, strength=strength)
+        return replace(self.variant(update), restoration=restoration, strength=strength)
 
     # ------------------------------------------------------------ monitors
 
