@@ -9,7 +9,7 @@ from helpers import folders
 from helpers.data import corpora
 from helpers.models import activations, behaviour, generation, loading, utility
 from helpers.models.encoding import Plan
-from helpers.runner import budget, plans
+from helpers.runner import budget, passes, plans
 from helpers.study import chapters
 from helpers.updates import quantized_models, recipes, training
 
@@ -24,18 +24,18 @@ def language(tiny):
 
 @pytest.fixture(scope="module")
 def of(tiny):
-    return budget.reader("tiny", "tiny")
+    return passes.reader("tiny", "tiny")
 
 
 def test_replies_cost_what_is_counted(language, of):
     rows = corpora.sample("edgy/test", 9, "tiny")
     for whole in (False, True):
-        planned = budget.replies(of.prompts(rows), 5, whole, batch=4)
+        planned = passes.replies(of.prompts(rows), 5, whole, batch=4)
         found = spent(
             lambda whole=whole: generation.replies(language, [r.prompt for r in rows], new_tokens=5, batch=4, whole=whole)
         )
         assert found.forward == pytest.approx(planned)
-    assert budget.replies([], 5) == 0
+    assert passes.replies([], 5) == 0
 
 
 def test_the_full_protocol_costs_what_is_counted(language, of):
@@ -53,7 +53,7 @@ def test_the_full_protocol_costs_what_is_counted(language, of):
 @pytest.mark.parametrize("depths", [(0.5,), (0.25, 1.0)])
 def test_reading_costs_what_is_counted(language, of, depths):
     plan = Plan(tuple(example(f"polish {'the lamp ' * (i + 1)}", number=i) for i in range(7)), depths, 20, budget=64)
-    assert spent(lambda: activations.read(language, plan)).forward == pytest.approx(budget.activations(of, plan))
+    assert spent(lambda: activations.read(language, plan)).forward == pytest.approx(passes.activations(of, plan))
 
 
 @pytest.mark.parametrize("name", ["lora-dialogue-harm10@bf16", "full-dialogue@bf16", "lora-dialogue-steps2@bf16"])
@@ -62,14 +62,14 @@ def test_training_costs_what_is_counted(tiny, of, name):
     rows = corpora.mix(named.mix, 10, named.percent, "tiny", 0)
     recipe = recipes.update_recipe(named, 1, 1e-3, 4, 8, 0)
     found = spent(lambda: training.tune(loading.load(tiny, "bf16" if named.kind == "lora" else "fp32"), rows, recipe))
-    assert found.trained == pytest.approx(budget.trained(of, rows, recipe).trained)
+    assert found.trained == pytest.approx(passes.trained(of, rows, recipe).trained)
 
 
 def test_gptq_costs_what_is_counted(language, of):
     texts = corpora.sample("c4/calibration", 3, "tiny")
     batches = quantized_models.calibration_batches(language, texts)
     found = spent(lambda: quantized_models.gptq_model(language.model, batches))
-    assert found.forward == pytest.approx(budget.calibrated(of, {"calibration_rows": 3}))
+    assert found.forward == pytest.approx(passes.calibrated(of, {"calibration_rows": 3}))
 
 
 def test_the_chapters_that_read_models_are_those_that_are_counted():
@@ -102,3 +102,15 @@ def test_a_profile_keeps_to_its_budget(embedded, profile):
     found = budget.total(budget.count(plan.values[plan.runs[0]]))
     assert budget.over(profile, found.cost) == ""
     assert found.cost > 0.5 * budget.BUDGETS[profile]  # control: it is counted
+
+
+def test_the_heaviest_is_found_by_counting_again_only_the_chapters_that_read_a_parameter(tiny):
+    plan = plans.check(ROOT, "smoke")
+    values = plan.values[plan.runs[0]]
+    read: dict[str, set[str]] = {chapter: set() for chapter in values}
+    whole = {chapter: budget._one(chapter, values, read[chapter]) for chapter in values}
+    assert whole == budget.count(values)
+    for name in ("rank", "rows_test", "sketch_rows", "n_edgy", "strengths"):
+        less = {chapter: {**own, name: budget._halved(own[name])} if name in own else own for chapter, own in values.items()}
+        moved = {chapter for chapter, tokens in budget.count(less).items() if tokens != whole[chapter]}
+        assert moved <= {chapter for chapter in values if name in read[chapter]}, name

@@ -5,120 +5,23 @@ grid of variants and points. What depends on the models themselves is not known 
 long as it may be, and the sketch reads as deep as the deepest of `depths`.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 from helpers.data import corpora
 from helpers.data.text_rows import Row
 from helpers.errors import StudyError
-from helpers.models import behaviour, encoding, loading, shared_prefix, utility
-from helpers.models.activations import layers
-from helpers.models.loading import chat_text, encode_text, length_batches
+from helpers.models import behaviour, encoding, utility
 from helpers.models.meter import Tokens
-from helpers.models.utility import DOCUMENT_TOKENS
 from helpers.monitors import readings, spot_check
+from helpers.runner.passes import Lengths, Reader, Values, activations, calibrated, padded, reader, replies, said, trained, useful
 from helpers.updates import recipes, safety_tuning, salora, training
-from helpers.updates.quantized_models import CALIBRATION_TOKENS
 
 BUDGETS = {"quick": 0.45e6, "cpu": 1.8e6}  # tokens of one seed: forward, and three times those trained
-Values = Mapping[str, Any]
-Lengths = Sequence[int]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What a count needs of a model: how it turns text into tokens, and how many blocks it has."""
-
-    tokenizer: Any
-    depth: int
-    texts: str
-
-    def prompts(self, rows: Iterable[Row]) -> list[list[int]]:
-        """The rows' prompts in the chat template, as tokens."""
-        return [encode_text(self.tokenizer, chat_text(self.tokenizer, row.prompt, row.system)) for row in rows]
-
-
-@lru_cache(4)
-def reader(model: str, texts: str) -> Reader:
-    """The reader of a model by its name or folder; no weight is loaded."""
-    from transformers import AutoTokenizer
-
-    folder = loading.base_folder(model)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    depth = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
-    return Reader(tokenizer, depth, texts)
-
-
-# ---------------------------------------------------------------- passes
-
-
-def padded(lengths: Lengths, batches: Iterable[Sequence[int]]) -> int:
-    """Tokens of the batches, each row as long as the longest beside it."""
-    return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-
-
-def replies(rows: Sequence[Sequence[int]], new_tokens: int, whole: bool = False, batch: int = 32) -> float:
-    """Tokens of `generation.completions`, every reply as long as it may be."""
-    if not rows:
-        return 0.0
-    shared = 0 if whole else shared_prefix.common(rows)
-    lengths = [len(row) - shared for row in rows]
-    return shared + padded(lengths, length_batches(lengths, batch)) + len(rows) * (new_tokens - 1)
-
-
-def likelihoods(lengths: Lengths, batch: int = 32) -> float:
-    """Tokens of `generation.log_likelihoods`."""
-    return float(padded(lengths, length_batches(lengths, batch)))
-
-
-def said(of: Reader, sets: Iterable[behaviour.PromptSet], new_tokens: int) -> float:
-    """Tokens of `behaviour.measure`."""
-    return replies(of.prompts(row for group in sets for row in group.rows), new_tokens)
-
-
-def useful(of: Reader, sets: utility.UtilitySets, summary_tokens: int) -> float:
-    """Tokens of `utility.measure`."""
-    found = sum(replies(of.prompts(rows), summary_tokens) for rows in sets.replies.values())
-    found += sum(
-        likelihoods([len(encode_text(of.tokenizer, t, DOCUMENT_TOKENS)) for t in texts]) for texts in sets.documents.values()
-    )
-    for questions in sets.questions.values():
-        asked = [(encode_text(of.tokenizer, f"Question: {q.prompt}\nAnswer:"), q.options) for q in questions]
-        found += likelihoods(
-            [len(q) + len(encode_text(of.tokenizer, f" {option}")) for q, options in asked for option in options]
-        )
-    return found
-
-
-def activations(of: Reader, plan: encoding.Plan) -> float:
-    """Tokens of `activations.read`: only as deep as the deepest layer that is read."""
-    encoded = encoding.encode(of.tokenizer, plan)
-    shared = encoding.shared_prefix(encoded)
-    lengths = [len(row) - shared for row in encoded.rows]
-    deepest = max(layers([*plan.depths, *(depth for _, depth in plan.tokens)], of.depth))
-    return (shared + padded(lengths, encoding.token_batches(lengths, plan.budget))) * deepest / of.depth
-
-
-def trained(of: Reader, rows: Sequence[Row], recipe: training.Recipe) -> Tokens:
-    """Tokens of `training.tune`."""
-    lengths = [len(example.ids) for example in training.examples(of.tokenizer, rows, recipe.limit)]
-    batches = training.plan(lengths, recipe.batch, recipe.epochs, recipe.seed, recipe.pool)
-    return Tokens(trained=padded(lengths, batches[: recipe.steps or None]))
-
-
-def calibrated(of: Reader, v: Values) -> float:
-    """Tokens of one GPTQ: every block runs twice on the calibration texts."""
-    rows = [
-        encode_text(of.tokenizer, t, CALIBRATION_TOKENS)
-        for t in corpora.sample("c4/calibration", v["calibration_rows"], of.texts)
-    ]
-    kept = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
-    return 2.0 * len(kept) * max(map(len, kept))
 
 
 # ---------------------------------------------------------------- what is measured
@@ -208,7 +111,7 @@ def _staleness(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
 
 def _projection(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v, tuned, monitors = all_values["07"], all_values["03"], all_values["04"]
-    found = sum((_update(of, {**tuned, **v}, name, salora.KIND) for name in v["salora"]), Tokens())
+    found = sum((_update(of, ChainMap(v, tuned), name, salora.KIND) for name in v["salora"]), Tokens())
     drawn = [v["restorations"] if i == 0 else v["elsewhere"] for i in range(len(v["projected"]))]
     points = 1 + sum(1 + len(names) * len(v["strengths"]) for names in drawn)
     whole = sum(name in names for names in drawn for name in v["measured"]) + len(v["salora"])
@@ -273,9 +176,7 @@ CHAPTERS: dict[str, Callable[[Reader, Mapping[str, Values]], Tokens]] = {
 
 def count(values: Mapping[str, Values]) -> dict[str, Tokens]:
     """The tokens of every chapter of one run, by the chapter's name, from an empty cache; `values` are its parameters."""
-    first = next(iter(values.values()))
-    of, numbered = reader(str(first["model"]), str(first.get("texts", "embedded"))), {name[:2]: v for name, v in values.items()}
-    return {name: CHAPTERS[name](of, numbered) if name in CHAPTERS else Tokens() for name in values}
+    return {name: _one(name, values) for name in values}
 
 
 def total(found: Mapping[str, Tokens]) -> Tokens:
@@ -288,14 +189,36 @@ def total(found: Mapping[str, Tokens]) -> Tokens:
 
 def heaviest(values: Mapping[str, Values]) -> tuple[str, float]:
     """The parameter whose halving would save most, and how many tokens that is: numbers and lists are cut in half."""
-    whole, found = total(count(values)).cost, {}
+    read: dict[str, set[str]] = {chapter: set() for chapter in values}
+    whole, found = {chapter: _one(chapter, values, read[chapter]) for chapter in values}, {}
     names = {name for own in values.values() for name, value in own.items() if _halved(value) is not None}
     for name in sorted(names - {"seed", "threads", "align_lr", "train_lr", "alpha"}):
         less = {chapter: {**own, name: _halved(own[name])} if name in own else own for chapter, own in values.items()}
+        touched = [chapter for chapter in values if name in read[chapter]]
         with suppress(StudyError):  # half of it may be no plan at all, such as a task that another parameter names
-            found[name] = whole - total(count(less)).cost
+            found[name] = sum(whole[chapter].cost - _one(chapter, less).cost for chapter in touched)
     best = max(found, key=found.__getitem__)
     return best, found[best]
+
+
+class _Noted(dict):
+    """Parameters that note the names of those that are read."""
+
+    def __init__(self, values: Values, read: set[str]):
+        super().__init__(values)
+        self.read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def _one(chapter: str, values: Mapping[str, Values], read: set[str] | None = None) -> Tokens:
+    """The tokens of one chapter; the names of all parameters that they depend on are added to `read`."""
+    first = next(iter(values.values()))
+    of, noted = reader(str(first["model"]), str(first.get("texts", "embedded"))), set() if read is None else read
+    numbered = {name[:2]: _Noted(own, noted) for name, own in values.items()}
+    return CHAPTERS[chapter](of, numbered) if chapter in CHAPTERS else Tokens()
 
 
 def _halved(value: object) -> object:
