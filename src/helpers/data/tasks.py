@@ -198,7 +198,7 @@ def known(name: str) -> str:
 
 
 def read_task(path: Path) -> list[Example]:
-    """The rows of a user's file, as `taskfiles.read` gives them; it may not be called like a task of the study."""
+    """The rows of a user's file, as `user_files.read_labelled` gives them; it may not be called like a task of the study."""
     return user_files.read_labelled(Path(known(str(path))), TASKS)
 
 

@@ -140,7 +140,7 @@ def hybrid(rows: pd.DataFrame, aligned: pd.DataFrame | None = None) -> Figure:
     """Outcomes over bits per weight, one panel an outcome, one colour a score, one line a format, from the plain format on.
 
     All scores of one share cost the same bits; their points are moved apart a little. `aligned`: rows in which the aligned
-    model in bf16 is found, drawn dashed (`arms.silenced` gives them).
+    model in bf16 is found, drawn dashed (`experiments.silenced` gives them).
     """
     placed = _with_bits(rows)
     found = outcomes(placed, BOUGHT)

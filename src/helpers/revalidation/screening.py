@@ -76,7 +76,7 @@ def order(found: Mapping[str, Screened]) -> list[str]:
 def labels_needed(one: Screened) -> int:
     """Labelled texts, half of them of either class, that would show this monitor fine if no flag in truth goes wrong.
 
-    As many flags are taken to change in either direction as changed here: n pairs a class by `pairedrates.needed_pairs`.
+    As many flags are taken to change in either direction as changed here: n pairs a class by `paired_rates.needed_pairs`.
     """
     changed = 0.0 if np.isnan(one.agreement) else (1 - one.agreement) * one.n / 2
     return int(np.ceil(2 * paired_rates.needed_pairs(changed, changed, one.n, MARGINS["tpr"], ALPHA)))

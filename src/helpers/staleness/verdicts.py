@@ -67,7 +67,7 @@ def in_use(observed: Observed, chosen: Chosen) -> list[tuple[str, int, Monitor]]
 def verdicts(observed: Observed, chosen: Chosen) -> pd.DataFrame:
     """One row a monitor in use and variant: drop, interval, answer (worse, preserved, inconclusive) and the n it would take.
 
-    Each answer is a test at the margin of `statistics.MARGINS`; Holm adjusts it within its family of updates, and the n is
+    Each answer is a test at the margin of `stats.intervals.MARGINS`; Holm adjusts it within its family of updates, and the n is
     that of the family's hardest test.
     """
     rows, margin, sizes = [], MARGINS["auroc"], Counter(update_recipes.family(variant) for variant in observed.scores)

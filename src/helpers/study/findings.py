@@ -1,6 +1,6 @@
 """Findings: from the estimates of several runs to one verdict a claim, by rules that are code and older than the numbers.
 
-A component is judged on the interval over the seeds of one model (`seeds.over_seeds`), and with fewer than three seeds
+A component is judged on the interval over the seeds of one model (`stats.over_seeds`), and with fewer than three seeds
 never decided. The intervals are 95 % ones, also where two one-sided tests would do with 90 %. A claim has one family of tests
 with its headline first; nothing is corrected over the claims, of which each stands for itself.
 """

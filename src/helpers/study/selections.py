@@ -40,7 +40,7 @@ def estimates(found: pd.DataFrame) -> list[Estimate]:
 
 
 def mean(found: Sequence[Estimate | None] | pd.DataFrame, shared: bool = True) -> Estimate | None:
-    """The mean of what was measured, None where nothing was; `shared` as in `seeds.mean_of`."""
+    """The mean of what was measured, None where nothing was; `shared` as in `over_seeds.mean_of`."""
     held = estimates(found) if isinstance(found, pd.DataFrame) else [e for e in found if e is not None]
     return mean_of(held, shared) if held else None
 

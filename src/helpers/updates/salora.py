@@ -86,7 +86,7 @@ def prepare(language: LanguageModel, recipe: Recipe, data: Sequence[TokenizedRow
 
 @torch.no_grad()
 def factors(model: nn.Module) -> dict[str, Tensor]:
-    """The rank-2r factors of every adapted module as they stand, in PEFT's names: what `lowrank.from_peft` reads at scale 1."""
+    """The rank-2r factors of every adapted module as they stand, in PEFT's names: what `lora.from_peft` reads at scale 1."""
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
     return {
         f"{name}.{side}.weight": getattr(layer, side)["default"].weight.float().cpu().clone()
