@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -178,3 +179,32 @@ def test_the_line_of_a_chapter_says_its_bar_its_cell_and_the_time(tmp_path):
     assert watch.line() == "05_staleness: variants 3 of 10 (nf4), cell 9 of 27, 2 min 10 s, about 4 min left"
     watch.entered = time.time()
     assert watch.line() == "05_staleness: cell 9 of 27, 2 min 10 s"
+
+
+# ---------------------------------------------------------------- what may be printed
+
+
+def test_paths_and_hosts_are_scrubbed():
+    root, home = Path("/somewhere/project"), "/" + "home/me"
+    text = f"in {root}/src/x.py and {sys.prefix}/lib and {home}/deep/secret.txt at https://example.org/home/page, "
+    clean = console.scrub(f"{text}/tmp/ipykernel_12/3.py", root)
+    assert clean == "in ./src/x.py and environment/lib and secret.txt at https://example.org/home/page, cell"
+
+
+def test_the_name_of_a_cell_is_found_as_a_search_from_every_letter_finds_it():
+    plain = re.compile(r"(?:[^\s\"'\x1b]*/)?ipykernel_\d+/\d+\.py")
+    name = "ipykernel_1/2.py"
+    texts = [name, f"x{name}", f"/a/b/{name}:4", f"{name}/{name}", f"{name}a/b/{name}", f"'c/{name}' d/{name}z/{name}", "a/" * 99]
+    texts += [f"\x1b[31m/a/{name}", f"\x1b/a/{name}", f'"/a/{name}"\n{name}', f"/a/{name[:-1]}", f"{'a/' * 99}{name} {name}"]
+    for text in texts:
+        assert console.CELL.sub("cell", text) == plain.sub("cell", text)
+
+
+def test_scrubbing_a_long_word_takes_time_in_proportion_to_its_length():
+    def seconds(length: int) -> float:
+        begun = time.process_time()
+        console.scrub("a/b" * (length // 3), Path("/somewhere/project"))
+        return time.process_time() - begun
+
+    short = min(seconds(10_000) for _ in range(5))
+    assert min(seconds(200_000) for _ in range(2)) < 100 * short  # 20 times the length; a search from every letter: 400 times

@@ -14,7 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from helpers.book import exercises
+from helpers.book import exercise_form
 from helpers.study import chapters
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_the_text_before_the_exercises_is_short(chapter):
 
 @every_chapter
 def test_three_exercises_grow_in_time_and_tell_what_form_the_answer_has(chapter):
-    found = exercises.read(chapter, ROOT)
+    found = exercise_form.read(chapter, ROOT)
     minutes = [exercise.minutes for exercise in found]
     assert len(found) == 3
     assert minutes == sorted(set(minutes))
@@ -132,7 +132,7 @@ def test_three_exercises_grow_in_time_and_tell_what_form_the_answer_has(chapter)
 
 @every_chapter
 def test_the_quiz_has_five_questions_whose_letters_differ(chapter):
-    found = exercises.quiz(chapter, ROOT)
+    found = exercise_form.quiz(chapter, ROOT)
     assert len(found) == 5
     assert len({question.answer for question in found}) >= 2
     assert all(len(question.options) >= 3 == len(set(question.options[:3])) for question in found)

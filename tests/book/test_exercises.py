@@ -10,7 +10,7 @@ import pytest
 from support.tiers import slow
 
 from helpers import folders
-from helpers.book import exercises
+from helpers.book import exercise_form, exercises
 from helpers.errors import StudyError
 from helpers.results import Run
 from helpers.study import chapters, statuses
@@ -124,7 +124,7 @@ def said(tmp_path, capsys):
 
 def test_an_exercise_is_read_with_all_its_parts(tmp_path):
     root, _ = planted(tmp_path, RATE, "answer = 2")
-    first, second = exercises.read("01", root)
+    first, second = exercise_form.read("01", root)
     assert (first.name, second.name, first.title) == ("01-1", "01-2", "A title")
     assert (first.minutes, first.difficulty, first.importance) == (5, 1, 3)
     assert first.text.startswith("**Predict** the rate.")
@@ -135,8 +135,8 @@ def test_an_exercise_is_read_with_all_its_parts(tmp_path):
 
 def test_a_quiz_is_read_with_options_letter_and_reason(tmp_path):
     root, _ = planted(tmp_path, RATE)
-    first, second = exercises.quiz("first", root)
-    assert first == exercises.QuizQuestion(1, "Which?", ("This, with a second line.", "That.", "Neither."), "b", "Since.")
+    first, second = exercise_form.quiz("first", root)
+    assert first == exercise_form.QuizQuestion(1, "Which?", ("This, with a second line.", "That.", "Neither."), "b", "Since.")
     assert (second.number, second.answer, second.options) == (2, "a", ("Yes.", "No."))
 
 
@@ -161,7 +161,7 @@ def test_a_broken_exercise_is_refused_by_chapter_and_part(tmp_path, old, new, sa
     assert old in whole
     write(tmp_path, whole.replace(old, new, 1))
     with pytest.raises(StudyError, match=r"chapter 01_first: ") as caught:
-        exercises.read("01", tmp_path)
+        exercise_form.read("01", tmp_path)
     assert says in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -169,14 +169,14 @@ def test_a_broken_exercise_is_refused_by_chapter_and_part(tmp_path, old, new, sa
 def test_exercises_that_are_not_numbered_from_one_are_refused(tmp_path):
     write(tmp_path, EXERCISE.format(number=2, code=RATE))
     with pytest.raises(StudyError, match="its exercises are 01-2, not numbered from 1"):
-        exercises.read("01", tmp_path)
+        exercise_form.read("01", tmp_path)
 
 
 def test_an_unclosed_solution_is_refused(tmp_path):
     whole = EXERCISE.format(number=1, code=RATE)
     write(tmp_path, whole[: whole.rindex("</details>")])
     with pytest.raises(StudyError, match="not closed"):
-        exercises.read("01", tmp_path)
+        exercise_form.read("01", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_broken_quiz_is_refused_by_its_question(tmp_path, old, new, says):
     assert old in QUIZ
     write(tmp_path, QUIZ.replace(old, new, 1))
     with pytest.raises(StudyError, match=r"chapter 01_first: ") as caught:
-        exercises.quiz("01", tmp_path)
+        exercise_form.quiz("01", tmp_path)
     assert says in str(caught.value)
 
 
@@ -317,8 +317,8 @@ def changed(answer: object) -> object:
 
 @pytest.mark.parametrize("chapter", NOTEBOOKS)
 def test_every_chapter_has_three_exercises_and_a_quiz(chapter):
-    assert len(exercises.read(chapter, ROOT)) == 3
-    assert len(exercises.quiz(chapter, ROOT)) == 5
+    assert len(exercise_form.read(chapter, ROOT)) == 3
+    assert len(exercise_form.quiz(chapter, ROOT)) == 5
 
 
 EVERY = pytest.param(True, marks=slow("the other seeds of every exercise"), id="every seed")

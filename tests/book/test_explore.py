@@ -16,7 +16,8 @@ from support.tiers import mostly_slow
 
 from helpers import results
 from helpers.book import explore, explore_data
-from helpers.book.explore_data import _bands, _plain, rounded
+from helpers.book.explore_data import _bands, _finite, rounded
+from helpers.cache import plain
 from helpers.errors import StudyError
 from helpers.stats.intervals import Estimate, wilson
 from helpers.study import findings
@@ -167,7 +168,7 @@ def test_numbers_keep_four_digits(value, short):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, np.float64("nan")])
 def test_what_is_not_finite_is_refused(bad):
     with pytest.raises(StudyError, match="leave out what could not be measured"):
-        _plain({"a": [1.0, bad]})
+        plain({"a": [1.0, bad]}, number=_finite)
 
 
 def test_bars_and_rates_are_the_planted_ones(found):

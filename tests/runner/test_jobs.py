@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,12 +15,12 @@ import pytest
 import yaml
 from support.tiers import mostly_slow, slow
 
-from helpers import __main__, console
+from helpers import __main__
 from helpers.book import pages
 from helpers.errors import StudyError
 from helpers.runner import guards, plans, workflow
 from helpers.runner import jobs as study_jobs
-from helpers.study import chapters, fingerprints, limits, parameters, statuses
+from helpers.study import parameters, statuses
 
 ROOT = Path(__file__).parents[2]
 SHARED = 'profile = "quick"\nmodel = "tiny"\nseed = 0\nthreads = 1\ntext = "plain"\n'
@@ -217,11 +216,6 @@ def test_a_changed_first_parameter_changes_all_fingerprints_and_a_second_only_it
     assert (old["01_first"] == new["01_first"], old["02_second"] == new["02_second"]) == (False, False)
 
 
-@pytest.mark.parametrize("chapter", ["01", "first", "01_first"])
-def test_a_chapter_has_three_names(chapter):
-    assert chapters.find(chapter, ["01_first", "02_second"]) == "01_first"
-
-
 def test_one_chapter_alone_and_strings_arrive_byte_equal(toy):
     text = 'a "quote", \'another\', """three""", a\nnewline, \\n, {braces}, $HOME, 🦎, ü, %s'
     (toy / "profiles" / "odd.yaml").write_text(json.dumps({"text": text}, ensure_ascii=False), encoding="utf-8")  # JSON is YAML
@@ -359,21 +353,6 @@ def test_bad_words_are_refused(toy, told, words, text):
     code, out, err = told(*words)
     assert (code, out, text in err) == (2, "", True), err
     assert not (toy / "results").exists()
-
-
-def test_models_are_checked_by_name_folder_and_revision(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert plans.checked_model("tiny") == "tiny"
-    with pytest.raises(StudyError, match="unknown model 'tinny'; did you mean 'tiny'"):
-        plans.checked_model("tinny")
-    with pytest.raises(StudyError, match="hub model 'owner/name' has no revision"):
-        plans.checked_model("owner/name")
-    assert plans.checked_model("Owner/Name@abc") == "owner-name-abc"
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(StudyError, match=r"config\.json"):
-        plans.checked_model("folder")
-    with pytest.raises(StudyError, match="expected str, got int 7"):
-        plans.checked_model(7)
 
 
 def test_a_profile_with_several_models_and_seeds_is_several_runs(toy):
@@ -523,66 +502,6 @@ def test_a_book_with_a_warning_is_refused(toy):
 
 
 # ---------------------------------------------------------------- small parts
-
-
-def test_the_names_read_from_the_source_are_those_of_the_registries():
-    import importlib
-
-    for module, registry, _ in [*limits.REGISTRIES.values(), ("models.loading", "MODELS", ())]:
-        real = getattr(importlib.import_module(f"helpers.{module}"), registry)
-        assert limits.registry_names(module, registry) == list(real)
-
-
-def test_prose_does_not_age_results_and_code_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprints, "PACKAGE", tmp_path)
-
-    def bare(text: str) -> str:
-        (tmp_path / "thing.py").write_text(text)
-        fingerprints._module.cache_clear()
-        return fingerprints._module("thing")[0]
-
-    first = bare('"""Doc."""\ndef f(x):\n    """Doc."""\n    return x + 1\n')
-    assert bare("def f(x):\n    # why\n    return x + 1\n") == first
-    assert bare("def f(x):\n    return x + 2\n") != first
-    fingerprints._module.cache_clear()
-
-
-def test_imports_are_followed():
-    assert fingerprints.imported_helpers(["from helpers.study import parameters\n%matplotlib inline"]) == [
-        "errors",
-        "study.limits",
-        "study.parameters",
-    ]
-    assert {"runner.guards", "study.chapters", "study.parameters", "errors"} <= set(
-        fingerprints.imported_helpers(["import helpers.runner.guards"])
-    )
-    assert fingerprints.imported_helpers(["import os"]) == []
-
-
-def test_paths_and_hosts_are_scrubbed():
-    root, home = Path("/somewhere/project"), "/" + "home/me"
-    text = f"in {root}/src/x.py and {sys.prefix}/lib and {home}/deep/secret.txt at https://example.org/home/page, "
-    clean = console.scrub(f"{text}/tmp/ipykernel_12/3.py", root)
-    assert clean == "in ./src/x.py and environment/lib and secret.txt at https://example.org/home/page, cell"
-
-
-def test_the_name_of_a_cell_is_found_as_a_search_from_every_letter_finds_it():
-    plain = re.compile(r"(?:[^\s\"'\x1b]*/)?ipykernel_\d+/\d+\.py")
-    name = "ipykernel_1/2.py"
-    texts = [name, f"x{name}", f"/a/b/{name}:4", f"{name}/{name}", f"{name}a/b/{name}", f"'c/{name}' d/{name}z/{name}", "a/" * 99]
-    texts += [f"\x1b[31m/a/{name}", f"\x1b/a/{name}", f'"/a/{name}"\n{name}', f"/a/{name[:-1]}", f"{'a/' * 99}{name} {name}"]
-    for text in texts:
-        assert console.CELL.sub("cell", text) == plain.sub("cell", text)
-
-
-def test_scrubbing_a_long_word_takes_time_in_proportion_to_its_length():
-    def seconds(length: int) -> float:
-        begun = time.process_time()
-        console.scrub("a/b" * (length // 3), Path("/somewhere/project"))
-        return time.process_time() - begun
-
-    short = min(seconds(10_000) for _ in range(5))
-    assert min(seconds(200_000) for _ in range(2)) < 100 * short  # 20 times the length; a search from every letter: 400 times
 
 
 def test_help_is_fast_and_imports_no_torch():

@@ -42,9 +42,8 @@ class Declared:
 
 def comments(notebook: Path) -> dict[str, str]:
     """The comment behind each parameter of a notebook, by name."""
-    tagged = (cell for cell in parameters.read_notebook(notebook)["cells"] if "parameters" in cell["metadata"].get("tags", []))
     found, name = {}, ""
-    for token in tokenize.generate_tokens(io.StringIO(parameters.source(next(tagged))).readline):
+    for token in tokenize.generate_tokens(io.StringIO(parameters.parameters_cell(notebook)).readline):
         if token.type == tokenize.NAME and token.start[1] == 0:
             name = token.string
         if token.type == tokenize.COMMENT and name:

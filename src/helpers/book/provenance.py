@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.figures import tables
 from helpers.folders import file_hash
 
@@ -55,55 +52,6 @@ def file_of(folder: Path, number: Number) -> Path:
     if name == "findings":
         return folder.parents[1] / "findings.parquet"
     return folder / ("parts/" + str(part) if part else "tables") / f"{name}.parquet"
-
-
-def rows(folder: Path, number: Number) -> pd.DataFrame:
-    """The rows of the stored table that the number was made of; an error where they are not there."""
-    path = file_of(folder, number)
-    table = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
-    if "places" in number.source:
-        wanted = [place for part in str(number.source["places"]).split(",") for place in _range(part)]
-        found = table.iloc[[place for place in wanted if place < len(table)]]
-    else:
-        named = [_chosen(table, row) for row in number.source["rows"]]
-        found = pd.concat(named) if named else table.iloc[:0]
-    if len(found) != number.source["count"]:
-        raise StudyError(f"{number.key!r} of chapter {number.chapter} was made of {number.source['count']} rows of "
-                         f"{path.name}, which has {len(found)} of them; run the chapter again", NOT_COMPARABLE)  # fmt: skip
-    return found
-
-
-def _range(part: str) -> range:
-    first, _, last = part.partition("-")
-    return range(int(first), int(last or first) + 1)
-
-
-def _chosen(table: pd.DataFrame, row: dict[str, Any]) -> pd.DataFrame:
-    for column, value in row.items():
-        table = table[table[column] == value] if column in table else table.iloc[:0]
-    return table
-
-
-def told(number: Number, found: pd.DataFrame) -> str:
-    """What the rows say by the number's way: the beginning of its text, or a part of it; "" where rules made the text."""
-    way, _, column = str(number.source["how"]).partition(" ")
-    if way == "row":  # some rates and costs have a form of their own, and what is exact has no interval
-        row = found.iloc[0]
-        texts = [tables.interval(kind, row["value"], row["low"], row["high"]) for kind in (row["metric"], "recall")]
-        texts += [text.partition(" [")[0] for text in texts]
-        return next((text for text in texts if number.text.startswith(text)), texts[0])
-    if way == "significant":
-        return f"{int((found['value'] < 0.05).sum())} of {len(found)}"
-    if way == "column":
-        value = found[column].iloc[0]
-        return f"{100 * value:g}" if isinstance(value, float) else str(value)
-    if way == "choice":
-        return f"{100 * found['strength'].iloc[0]:.3g}"
-    if way in {"mean", "share", "median"}:
-        value = found["value"].median() if way == "median" else found["value"].mean()
-        forms, shown = (f"{100 * value:.0f}", f"{100 * value:.3g}", f"{value:.2g}"), re.match(r"-?[\d.]+", number.text)
-        return next((text for text in forms if shown and text == shown[0]), f"{value}")
-    return ""
 
 
 # ---------------------------------------------------------------- in the book

@@ -18,7 +18,7 @@ from helpers.data.splits import Example
 from helpers.models import compute, loading
 from helpers.monitors import frozen
 from helpers.monitors.frozen import Monitor
-from helpers.revalidation import candidate, error_rates, observe, repair, score_file, screening, verdict
+from helpers.revalidation import candidate, error_rates, observe, repair, score_file, screening, verdict, watches
 from helpers.revalidation import inputs as checked_inputs
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.inputs import Inputs
@@ -26,7 +26,7 @@ from helpers.revalidation.observe import ObservedPair
 from helpers.revalidation.options import Options
 from helpers.revalidation.repair import Mended
 from helpers.revalidation.screening import Screened
-from helpers.revalidation.verdict import Judged
+from helpers.revalidation.watches import Judged
 from helpers.seeding import derive_seed
 
 Say = Callable[[str], None]
@@ -76,7 +76,7 @@ def _of_models(options: Options, say: Say) -> Outcome:
     required = {m.name: m.name in (options.required or [m.name]) for m in seen.monitors}
     with loading.threads(1):
         panels, again = _panels(inputs, seen)
-        judged = verdict.judge(panels, required, again, options.seed)
+        judged = watches.judge(panels, required, again, options.seed)
         screened = _screened(seen)
         if not panels:
             judged = replace(judged, controls=_drift(seen, derive_seed(options.seed, "drift")))
@@ -84,7 +84,7 @@ def _of_models(options: Options, say: Say) -> Outcome:
         mended = _mended(inputs, seen, judged, screened, say)
     known = {m.name: {"task": m.task, "kind": m.kind, "layer": m.layer, "hash": m.hash} for m in seen.monitors}
     watched = [
-        verdict.watch(judged, name, same[name], required=required[name], screened=screened[name], mended=mended.get(name), **who)
+        watches.watch(judged, name, same[name], required=required[name], screened=screened[name], mended=mended.get(name), **who)
         for name, who in known.items()
     ]
     compared = _compared(inputs, seen)

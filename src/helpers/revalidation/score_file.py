@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from helpers.data.user_files import ScoreRow
-from helpers.revalidation import error_rates, screening, verdict
+from helpers.revalidation import error_rates, screening, verdict, watches
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.options import Options, scored
 from helpers.seeding import derive_seed
@@ -31,7 +31,7 @@ def score_report(options: Options) -> dict[str, Any]:
     rows = next(iter(by_monitor.values()))
     required = {name: name in (options.required or [name]) for name in by_monitor}
     panels = _score_panels({name: found for name, found in by_monitor.items() if not math.isnan(found[0].label)})
-    judged = verdict.judge(panels, required, None, options.seed)
+    judged = watches.judge(panels, required, None, options.seed)
     sides = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
               for name, found in by_monitor.items()}  # fmt: skip
     cuts = {name: found[0].threshold for name, found in by_monitor.items()}
@@ -40,7 +40,7 @@ def score_report(options: Options) -> dict[str, Any]:
         judged = replace(judged, controls=error_rates.drift(sides, cuts, None, derive_seed(options.seed, "drift")))
     unknown = {"task": None, "kind": None, "layer": None, "hash": None, "mended": None}
     watched = [
-        verdict.watch(judged, name, one.same, required=required[name], screened=one, **unknown)
+        watches.watch(judged, name, one.same, required=required[name], screened=one, **unknown)
         for name, one in screened.items()
     ]  # fmt: skip
     digest = hashlib.sha256(Path(options.scores).read_bytes()).hexdigest()

@@ -5,49 +5,21 @@ Names, hashes and numbers only: no text of a user or a model, and no path.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from dataclasses import asdict
+from typing import Any
 
 from helpers.cache import plain
 from helpers.console import installed
-from helpers.revalidation import error_rates, hypotheses, screening
+from helpers.revalidation import hypotheses, screening
 from helpers.revalidation.error_rates import Control, Sureness
-from helpers.revalidation.hypotheses import MEASURES, NAMES, URGENCY, Measure, Panel
+from helpers.revalidation.hypotheses import MEASURES, NAMES, URGENCY, Measure
 from helpers.revalidation.screening import ENOUGH, Screened
-from helpers.seeding import derive_seed
+from helpers.revalidation.watches import Judged, Watch
 from helpers.stats.intervals import MARGINS
 from helpers.stats.paired_aurocs import ALPHA, NEVER
 from helpers.stats.roc import RATES
 
-if TYPE_CHECKING:  # it imports torch
-    from helpers.revalidation.repair import Mended
-
 CODES = {"fine": 0, "no update": 0, "stale": 10, "inconclusive": 11}
-
-
-@dataclass(frozen=True)
-class Watch:
-    """One monitor of the run: who it is, and what was found of it.
-
-    Without labels there are no measures. p_worse and p_preserved: adjusted, by measure; p_fine: of the whole monitor.
-    """
-
-    name: str
-    task: str | None
-    kind: str | None
-    layer: int | None
-    hash: str | None
-    required: bool
-    n: int
-    state: str
-    measures: tuple[Measure, ...]
-    p_worse: Mapping[str, float]
-    p_preserved: Mapping[str, float]
-    p_fine: float | None
-    screened: Screened | None
-    mended: "Mended | None"
 
 
 # ---------------------------------------------------------------- one monitor
@@ -234,48 +206,6 @@ def sure(found: Sureness | None) -> dict[str, Any]:
 
 SCHEMA_VERSION = 1
 VERSIONS = ("after-the-update", "torch", "transformers", "peft", "bitsandbytes", "numpy", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What labels show of the monitors of all panels: by name its call and measures, and how sure that is."""
-
-    panels: tuple[Panel, ...]
-    watches: Mapping[str, dict]
-    sure: error_rates.Sureness | None
-    controls: tuple[error_rates.Control, ...]
-
-
-def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence[np.ndarray] | None, seed: int) -> Judged:
-    """Tests, states, controls and simulated errors of all monitors with labels, as one family."""
-    if not panels:
-        return Judged((), {}, None, ())
-    names = [name for panel in panels for name in panel.names]
-    asked = np.array([required[name] for name in names])
-    call = error_rates.judge_states(panels, asked)
-    measures = [found for panel in panels for found in hypotheses.measured(panel, len(names))]
-    watches = {}
-    for i, (name, found) in enumerate(zip(names, measures, strict=True)):
-        places = {one.measure: hypotheses.MEASURES.index(one.measure.split("_")[0]) for one in found}
-        watches[name] = {
-            "state": call.states[i], "measures": tuple(found), "p_fine": float(call.p_fine[i]),
-            "p_worse": {measure: float(call.p_worse[i, place]) for measure, place in places.items()},
-            "p_preserved": {measure: float(call.p_preserved[i, place]) for measure, place in places.items()},
-        }  # fmt: skip
-    controls = (
-        error_rates.identity(panels, asked, again, derive_seed(seed, "identity")),
-        error_rates.shuffled(panels, derive_seed(seed, "shuffled")),
-        error_rates.noised(panels, asked, derive_seed(seed, "noised")),
-    )
-    return Judged(tuple(panels), watches, error_rates.simulate(panels, asked, derive_seed(seed, "simulate")), controls)
-
-
-def watch(judged: Judged, name: str, same: bool, **known: Any) -> Watch:
-    """All that is known of one monitor; one that sees no update is told so, whatever labels could show."""
-    unlabelled: dict[str, Any] = {"state": "inconclusive", "measures": (), "p_fine": None, "p_worse": {}, "p_preserved": {}}
-    shown = judged.watches.get(name, unlabelled)
-    n = next((len(panel.labels) for panel in judged.panels if name in panel.names), 0)
-    return Watch(name=name, n=n, **{**shown, **({"state": "no update"} if same else {})}, **known)
 
 
 def build_report(

@@ -1,7 +1,7 @@
 """The outlook of a run before anything runs: in which compute, how many tokens, about how many minutes on this machine."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from helpers.study.chapters import PlannedRun
 
 OVERHEAD = 15.0  # seconds of a chapter besides its passes: a kernel, imports, statistics, figures (measured on quick)
 TRIAL, SHORT = 2.0, 0.2  # seconds of the trial that tells how fast this machine is; and for what is over at once anyway
-Values = Mapping[str, Mapping[str, Any]]  # the parameters of each chapter
+Values = Mapping[str, MutableMapping[str, Any]]  # the parameters of each chapter
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,19 @@ def source(cell: dict) -> str:
     return "".join(cell["source"])
 
 
-def declared(notebook: Path) -> dict[str, Any]:
-    """The parameters of the one cell tagged `parameters`, with their defaults: literals only."""
+def parameters_cell(notebook: Path) -> str:
+    """The text of the one cell tagged `parameters`."""
     cells = [cell for cell in read_notebook(notebook)["cells"] if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(cells) != 1:
         raise StudyError(f"notebook {notebook.name} has {len(cells)} cells tagged 'parameters'; it needs exactly one")
-    found: dict[str, Any] = {}
+    return source(cells[0])
+
+
+def declared(notebook: Path) -> dict[str, Any]:
+    """The parameters of a notebook with their defaults: literals only."""
+    text, found = parameters_cell(notebook), {}
     try:
-        statements = ast.parse(source(cells[0])).body
+        statements = ast.parse(text).body
     except SyntaxError as error:
         raise StudyError(
             f"notebook {notebook.name}: its parameters cell is not Python (line {error.lineno}); mend that line"
