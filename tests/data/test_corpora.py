@@ -26,7 +26,7 @@ from helpers.data.corpora import (
     split_of,
     texts,
 )
-from helpers.data.near_duplicates import NEAR, clusters, near_pairs, without_near
+from helpers.data.near_duplicates import near_pairs
 from helpers.data.text_rows import Question, Row, spread
 from helpers.errors import REFUSED, StudyError
 
@@ -39,11 +39,6 @@ EVALUATION = ["advbench/test", "strongreject", "harmbench", "edgy/test", "instru
 
 def shown(item):
     return item if isinstance(item, str) else item.prompt
-
-
-def jaccard(first, second):
-    a, b = near_duplicates.words(first), near_duplicates.words(second)
-    return len(a & b) / len(a | b)
 
 
 # --- every set ---
@@ -141,37 +136,6 @@ def test_a_negative_number_of_items_is_refused():
 def test_the_split_of_a_group_depends_on_its_name_alone():
     assert {split_of(f"group {i}") for i in range(200)} == set(corpora.SPLITS)
     assert [split_of("lamp") for _ in range(3)] == [split_of("lamp")] * 3
-
-
-# --- near duplicates ---
-
-LAMP = "Please polish the old brass lamp in the garden before noon"
-PLANTED = [LAMP, LAMP.replace("noon", "dusk"), LAMP.upper() + "!", "Carry a ladder to the river", "Tell me how violins are made"]
-
-
-def test_near_pairs_are_those_of_the_definition():
-    others = [*PLANTED, "", "river"]
-    expected = {(i, j) for i, a in enumerate(PLANTED) for j, b in enumerate(others) if b and jaccard(a, b) >= NEAR}
-    assert set(near_pairs(PLANTED, others)) == expected
-    assert near_pairs([], PLANTED) == near_pairs(PLANTED, []) == []
-
-
-def test_planted_duplicates_share_a_cluster_and_nothing_else_does():
-    found = clusters(PLANTED)
-    assert found[0] == found[1] == found[2]
-    assert len(set(found)) == 3
-
-
-def test_a_chain_of_near_duplicates_is_one_cluster():
-    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    chain = [" ".join(words[i : i + 8]) for i in range(3)]
-    assert jaccard(chain[0], chain[2]) < NEAR + 1e-9 < jaccard(chain[0], chain[1])
-    assert len(set(clusters(chain))) == 1
-
-
-def test_rows_near_to_other_texts_are_left_out():
-    rows = [Row(text) for text in PLANTED]
-    assert [row.prompt for row in without_near(rows, [LAMP])] == PLANTED[3:]
 
 
 # --- mixes ---

@@ -519,13 +519,6 @@ def test_a_broken_variant_is_named_and_leaves_no_file(parts, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_progress_counts_every_text(llama):
-    seen = []
-    read(llama, plan(budget=64), seen.append)
-    assert sum(seen) == len(texts())
-    assert len(seen) > 1
-
-
 # ---------------------------------------------------------------- the real model
 
 

@@ -24,7 +24,6 @@ from helpers.models.loading import LanguageModel, causal, pad
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
 Sink = Callable[[int, Tensor], None]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _room(language: LanguageModel, plan: Plan) -> _Kept:
 
 
 @torch.no_grad()
-def read(language: LanguageModel, plan: Plan, progress: Progress | None = None, share: bool = True) -> Activations:
+def read(language: LanguageModel, plan: Plan, share: bool = True) -> Activations:
     """The activations of a plan's texts on a model: every depth, both poolings and the kept tokens from one pass.
 
     Refuses NaN and infinity by layer. `share=False` computes the shared prefix anew for each text: the same numbers up to
@@ -151,8 +150,6 @@ def read(language: LanguageModel, plan: Plan, progress: Progress | None = None, 
         with reading(language.model, recorded, partial(kept.add, batch)):
             held = models_shared_prefix.copies(past, len(indices)) if shared else None
             backbone(input_ids=batch.ids, past_key_values=held, use_cache=bool(shared))
-        if progress:
-            progress(len(indices))
     _finite(kept)
     pooled = {name: rows.cpu() for name, rows in kept.pooled.items()}
     counts = {"texts": len(encoded.rows), "tokens": sum(map(len, encoded.rows)), "cut": encoded.cut, "prefix": shared}

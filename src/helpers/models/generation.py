@@ -10,24 +10,23 @@ from helpers.console import over
 from helpers.models import shared_prefix
 from helpers.models.loading import LanguageModel, causal, chat_text, encode_text, length_batches, logits, pad
 
-Progress = Callable[[int], None]
 Ended = Callable[[str], bool]
 
 
 def replies(
     language: LanguageModel, prompts: Sequence[str], systems: Sequence[str] | None = None, new_tokens: int = 16, batch: int = 32,
-    progress: Progress | None = None, ended: Ended | None = None, whole: bool = False,
+    ended: Ended | None = None, whole: bool = False,
 ) -> list[str]:  # fmt: skip
     """The greedy reply to each prompt in the model's chat template, of at most `new_tokens` tokens; the rest as `completions`."""
     pairs = zip(prompts, systems or [""] * len(prompts), strict=True)
     texts = [chat_text(language.tokenizer, prompt, system) for prompt, system in pairs]
-    return completions(language, texts, new_tokens, batch, progress, ended, whole)
+    return completions(language, texts, new_tokens, batch, ended, whole)
 
 
 @torch.no_grad()
 def completions(
-    language: LanguageModel, texts: Sequence[str], new_tokens: int = 16, batch: int = 32, progress: Progress | None = None,
-    ended: Ended | None = None, whole: bool = False,
+    language: LanguageModel, texts: Sequence[str], new_tokens: int = 16, batch: int = 32, ended: Ended | None = None,
+    whole: bool = False,
 ) -> list[str]:  # fmt: skip
     """The greedy continuation of each text as it stands, of at most `new_tokens` tokens, special tokens removed.
 
@@ -44,8 +43,6 @@ def completions(
         said = _greedy(language, [rows[i][shared:] for i in indices], cache, new_tokens, ended, whole)
         for i, reply in zip(indices, language.tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
             found[i] = reply
-        if progress:
-            progress(len(indices))
     return found
 
 

@@ -20,7 +20,7 @@ from helpers.definitions import ACTIVATIONS, MEASURE, content_key
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import behaviour, compute, judges
 from helpers.models import utility as utility_measures
-from helpers.models.activations import Activations, Progress, read
+from helpers.models.activations import Activations, read
 from helpers.models.encoding import Plan
 from helpers.models.judge_types import JudgeSettings
 from helpers.models.loading import LanguageModel
@@ -166,10 +166,7 @@ def judge_quality(origin: str = "embedded", seed: int = 0) -> pd.DataFrame:
 NOTE = "activations"  # the entry of a stored file that says what is in it
 
 
-def stored(
-    parts: Parts, variant: Variant, plan: Plan, build: Callable[[], LanguageModel] | None = None,
-    progress: Progress | None = None,
-) -> Activations:  # fmt: skip
+def stored(parts: Parts, variant: Variant, plan: Plan, build: Callable[[], LanguageModel] | None = None) -> Activations:
     """The activations of a variant: read once, then mapped from the cache; a file that is torn or altered is made again.
 
     `build` gives the model where the caller has a way to share it; it is called only if the activations are not there.
@@ -182,7 +179,7 @@ def stored(
         return found
     language = build() if build else build_variant(parts, variant)
     try:
-        made = read(language, plan, progress)
+        made = read(language, plan)
     except StudyError as error:
         raise StudyError(f"variant {variant.label}: {error}", error.code) from error
     atomic_file(path, partial(_save, made, of))
