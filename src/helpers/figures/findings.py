@@ -1,6 +1,7 @@
 """Chapter 11's figures: every component of every claim on one scale, and the verdicts as a strip. A table in, a figure out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -71,7 +72,10 @@ def _places(components: pd.DataFrame) -> tuple[list[float], dict[str, float], di
 
     A component takes one line, and where there are several models one more for each of them under its name.
     """
-    places, heads, names, at = [], {}, {}, 0.0
+    places: list[float] = []
+    heads: dict[str, float] = {}
+    names: dict[float, str] = {}
+    at = 0.0
     several = components["model"].nunique() > 1
     for (claim, _), rows in components.groupby(["claim", "component"], sort=False):
         if claim not in heads:
@@ -125,7 +129,8 @@ def _axis(ax: Axes, reach: float, height: float) -> None:
 def _write(ax: Axes, x: float, y: float, text: str, **options) -> None:
     """Text at a share of the page's width, in the row y."""
     across = blended_transform_factory(ax.figure.transFigure, ax.transData)
-    ax.text(x, y, text, transform=across, va="center", **{"fontsize": 7, "color": INK} | options)
+    look: dict[str, Any] = {"fontsize": 7, "color": INK}
+    ax.text(x, y, text, transform=across, va="center", **look | options)
 
 
 def _words(ax: Axes, components: pd.DataFrame, places: list[float], names: Mapping[float, str]) -> None:

@@ -52,7 +52,8 @@ def claim_sentences(findings: pd.DataFrame, components: pd.DataFrame) -> dict[st
     Of each claim `m1-verdict`, `m1-estimate` (the headline), `m1-1`, `m1-2` .. (its components; where several models were run,
     each of them), `m1-words` (all components as sentences) and `m1-literature`.
     """
-    texts, several = {}, components["model"].nunique() > 1
+    texts: dict[str, str] = {}
+    several = components["model"].nunique() > 1
     for row in findings.to_dict("records"):
         key, head = row["claim"].lower(), CLAIMS[row["claim"]].components[0]
         seen = f"{said(head.unit, row['estimate'], row['low'], row['high'])} ({counted(row['seeds'])}, n = {row['n']:,})"
@@ -97,8 +98,8 @@ def about(findings: pd.DataFrame, runs: Sequence[Run], table: pd.DataFrame) -> d
     words = f"{len(runs)} run{'' if len(runs) == 1 else 's'} ({'; '.join(own)})" if runs else "no run"
     counts, single = findings["verdict"].value_counts(), table[table["of_seed"] != ALL]
     said = {f"count-{name.replace(' ', '-')}": str(counts.get(name, 0)) for name in VERDICTS}
-    return {"runs-words": tables.Said(words, single, "column of_seed")} | {
-        key: tables.Said(text, findings, "verdict") for key, text in said.items()}  # fmt: skip
+    found = {key: tables.Said(text, findings, "verdict") for key, text in said.items()}
+    return {"runs-words": tables.Said(words, single, "column of_seed"), **found}
 
 
 def _listed(seeds: Sequence[int]) -> str:

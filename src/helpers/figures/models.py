@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
+from helpers.figures import tables
 from helpers.figures.drawing.theme import PALETTE, bars, label, panels, share_axis
 from helpers.results import Run
 from helpers.stats import intervals
@@ -27,7 +28,7 @@ def check_rows(found: Alignment) -> pd.DataFrame:
     for name, c in [*((str(c.step), c) for c in found.checks), ("saved model", found.final)]:
         harmful = intervals.wilson(round(c.non_refusal * c.n_harmful), c.n_harmful)
         edgy = intervals.wilson(round(c.over_refusal * c.n_edgy), c.n_edgy)
-        texts = [f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}], n = {e.n}" for e in (harmful, edgy)]
+        texts = [f"{tables.percent(e.value, e.low, e.high)}, n = {e.n}" for e in (harmful, edgy)]
         rows.append((name, *texts))
     return pd.DataFrame(rows, columns=["after step", "harmful prompts not refused", "safe prompts refused"])
 

@@ -1,6 +1,7 @@
 """Chapter 04's figure and tables: AUROC by depth, one monitor by hand, the monitors in use, and another draw of texts."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -44,7 +45,9 @@ def monitor_by_hand(found: Activations, reading: Plan, task: str, layer: int) ->
     cut = frozen_monitors.threshold(scores["validation"][parts["validation"].labels == 0], RATES["5"])
     test = parts["test"]
     rows = [("AUROC on test", roc.auroc_interval(test.labels, scores["test"], test.groups))]
-    for split in ("validation", "test") if cut is not None else ():
+    for split in ("validation", "test"):
+        if cut is None:
+            break
         tpr, fpr = roc.rates(parts[split].labels, scores[split], cut, parts[split].groups)
         rows += [(f"share caught, {split}", tpr), (f"false positives, {split}", fpr)]
     return pd.DataFrame([(task, what, *four(e)) for what, e in rows], columns=["task", "what", "value", "low", "high", "n"])
@@ -114,7 +117,7 @@ def auroc_by_depth(monitors: pd.DataFrame, pooling: str = "") -> Figure:
     tasks = ordered_tasks(monitors.loc[monitors["metric"] == "auroc", "task"])
     figure, axes, spare = grid(len(tasks))
     scores = monitors[monitors["metric"].isin(["auroc", "auroc_validation"])]
-    drawn = {}
+    drawn: dict[str, Line2D] = {}
     for ax, task in zip(axes, tasks, strict=True):
         rows = scores[scores["task"] == task]
         chosen = _chosen(rows, pooling)
@@ -160,7 +163,7 @@ def _chosen(rows: pd.DataFrame, pooling: str) -> dict[str, pd.DataFrame]:
 def _curve(ax: Axes, rows: pd.DataFrame, kind: str, offset: float) -> dict[str, Line2D]:
     """One probe over depth; returns its key for the legend."""
     words, colour, marker = KINDS.get(kind, (kind, INK, "p"))
-    open_marker = {"markerfacecolor": "white"} if kind_and_pooling(rows["probe"].iloc[0])[1] == "last" else {}
+    open_marker: dict[str, Any] = {"markerfacecolor": "white"} if kind_and_pooling(rows["probe"].iloc[0])[1] == "last" else {}
     x = 100 * rows["depth"] + offset
     bars(ax, x, rows, colour, marker, markersize=10 if marker == "*" else 5, elinewidth=1.1, capsize=1.5, **open_marker)
     ax.plot(x, rows["value"], color=colour, linewidth=1.2, alpha=0.7, linestyle=":" if kind == "shuffled-labels" else "-")

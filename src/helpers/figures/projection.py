@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -77,11 +78,11 @@ def series(ax: Axes, x: Sequence[float], rows: pd.DataFrame, style: tuple[str, s
            line: str = "-", **options) -> None:  # fmt: skip
     """Points with pale intervals and a line through them, which sets out from `start` (one row, at its own `x`)."""
     colour, marker = style
-    bars(ax, x, rows, colour, marker, **{"markersize": 4.5, "elinewidth": 1.1, "capsize": 0, "ecolor": to_rgba(colour, 0.4)}
-         | options)  # fmt: skip
-    ends = (np.asarray(x, float), rows["value"].to_numpy(float))
+    look: dict[str, Any] = {"markersize": 4.5, "elinewidth": 1.1, "capsize": 0, "ecolor": to_rgba(colour, 0.4)}
+    bars(ax, x, rows, colour, marker, **look | options)
+    ends = [np.asarray(x, float), rows["value"].to_numpy(float)]
     if start is not None and len(start):
-        ends = tuple(np.concatenate([start[name].to_numpy(float), end]) for name, end in zip(("x", "value"), ends, strict=True))
+        ends = [np.concatenate([start[name].to_numpy(float), end]) for name, end in zip(("x", "value"), ends, strict=True)]
     ax.plot(*ends, color=colour, linewidth=1.2, alpha=0.75, linestyle=line)
 
 

@@ -1,18 +1,14 @@
 """Chapter 10's figures: what each rung of the ladder mends, whom, and what a policy costs. A table in, a figure out."""
 
-import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
-from numpy.typing import ArrayLike
 
 from helpers.figures import projection_tables
 from helpers.figures.drawing.layout import (
@@ -33,6 +29,8 @@ from helpers.figures.drawing.layout import (
     together,
     unmeasured,
 )
+from helpers.figures.drawing.named_points import apart, name_points, root, square
+from helpers.figures.drawing.share_grid import share_grid
 from helpers.figures.drawing.theme import PALETTE, bars, share_axis
 from helpers.figures.repair_tables import OUTSIDE
 from helpers.monitors import gate, repairs
@@ -131,10 +129,6 @@ def _words(name: str) -> str:
 # ---------------------------------------------------------------- who is repaired, who is harmed
 
 
-def _shade(colour: str) -> Colormap:
-    return LinearSegmentedColormap.from_list(colour, ["#ffffff", colour])
-
-
 def who_is_repaired(cells: pd.DataFrame) -> Figure:
     """The unfit monitors of each task by the cheapest rung that mends them, and the fit ones that realigning harms.
 
@@ -156,40 +150,9 @@ def who_is_repaired(cells: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(len(blocks), 1, figsize=(min(10.5, 2.9 + 1.25 * len(tasks)), 2.6 + 0.42 * sum(sizes)),
                                 height_ratios=sizes, constrained_layout=True)  # fmt: skip
     for ax, (title, base, flags, colour, full) in zip(axes, blocks, strict=True):
-        _shares_by_task(ax, cells[base], {words: flag[base] for words, flag in flags.items()}, tasks, colour, full)
+        share_grid(ax, cells[base], {words: flag[base] for words, flag in flags.items()}, tasks, colour, full)
         ax.set_title(title, fontsize=9.5)
     return figure
-
-
-def _shares_by_task(
-    ax: Axes, cells: pd.DataFrame, flags: Mapping[str, pd.Series], tasks: Sequence[str], colour: str, full: float
-) -> None:
-    """One row a flag, one column a task; the colour is full at the share `full`, so that a small harm can be seen."""
-    image = np.full((len(flags), len(tasks)), np.nan)
-    members = [cells["task"].eq(task) | (task == "all") for task in tasks]
-    for (y, flag), (x, own) in itertools.product(enumerate(flags.values()), enumerate(members)):
-        image[y, x] = _cell(ax, x, y, flag[own], cells["variant"][own])
-    ax.imshow(image, cmap=_shade(colour), vmin=0, vmax=full, aspect="auto", zorder=1)
-    names = [f"{textwrap.fill(task_words(task), 14)}\n" if ax.get_subplotspec().is_first_row() else "" for task in tasks]
-    heads = [f"{name}n = {own.sum()}" for name, own in zip(names, members, strict=True)]
-    ax.set_xticks(range(len(tasks)), heads, fontsize=8.5)
-    ax.set_yticks(range(len(flags)), flags, fontsize=9)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    ax.axvline(len(tasks) - 1.5, color=INK, linewidth=1.2)
-    ax.grid(visible=False)
-
-
-def _cell(ax: Axes, x: int, y: int, flags: pd.Series, updates: pd.Series) -> float:
-    """Writes the share of true flags with its interval; returns it, nan where there is none."""
-    style = {"ha": "center", "va": "center", "color": INK, "zorder": 3}
-    if flags.empty:
-        ax.text(x, y, "none", fontsize=8, **style)
-        return float("nan")
-    e = rate_interval(flags.astype(float), updates)
-    ax.text(x, y - 0.18, f"{100 * e.value:.0f} %", fontsize=9, weight="bold", **style)
-    ax.text(x, y + 0.24, f"{100 * e.low:.0f} to {100 * e.high:.0f} %", fontsize=7, **style)
-    return e.value
 
 
 def rates_before_after(table: pd.DataFrame) -> Figure:
@@ -313,9 +276,6 @@ def interplay(rows: pd.DataFrame, what: str = "changed alarms given back") -> Fi
 
 # ---------------------------------------------------------------- policies
 
-# where a name may stand beside its point: points away and degrees, the best first
-NEAR = [(reach, turn) for reach in (9, 16, 26, 38, 52, 70) for turn in (0, 180, 35, 325, 145, 215, 65, 295, 115, 245)]
-
 
 def policy_plane(rows: pd.DataFrame) -> Figure:
     """What each policy leaves unfit in service (upwards) and what it costs in labels (across), with intervals over updates.
@@ -331,57 +291,23 @@ def policy_plane(rows: pd.DataFrame) -> Figure:
     left, paid = left.loc[names], paid.loc[names]
     most, top = max(paid["high"].max(), 1.0), max(left["high"].max(), 0.1)
     figure, ax = plt.subplots(figsize=(8.6, 5.2), constrained_layout=True)
-    ax.set_xscale("function", functions=(_root, _square))
+    ax.set_xscale("function", functions=(root, square))
     ends = [name for name in ("do nothing", "revalidate everything") if name in names]
-    rule = [np.linspace(*part.loc[ends, "value"], 61) if len(ends) > 1 else [] for part in (paid, left)]
+    rule = [_between(part.loc[ends, "value"].to_numpy(float)) for part in (paid, left)]
     ax.plot(*rule, color=GREY, linewidth=1, linestyle="--", label="any share of checks at random")
-    paid = _apart(paid, _root(most))
+    paid = apart(paid, float(root(most)))
     for i, name in enumerate(names):
         colour, marker = POLICIES.get(name, STYLES[i % len(STYLES)])
         bars(ax, left.loc[[name], "value"], paid.loc[[name]], colour, " ", across=True, capsize=0, label=name)
         bars(ax, paid.loc[[name], "value"], left.loc[[name]], colour, marker, label=name)
-    ax.set(xlim=(_square(-0.06 * _root(most)), 1.06 * most), ylim=(-0.08 * top, min(1.12 * top, 1.06)))
+    ax.set(xlim=(square(-0.06 * root(most)), 1.06 * most), ylim=(-0.08 * top, min(1.12 * top, 1.06)))
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.set_xlabel("labelled texts a monitor and update (the axis goes by their root)")
     ax.set_ylabel(f"monitors left unfit in service ({sample_size(left)})")
-    _named(ax, paid, left, np.column_stack(rule))
+    name_points(ax, paid, left, np.column_stack(rule))
     return figure
 
 
-def _root(x: ArrayLike) -> ArrayLike:
-    return np.sign(x) * np.sqrt(np.abs(x))
-
-
-def _square(x: ArrayLike) -> ArrayLike:
-    return np.sign(x) * np.square(x)
-
-
-def _apart(paid: pd.DataFrame, most: float) -> pd.DataFrame:
-    """The costs with those that are nearly equal moved apart, so that none hides another; what is free moves right only."""
-    place = _root(paid["value"]).sort_values(kind="stable")
-    same = place.groupby((place.diff() > 0.02 * most).cumsum())
-    ranks = same.cumcount() - (same.transform("size") - 1) / 2 * (place > 0)
-    return paid.assign(**{end: _square(_root(paid[end]) + 0.022 * most * ranks) for end in ("low", "value", "high")})
-
-
-def _named(ax: Axes, across: pd.DataFrame, up: pd.DataFrame, rule: np.ndarray) -> None:
-    """Writes each row's name beside its point, at the nearest place where it covers no interval, other name or the rule."""
-    ax.figure.canvas.draw()  # only now is it known where things are
-    drawn = list(itertools.pairwise(rule))
-    for (_, x), (_, y) in zip(across.iterrows(), up.iterrows(), strict=True):
-        drawn += [[(x["low"], y["value"]), (x["high"], y["value"])], [(x["value"], y["low"]), (x["value"], y["high"])]]
-    taken = [Bbox(np.sort(ax.transData.transform(part), axis=0)).padded(6) for part in drawn]
-    for name, x, y in zip(up.index, across["value"], up["value"], strict=True):
-        for reach, turn in NEAR:
-            away = np.round(reach * np.array([np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))]), 3)
-            sides = {"ha": ("center", "left", "right")[int(np.sign(away[0]))],
-                     "va": ("center", "bottom", "top")[int(np.sign(away[1]))]}  # fmt: skip
-            note = ax.annotate(name, (x, y), away, textcoords="offset points", fontsize=9, **sides)
-            box = note.get_window_extent()
-            inside = ax.bbox.fully_contains(*box.p0) and ax.bbox.fully_contains(*box.p1)
-            if (inside and not box.count_overlaps(taken)) or (reach, turn) == NEAR[-1]:  # better covered than missing
-                break
-            note.remove()
-        taken.append(box.padded(3))
-        if reach > NEAR[0][0] or turn not in (0, 180):  # a line says whose name it is
-            ax.annotate("", (x, y), away, textcoords="offset points", arrowprops={"arrowstyle": "-", "color": GREY, "shrinkB": 3})
+def _between(ends: np.ndarray) -> np.ndarray:
+    """The places on the way from one end to the other; none without both."""
+    return np.linspace(ends[0], ends[1], 61) if len(ends) > 1 else np.empty(0)

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,15 +11,16 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
+from helpers.figures import tables
 from helpers.figures.drawing.layout import (
     GREY,
     INK,
     legend,
     legend_key,
+    limits,
     measured_variants,
     ordered_tasks,
     row_numbers,
@@ -30,12 +32,12 @@ from helpers.figures.drawing.layout import (
     task_styles,
     task_words,
     together,
+    two_rows,
     unmeasured,
     wrapped,
 )
 from helpers.figures.drawing.theme import PALETTE, bars, panels
 from helpers.stats import roc
-from helpers.stats.intervals import Estimate
 
 DEFINITIONS = {"stale_auroc_05": "AUROC fell\nby 0.05 or more", "stale_tpr_5": "catches 5 points less\nat the frozen threshold",
                "stale_fpr_5": "false alarms above\n10 %, twice what was set"}  # fmt: skip
@@ -45,7 +47,7 @@ MEASURES = {"interaction": ("QLoRA beyond\nits two parts", "worse than\nthe sum"
             "training_by_serving": ("served on what it\nwas trained on", "worse")}  # fmt: skip
 ROUNDED = ("rtn-8", "rtn-4", "rtn-3", "rtn-2")
 DOSES = {"bits": "fewer bits per weight →", "rank": "rank of the adapter", "steps": "training steps"}
-CLASSES = {0: {"facecolor": to_rgba(PALETTE["aligned"], 0.55), "edgecolor": PALETTE["aligned"]},
+CLASSES: dict[int, dict[str, Any]] = {0: {"facecolor": to_rgba(PALETTE["aligned"], 0.55), "edgecolor": PALETTE["aligned"]},
            1: {"edgecolor": PALETTE["qlora"], "hatch": "///", "fill": False}}  # fmt: skip
 CALLED = {0: "to be passed", 1: "to be flagged"}
 TURNED = {"logistic-mean": "logistic, mean over tokens", "mean-difference-mean": "difference of means, mean over tokens"}
@@ -94,13 +96,9 @@ def _bins(scores: np.ndarray, threshold: float) -> np.ndarray:
 
 def _realised(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Sequence | None) -> str:
     """AUROC, TPR and FPR with their intervals, one a line."""
-
-    def share(e: Estimate) -> str:
-        return f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}]"
-
-    tpr, fpr = roc.rates(labels, scores, threshold, groups)
-    found = roc.auroc_interval(labels, scores, groups)
-    return f"AUROC {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]\nTPR {share(tpr)}\nFPR {share(fpr)}"
+    tpr, fpr = (tables.percent(e.value, e.low, e.high) for e in roc.rates(labels, scores, threshold, groups))
+    e = roc.auroc_interval(labels, scores, groups)
+    return f"AUROC {tables.interval('auroc', e.value, e.low, e.high)}\nTPR {tpr}\nFPR {fpr}"
 
 
 # ---------------------------------------------------------------- all monitors on all variants
@@ -137,7 +135,7 @@ def heat_map(staleness: pd.DataFrame, order: Sequence[str], margin: float = 0.05
 def _cell(ax: Axes, x: int, y: int, item, margin: float, limit: float) -> None:
     """The drop with its interval in small, framed where the interval lies above the margin."""
     dark, sure = abs(item.value) > 0.72 * limit, item.low > margin
-    style = {"color": "white" if dark else INK, "ha": "center", "va": "center", "zorder": 3}
+    style: dict[str, Any] = {"color": "white" if dark else INK, "ha": "center", "va": "center", "zorder": 3}
     ax.text(x, y - 0.18, _signed(item.value), fontsize=9, weight="bold" if sure else "normal", **style)
     ax.text(x, y + 0.23, f"{_signed(item.low)} to {_signed(item.high)}", fontsize=7, **style)
     if sure:
@@ -252,19 +250,10 @@ def angles(staleness: pd.DataFrame, order: Sequence[str], resampled: Mapping[str
         ax.set(
             title=TURNED[probe], xlabel=f"degrees ({sample_size(here)} training texts){note}", xlim=(-0.02 * most, 1.03 * most)
         )
-    legend(figure, _two_rows({f"depth {100 * depth:.0f} %": legend_key(shade, "o") for depth, shade in shades.items()},
+    legend(figure, two_rows({f"depth {100 * depth:.0f} %": legend_key(shade, "o") for depth, shade in shades.items()},
                               {name: legend_key(INK, key.get_marker()) for name, key in task_keys(styles).items()}),
             columns=max(len(shades), len(styles)))  # fmt: skip
     return figure
-
-
-def _two_rows(upper: Mapping[str, Line2D], lower: Mapping[str, Line2D]) -> dict[str, Line2D]:
-    """Keys in the order in which a legend, which fills its columns first, shows the two as its two rows."""
-    blank = legend_key("none", "")
-    columns = max(len(upper), len(lower))
-    sides = [[*side.items(), *((" " * (i + 1 + k), blank) for i in range(columns - len(side)))]
-             for k, side in ((0, upper), (columns, lower))]  # fmt: skip
-    return {name: key for pair in zip(*sides, strict=True) for name, key in pair}
 
 
 # ---------------------------------------------------------------- doses and parts
@@ -296,7 +285,7 @@ def drop_by_dose(staleness: pd.DataFrame, bits: pd.Series) -> Figure:
             bars(ax, x, own, colour, marker, markersize=5, elinewidth=1.2, capsize=1.5)
             ax.plot(x, own["value"], color=colour, linewidth=1.1, alpha=0.7)
         _dose_axis(ax, kind, sorted(part["x"].unique()), float(bits.get("bf16", 16.0)))
-        ax.set(xlabel=f"{DOSES[kind]}\n({sample_size(part)})", ylim=_range(everything))
+        ax.set(xlabel=f"{DOSES[kind]}\n({sample_size(part)})", ylim=limits(everything))
     axes[0].set_ylabel(DROP)
     legend(figure, task_keys(styles), columns=3 if len(series) < 3 else 5)
     return figure
@@ -312,13 +301,6 @@ def _dose_axis(ax: Axes, kind: str, doses: list[float], whole: float) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     room = 2**0.35 if doses[0] <= doses[-1] else 2**-0.35
     ax.set_xlim(doses[0] / room, doses[-1] * room)
-
-
-def _range(rows: pd.DataFrame) -> tuple[float, float]:
-    """Limits with 0 and every interval inside."""
-    low, high = min(rows["low"].min(), 0.0), max(rows["high"].max(), 0.0)
-    room = 0.05 * (high - low) or 0.01
-    return low - room, high + room
 
 
 def interaction_dots(interaction: pd.DataFrame) -> Figure:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers.figures import tables
 from helpers.staleness.verdicts import FAMILIES
-from helpers.stats import intervals, roc
+from helpers.stats import intervals, paired_aurocs
 from helpers.updates.names import CONTROL, place_names
 
 
@@ -19,7 +19,7 @@ def verdict_table(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         if np.isnan(row["value"]):
             return "undefined: all scores are tied"
         if answer == "inconclusive":
-            answer += f" (n {row['n']} of {row['needed']:,})" if row["needed"] < roc.NEVER else " (at the margin)"
+            answer += f" (n {row['n']} of {row['needed']:,})" if row["needed"] < paired_aurocs.NEVER else " (at the margin)"
         return f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] {answer}"
 
     cells = table.assign(cell=table.apply(cell, axis=1)).pivot(index="label", columns="task", values="cell")
@@ -55,7 +55,7 @@ def _share(rows: pd.DataFrame, flag: str) -> str:
     if not len(part):
         return "–"
     e = intervals.rate_interval(part["value"], part["label"] + "/" + place_names(part))
-    return tables.Said(f"{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}] of {e.n}", part, "share")
+    return tables.Said(f"{tables.percent(e.value, e.low, e.high)} of {e.n}", part, "share")
 
 
 def staleness_sentences(table: pd.DataFrame) -> dict[str, str]:

@@ -181,8 +181,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[(table["module"] == "all") & (table["metric"].isin(SHOWN) | (table["metric"] == "overlap"))].reset_index(
         drop=True
     )
-    cells, found = tables.with_intervals(rows), {}
-    for row, cell in zip(rows.to_dict("records"), cells, strict=True):
+    found: dict[str, dict[str, str]] = {}
+    for row, cell in zip(rows.to_dict("records"), tables.with_intervals(rows), strict=True):
         name = SHOWN.get(row["metric"], f"overlap, k = {row['k']}")
         found.setdefault(row["source"], {"source": row["source"]})[name] = cell
     return pd.DataFrame(list(found.values()))
@@ -192,8 +192,8 @@ def choices(table: pd.DataFrame) -> pd.DataFrame:
     """One row a source: how alike its order of the modules is, and which share of the chosen ones is common, beside chance."""
     wanted = table["metric"].isin(["score_spearman", "jaccard", "jaccard_null"])
     rows = table[wanted].reset_index(drop=True)
-    cells, found = tables.with_intervals(rows), {}
-    for row, cell in zip(rows.to_dict("records"), cells, strict=True):
+    found: dict[str, dict[str, str]] = {}
+    for row, cell in zip(rows.to_dict("records"), tables.with_intervals(rows), strict=True):
         share = f"{100 * float(row['k']):g} % chosen" if row["k"] else ""
         words = {
             "score_spearman": "rank correlation of s",

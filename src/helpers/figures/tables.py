@@ -15,10 +15,15 @@ PERCENT = {
 }
 
 
+def percent(value: float, low: float, high: float) -> str:
+    """A share with its interval as text, in percent."""
+    return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
 def interval(metric: str, value: float, low: float, high: float) -> str:
     """The value with its interval as text: rates in percent, the rest with three significant digits."""
     if metric in PERCENT:
-        return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        return percent(value, low, high)
     if metric.startswith("change_in_"):
         return f"{100 * value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
     if "auroc" in metric:
@@ -98,9 +103,9 @@ FEW = 3  # rows that are named one by one; more are given by their places in the
 
 def source(text: str) -> dict[str, object]:
     """Where a text comes from: table, way, number of rows, and the rows by name or by place; {} for words without a table."""
-    rows = getattr(text, "rows", None)
-    if rows is None or not len(rows) or "table" not in rows.attrs:
+    if not isinstance(text, Said) or text.rows is None or not len(text.rows) or "table" not in text.rows.attrs:
         return {}
+    rows = text.rows
     name, part = rows.attrs["table"], rows.attrs.get("part", "")
     found: dict[str, object] = {"table": name, "how": text.how, "count": len(rows)}
     if len(rows) > FEW:

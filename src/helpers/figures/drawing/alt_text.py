@@ -47,8 +47,8 @@ def _range(name: str, ax: Axes, found: Sequence[Mark]) -> str:
     sides = [mark.along for mark in found if mark.mark == "point"]
     side = "x" if sides.count("x") > sides.count("y") else "y"
     drawn = [mark for mark in found if mark.mark in KINDS]
-    values = [mark.value if mark.mark == "cell" else getattr(mark, side) for mark in drawn]
-    values = [value for value in values if isinstance(value, float) and np.isfinite(value)]
+    seen = [mark.value if mark.mark == "cell" else getattr(mark, side) for mark in drawn]
+    values = [value for value in seen if isinstance(value, float) and np.isfinite(value)]
     if not values:
         return name
     cells = any(mark.mark == "cell" for mark in drawn)

@@ -6,7 +6,7 @@ renderer exchanges every colour on its way to the file. The figure itself is not
 
 import codecs
 import colorsys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib import cbook
@@ -74,11 +74,11 @@ def _lightened(rgb: Sequence[float], least: float) -> tuple[float, float, float]
     return (1.0, 1.0, 1.0)
 
 
-def _all_darkened(colours: Iterable) -> np.ndarray:
+def _all_darkened(colours: Collection) -> np.ndarray:
     """The same for rows of red, green, blue and opacity."""
     rows = np.array(colours, float, copy=True).reshape(-1, 4) if len(colours) else np.empty((0, 4))
     for row in rows:
-        row[:3] = darkened(row[:3])
+        row[:3] = darkened(tuple(row[:3]))
     return rows
 
 
@@ -154,7 +154,7 @@ class DarkRenderer(RendererSVG):
 
 def _middle(path: Path, transform: Transform) -> tuple[float, float]:
     """The middle of what is drawn; no place for an empty path."""
-    if not len(path.vertices):
+    if not np.size(path.vertices):
         return float("nan"), float("nan")
     box = path.get_extents(transform)
     return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2

@@ -99,6 +99,22 @@ def task_keys(tasks: Iterable[str]) -> dict[str, Line2D]:
     }
 
 
+def two_rows(upper: Mapping[str, Line2D], lower: Mapping[str, Line2D]) -> dict[str, Line2D]:
+    """Keys in the order in which a legend, which fills its columns first, shows the two as its two rows."""
+    blank = legend_key("none", "")
+    columns = max(len(upper), len(lower))
+    sides = [[*side.items(), *((" " * (i + 1 + k), blank) for i in range(columns - len(side)))]
+             for k, side in ((0, upper), (columns, lower))]  # fmt: skip
+    return {name: key for pair in zip(*sides, strict=True) for name, key in pair}
+
+
+def limits(rows: pd.DataFrame) -> tuple[float, float]:
+    """Limits with 0 and every interval inside."""
+    low, high = min(rows["low"].min(), 0.0), max(rows["high"].max(), 0.0)
+    room = 0.05 * (high - low) or 0.01
+    return low - room, high + room
+
+
 # ---------------------------------------------------------------- rows of variants
 
 

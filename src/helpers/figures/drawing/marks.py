@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
 from matplotlib.colors import to_hex
-from matplotlib.container import BarContainer, ErrorbarContainer
-from matplotlib.figure import Figure
+from matplotlib.container import BarContainer, Container, ErrorbarContainer
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, StepPatch
@@ -51,12 +51,12 @@ def marks(figure: Figure) -> list[Mark]:
     for ax in panels_of(figure):
         panel, names = panel_name(ax), {along: place_names(ax, along) for along in "xy"}
         for mark in _unique(_read(ax, keys)):
-            places = {along: _called(getattr(mark, along), names[along]) for along in "xy"}
-            found.append(replace(mark, panel=panel, **places))
+            x, y = (_called(getattr(mark, along), names[along]) for along in "xy")
+            found.append(replace(mark, panel=panel, x=x, y=y))
     return found
 
 
-def panels_of(figure: Figure) -> list[Axes]:
+def panels_of(figure: Figure | SubFigure) -> list[Axes]:
     """The axes that show something: neither the scale of a heat map nor a place left over for a legend."""
     return [ax for ax in figure.axes if not hasattr(ax, "_colorbar") and (ax.axison or ax.texts)]
 
@@ -88,10 +88,10 @@ def _artist(ax: Axes, artist: Artist, keys: dict[tuple, str]) -> Iterable[Mark]:
     if isinstance(artist, PathCollection):
         return [Mark("", name, "dot", *_pair(place)) for place in np.ma.filled(artist.get_offsets(), np.nan)]
     if isinstance(artist, LineCollection | PolyCollection):
-        return _extents([path.vertices for path in artist.get_paths()], name) if name else []
+        return _extents([np.asarray(path.vertices) for path in artist.get_paths()], name) if name else []
     if isinstance(artist, StepPatch):
-        data = artist.get_data()
-        return [_bar(name, *one) for one in zip(data.edges[:-1], data.edges[1:], data.values, strict=True)]
+        heights, edges, _ = artist.get_data()
+        return [_bar(name, *one) for one in zip(edges[:-1], edges[1:], heights, strict=True)]
     if isinstance(artist, Patch):
         return _area(ax, artist, name)
     return _cells(ax, artist) if isinstance(artist, QuadMesh | AxesImage) else []
@@ -115,7 +115,7 @@ def _errorbar(container: ErrorbarContainer, keys: dict[tuple, str]) -> Iterator[
             yield Mark("", one_line(name), "point", *_pair(place), low=float(low), high=float(high), along=side)
 
 
-def _bars(container: BarContainer, keys: dict[tuple, str]) -> list[Mark]:
+def _bars(container: Container, keys: dict[tuple, str]) -> list[Mark]:
     if not isinstance(container, BarContainer) or not len(container):
         return []
     name = container.get_label() if not str(container.get_label()).startswith("_") else _series(container[0], keys)
@@ -134,15 +134,16 @@ def _curve(ax: Axes, line: Line2D, name: str) -> Iterator[Mark]:
     if across and up:
         yield from (Mark("", name, kind, float(a), float(b)) for a, b in zip(x, y, strict=True))
     elif name and across != up and len(x) == 2:
-        yield Mark("", name, "reference", **({"x": float(x[0])} if across else {"y": float(y[0])}))
+        yield Mark("", name, "reference", x=float(x[0]) if across else None, y=None if across else float(y[0]))
 
 
 def _extents(shapes: Iterable[np.ndarray], name: str) -> Iterator[Mark]:
     """Lines and bands in the panel: their middle, and how far they reach upwards or across."""
     for shape in shapes:
         (left, low), (right, high) = shape.min(axis=0), shape.max(axis=0)
-        ends = (low, high, "y") if high > low else (left, right, "x")
-        yield Mark("", name, "band", float(left + right) / 2, float(low + high) / 2, None, *map(float, ends[:2]), ends[2])
+        first, last, along = (low, high, "y") if high > low else (left, right, "x")
+        middle = float(left + right) / 2, float(low + high) / 2
+        yield Mark("", name, "band", *middle, low=float(first), high=float(last), along=along)
 
 
 def _area(ax: Axes, patch: Patch, name: str) -> Iterable[Mark]:
@@ -150,8 +151,8 @@ def _area(ax: Axes, patch: Patch, name: str) -> Iterable[Mark]:
     across, up = patch.get_transform().contains_branch_seperately(ax.transData)
     if across and up and isinstance(patch, Polygon):
         outline = patch.get_xy()
-        ends = (len(outline) + 3) // 4  # up and down at every edge of a bin, and back along the ground
-        edges, heights = outline[: 2 * ends : 2, 0], outline[1 : 2 * ends - 1 : 2, 1]
+        count = (len(outline) + 3) // 4  # up and down at every edge of a bin, and back along the ground
+        edges, heights = outline[: 2 * count : 2, 0], outline[1 : 2 * count - 1 : 2, 1]
         return [_bar(name, *one) for one in zip(edges[:-1], edges[1:], heights, strict=False)]
     if not name or across == up:
         return []
@@ -160,11 +161,11 @@ def _area(ax: Axes, patch: Patch, name: str) -> Iterable[Mark]:
     return [Mark("", name, "band", low=float(ends[0]), high=float(ends[1]), along="x" if across else "y")]
 
 
-def _cells(ax: Axes, image: Artist) -> Iterator[Mark]:
+def _cells(ax: Axes, image: QuadMesh | AxesImage) -> Iterator[Mark]:
     """The cells of a heat map by row and column, with what is written in them."""
-    values = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
+    values = np.ma.filled(np.ma.asarray(image.get_array(), dtype=np.float64), np.nan)
     if isinstance(image, QuadMesh):
-        corners = image.get_coordinates()
+        corners = np.asarray(image.get_coordinates())
         middles = (corners[:-1, :-1] + corners[1:, 1:]) / 2
         values = values.reshape(middles.shape[:2])
     else:
@@ -203,15 +204,15 @@ def _look(artist: Artist) -> tuple[str, str, str]:
         marker = str(artist.get_marker())
         return to_hex(artist.get_color()), "" if marker in ("None", " ") else marker, str(artist.get_linestyle())
     getter = getattr(artist, "get_facecolor", None)
-    colours = np.atleast_2d(getter()) if getter else []
+    colours = np.atleast_2d(getter()) if getter else np.empty((0, 4))
     return (to_hex(colours[0]) if len(colours) else "", "", "")
 
 
 def _keys(figure: Figure) -> dict[tuple, str]:
     """The names in the figure's legends, by look: as exact as can be, and by less where that still tells them apart."""
-    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    legends = [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]
     pairs = [(_look(key), one_line(text.get_text())) for one in legends
-             for key, text in zip(one.legend_handles, one.get_texts(), strict=False)]  # fmt: skip
+             for key, text in zip(one.legend_handles, one.get_texts(), strict=False) if key is not None]  # fmt: skip
     found: dict[tuple, str] = {}
     for size in (3, 2, 1):
         for look, name in pairs:
@@ -261,7 +262,7 @@ def place_names(ax: Axes, along: str) -> dict[float, str]:
         formatter, places = axis.get_major_formatter(), axis.get_majorticklocs()
         fixed = isinstance(axis.get_major_locator(), FixedLocator) and isinstance(formatter, FuncFormatter | FixedFormatter)
         if fixed and np.array_equal(places, getattr(ax, f"{along}axis").get_majorticklocs()):
-            texts = [one_line(text) for text in formatter.format_ticks(places)]
+            texts = [one_line(text) for text in formatter.format_ticks(list(places))]
             if any(texts) and np.allclose(np.diff(places), 1):
                 return dict(zip(map(float, places), texts, strict=True))
     return {}

@@ -1,6 +1,7 @@
 """Table in, figure out: one style for all figures. Intervals are always drawn; colours tell families apart in grey as well."""
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.figures.drawing import export
+
+Places: TypeAlias = Sequence[float] | np.ndarray | pd.Series
 
 PALETTE = {
     "ink": "#1b2a41",
@@ -53,7 +56,7 @@ def label(name: str) -> str:
 
 
 def bars(
-    ax: Axes, places: Sequence[float], rows: pd.DataFrame, colour: str, marker: str = "o", across: bool = False, **options
+    ax: Axes, places: Places, rows: pd.DataFrame, colour: str, marker: str = "o", across: bool = False, **options: Any
 ) -> None:
     """Draws each row's value with its interval at its place: upwards, or `across` the page where places are rows."""
     value = rows["value"].to_numpy(float)
