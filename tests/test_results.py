@@ -95,17 +95,6 @@ def test_a_written_table_has_its_columns_in_order_and_its_types(run):
     assert table.dtypes[["strength", "value", "low", "high"]].tolist() == [np.dtype("float64")] * 4
 
 
-def test_the_results_folder_is_the_projects_unless_another_is_named(tmp_path, monkeypatch):
-    monkeypatch.delenv("AFTER_UPDATE_RESULTS", raising=False)
-    monkeypatch.setenv("AFTER_UPDATE_ROOT", str(tmp_path))
-    assert folders.results_root() == tmp_path / "results"
-    monkeypatch.delenv("AFTER_UPDATE_ROOT")
-    (tmp_path / "_toc.yml").touch()
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert folders.project_root() == tmp_path
-
-
 # --- the schema ---
 
 
