@@ -1,6 +1,6 @@
 """The order of running: one rule a chapter, over models x seeds. `python -m helpers study` writes the plan and calls this.
 
-What is done is decided before (src/helpers/study/chapters.py): the plan holds only what must run, so times of files, parameters
+What is done is decided before (src/helpers/study/statuses.py): the plan holds only what must run, so times of files, parameters
 and earlier records of snakemake play no part. Each job reads its parameters from a file and touches a mark when it is done.
 """
 

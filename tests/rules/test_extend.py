@@ -34,7 +34,7 @@ from helpers.updates import quantizers
 from helpers.updates.quantizers import relative_error
 
 PAGE = Path(__file__).parents[2] / "book" / "extend.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```python\n(# in .*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# in (?:src/helpers|tests)/([\w/]+)\.py\n")
 LONGEST = 20  # lines of an example
 

@@ -48,7 +48,7 @@ def extract(source: Source, archive: Path, target: Path) -> None:
 
 
 def _refused(source: Source, why: str) -> StudyError:
-    return StudyError(f"{source}: {why}; nothing was kept, the pin in helpers/sources.py needs another archive", REFUSED)
+    return StudyError(f"{source}: {why}; nothing was kept, the pin in helpers/data/source_list.py needs another archive", REFUSED)
 
 
 def _zip_entries(opened: zipfile.ZipFile) -> Iterator[_Entry]:
