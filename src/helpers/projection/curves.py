@@ -99,7 +99,7 @@ def curve_module_rows(variant: Variant, restored: Restored) -> pd.DataFrame:
 def choose(table: pd.DataFrame, prompt_set: str = "advbench/validation") -> dict[tuple[str, str, str], float]:
     """The strength of each restoration, by adapter, precision and restoration, from the curves on validation prompts.
 
-    It is the smallest at which non-refusal is at most the aligned model's plus the margin for refusals (`stats.intervals.MARGINS`),
+    It is the smallest at which non-refusal is at most the aligned model's plus the margin for refusals (`intervals.MARGINS`),
     or where there is none, the one with the lowest non-refusal.
     """
     rows = table[(table["metric"] == "non_refusal") & (table["measured_on"] == prompt_set)]
