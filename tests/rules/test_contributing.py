@@ -58,15 +58,7 @@ def test_there_are_four_walks_each_through_one_file_of_src_and_one_of_tests():
         assert blocks[1][0] in command
 
 
-def test_a_walk_works_as_written(copy):
-    walk(copy, "src", "tests")
-    command = WALKS["quantizer"][1][0]
-    code, said = outcome(copy, command)
-    assert code == 0, said
-    assert re.search(r"[1-9]\d* passed", said), said
-
-
-@slow("the same of the other walks, and each without its line in the tests")
+@slow("copies of the project and pytest in them; the form of the walks is looked at each time")
 @pytest.mark.parametrize("name", WALKS)
 def test_every_walk_works_and_the_tests_speak_where_its_second_half_is_left_out(copy, name):
     walk(copy, "src")

@@ -2,7 +2,7 @@
 
 import pytest
 from support.bland import example
-from support.tiers import mostly_slow
+from support.tiers import slow
 from test_meter import spent
 
 from helpers import folders
@@ -95,7 +95,7 @@ def test_what_is_over_its_budget_is_told_by_how_much():
 
 
 @pytest.mark.real
-@mostly_slow("reads the embedded sets at the sizes of the larger profile", "quick")
+@slow("makes the embedded model and reads its texts; the plan of smoke is counted and held each time")
 @pytest.mark.parametrize("profile", budget.BUDGETS)
 def test_a_profile_keeps_to_its_budget(embedded, profile):
     plan = plans.check(ROOT, profile, seeds=[0])

@@ -162,6 +162,7 @@ def content(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- the whole way
 
 
+@slow("three more studies; the smoke study skips, and its statuses say what a change runs again")
 def test_study_runs_skips_and_reruns_only_what_changed(toy):
     code, out, err = call(toy, "study")
     assert (code, err) == (0, ""), out + err
