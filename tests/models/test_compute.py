@@ -83,7 +83,7 @@ def test_an_unknown_compute_is_refused_by_name(monkeypatch):
 def test_bf16_without_units_works_and_warns_once_with_the_factor(monkeypatch, tiny):
     monkeypatch.setattr(compute, "native", lambda device: False)
     compute._warn.cache_clear()
-    with compute.using("bf16"), pytest.warns(UserWarning, match=f"emulated bf16, about {compute.EMULATED} times"):
+    with compute.using("bf16"), pytest.warns(UserWarning, match=f"bf16 without fast units, up to {compute.EMULATED} times"):
         assert loading.load(tiny).model.dtype == torch.bfloat16
     with compute.using("bf16"), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -92,11 +92,13 @@ def test_bf16_without_units_works_and_warns_once_with_the_factor(monkeypatch, ti
 
 
 def test_a_machine_without_units_is_told_by_what_onednn_may_use():
-    """The detection in a process that may use AVX2 at most: what a laptop without bf16 units would say."""
+    """The detection in a process that may use AVX2 at most, or bf16 dot products without tiles: both are faster in float32."""
     code = "from helpers.models import compute; print(compute.resolve('auto').name)"
     kept = {k: v for k, v in os.environ.items() if k != compute.VARIABLE}
     limited = {**kept, "DNNL_MAX_CPU_ISA": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     assert subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True).stdout.strip() == "fp32"
+    dots = "import torch; torch.cpu._is_amx_tile_supported = lambda: False; torch.cpu._is_avx512_bf16_supported = lambda: True; "
+    assert subprocess.run([sys.executable, "-c", dots + code], env=kept, capture_output=True, text=True).stdout.strip() == "fp32"
 
 
 # ---------------------------------------------------------------- the same model in either

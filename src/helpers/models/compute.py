@@ -1,9 +1,10 @@
 """Compute: the number format in which a machine multiplies. Precision, the format that weights are stored in, is another thing.
 
 With compute bf16 the products are made in bfloat16; with fp32 in float32, of weights whose values still lie on the grid of
-their precision: the same model, finer arithmetic. A CPU without bf16 units emulates bfloat16 and takes several times as long
-as in float32; `auto` therefore means bf16 where a machine has units for it, else fp32. The setting belongs to a process, like
-the number of threads: it is read from the environment, where the runner puts it, so that kernels and their children agree.
+their precision: the same model, finer arithmetic. A CPU without bf16 tiles (AMX) takes longer in bfloat16 than in float32, also
+one with the dot products of AVX512-BF16 (`make bench` measures it); `auto` therefore means bf16 where a machine has fast units
+for it, else fp32. The setting belongs to a process, like the number of threads: it is read from the environment, where the
+runner puts it, so that kernels and their children agree.
 """
 
 import os
@@ -22,12 +23,12 @@ if TYPE_CHECKING:  # the runner and the doctor name a compute without waiting fo
 
 NAMES = ("auto", "bf16", "fp32")
 VARIABLE = "AFTER_UPDATE_COMPUTE"
-EMULATED = 4  # how many times as long a forward pass takes in emulated bf16 as in float32 (measured with AVX2: 3.7)
+EMULATED = 4  # at most so many times as long takes bf16 without fast units as float32 (AVX2: 3.7; AVX512-BF16: 1.4 to 1.7)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A number format, `bf16` or `fp32`, and whether this machine has units for bf16."""
+    """A number format, `bf16` or `fp32`, and whether this machine has fast units for bf16."""
 
     name: str
     native: bool
@@ -43,10 +44,14 @@ class Compute:
     def words(self) -> str:
         """What was chosen and what it costs, for a line on the screen."""
         if self.name == "bf16":
-            return "computing in bf16" if self.native else f"computing in emulated bf16, about {EMULATED} times the time of fp32"
+            return (
+                "computing in bf16"
+                if self.native
+                else f"computing in bf16 without fast units, up to {EMULATED} times the time of fp32"
+            )
         if self.native:
             return "computing in float32, although this machine has bf16 units: two to five times the time of bf16"
-        return "this CPU has no bf16 units: computing in float32, about 2.5 times the time of one that has"
+        return "this CPU has no fast bf16 units: computing in float32"
 
     def autocast(self, device: "torch.device") -> AbstractContextManager:
         """The context of a training step on float32 weights: products in bf16 where compute is bf16, else as they are."""
@@ -57,7 +62,7 @@ class Compute:
 
 @lru_cache
 def native(device: str = "cpu") -> bool:
-    """Whether a device multiplies bfloat16 in units of its own: what oneDNN may use, and not only emulate, decides on a CPU."""
+    """Whether a device is faster in bfloat16 than in float32: on an x86 CPU, where it has tiles for it that oneDNN may use."""
     import torch
 
     if device.startswith("cuda"):
@@ -66,8 +71,8 @@ def native(device: str = "cpu") -> bool:
         return False
     if platform.machine().lower() not in {"x86_64", "amd64"}:
         return True  # ARM: oneDNN says yes only where the instructions are there
-    units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # oneDNN also emulates, on AVX-512
-    return "AVX512" in torch.backends.cpu.get_cpu_capability() and units
+    # With the dot products of AVX512-BF16 alone, a pass took 1.7, a LoRA step 1.4 times as long as in float32.
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() and torch.cpu._is_amx_tile_supported()
 
 
 def resolve(asked: str, device: str = "cpu") -> Compute:
