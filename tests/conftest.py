@@ -32,6 +32,7 @@ SHAPED = (
 )
 install_import_hook(SHAPED, "beartype.beartype")
 CACHE = "AFTER_UPDATE_CACHE"
+COMPUTE = "AFTER_UPDATE_COMPUTE"
 USERS_CACHE = os.environ.get(CACHE)
 LOOPBACK = {"127.0.0.1", "::1", "localhost", ""}
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
@@ -54,6 +55,8 @@ def isolated_cache(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv(CACHE, str(folder))
+        if COMPUTE not in os.environ:  # many tests compare bits that were rounded to bf16; test_compute tries both
+            patch.setenv(COMPUTE, "bf16")
         yield folder
 
 
