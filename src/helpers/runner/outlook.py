@@ -38,7 +38,7 @@ class Outlook:
         count = cores()
         parts = [f"{count} core{'s' * (count != 1)}", self.compute.words]
         if self.total.cost:
-            parts += [f"{self.total.words} planned", f"about {console.took(60 * self.minutes)} from an empty cache"]
+            parts += [f"{self.total.words} planned", f"at least {console.took(60 * self.minutes)} from an empty cache"]
         return "; ".join(parts)
 
 
