@@ -27,6 +27,7 @@ OWN: dict[str, tuple[str, ...]] = {  # the columns of each table between the key
     "subspaces": ("source", "module", "k"),
     "weights": ("module",),
     "comparisons": ("reference", "judge", "prompt_set"),
+    "items": ("judge", "prompt_set", "item"),
     "monitors": ("task", "probe", "layer", "depth"),
     "staleness": ("task", "probe", "layer", "depth"),
     "interaction": ("task", "probe", "layer"),
