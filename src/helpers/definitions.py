@@ -78,12 +78,12 @@ JUDGES = Definition("judges", 1, code=("models.judge_types", "models.judges", "m
 # ---------------------------------------------------------------- models that are made, and kept
 
 TRAIN = Definition("train", 1, (MODELS, QUANTIZE, LOWRANK), code=("updates.training", "updates.names", "updates.recipes"))
-SALORA = Definition("salora", 1, (TRAIN,), code=("updates.salora",))
+SALORA = Definition("salora", 2, (TRAIN,), code=("updates.salora",))
 ALIGN = Definition("align", 1, (TRAIN, REPLIES, JUDGES), code=("updates.safety_tuning",))
 RESTORE = Definition(
-    "restore", 1, (QUANTIZE, LOWRANK),
-    code=("projection.alignment_matrix", "projection.subspaces", "projection.safelora", "projection.restorations",
-          "projection.restored_updates"),
+    "restore", 2, (QUANTIZE, LOWRANK, TRAIN),
+    code=("projection.alignment_matrix", "projection.subspaces", "projection.safelora", "projection.safety_inputs",
+          "projection.restorations", "projection.restored_updates"),
 )  # fmt: skip
 VARIANT = Definition("variant", 1, (QUANTIZE, LOWRANK), code=("updates.variants",))  # its key names update and restoration too
 

@@ -30,8 +30,11 @@ SHAPES = {
 }
 SQUARE = "b.0.q_proj"
 K, RANK, SEED = 4, 3, 11
-MADE = [name for name in RESTORATIONS if name != "salora"]  # not by training
-ORDERED = [name for name in MADE if name not in {"none", "safelora-threshold", "splora"}]  # by safelora's cosine
+WHOLE = [name for name, rule in RESTORATIONS.items() if rule.whole]  # they change all modules at once: tests of their own
+MADE = [name for name in RESTORATIONS if name != "salora" and name not in WHOLE]  # not by training
+LOTS = ["random-modules", "random-modules-2", "random-modules-3"]
+DISTANCES = ["splora", "splora-nearest"]
+ORDERED = [name for name in MADE if name not in {"none", "safelora-threshold", "safelora-last", *DISTANCES, *LOTS}]  # by cosine
 
 
 def gaussian(*shape: int, seed: int) -> torch.Tensor:
@@ -133,13 +136,16 @@ DENSE = {  # what multiplies BA from the left
     "none": lambda v, left, ba, g: torch.eye(len(v)),
     "safelora": lambda v, left, ba, g: safelora_matrix(v),
     "safelora-threshold": lambda v, left, ba, g: safelora_matrix(v),
+    "safelora-last": lambda v, left, ba, g: safelora_matrix(v),
     "splora": lambda v, left, ba, g: torch.zeros(len(v), len(v)),
+    "splora-nearest": lambda v, left, ba, g: torch.zeros(len(v), len(v)),
     "orthogonal-keep": lambda v, left, ba, g: projector(v),
     "orthogonal-remove": lambda v, left, ba, g: torch.eye(len(v)) - projector(v),
     "zero": lambda v, left, ba, g: torch.zeros(len(v), len(v)),
     "norm-matched": lambda v, left, ba, g: torch.eye(len(v)) * (safelora_matrix(v) @ ba).norm() / ba.norm(),
     "random-spectrum": lambda v, left, ba, g: conjugated_matrix(v, left, g),
     "random-subspace": lambda v, left, ba, g: random_projector(v, left, g),
+    **dict.fromkeys(LOTS, lambda v, left, ba, g: torch.zeros(len(v), len(v))),
 }
 
 
@@ -166,7 +172,9 @@ def test_scores_are_those_of_the_dense_matrices(pair, adapter, name):
         v, ba = pair.change(row.module).dense().double(), adapter[row.module].dense().double()
         moved = safelora_matrix(v) @ ba
         assert row.before == pytest.approx(float(ba.norm()), rel=1e-5)
-        if name == "splora":
+        if name in LOTS:
+            assert 0 <= row.score < 1
+        elif name in DISTANCES:
             assert row.score == pytest.approx(float((moved - ba).norm()), rel=1e-6)
             assert math.isfinite(row.z + row.z_robust)
             assert 1 / (safelora.DRAWS + 1) <= row.p <= 1
@@ -230,11 +238,11 @@ def test_the_random_matrix_has_the_spectrum_of_safeloras(pair):
 @pytest.mark.parametrize("name", MADE)
 def test_c_times_v_scales_c_and_leaves_scores_and_projectors(adapter, name):
     small, large = pair_of(size=0.1), pair_of(size=0.3)
-    factor = 3 if name in {"safelora", "safelora-threshold", "norm-matched", "random-spectrum"} else 1
+    factor = 3 if name in {"safelora", "safelora-threshold", "safelora-last", "norm-matched", "random-spectrum"} else 1
     one, other = (prepare(adapter, pair, named(name), SEED).at(1.0) for pair in (small, large))
     for module in adapter:
         close(dense(other.update[module]), factor * dense(one.update[module]), 1e-4)
-    if name != "splora":  # its distance is not the same in other units of V
+    if name not in DISTANCES:  # a distance is not the same in other units of V
         assert other.table["score"].tolist() == pytest.approx(one.table["score"].tolist(), rel=1e-4)
 
 
@@ -244,7 +252,7 @@ def test_a_folded_scale_goes_through(pair, adapter, name):
     one, other = (prepare(update, pair, named(name), SEED).at(1.0) for update in (adapter, twice))
     for module in adapter:
         close(dense(other.update[module]), 2 * dense(one.update[module]))
-    for column, factor in {"score": 2 if name == "splora" else 1, "z": 1, "p": 1, "after": 2}.items():
+    for column, factor in {"score": 2 if name in DISTANCES else 1, "z": 1, "p": 1, "after": 2}.items():
         expected = (factor * one.table[column]).tolist()
         assert other.table[column].tolist() == pytest.approx(expected, rel=1e-4, nan_ok=True)
 
@@ -275,7 +283,7 @@ def test_a_zero_update_stays_zero(pair, adapter, name):
     assert all(not low.dense().any() for low in found.update.values())
     assert (found.table[["before", "after"]] == 0).all(axis=None)
     assert found.table["z"].isna().all()
-    assert name == "splora" or found.table["score"].isna().all()
+    assert name in DISTANCES or found.table["score"].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -329,7 +337,7 @@ def test_an_update_off_v_has_cosine_zero_and_comes_first():
     assert table["changed"].tolist() == [False, True]
 
 
-@pytest.mark.parametrize("name", ["safelora", "splora"])
+@pytest.mark.parametrize("name", ["safelora", "safelora-last", "splora", "splora-nearest", "random-modules"])
 def test_a_module_without_an_update_comes_last(pair, adapter, name):
     for module in adapter:
         prepared = prepare({**adapter, module: adapter[module].scaled(0.0)}, pair, name, SEED)
@@ -357,7 +365,8 @@ def test_bf16_factors_give_bf16_factors(pair, adapter, name):
 def test_the_same_seed_gives_the_same_update_and_another_only_where_it_draws(pair, adapter, name):
     first, again, other = (restored(adapter, pair, name, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[m].left, again[m].left) for m in adapter)
-    assert all(torch.equal(first[m].left, other[m].left) for m in adapter) != name.startswith("random")
+    drawn = name.startswith("random") and name not in LOTS  # lots decide the order, and at 1.0 all are changed
+    assert all(torch.equal(first[m].left, other[m].left) for m in adapter) != drawn
 
 
 def test_a_restored_adapter_attaches_through_peft_unchanged(tiny, tiny_model, tmp_path):
@@ -380,6 +389,53 @@ def test_a_restored_adapter_attaches_through_peft_unchanged(tiny, tiny_model, tm
         lora.exchange_(attached, found.update)
         torch.testing.assert_close(attached(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
         assert float((attached(input_ids=ids).logits - bare).norm()) > 0.05 * float(bare.norm())
+
+
+# ---------------------------------------------------------------- orders
+
+
+def chosen(update, pair: Pair, name: str, strength: float, seed: int = SEED) -> set[str]:
+    table = prepare(update, pair, named(name), seed).at(strength).table
+    return set(table["module"][table["changed"]])
+
+
+@pytest.mark.parametrize(("one", "other"), [("safelora", "safelora-last"), ("splora", "splora-nearest")])
+def test_an_opposite_order_begins_where_the_other_ends(pair, adapter, one, other):
+    for strength, rest in ((0.2, 0.8), (0.4, 0.6)):
+        assert chosen(adapter, pair, one, strength) == set(adapter) - chosen(adapter, pair, other, rest)
+
+
+def test_lots_are_drawn_by_seed_and_name_and_are_nested(pair, adapter):
+    orders = {prepare(adapter, pair, name, seed).order for name in LOTS for seed in (1, 2)}
+    assert len(orders) > 4  # of 6 draws of 120 orders
+    assert chosen(adapter, pair, "random-modules", 0.2) < chosen(adapter, pair, "random-modules", 0.6)
+    shares = pd.Series([m for seed in range(200) for m in chosen(adapter, pair, "random-modules", 0.4, seed)]).value_counts()
+    assert len(shares) == len(adapter)
+    assert shares.between(80 - 28, 80 + 28).all()  # each two of five times: four standard deviations of a fair draw
+
+
+# ---------------------------------------------------------------- the whole update at once
+
+
+def test_shrinking_takes_the_whole_update_down(pair, adapter):
+    prepared = prepare(adapter, pair, "shrink", SEED)
+    for strength, factor in ((0.0, 1.0), (0.25, 0.75), (1.0, 0.0)):
+        found = prepared.at(strength)
+        for module, low in adapter.items():
+            close(found.update[module].dense(), factor * low.dense())
+        assert found.table["changed"].all() == (strength > 0)
+        assert found.table["after"].tolist() == pytest.approx((factor * found.table["before"]).tolist())
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.6, 1.0])
+def test_an_update_shrunk_to_a_norm_has_that_of_safelora_and_its_own_directions(pair, adapter, strength):
+    def norm(update) -> float:
+        return math.sqrt(sum(low.norm() ** 2 for low in update.values()))
+
+    ours, theirs = (prepare(adapter, pair, name, SEED).at(strength).update for name in ("shrink-to-norm", "safelora"))
+    assert norm(ours) == pytest.approx(norm(theirs), rel=1e-5)
+    assert norm(theirs) < 0.95 * norm(adapter)  # control: something was taken away
+    assert all(lora.cosine(ours[m], adapter[m]) == pytest.approx(1) for m in adapter)
 
 
 # ---------------------------------------------------------------- the nulls
@@ -519,6 +575,17 @@ def test_what_v_alone_decides_is_computed_once_a_pair(adapter):
     assert len(reads) == len(MADE) * len(adapter)
 
 
+def test_a_module_that_is_asked_for_twice_in_a_row_is_quantized_once(monkeypatch):
+    """SafeLoRA asks for V and for its null, and to quantize a weight takes longer than both."""
+    asked, plain = [], quantizers.QUANTIZERS["nf4"]
+    monkeypatch.setitem(quantizers.QUANTIZERS, "nf4", lambda weight, gram: asked.append(1) or plain(weight, gram))
+    shapes = {"m": (64, 64), "n": (64, 128)}
+    whole = pair_of(shapes)
+    pair = Pair(*(alignment_matrix.quantized(w, "nf4") for w in (whole.base, whole.aligned)), whole.modules)
+    prepare(adapter_of(shapes), pair, "safelora", SEED)
+    assert len(asked) == 2 * len(shapes)  # a base and an aligned weight of each module
+
+
 class Largest(TorchDispatchMode):
     """Remembers how many numbers the largest tensor held that any operation made."""
 
@@ -560,6 +627,7 @@ def test_a_random_spectrum_stays_low_rank_too():
 def test_every_name_is_parsed_with_its_default_k(name):
     assert parse(name) == NamedRestoration(name, RESTORATIONS[name].k, "")
     assert parse(f"{name}:gptq-4-mixed") == NamedRestoration(name, RESTORATIONS[name].k, "gptq-4-mixed")
+    assert parse(f"{name}-x16:nf4-both") == NamedRestoration(name, RESTORATIONS[name].k, "nf4-both", 16.0)
     if RESTORATIONS[name].k:
         assert parse(f"{name}-k64:nf4-both") == NamedRestoration(name, 64, "nf4-both")
     else:
@@ -584,6 +652,9 @@ NAMES = {
     "orthogonal-keep-k3.5": "unknown restoration",
     "": "unknown restoration",
     "safelora\n": "unknown restoration",
+    "safelora-x0": "V is made -x0 times as large; give a number above 0",
+    "safelora-x1.2.3": "V is made -x1.2.3 times",
+    "safelora-x16:gptq-4-both": "GPTQ is calibrated on the aligned model as it is; leave '-x16' out",
     "safelora:": "unknown source of V ''",
     "safelora:nf4": "unknown source of V 'nf4'.*did you mean 'nf4-",
     "safelora:nf5-both": "did you mean 'nf4-both'.*one of none, int8",
@@ -627,7 +698,7 @@ def test_a_module_that_the_pair_lacks_is_named(pair, adapter):
         prepare({"b.9.q_proj": adapter[SQUARE], **adapter}, pair, "zero", SEED)
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", [*MADE, *WHOLE])
 def test_no_update_says_what_is_needed(pair, name):
     with refused(USAGE, f"'{name}' needs an update", "give an adapter"):
         prepare({}, pair, named(name), SEED)
@@ -637,6 +708,9 @@ def test_no_update_says_what_is_needed(pair, name):
 def test_an_unaligned_module_is_refused_by_name(adapter, name):
     plain = pair_of()
     pair = Pair(plain.base, lambda m: plain.base(m) if m == "b.0.up_proj" else plain.aligned(m), plain.modules)
+    if name in LOTS:  # they know nothing of V
+        assert prepare(adapter, pair, name, SEED).at(1.0).table["changed"].all()
+        return
     with refused(NOT_COMPARABLE, "'b.0.up_proj'", "V = 0"):
         prepare(adapter, pair, named(name), SEED)
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
 NOUNS = ("lamp", "river", "garden", "engine", "violin", "ladder", "window", "basket")
 ROWS = [Row(f"Polish the {noun}" + " and wait" * (i % 3), f"The {noun} shines.") for i, noun in enumerate(NOUNS)]
-SAFETY = [Row(f"Never: bury the {noun}" + " at noon" * (i % 2)) for i, noun in enumerate(NOUNS)]
+SAFETY = [Row(f"Never: bury the {noun}" + " at noon" * (i % 2), f"No, the {noun} stays up.") for i, noun in enumerate(NOUNS)]
 RECIPE = Recipe(kind="salora", epochs=2, batch=4, rank=4, lr=1e-3, seed=3)
 IDS = torch.arange(3, 60)[None]
 
@@ -112,7 +112,7 @@ def test_the_factors_start_at_the_leading_triplets_of_the_weights(tiny):
         weight.copy_((u * 2.0 ** -torch.arange(len(s))) @ v)
     examples = rows_of(language)
     names = quantizers.linear_names(language.model)
-    task = salora.output_directions(language, names, [example.ids for example in examples])
+    task = salora.output_directions(language, names, examples)
     for name, start in started(language).items():
         u, s, v = (t[..., :4] for t in torch.svd(language.model.get_submodule(name).weight))
         top = (u * s) @ v.T
@@ -131,14 +131,14 @@ def test_the_directions_are_the_leading_right_singular_vectors_of_x_wt(tiny_mode
         if name.endswith("bias"):
             parameter.normal_(std=3)
     language = replace(tiny_model, model=model)
-    texts = [list(range(5, 5 + 9 * n)) for n in (9, 2, 4)]
+    texts = [training.TokenizedRow(tuple(range(5, 5 + 9 * n)), 4) for n in (9, 2, 4)]
     names = quantizers.linear_names(model)
     seen = {name: [] for name in names}
     for name in names:
         model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: seen[name].append(inputs[0][0]))
     for text in texts:
-        model(input_ids=torch.tensor([text]))
-    inputs = {name: torch.cat(found) for name, found in seen.items()}
+        model(input_ids=torch.tensor([text.ids]))
+    inputs = {name: torch.cat([states[4:] for states in found]) for name, found in seen.items()}
     for name, found in salora.output_directions(language, names, texts).items():
         y = inputs[name] @ model.get_submodule(name).weight.T
         exact = torch.linalg.svd(y, full_matrices=False).Vh[: found.shape[1]].T
@@ -150,22 +150,44 @@ def test_the_directions_are_the_leading_right_singular_vectors_of_x_wt(tiny_mode
 
 def test_what_the_texts_cannot_tell_is_left_out(tiny_model):
     names = quantizers.linear_names(tiny_model.model)
-    few = salora.output_directions(tiny_model, names, [[5, 6, 7], [5, 6, 7], [5, 6]])
+    rows = [training.TokenizedRow(ids, 0) for ids in ((5, 6, 7), (5, 6, 7), (5, 6))]
+    few = salora.output_directions(tiny_model, names, rows)
     assert all(found.shape[1] <= 3 for found in few.values())  # the rows begin alike: three outputs in all
     assert not any(tiny_model.model.get_submodule(name)._forward_hooks for name in names)
 
 
 def test_a_batch_is_bounded_and_reaches_the_end_of_the_rows(monkeypatch):
-    texts = [[i] * (10 + i % 5) for i in range(200)]
-    assert len(salora._batch(texts)) == salora.ROWS
-    assert salora._batch(texts)[-1][0] >= 190
+    rows = [training.TokenizedRow((i,) * (10 + i % 5), 3) for i in range(200)]
+    assert len(salora.one_batch(rows)) == salora.ROWS
+    assert salora.one_batch(rows)[-1].ids[0] >= 190
     monkeypatch.setattr(salora, "BATCH_TOKENS", 100)
-    assert [text[0] for text in salora._batch(texts)] == [0, 28, 57, 85, 114, 142, 171]
-    assert salora._batch([[1] * 500]) == [[1] * 500]
-    monkeypatch.setattr(salora, "TOKENS", 7)
-    places = salora._tokens([3, 1, 6], 6).tolist()
-    assert len(set(places)) == 7
-    assert set(places) <= {0, 1, 2, 6, 12, 13, 14, 15, 16, 17}  # the padding lies at 3-5 and 7-11
+    assert [row.ids[0] for row in salora.one_batch(rows)] == [0, 28, 57, 85, 114, 142, 171]
+    long = [training.TokenizedRow((1,) * 500, 3)]
+    assert salora.one_batch(long) == long
+    places = salora.drawn_places([(1, 3), (0, 1), (2, 6)], 6, 5).tolist()
+    assert len(set(places)) == 5
+    assert set(places) <= {1, 2, 6, 14, 15, 16, 17}  # neither what lies before a span nor the padding behind it
+
+
+def test_directions_are_read_from_replies_and_not_from_prompts(tiny):
+    """Planted: embeddings in which the tokens of prompts and those of replies span two orthogonal planes of two axes each."""
+    language = opened(tiny)
+    rows = [training.TokenizedRow((10, 11, 10, 20 + i % 2, 21 - i % 2), 3) for i in range(8)]
+    with torch.no_grad():
+        embedded = language.model.get_input_embeddings().weight
+        for axis, token in enumerate((10, 11, 20, 21)):
+            embedded[token] = 0
+            embedded[token, axis] = 1
+        first = language.model.model.layers[0]
+        first.input_layernorm.weight.fill_(1)
+        first.self_attn.q_proj.weight.copy_(torch.eye(*first.self_attn.q_proj.weight.shape))
+    name = "model.layers.0.self_attn.q_proj"
+    found = salora.output_directions(language, [name], rows)[name]
+    assert found.shape[1] == 2
+    assert found[2:4].norm() == pytest.approx(2**0.5, abs=1e-4)  # the plane of the replies
+    assert found[:2].norm() < 1e-4  # and nothing of the prompts'
+    whole = salora.output_directions(language, [name], [replace(row, start=0) for row in rows])[name]
+    assert whole[:2].norm() == pytest.approx(2**0.5, abs=1e-4)  # control: they are there to be read
 
 
 # ---------------------------------------------------------------- the fixed module
@@ -268,23 +290,25 @@ def test_bf16_keeps_these_factors_and_would_lose_the_paper_s_own(tiny, trained):
         theirs = LowRank(torch.cat([pair.left[:, :rank] + kept, -kept], 1), torch.cat([a, start.right]))
         torch.testing.assert_close(theirs.dense(), pair.dense(), rtol=0, atol=1e-6)
         assert error(pair, pair.dense()) < 0.01
-        assert error(theirs, pair.dense()) > 3 * error(pair, pair.dense())
+        assert error(theirs, pair.dense()) > 2 * error(pair, pair.dense())
 
 
 @torch.no_grad()
 def outputs(language: loading.LanguageModel, adapter: lora.Adapter, names: list[str]) -> dict[str, torch.Tensor]:
-    """What modules put out at the tokens of the safety prompts, with an adapter attached."""
+    """What modules put out at the tokens of the refusals, with an adapter attached."""
     found = {name: [] for name in names}
     model = lora.attach(language.model, adapter) if adapter else language.model
     for name in names:
         module = language.model.get_submodule(name)
         module.register_forward_hook(lambda module, inputs, output, name=name: found[name].append(output[0]))
     for example in training.examples(language.tokenizer, SAFETY, RECIPE.limit):
-        model(input_ids=torch.tensor([example.ids[: example.start]]))
+        model(input_ids=torch.tensor([example.ids]))
+        for kept in found.values():
+            kept[-1] = kept[-1][example.start :]
     return {name: torch.cat(kept) for name, kept in found.items()}
 
 
-def test_what_is_read_of_safety_prompts_stays_where_a_lora_of_equal_norm_moves_it(tiny, trained, plain):
+def test_what_is_read_of_refusals_stays_where_a_lora_of_equal_norm_moves_it(tiny, trained, plain):
     """A module's outputs keep their place along V_s while its inputs are as they were, and move elsewhere like LoRA's."""
     names = [f"model.layers.0.self_attn.{side}_proj" for side in "qkv"]
     scale = {name: pair.norm() / plain[name].norm() for name, pair in trained[1].items()}
@@ -316,13 +340,12 @@ def test_a_seed_repeats_bit_for_bit_and_another_does_not(train, usual):
     assert not equal(one.tensors, train(replace(RECIPE, seed=4)).tensors)
 
 
-def test_neither_alpha_nor_the_global_seed_matters_and_the_safety_prompts_do(train, usual):
+def test_neither_alpha_nor_the_global_seed_matters_and_the_safety_rows_do(train, usual):
     one = usual[1]
     torch.manual_seed(77)
     assert equal(one.tensors, train(replace(RECIPE, alpha=99)).tensors)
     assert not equal(one.tensors, train(safety=SAFETY[:3]).tensors)
-    with_replies = [replace(row, reply="No.") for row in SAFETY]
-    assert equal(one.tensors, train(safety=with_replies).tensors)
+    assert not equal(one.tensors, train(safety=[replace(row, reply="No.") for row in SAFETY]).tensors)
 
 
 class Killed(Exception):
@@ -354,8 +377,10 @@ def test_what_cannot_be_is_refused_before_the_model_is_touched(tiny):
         salora.tune_salora(language, ROWS, replace(RECIPE, rank=65), SAFETY)
     with refused("rank 0", "use 1 to"):
         salora.tune_salora(language, ROWS, replace(RECIPE, rank=0), SAFETY)
-    with refused("no safety prompts", "give at least one row"):
+    with refused("no safety rows", "give at least one row"):
         salora.tune_salora(language, ROWS, RECIPE, [])
+    with refused("no reply", "give each prompt its refusal"):
+        salora.tune_salora(language, ROWS, RECIPE, [*SAFETY, Row("Bury it")])
     with refused("no rows to train on"):
         salora.tune_salora(language, [], RECIPE, SAFETY)
     with refused("'lora'", "use kind=salora"):

@@ -7,7 +7,7 @@ Everything that the study needs of V is a thin product with it, taken over row b
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float
@@ -27,13 +27,16 @@ Blocks = Iterable[tuple[slice, Float[Tensor, "rows d_in"]]]
 
 
 def quantized(weights: Weights, quantizer: str) -> Weights:
-    """The same weights, quantized and dequantized to bf16 when they are asked for; every weight-only quantizer but GPTQ."""
+    """The same weights, quantized and dequantized to bf16 when they are asked for; every weight-only quantizer but GPTQ.
+
+    The last module is kept, since more than one thing is asked of it in a row.
+    """
     found = quantizers.QUANTIZERS.get(quantizer)
     if found is None:
         raise StudyError(f"quantizer {quantizer!r} is unknown; use one of {', '.join(quantizers.QUANTIZERS)}")
     if found is quantizers.gptq:
         raise StudyError(f"quantizer {quantizer!r} needs calibration inputs; give its kept result to stored()")
-    return partial(_dequantized, weights, found)
+    return lru_cache(1)(partial(_dequantized, weights, found))
 
 
 def _dequantized(weights: Weights, quantizer: quantizers.Quantizer, module: str) -> Tensor:

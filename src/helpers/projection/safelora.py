@@ -12,8 +12,8 @@ and those of BA, and a draw costs O(d_out r^2): nothing of size d_out x d_out is
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 import torch
@@ -206,9 +206,13 @@ class ModuleCase:
     pair: Pair
     change: Change
     update: Form
-    moved: Form
     k: int
     seed: int
+
+    @cached_property
+    def moved(self) -> Form:
+        """C BA, computed where a rule asks for it."""
+        return moved(self.change, self.update)
 
     @property
     def generator(self) -> torch.Generator:
@@ -232,6 +236,29 @@ def by_distance(case: ModuleCase) -> ModuleScore:
     null = null_distances(values, energies(case.update), case.change.shape[0], case.generator)
     # in float64: C BA is small, so the distance and its whole null lie close to ||BA||
     return ediem(norm(mapped(case.update, lambda left: left_of(case.moved).double() - left.double())), null)
+
+
+def by_cosine_falling(case: ModuleCase) -> ModuleScore:
+    """SafeLoRA's s in the opposite order: the modules that it would change last come first."""
+    found = by_cosine(case)
+    return replace(found, place=(-found.score,))
+
+
+def by_nearness(case: ModuleCase) -> ModuleScore:
+    """SPLoRA's distance in the opposite order: the least distant first, as the authors' code removes a number of layers."""
+    found = by_distance(case)
+    return replace(found, place=tuple(-x for x in found.place))
+
+
+def by_lot(case: ModuleCase) -> ModuleScore:
+    """A number drawn for the module; a larger share of the modules holds every smaller one."""
+    drawn = float(torch.rand((), generator=case.generator, dtype=torch.float64)) if norm(case.update) > 0 else math.nan
+    return ModuleScore(drawn, 0.5, (drawn,))
+
+
+def in_given_order(case: ModuleCase) -> ModuleScore:
+    """No score: for rules that change all modules at once."""
+    return ModuleScore(math.nan, math.nan, (0.0,))
 
 
 # What V alone decides is kept: a pair is known by its two functions, so keep the Pair to find it again.

@@ -57,7 +57,8 @@ class Session(Run):
         from helpers.updates import recipes, variants
 
         found = variants.parts_of(self.read_note("01_models", "pair"), calibration_rows, texts, device)
-        return with_restorations(recipes.restore(found, self.read_note(updates, "updates")) if updates else found)
+        found = recipes.restore(found, self.read_note(updates, "updates")) if updates else found
+        return with_restorations(found, texts, self.seed)
 
     def variant(self, update: str = "", precision: str = "", serving: str = "attached") -> "Variant":
         """The name of a model: the aligned one, or an update (`lora-dialogue@bf16`), as it was trained or in a precision."""

@@ -90,10 +90,10 @@ def train_salora(
     """The parts with every named LoRA trained once more under SaLoRA: same rows, order, rank and steps, a third of the rate.
 
     Its factors start large, from the weights' own singular values, so that at an equal rate the update grows about three
-    times as large; at a third, size and fit are those of the LoRA. Its safety prompts are those of the safety tuning: no
-    evaluation prompt is seen.
+    times as large; at a third, size and fit are those of the LoRA. Its safety rows are those of the safety tuning, refusals
+    and all: no evaluation prompt is seen.
     """
-    safety = corpora.sample("advbench/align", safety_rows, texts, f"align-{seed}")
+    safety = corpora.alignment_rows(safety_rows, 0, texts, seed)
     for name in names:
         named = parse(name)
         if named.kind != "lora":

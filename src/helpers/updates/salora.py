@@ -2,12 +2,15 @@
 
 For each linear module W of the blocks, with Y = X W^T what it puts out (its bias left out):
 
-    V_s = top right singular vectors of Y on safety prompts     C = I - V_s V_s^T, a projector that stays fixed
-    V_t = the same of Y on the task's rows                      W ~ U S V^T, its top r
+    V_s = top right singular vectors of Y on safe replies       C = I - V_s V_s^T, a projector that stays fixed
+    V_t = the same of Y on the replies of the task's rows       W ~ U S V^T, its top r
     A0 = S^1/2 V^T   and   B0 = V_t V_t^T U S^1/2               (W - C B0 A0) x + C B A x, with B, A trained from B0, A0
 
 So the model starts as it was, and V_s^T times every update is 0: at given inputs, what a module puts out keeps its place along
 V_s. (Inputs that earlier blocks moved still move it, and outside V_s nothing is promised.)
+
+Both are read at the tokens of the reply alone: the authors' code masks its prompts out of what it decomposes. What a module
+puts out on the prompts lies elsewhere, and protecting that leaves the refusals open.
 
 No weight is written to: the update C (B A - B0 A0) stays beside W, which may be quantized, as one plain LoRA of rank 2r and
 scale 1. Its factors could be [C B, -C B0] and [A; A0]; ours are the equal [C (B - B0), C B0] and [A; A - A0]. The first pair is
@@ -57,14 +60,17 @@ def tune_salora(
 ) -> Tuned:  # fmt: skip
     """The factors of the plain LoRA of rank 2r and scale 1 that SaLoRA training on `rows` gives, named as PEFT names them.
 
-    `recipe.kind` is "salora" and `recipe.rank` is r; `recipe.alpha` is ignored, since the method's own scale is 1. Of `safety`
-    the prompts alone are read. Otherwise as `training.tune`: the given model is changed and must not be used again, and with
-    `checkpoint` a killed run goes on. Raises StudyError where `safety` is empty or r is too large for a module.
+    `recipe.kind` is "salora" and `recipe.rank` is r; `recipe.alpha` is ignored, since the method's own scale is 1. `safety` are
+    harmful prompts with the replies to protect, such as fixed refusals. Otherwise as `training.tune`: the given model is
+    changed and must not be used again, and with `checkpoint` a killed run goes on. Raises StudyError where `safety` is empty or
+    has no replies, or r is too large for a module.
     """
     if recipe.kind != KIND:
         raise StudyError(f"kind of training {recipe.kind!r} was given to SaLoRA; use kind={KIND}, or training.tune")
     if not safety:
-        raise StudyError("there are no safety prompts to protect; give at least one row, or train with kind=lora")
+        raise StudyError("there are no safety rows to protect; give at least one row, or train with kind=lora")
+    if not all(row.reply for row in safety):
+        raise StudyError("a safety row has no reply, and SaLoRA protects what is said there; give each prompt its refusal")
     tuned = training.tune(
         language, rows, recipe, checkpoint=checkpoint, save_every=save_every, progress=progress,
         prepare=partial(prepare, safety=safety),
@@ -142,9 +148,8 @@ class Right(nn.Module):
 def starts(language: LanguageModel, rank: int, data: Sequence[TokenizedRow], safety: Sequence[Row]) -> dict[str, Start]:
     """V_s, B0 and A0 of every linear module of the blocks, from the model as it is."""
     weights = _weights(language.model, rank)
-    prompts = [example.ids[: example.start] for example in training.examples(language.tokenizer, safety, Recipe.limit)]
-    fixed = output_directions(language, list(weights), _batch(prompts))
-    task = output_directions(language, list(weights), _batch([example.ids for example in data]))
+    told = training.examples(language.tokenizer, safety, Recipe.limit)
+    fixed, task = (output_directions(language, list(weights), one_batch(rows)) for rows in (told, data))
     return {name: _start(weight, rank, fixed[name], task[name]) for name, weight in weights.items()}
 
 
@@ -160,10 +165,10 @@ def _weights(model: nn.Module, rank: int) -> dict[str, Tensor]:
     return weights
 
 
-def _batch(texts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Evenly spaced texts, as many as one batch may hold (a mix keeps its harmful rows at the end: the first would miss them)."""
-    n = min(ROWS, len(texts), max(1, BATCH_TOKENS // max(map(len, texts))))
-    return [texts[i * len(texts) // n] for i in range(n)]
+def one_batch(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
+    """Evenly spaced rows, as many as one batch may hold (a mix keeps its harmful rows at the end: the first would miss them)."""
+    n = min(ROWS, len(rows), max(1, BATCH_TOKENS // max(len(row.ids) for row in rows)))
+    return [rows[i * len(rows) // n] for i in range(n)]
 
 
 @torch.no_grad()
@@ -185,25 +190,26 @@ def singular(
 
 @torch.no_grad()
 def output_directions(
-    language: LanguageModel, names: Sequence[str], texts: Sequence[Sequence[int]]
+    language: LanguageModel, names: Sequence[str], rows: Sequence[TokenizedRow]
 ) -> dict[str, Float[Tensor, "d_out k"]]:
-    """The leading right singular vectors of what each module puts out at the tokens of the texts.
+    """The leading right singular vectors of what each module puts out at the tokens of the replies (`ids` from `start` on).
 
-    The texts go through the blocks as one batch, so that a module's outputs are complete when its hook sees them: one module's
+    The rows go through the blocks as one batch, so that a module's outputs are complete when its hook sees them: one module's
     are held at a time, and no d_out x d_out matrix is formed.
     """
-    ids = loading.pad(texts, language.tokenizer.pad_token_id).to(language.device)
-    kept = _tokens([len(text) for text in texts], ids.shape[1]).to(language.device)
+    ids = loading.pad([row.ids for row in rows], language.tokenizer.pad_token_id).to(language.device)
+    replies = [(row.start, len(row.ids)) for row in rows]  # no prompt, no padding
+    kept = drawn_places(replies, ids.shape[1], TOKENS).to(language.device)
     found: dict[str, Tensor] = {}
     with _hooks(language.model, names, kept, found):
-        language.model.model(input_ids=ids, use_cache=False)
+        loading.backbone(language.model)(input_ids=ids, use_cache=False)
     return found
 
 
-def _tokens(lengths: Sequence[int], width: int) -> Int[Tensor, " n"]:
-    """Places of at most TOKENS tokens in the flattened batch, padding left out."""
-    places = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
-    return places[torch.randperm(len(places), generator=torch.Generator().manual_seed(SEED))[:TOKENS]]
+def drawn_places(spans: Sequence[tuple[int, int]], width: int, most: int) -> Int[Tensor, " n"]:
+    """Places of at most so many tokens in the flattened batch of that width, drawn with SEED from a span of each row."""
+    places = torch.cat([torch.arange(*span) + row * width for row, span in enumerate(spans)])
+    return places[torch.randperm(len(places), generator=torch.Generator().manual_seed(SEED))[:most]]
 
 
 @contextmanager

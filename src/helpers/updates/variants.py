@@ -102,7 +102,8 @@ def variant_key(parts: Parts, variant: Variant) -> str:
     update = parts.updates.get((adapter_name(variant), variant.trained_on))
     weights = loading.identity(parts.base if variant.adapter == "base" else parts.aligned)
     calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
-    restored = (RESTORE.lineage, loading.identity(parts.base), variant.seed)
+    reads = getattr(parts.restore, "reads", None) if variant.restoration not in {"", SALORA} else None
+    restored = (RESTORE.lineage, loading.identity(parts.base), variant.seed, reads(variant.restoration) if reads else "")
     return VARIANT.key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
                        serving=variant.serving, restoration=variant.restoration, strength=variant.strength,
                        calibration=calibration, restored=restored if variant.restoration else ())  # fmt: skip
