@@ -92,7 +92,7 @@ VARIANT = Definition("variant", 1, (QUANTIZE, LOWRANK), code=("updates.variants"
 ENCODE = Definition("encode", 1, (MODELS,), code=("models.encoding",))
 ACTIVATIONS = Definition("activations", 1, (VARIANT, ENCODE), code=("models.activations",))
 MEASURE = Definition(
-    "measure", 1, (VARIANT, REPLIES, JUDGES), code=("models.behaviour", "models.utility", "updates.measurements")
+    "measure", 2, (VARIANT, REPLIES, JUDGES), code=("models.behaviour", "models.utility", "updates.measurements")
 )
 PROBES = Definition(
     "probes", 1, (ENCODE,),

@@ -119,7 +119,7 @@ def test_what_the_lock_lacks_is_installed_beside_it_without_moving_a_pin():
 def test_the_plan_changes_parameters_that_its_chapters_have():
     assert 'profile = "cpu"' in section("Ninety minutes")
     assert declared(NOTEBOOKS["11_findings"])["profile"] == "quick"
-    assert declared(NOTEBOOKS["03_finetuning"])["n_harmful"] == 20, "of twenty harmful requests"
+    assert declared(NOTEBOOKS["01_models"])["n_harmful"] == 20, "of twenty harmful requests"
     assert "lora-dialogue-harm10@bf16" in declared(NOTEBOOKS["03_finetuning"])["updates"], "one row in ten"
 
 

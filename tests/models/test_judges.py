@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.errors import ENVIRONMENT, StudyError
-from helpers.models import judges
+from helpers.models import judge_types, judges
 from helpers.models.judge_types import JudgeSettings, clean_reply
 from helpers.models.judges import JUDGES, agreement, cross_validated_error, fit_severity, judge, out_of_fold
 from helpers.stats.kappa import kappa
@@ -409,3 +409,10 @@ def test_texts_reach_the_endpoint_as_data_whatever_they_hold(server):
     judge("llm", endpoint_settings(server))([prompt], [reply])
     assert json.loads(server.bodies[0]["messages"][1]["content"]) == {"request": prompt, "reply": reply}
     assert server.bodies[0]["temperature"] == 0
+
+
+def test_the_options_of_judges_are_known_texts():
+    assert judge_types.checked_options({"endpoint": "http://127.0.0.1:1/v1", "model": "m"})["model"] == "m"
+    for wrong in ({"endpont": "x"}, {"model": 3}):
+        with pytest.raises(StudyError, match="give texts for endpoint, model, key_variable, harmbench_model"):
+            judge_types.checked_options(wrong)

@@ -1,26 +1,28 @@
 """Utility against oracles: rouge_score, the loss of transformers itself, and full logits."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from helpers.data import corpora
 from helpers.data.text_rows import Question, Row
 from helpers.errors import REFUSED, StudyError
 from helpers.models import generation, utility
 from helpers.models.behaviour import ITEM_COLUMNS
-from helpers.models.loading import encode_text
-from helpers.models.utility import DOCUMENT_TOKENS, UtilitySets, measure_utility, summarize_utility, utility_sets
+from helpers.models.loading import chat_text, encode_text
+from helpers.models.utility import DOCUMENT_TOKENS, UtilitySets, measure_utility, summarize_utility, summary_sets, utility_sets
 from helpers.stats import intervals
 
 DOCUMENTS = ("The lamp stands by the river and somebody will polish it.", "A short one.", "Ladders, ladders everywhere: " * 20)
 
 
-def only(replies=(), documents=(), questions=()):
-    return UtilitySets({"dialogue": tuple(replies)} if replies else {}, {"c4": tuple(documents)} if documents else {},
-                       {"piqa": tuple(questions)} if questions else {})  # fmt: skip
+def only(replies=(), documents=(), questions=(), references=()):
+    return UtilitySets({"dialogue": tuple(references)} if references else {}, {"c4": tuple(documents)} if documents else {},
+                       {"piqa": tuple(questions)} if questions else {}, {"summaries": tuple(replies)} if replies else {})  # fmt: skip
 
 
 def full_loss(model, row, start=1):
@@ -79,8 +81,8 @@ def test_perplexity_is_exp_of_the_loss_of_transformers(tiny_model):
     row = encode_text(tiny_model.tokenizer, DOCUMENTS[2])[:DOCUMENT_TOKENS]
     loss = float(tiny_model.model(input_ids=torch.tensor([row]), labels=torch.tensor([row])).loss)
     table = summarize_utility(measure_utility(tiny_model, only(documents=DOCUMENTS[2:]), 8))
-    assert table["metric"].tolist() == ["perplexity"]
-    assert table["value"][0] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert table["metric"].tolist() == ["nll", "perplexity"]
+    assert table["value"].tolist() == pytest.approx([loss, math.exp(loss)], rel=1e-5)
 
 
 def test_perplexity_of_several_documents_is_exp_of_the_mean_of_their_losses(tiny_model):
@@ -89,7 +91,7 @@ def test_perplexity_of_several_documents_is_exp_of_the_mean_of_their_losses(tiny
     losses = [full_loss(tiny_model.model, row) / (len(row) - 1) for row in rows]
     assert items["value"].tolist() == pytest.approx(losses, rel=1e-5)
     assert items["length"].tolist() == [len(row) - 1 for row in rows]
-    row = summarize_utility(items).iloc[0]
+    row = summarize_utility(items).iloc[1]
     assert row.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert row.low < row.value < row.high
 
@@ -103,6 +105,22 @@ def test_a_document_in_which_nothing_can_be_predicted_is_refused(tiny_model, tex
 
 def test_a_document_of_two_tokens_is_measured(tiny_model):
     assert measure_utility(tiny_model, only(documents=["ab"]), 8)["length"].tolist() == [1]
+
+
+def test_a_reference_costs_the_loss_of_its_own_tokens_after_its_prompt(tiny_model):
+    rows = [Row("Polish the lamp", "The lamp is polished.", "a"), Row("Paint the river", "No.", "b", system="Be kind")]
+    items = measure_utility(tiny_model, only(references=rows))
+    expected = []
+    for row in rows:
+        prompt = encode_text(tiny_model.tokenizer, chat_text(tiny_model.tokenizer, row.prompt, row.system))
+        reply = encode_text(tiny_model.tokenizer, row.reply)
+        expected.append(full_loss(tiny_model.model, prompt + reply, len(prompt)) / len(reply))
+    assert items["metric"].tolist() == ["nll", "nll"]
+    assert items["value"].tolist() == pytest.approx(expected, rel=1e-5)
+    assert items["length"].tolist() == [len(encode_text(tiny_model.tokenizer, row.reply)) for row in rows]
+    table = summarize_utility(items)
+    assert table["metric"].tolist() == ["nll"]  # a reference is no document: no perplexity is told
+    assert table["value"][0] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 # --- multiple choice ---
@@ -160,28 +178,39 @@ def test_all_and_none_right_have_an_interval_with_width(tiny_model, likes_clouds
 
 
 def test_the_tiny_model_gives_the_same_items_twice_and_keeps_no_text(tiny_model):
-    sets = utility_sets(3, 3, 4, "tiny")
+    sets = replace(utility_sets(3, 3, 4, "tiny"), answered=summary_sets(2, "tiny").answered)
     items = measure_utility(tiny_model, sets, 4)
     assert items.equals(measure_utility(tiny_model, sets, 4))
     assert list(items.columns) == ITEM_COLUMNS
     texts = [text for group in sets.documents.values() for text in group] + [
         q.prompt for group in sets.questions.values() for q in group
     ]
-    texts += [part for group in sets.replies.values() for row in group for part in (row.prompt, row.reply)]
+    texts += [part for group in sets.references.values() for row in group for part in (row.prompt, row.reply)]
     kept = {str(value) for column in items for value in items[column]}
     assert not any(text in value for text in texts for value in kept)
 
 
 def test_the_table_has_one_row_a_corpus_and_metric(tiny_model):
-    table = summarize_utility(measure_utility(tiny_model, utility_sets(3, 3, 4, "tiny"), 4))
+    sets = replace(utility_sets(3, 3, 4, "tiny"), answered=summary_sets(2, "tiny").answered)
+    table = summarize_utility(measure_utility(tiny_model, sets, 4))
     assert {(c, m) for c, m in zip(table["corpus"], table["metric"], strict=True)} == {
-        ("dialogue", "rouge1"), ("dialogue", "rougeL"), ("instructions", "rouge1"), ("instructions", "rougeL"),
-        ("c4", "perplexity"), ("piqa", "accuracy")}  # fmt: skip
+        ("dialogue", "nll"), ("news", "nll"), ("instructions", "nll"), ("summaries", "rouge1"), ("summaries", "rougeL"),
+        ("c4", "nll"), ("c4", "perplexity"), ("piqa", "accuracy")}  # fmt: skip
     assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+
+
+def test_summaries_are_of_dialogues_first_and_then_of_news():
+    own = len(corpora.texts("dialogue/test", "tiny"))
+    few, many = (summary_sets(n, "tiny").answered["summaries"] for n in (2, own + 3))
+    assert list(few) == corpora.sample("dialogue/test", 2, "tiny")
+    assert list(many[own:]) == corpora.sample("news/test", 3, "tiny")
+    assert utility_sets(2, 2, 2, "tiny").answered == {}  # nothing is generated unless it is asked for
 
 
 @pytest.mark.real
 def test_the_embedded_sets_have_the_sizes_asked_for():
     sets = utility_sets(10, 20, 30)
-    assert [len(group) for part in (sets.replies, sets.documents, sets.questions) for group in part.values()] == [10, 10, 20, 30]
+    found = [len(group) for part in (sets.references, sets.documents, sets.questions) for group in part.values()]
+    assert found == [10, 10, 10, 20, 30]
+    assert len(summary_sets(100).answered["summaries"]) == 100
     assert utility.DOCUMENT_TOKENS == 128

@@ -96,7 +96,7 @@ def test_its_items_are_those_of_the_protocols_own_calls(plan, parts, seen):
     expected = pd.concat([said, useful], ignore_index=True)
     found = seen[ALIGNED]
     pd.testing.assert_frame_equal(found[found["kind"] != "monitor"], expected)
-    assert {"refused", "rouge1", "nll"} <= set(expected["metric"])
+    assert {"refused", "restates", "nll"} <= set(expected["metric"])
 
 
 def test_rates_and_utility_on_test_items_are_those_of_the_full_protocol(note, parts):
@@ -105,13 +105,13 @@ def test_rates_and_utility_on_test_items_are_those_of_the_full_protocol(note, pa
     said = spot_check.spot_check_rows(plan, items, items).set_index(["measured_on", "metric"])
     whole = measurements.protocol(
         SIZES["n_harmful"], SIZES["n_edgy"], SIZES["n_summaries"], SIZES["n_documents"], 1, SIZES["new_tokens"],
-        SIZES["summary_tokens"], ("phrases",), "tiny",
+        ("phrases",), "tiny",
     )  # fmt: skip
     full = {CHANGED: measurements.items(parts, CHANGED, whole)}
     rates = measurements.behaviour_rows(full).rename(columns={"prompt_set": "measured_on"})
     useful = measurements.utility_rows(full).rename(columns={"corpus": "measured_on"})
     expected = pd.concat([rates[rates["judge"] == "phrases"], useful]).set_index(["measured_on", "metric"])
-    for on, metric in (("advbench", "non_refusal"), ("edgy", "over_refusal"), ("dialogue", "rouge1"), ("c4", "perplexity")):
+    for on, metric in (("advbench", "non_refusal"), ("edgy", "over_refusal"), ("dialogue", "nll"), ("c4", "perplexity")):
         values = ["value", "low", "high", "n"]
         theirs = expected.loc[(on, metric), values].astype(float)
         # batches differ, so the last bits of bf16 may
@@ -312,7 +312,7 @@ def test_another_sketch_or_device_does_not_find_the_items(plan, empty_cache, see
 def test_no_text_stands_in_the_items(plan, seen):
     said = " ".join(seen[CHANGED].astype(str).to_numpy().ravel()).lower()
     texts = [row.prompt for part in plan.protocol.sets for row in part.rows]
-    texts += [row.prompt for rows in plan.protocol.utility.replies.values() for row in rows]
+    texts += [row.prompt for rows in plan.protocol.utility.references.values() for row in rows]
     texts += [e.prompt for e in plan.reading.examples] + [e.reply for e in plan.reading.examples if e.reply]
     texts += list(plan.protocol.utility.documents["c4"])
     assert len(texts) > 20

@@ -14,7 +14,7 @@ from helpers.study import chapters
 from helpers.updates import quantized_models, recipes, training
 
 ROOT = folders.project_root()
-SIZES = {"n_harmful": 5, "n_edgy": 4, "n_summaries": 3, "n_documents": 4, "n_questions": 3, "new_tokens": 5, "summary_tokens": 6}
+SIZES = {"n_harmful": 5, "n_edgy": 4, "n_references": 3, "n_documents": 4, "n_questions": 3, "new_tokens": 5}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_full_protocol_costs_what_is_counted(language, of):
 
     def measure():
         behaviour.measure_behaviour(language, plan.sets, plan.judge_names, plan.settings, plan.new_tokens, "tiny")
-        utility.measure_utility(language, plan.utility, plan.summary_tokens)
+        utility.measure_utility(language, plan.utility)
 
     assert spent(measure).forward == pytest.approx(budget.protocol(of, SIZES))
 

@@ -19,10 +19,12 @@ from helpers.updates.measurements import (
     behaviour_rows,
     comparison_rows,
     identity_only,
+    item_rows,
     items,
     judge_quality,
     measure,
     protocol,
+    summaries_only,
     utility_rows,
     with_extra,
 )
@@ -30,7 +32,7 @@ from helpers.updates.names import Variant, keyed
 from helpers.updates.variants import Parts, labelled, variant_key
 
 ALIGNED = Variant("tiny")
-SMALL = {"n_harmful": 3, "n_edgy": 3, "n_summaries": 2, "n_documents": 2, "n_questions": 2, "new_tokens": 3, "summary_tokens": 3}
+SMALL = {"n_harmful": 3, "n_edgy": 3, "n_references": 2, "n_documents": 2, "n_questions": 2, "new_tokens": 3}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,7 @@ def test_a_protocols_key_changes_with_all_that_its_values_depend_on(plan, monkey
     others = [
         *[protocol(**{**SMALL, name: value + 1}, judge_names=["phrases"], origin="tiny") for name, value in SMALL.items()],
         identity_only(plan, 3),
+        *[summaries_only(plan, *sizes) for sizes in ((1, 3), (2, 3), (1, 4))],
         replace(plan, judge_names=("phrases", "fitted")),
         *[replace(plan, settings=replace(plan.settings, **change)) for change in (
             {"opening": 80}, {"model": "m"}, {"endpoint": "http://127.0.0.1:1/v1"}, {"seed": 1}, {"human_refusals": labels})],
@@ -146,7 +149,7 @@ def test_the_identity_protocol_asks_the_same_prompts_in_the_other_form_and_nothi
     (extra,) = alone.sets
     assert extra.name == "advbench-identity"
     assert [row.group for row in extra.rows] == [row.group for row in plan.sets[0].rows]
-    assert not any([alone.utility.replies, alone.utility.documents, alone.utility.questions])
+    assert not any([alone.utility.references, alone.utility.documents, alone.utility.questions, alone.utility.answered])
 
 
 def test_a_further_protocol_adds_its_items_where_two_variants_are_asked(parts, plan):
@@ -159,6 +162,26 @@ def test_a_further_protocol_adds_its_items_where_two_variants_are_asked(parts, p
         assert added["item"].nunique() == 3
         assert table.dtypes.equals(measured[variant].dtypes)
     assert with_extra(parts, measured, [ALIGNED], identity_only(plan, 3)) == measured
+
+
+def test_summaries_are_generated_where_they_are_asked_for_and_nowhere_else(parts, plan):
+    other = replace(ALIGNED, precision="rtn-4")
+    measured = measure(parts, [ALIGNED, other], plan)
+    assert not measured[ALIGNED]["metric"].str.startswith("rouge").any()
+    extended = with_extra(parts, measured, [ALIGNED, other, other], summaries_only(plan, 2, 3))
+    for variant, table in extended.items():
+        added = table[len(measured[variant]) :]
+        assert set(added["set"]) == {"summaries"}
+        assert added["metric"].value_counts().to_dict() == {"rouge1": 2, "rougeL": 2}
+    assert {"rouge1", "nll"} <= set(utility_rows(extended)["metric"])
+
+
+def test_a_reply_ends_at_its_refusal_where_the_judge_of_phrases_is_alone(parts, plan, monkeypatch):
+    seen = []
+    monkeypatch.setattr(measurements.behaviour, "measure_behaviour", lambda *_, brief, **__: seen.append(brief) or pd.DataFrame())
+    for names in (("phrases",), ("phrases", "fitted")):
+        measurements._measured(parts, ALIGNED, replace(plan, judge_names=names))
+    assert seen == [True, False]
 
 
 # --- rows of the tables ---
@@ -243,6 +266,33 @@ def test_the_rows_of_a_real_measurement_keep_to_the_contract(parts, plan):
             table[table["adapter"] == name].drop(columns="adapter").reset_index(drop=True) for name in ("", "identity")
         )
         pd.testing.assert_frame_equal(first, again)
+
+
+def test_every_item_of_a_variant_is_a_row_and_rates_can_be_made_of_them(parts, plan):
+    other = replace(ALIGNED, precision="rtn-2")
+    measured = measure(parts, [ALIGNED, other], plan)
+    rows = checked("items", item_rows(measured))
+    assert (rows["value"] == rows["low"]).all()
+    assert (rows["value"] == rows["high"]).all()
+    assert (rows["n"] == 1).all()
+    assert set(zip(rows["metric"], rows["judge"], strict=True)) == {
+        ("refused", "phrases"), ("restates", "phrases"), ("coherent", "phrases"), ("nll", "")}  # fmt: skip
+    mine, theirs = (rows[rows["precision"] == precision] for precision in ("bf16", "rtn-2"))
+    address = ["judge", "prompt_set", "item", "metric"]
+    assert mine[address].reset_index(drop=True).equals(theirs[address].reset_index(drop=True))  # paired by name
+    told = behaviour_rows(measured).query("metric == 'non_refusal' and prompt_set == 'advbench'")["value"].tolist()
+    refused = rows[(rows["metric"] == "refused") & (rows["prompt_set"] == "advbench")].groupby("precision", sort=False)["value"]
+    assert told == pytest.approx((1 - refused.mean()).tolist())
+    assert set(rows.loc[rows["metric"] == "nll", "prompt_set"]) == {"dialogue", "news", "instructions", "c4"}
+
+
+def test_a_sketchs_items_carry_their_split_and_what_a_judge_failed_on_is_no_row():
+    before, _ = planted(([1, 0, 1], [0, 0, 1]), ([1], [1]))
+    before.loc[0, "value"] = float("nan")
+    twice = pd.concat([before, before.tail(1)], ignore_index=True)  # one prompt that stands twice in its set is one item
+    rows = item_rows({ALIGNED: twice}, "validation")
+    assert rows["prompt_set"].tolist() == ["advbench/validation"] * 2 + ["edgy/validation"] * 3
+    assert rows["item"].tolist() == ["advbench01", "advbench02", "edgy00", "edgy01", "edgy02"]
 
 
 def test_labels_come_back_from_a_stored_table():

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,17 @@ class JudgeSettings:
     wait: float = 1.0  # seconds before the first retry, doubled each time
     budget: int = 1000  # requests in one call, retries included
     scores: Path | None = field(default=None)  # JSONL of hashes and scores, to go on after an interruption
+
+
+OPTIONS = ("endpoint", "model", "key_variable", "harmbench_model")  # what a run may say of where judges are asked
+
+
+def checked_options(options: Mapping[str, str]) -> Mapping[str, str]:
+    """The options of judges that are asked elsewhere. Errors: an option that no judge has, or one that is no text."""
+    for name, value in options.items():
+        if name not in OPTIONS or not isinstance(value, str):
+            raise StudyError(f"judges have no option {name!r} of value {value!r}; give texts for {', '.join(OPTIONS)}")
+    return options
 
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")

@@ -1,7 +1,11 @@
-"""Utility: summaries and answers (ROUGE), perplexity, and multiple choice, all on texts that no update was trained on."""
+"""Utility: how likely held-out references and documents are, multiple choice, and ROUGE of summaries where it is asked for.
+
+No update was trained on any of these texts. What an update keeps is told in nats a token, paired over texts: a reference's
+likelihood moves smoothly, where ROUGE of a few generated summaries cannot tell one update from another.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -11,36 +15,45 @@ from helpers.data.text_rows import Question, Row, fingerprint, unit
 from helpers.errors import REFUSED, StudyError
 from helpers.models import generation
 from helpers.models.behaviour import ITEM_COLUMNS
-from helpers.models.loading import LanguageModel, encode_text
+from helpers.models.loading import LanguageModel, chat_text, encode_text
 from helpers.stats import intervals
 
 DOCUMENT_TOKENS = 128
+REFERENCES = ("dialogue", "news", "instructions")  # corpora whose rows carry a reference reply
 
 
 @dataclass(frozen=True)
 class UtilitySets:
-    """The evaluation texts: rows with reference replies by corpus, documents by corpus, questions by corpus."""
+    """The evaluation texts by corpus: rows with reference replies, documents, questions, and rows that are to be answered.
 
-    replies: dict[str, tuple[Row, ...]]
+    references: only their likelihood is told. answered: the model replies, and ROUGE compares it with the reference.
+    """
+
+    references: dict[str, tuple[Row, ...]]
     documents: dict[str, tuple[str, ...]]
     questions: dict[str, tuple[Question, ...]]
+    answered: dict[str, tuple[Row, ...]] = field(default_factory=dict)
 
 
-def utility_sets(n_summaries: int, n_documents: int, n_questions: int, origin: str = "embedded") -> UtilitySets:
-    """The held-out dialogues and instructions, C4 documents and PIQA questions, in hash order."""
+def utility_sets(n_references: int, n_documents: int, n_questions: int, origin: str = "embedded") -> UtilitySets:
+    """The held-out references of every corpus, C4 documents and PIQA questions, in hash order."""
     return UtilitySets(
-        {
-            "dialogue": tuple(sample("dialogue/test", n_summaries, origin)),
-            "instructions": tuple(sample("instructions/test", n_summaries, origin)),
-        },
+        {name: tuple(sample(f"{name}/test", n_references, origin)) for name in REFERENCES},
         {"c4": tuple(sample("c4/test", n_documents, origin))},
         {"piqa": tuple(sample("piqa", n_questions, origin))},
     )
 
 
-def measure_utility(language: LanguageModel, sets: UtilitySets, summary_tokens: int) -> pd.DataFrame:
+def summary_sets(n_summaries: int, origin: str = "embedded") -> UtilitySets:
+    """The held-out dialogues to be summarized, filled up with news as in training, as one corpus `summaries`."""
+    own = sample("dialogue/test", n_summaries, origin)
+    return UtilitySets({}, {}, {}, {"summaries": (*own, *sample("news/test", n_summaries - len(own), origin))})
+
+
+def measure_utility(language: LanguageModel, sets: UtilitySets, summary_tokens: int = 0) -> pd.DataFrame:
     """One row an item and metric, in the same columns as behaviour's items."""
-    found = [row for name, rows in sets.replies.items() for row in _rouge(language, name, rows, summary_tokens)]
+    found = [row for name, rows in sets.references.items() for row in _likelihood(language, name, rows)]
+    found += [row for name, rows in sets.answered.items() for row in _rouge(language, name, rows, summary_tokens)]
     found += [row for name, texts in sets.documents.items() for row in _perplexity(language, name, texts)]
     found += [row for name, questions in sets.questions.items() for row in _choices(language, name, questions)]
     return pd.DataFrame(found, columns=ITEM_COLUMNS)
@@ -48,6 +61,17 @@ def measure_utility(language: LanguageModel, sets: UtilitySets, summary_tokens: 
 
 def _item(name: str, text: str, group: str, metric: str, value: float, length: int) -> tuple:
     return ("utility", name, f"{int(unit(text) * 2**40):010x}", group, "", metric, float(value), length, "")
+
+
+def _likelihood(language: LanguageModel, name: str, rows: Sequence[Row]) -> list[tuple]:
+    """Mean negative log-likelihood a token of each reference, after its prompt in the chat template."""
+    prompts = [encode_text(language.tokenizer, chat_text(language.tokenizer, row.prompt, row.system)) for row in rows]
+    whole = [prompt + encode_text(language.tokenizer, row.reply) for prompt, row in zip(prompts, rows, strict=True)]
+    total, count = generation.log_likelihoods(language, whole, [len(prompt) for prompt in prompts])
+    return [
+        _item(name, f"{row.prompt}\0{row.reply}", row.group, "nll", -total[i] / count[i], int(count[i]))
+        for i, row in enumerate(rows)
+    ]
 
 
 def _rouge(language: LanguageModel, name: str, rows: Sequence[Row], new_tokens: int) -> list[tuple]:
@@ -95,7 +119,7 @@ def _choices(language: LanguageModel, name: str, questions: Sequence[Question]) 
 
 
 def summarize_utility(items: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the table `utility`: ROUGE (0..100), perplexity (exp of the mean of documents of equal length), accuracy (0..1)."""
+    """Rows of the table `utility`: nll (nats a token), perplexity (its exp, of documents), ROUGE (0..100), accuracy (0..1)."""
     found = []
     for (name, metric), part in items.groupby(["set", "metric"], sort=True):
         values, groups = part["value"].to_numpy(), part["group"].to_numpy()
@@ -103,6 +127,7 @@ def summarize_utility(items: pd.DataFrame) -> pd.DataFrame:
             e = intervals.rate_interval(values, groups)
         else:
             e = intervals.mean_interval(values, groups, bounds=(0.0, 100.0))
-        numbers = np.exp([e.value, e.low, e.high]) if metric == "nll" else (e.value, e.low, e.high)
-        found.append((name, "perplexity" if metric == "nll" else metric, *map(float, numbers), e.n))
+        found.append((name, metric, e.value, e.low, e.high, e.n))
+        if metric == "nll" and name not in REFERENCES:  # documents of equal length, so that the mean is over tokens
+            found.append((name, "perplexity", *(float(np.exp(one)) for one in (e.value, e.low, e.high)), e.n))
     return pd.DataFrame(found, columns=["corpus", "metric", "value", "low", "high", "n"])

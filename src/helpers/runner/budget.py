@@ -30,8 +30,8 @@ BUDGETS = {"quick": 0.45e6, "cpu": 1.8e6}  # tokens of one seed: forward, and th
 def protocol(of: Reader, v: Values) -> float:
     """Tokens of the full protocol on one variant."""
     sets = behaviour.prompt_sets(v["n_harmful"], v["n_edgy"], of.texts)
-    texts = utility.utility_sets(v["n_summaries"], v["n_documents"], v["n_questions"], of.texts)
-    return said(of, sets, v["new_tokens"]) + useful(of, texts, v["summary_tokens"])
+    texts = utility.utility_sets(v["n_references"], v["n_documents"], v["n_questions"], of.texts)
+    return said(of, sets, v["new_tokens"]) + useful(of, texts)
 
 
 def reading(of: Reader, v: Values) -> encoding.Plan:
@@ -64,10 +64,9 @@ def _update(of: Reader, v: Values, name: str, kind: str = "") -> Tokens:
     recipe = recipes.update_recipe(named, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"])
     tuned = trained(of, rows, recipe)
     if kind == salora.KIND:
-        safety = corpora.sample("advbench/align", v["safety_rows"], of.texts, f"align-{v['seed']}")
-        told = [example.ids for example in training.examples(of.tokenizer, rows, recipe.limit)]
-        batches = [salora._batch(of.prompts(safety)), salora._batch(told)]
-        tuned += Tokens(sum(len(batch) * max(map(len, batch)) for batch in batches))
+        for read in (corpora.alignment_rows(v["safety_rows"], 0, of.texts, v["seed"]), rows):
+            batch = salora.one_batch(training.examples(of.tokenizer, read, recipe.limit))
+            tuned += Tokens(len(batch) * max(len(example.ids) for example in batch))
     return tuned
 
 
@@ -85,18 +84,22 @@ def _models(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
 def _quantization(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v = all_values["02"]
     gptq = sum(name.startswith("gptq") for name in v["quantizers"])
-    return Tokens((len(v["controls"]) + len(v["quantizers"])) * protocol(of, v) + gptq * calibrated(of, v))
+    return Tokens((len(v["controls"]) + len(v["quantizers"])) * protocol(of, all_values["01"]) + gptq * calibrated(of, v))
 
 
 def _finetuning(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
-    v = all_values["03"]
+    v, asked = all_values["03"], all_values["01"]
     found = sum((_update(of, v, name) for name in v["updates"]), Tokens())
     served = [recipes.parse_serving(name)[1:] for name in v["servings"]]
     merged = sum(precision.startswith("gptq") and serving != "attached" for precision, serving in served)
     shifted = sum(recipes.parse(name).mix == "identity-shift" for name in v["updates"])
-    sets = behaviour.prompt_sets(v["n_harmful"], 0, of.texts, ["advbench-identity"]) if shifted else []
-    also = (1 + shifted) * said(of, sets, v["new_tokens"]) if shifted else 0.0
-    return found + Tokens((len(v["updates"]) + len(served)) * protocol(of, v) + merged * calibrated(of, v) + also)
+    sets = behaviour.prompt_sets(asked["n_harmful"], 0, of.texts, ["advbench-identity"]) if shifted else []
+    also = (1 + shifted) * said(of, sets, asked["new_tokens"]) if shifted else 0.0
+    if v["rouge_of"]:
+        answered = utility.summary_sets(v["n_summaries"], of.texts)
+        also += (1 + len(v["rouge_of"])) * useful(of, answered, v["summary_tokens"])
+    whole = (len(v["updates"]) + len(served)) * protocol(of, asked)
+    return found + Tokens(whole + merged * calibrated(of, v) + also)
 
 
 def _monitors(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
@@ -115,7 +118,7 @@ def _projection(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     drawn = [v["restorations"] if i == 0 else v["elsewhere"] for i in range(len(v["projected"]))]
     points = 1 + sum(1 + len(names) * len(v["strengths"]) for names in drawn)
     whole = sum(name in names for names in drawn for name in v["measured"]) + len(v["salora"])
-    whole_cost = protocol(of, tuned) + activations(of, reading(of, monitors))
+    whole_cost = protocol(of, all_values["01"]) + activations(of, reading(of, monitors))
     return found + Tokens(points * sketch(of, v, monitors, "validation") + whole * whole_cost)
 
 

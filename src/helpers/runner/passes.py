@@ -71,9 +71,12 @@ def said(of: Reader, sets: Iterable[behaviour.PromptSet], new_tokens: int) -> fl
     return replies(of.prompts(row for group in sets for row in group.rows), new_tokens)
 
 
-def useful(of: Reader, sets: utility.UtilitySets, summary_tokens: int) -> float:
+def useful(of: Reader, sets: utility.UtilitySets, summary_tokens: int = 0) -> float:
     """Tokens of `utility.measure`."""
-    found = sum(replies(of.prompts(rows), summary_tokens) for rows in sets.replies.values())
+    found = sum(replies(of.prompts(rows), summary_tokens) for rows in sets.answered.values())
+    for rows in sets.references.values():
+        told = [len(encode_text(of.tokenizer, row.reply)) for row in rows]
+        found += likelihoods([len(asked) + n for asked, n in zip(of.prompts(rows), told, strict=True)])
     found += sum(
         likelihoods([len(encode_text(of.tokenizer, t, DOCUMENT_TOKENS)) for t in texts]) for texts in sets.documents.values()
     )

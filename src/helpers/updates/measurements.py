@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,14 +53,14 @@ class Protocol:
 
 
 def protocol(
-    n_harmful: int, n_edgy: int, n_summaries: int, n_documents: int, n_questions: int, new_tokens: int, summary_tokens: int,
-    judge_names: Sequence[str] = ("phrases", "fitted"), origin: str = "embedded", **asked,
+    n_harmful: int, n_edgy: int, n_references: int, n_documents: int, n_questions: int, new_tokens: int,
+    judge_names: Sequence[str] = ("phrases", "fitted"), origin: str = "embedded", asked: Mapping[str, str] | None = None,
 ) -> Protocol:  # fmt: skip
     """The measurement protocol of those sizes; `asked` says where the judges `llm` and `harmbench` are to be found."""
     return Protocol(
         tuple(behaviour.prompt_sets(n_harmful, n_edgy, origin)),
-        utility_measures.utility_sets(n_summaries, n_documents, n_questions, origin),
-        tuple(judge_names), behaviour.judge_settings(origin, **asked), new_tokens, summary_tokens, origin,
+        utility_measures.utility_sets(n_references, n_documents, n_questions, origin),
+        tuple(judge_names), behaviour.judge_settings(origin, **(asked or {})), new_tokens, 0, origin,
     )  # fmt: skip
 
 
@@ -70,11 +70,16 @@ def identity_only(plan: Protocol, n_harmful: int) -> Protocol:
     return replace(plan, sets=tuple(sets), utility=utility_measures.UtilitySets({}, {}, {}))
 
 
+def summaries_only(plan: Protocol, n_summaries: int, summary_tokens: int) -> Protocol:
+    """The protocol of generated summaries alone, for ROUGE in the literature's form: no prompts, no likelihoods."""
+    return replace(plan, sets=(), utility=utility_measures.summary_sets(n_summaries, plan.origin), summary_tokens=summary_tokens)
+
+
 def with_extra(
     parts: Parts, measured: dict[Variant, pd.DataFrame], variants: Sequence[Variant], plan: Protocol
 ) -> dict[Variant, pd.DataFrame]:
     """The measured items with those of a further protocol added for some of the variants; nothing where only one is named."""
-    extra = {v: items(parts, v, plan) for v in variants} if len(variants) > 1 else {}
+    extra = {v: items(parts, v, plan) for v in dict.fromkeys(variants)} if len(variants) > 1 else {}
     return {v: pd.concat([table, extra[v]], ignore_index=True) if v in extra else table for v, table in measured.items()}
 
 
@@ -86,8 +91,11 @@ def items(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
 
 def _measured(parts: Parts, variant: Variant, plan: Protocol) -> pd.DataFrame:
     language = build_variant(parts, variant)
-    said = behaviour.measure_behaviour(language, plan.sets, plan.judge_names, plan.settings, plan.new_tokens, plan.origin)
-    return pd.concat([said, utility_measures.measure_utility(language, plan.utility, plan.summary_tokens)], ignore_index=True)
+    said = behaviour.measure_behaviour(
+        language, plan.sets, plan.judge_names, plan.settings, plan.new_tokens, plan.origin, brief=plan.judge_names == ("phrases",)
+    )
+    useful = utility_measures.measure_utility(language, plan.utility, plan.summary_tokens)
+    return pd.concat([part for part in (said, useful) if len(part)], ignore_index=True)
 
 
 def measure(parts: Parts, variants: Iterable[Variant], plan: Protocol, progress=None) -> dict[Variant, pd.DataFrame]:
@@ -112,6 +120,29 @@ def utility_rows(measured: dict[Variant, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(
         [keyed(v, utility_measures.summarize_utility(t[t["kind"] == "utility"])) for v, t in measured.items()], ignore_index=True
     )
+
+
+def item_rows(measured: Mapping[Variant, pd.DataFrame], split: str = "") -> pd.DataFrame:
+    """The rows of the table `items` for all measured variants: one a label (refused, coherent, restates) or nll and item.
+
+    An item is named by a hash, never by its text, and has the same name in every variant and seed: rows can be paired by it.
+    With `split`, for what was sketched, the name of each set is followed by it, as in `advbench/test`. What a judge failed on
+    has no row.
+    """
+    return pd.concat([keyed(v, _item_labels(table, split)) for v, table in measured.items()], ignore_index=True)
+
+
+def _item_labels(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    prompts, texts = table["kind"].isin(["harmful", "edgy"]), table["kind"] == "utility"
+    kept = (prompts & table["metric"].isin(["refused", "coherent", "restates"])) | (texts & (table["metric"] == "nll"))
+    found = table[kept & table["value"].notna()]
+    own = prompts[found.index] & (found["judge"] == "")  # what needs no judge stands beside the judge of phrases
+    rows = pd.DataFrame({
+        "judge": found["judge"].mask(own, "phrases"), "prompt_set": found["set"] + (f"/{split}" if split else ""),
+        "item": found["item"], "metric": found["metric"], "value": found["value"].astype(float),
+    })  # fmt: skip
+    rows = rows.assign(low=rows["value"], high=rows["value"], n=1)
+    return rows.drop_duplicates(["judge", "prompt_set", "item", "metric"], ignore_index=True)
 
 
 def comparison_rows(measured: dict[Variant, pd.DataFrame], reference: Variant) -> pd.DataFrame:
