@@ -100,6 +100,17 @@ def test_a_text_is_cut_before_the_template_and_a_prompt_to_half(language, tokeni
     assert read(language, plan(tuple(rows), limit=8)).counts["cut"] == 2
 
 
+def test_a_task_may_be_cut_later_than_the_others(tokenizer):
+    rows = (example("lamp " * 40), example("lamp " * 40, task="long", number=1))
+    asked = replace(plan(rows, 8), limits=(("long", 20),))
+    found = encode(tokenizer, asked)
+    assert found.stops[0] - found.starts[0] <= 8 < found.stops[1] - found.starts[1] <= 20
+    assert found.cut == 2
+    assert asked.key() != plan(rows, 8).key()
+    with refused(USAGE, "limit 1"):
+        encode(tokenizer, replace(asked, limits=(("long", 1),)))
+
+
 def test_a_cut_never_halves_a_character(tokenizer):
     lamp = "\U0001f4a1"  # four tokens
     assert content(tokenizer, [example(lamp * 3)], limit=8) == [lamp * 2]

@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from support import planted
 
 from helpers.data import tasks
 from helpers.data.splits import SPLITS
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
 from helpers.models import built_in, loading
-from helpers.models.activations import POOLINGS
+from helpers.models.activations import POOLINGS, Activations
 from helpers.monitors import readings
 from helpers.monitors.probes import PROBES
 from helpers.monitors.readings import Place
@@ -237,3 +238,69 @@ def test_the_fingerprint_is_stable(tiny, tmp_path):
     saved = loading.save(language, tmp_path / "again")
     assert readings.fingerprint(loading.load(saved).tokenizer) == first
     assert readings.fingerprint(built_in.tiny_tokenizer()) == first
+
+
+# ---------------------------------------------------------------- what all read, and what the aligned model reads alone
+
+
+def asked(seed=0, **more):
+    return {"monitor_tasks": ["toxicity", "jailbreak"], "depths": [0.5, 1.0], "attention": ["jailbreak:0.5"], "origin": "tiny",
+            "rows": (6, 14, 8, 5, 40), "limit": 16, "long": {"jailbreak": 24}, "seed": seed, **more}  # fmt: skip
+
+
+def test_a_plan_holds_a_second_test_and_harmless_texts_and_cuts_named_tasks_later():
+    found = readings.plan(**json.loads(json.dumps(asked())))
+    splits = {task: [e.split for e in found.examples if e.task == task] for task in readings.task_names(found)}
+    for own in splits.values():
+        assert {name: own.count(name) for name in dict.fromkeys(own)} == {
+            "train": 12, "validation": 28, "test": 16, "elsewhere": 10, "threshold": 40 - 14,
+        }  # fmt: skip
+    assert (found.limit_of("toxicity"), found.limit_of("jailbreak")) == (16, 24)
+    assert found.key() != readings.plan(**asked(long={})).key()
+    with refused(USAGE, "long_tasks names task 'privacy-pii'", "add it there"):
+        readings.plan(**asked(long={"privacy-pii": 24}))
+
+
+def test_variants_read_all_that_they_are_judged_and_refitted_on_and_nothing_that_sets_a_threshold():
+    whole = readings.plan(**asked())
+    shared, alone = readings.on_variants(whole), readings.aligned_alone(whole)
+    counts = [{name: sum(e.split == name for e in part.examples) for name in (*SPLITS, "elsewhere", "threshold")}
+              for part in (whole, shared, alone)]  # fmt: skip
+    assert counts[1] == counts[0] | {"validation": 2 * 2 * readings.FEW, "threshold": 0}
+    assert counts[2] == {"train": 0, "validation": 2 * 2 * 4, "test": 0, "elsewhere": 0, "threshold": 2 * 26}
+    assert sorted(map(repr, (*shared.examples, *alone.examples))) == sorted(map(repr, whole.examples))
+    assert readings.on_variants(shared) == shared
+
+
+def test_the_two_parts_of_a_reading_are_put_together_text_by_text():
+    whole = readings.plan(**asked())
+    shared, alone = readings.on_variants(whole), readings.aligned_alone(whole)
+    place = {repr(example): i for i, example in enumerate(whole.examples)}
+    parts = [_named(part, place) for part in (shared, alone)]
+    found, expected = readings.merged(whole, *parts), _named(whole, place)
+    for group in ("pooled", "tokens"):
+        for name, values in getattr(expected, group).items():
+            np.testing.assert_array_equal(getattr(found, group)[name].numpy(), values.numpy())
+    np.testing.assert_array_equal(found.offsets["jailbreak/2"], expected.offsets["jailbreak/2"])
+    assert found.counts["texts"] == len(whole.examples)
+
+
+def _named(plan, place):
+    """Activations that say of every text, and token, which text of the whole plan it is; text i of them has 1 + i % 3 tokens."""
+    numbers = np.array([place[repr(example)] for example in plan.examples])
+    own = numbers[[example.task == "jailbreak" for example in plan.examples]]
+    lengths = 1 + own % 3
+    pooled = {f"{pool}/{layer}": torch.tensor(numbers[:, None] + 0.5) for pool in POOLINGS for layer in (2, 4)}
+    tokens, offsets = torch.tensor(np.repeat(own, lengths)[:, None] + 0.5), np.cumsum([0, *lengths])
+    return Activations((2, 4), pooled, {"jailbreak/2": tokens}, {"jailbreak/2": offsets}, {"texts": len(numbers), "prefix": 3})
+
+
+def test_halves_cut_no_group_and_each_has_both_classes(reading):
+    rows = readings.rows_of(reading, "toxicity", "test")
+    side = readings.halves(rows)
+    for half in (0, 1):
+        assert set(rows.labels[side == half]) == {0, 1}
+        assert not set(rows.groups[side == half]) & set(rows.groups[side != half])
+    assert abs(int(side.sum()) * 2 - len(side)) <= 2
+    flipped = readings.Rows(rows.index[::-1], rows.labels[::-1], rows.groups[::-1])
+    np.testing.assert_array_equal(readings.halves(flipped), side[::-1])

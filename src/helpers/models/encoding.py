@@ -20,8 +20,8 @@ from helpers.models.loading import chat_text
 class Plan:
     """What is read: the texts, the depths as fractions of the network, and the pairs (task, depth) whose tokens are kept.
 
-    limit: tokens of content a text may have before it is cut. budget: tokens of a batch, padding counted and the shared
-    prefix not; 512 was the fastest on a CPU.
+    limit: tokens of content a text may have before it is cut. limits: those of single tasks that have another. budget: tokens of
+    a batch, padding counted and the shared prefix not; 512 was the fastest on a CPU.
     """
 
     examples: tuple[Example, ...]
@@ -29,11 +29,18 @@ class Plan:
     limit: int
     tokens: tuple[tuple[str, float], ...] = ()
     budget: int = 512
+    limits: tuple[tuple[str, int], ...] = ()
+
+    def limit_of(self, task: str) -> int:
+        """The tokens of content that a text of the task may have."""
+        return dict(self.limits).get(task, self.limit)
 
     def key(self) -> str:
         """A hash of everything in the plan that the activations depend on; labels, groups and splits are not."""
         texts = fingerprint([(example.task, example.prompt, example.reply) for example in self.examples])
-        return content_key(texts=texts, depths=self.depths, limit=self.limit, tokens=self.tokens, budget=self.budget)
+        return content_key(
+            texts=texts, depths=self.depths, limit=(self.limit, self.limits), tokens=self.tokens, budget=self.budget
+        )
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,17 @@ def encode(tokenizer, plan: Plan, context: int | None = None) -> Encoded:
     reaches over its edge (line breaks may join) belongs to it. A text without content, or longer than `context` tokens, is
     refused.
     """
-    if not plan.examples or plan.limit < 2:
-        raise StudyError(f"a plan of {len(plan.examples)} texts with limit {plan.limit}; give at least one text and limit 2")
-    frame = _frame(tokenizer)
-    found = [_encoded(tokenizer, frame, example, plan.limit, number) for number, example in enumerate(plan.examples)]
+    shortest = min([plan.limit, *(limit for _, limit in plan.limits)])
+    if not plan.examples or shortest < 2:
+        raise StudyError(f"a plan of {len(plan.examples)} texts with limit {shortest}; give at least one text and limit 2")
+    frame, limits = _frame(tokenizer), [plan.limit_of(example.task) for example in plan.examples]
+    found = [_encoded(tokenizer, frame, e, limit, i) for i, (e, limit) in enumerate(zip(plan.examples, limits, strict=True))]
     rows, starts, stops, cuts = zip(*found, strict=True)
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
     if context is not None and len(rows[longest]) > context:
         who = _name(plan.examples[longest], longest)
         raise StudyError(
-            f"{who} has {len(rows[longest])} tokens, but the model reads {context}; use a limit below {plan.limit}", REFUSED
+            f"{who} has {len(rows[longest])} tokens, but the model reads {context}; use a limit below {limits[longest]}", REFUSED
         )
     return Encoded(rows, starts, stops, sum(cuts))
 

@@ -1,18 +1,23 @@
 """What the monitors read: the labelled texts of all tasks in one plan, and each monitor's features and scores in activations.
 
 One plan serves every variant, so that the same texts sit in the same batches everywhere; a task's rows are found in it by
-index. Nothing here touches a model.
+index. The aligned model, on which monitors are fitted and thresholds set, reads more: `on_variants` is what the others read.
+Nothing here touches a model.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
+import torch
 
 from helpers.data import tasks
-from helpers.data.splits import check
+from helpers.data.splits import THRESHOLD, check
+from helpers.data.text_rows import unit
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models.activations import POOLINGS, Activations, layers
 from helpers.models.encoding import Plan
@@ -23,6 +28,7 @@ from helpers.monitors.probes import PROBES, Readout
 from helpers.monitors.readouts import Features, Pooled, Ragged
 
 ATTENTION = "attention"
+FEW = 10  # validation texts a class that variants read, too: the few labels that a forecast may use
 LINEAR = ("logistic", "mean-difference", "lda")  # kinds with one direction: a refit of them is cheap and can be compared
 TURNED = ("logistic", "mean-difference")  # kinds whose angle gets an interval, at the price of several more fits
 
@@ -49,19 +55,83 @@ def parse_attention(name: str) -> tuple[str, float]:
 
 
 def plan(
-    monitor_tasks: Sequence[str], depths: Sequence[float], attention: Sequence[str], rows: tuple[int, int, int], limit: int,
-    origin: str,
+    monitor_tasks: Sequence[str], depths: Sequence[float], attention: Sequence[str], rows: Sequence[int], limit: int,
+    origin: str, long: Mapping[str, int] | None = None, seed: int = 0,
 ) -> Plan:  # fmt: skip
-    """The texts of all tasks, at most so many `rows` a class in train, validation and test, and what is read of them."""
+    """The texts of all tasks and what is read of them.
+
+    rows: at most so many a class in train, validation and test; then, 0 unless given, in the second test set, and harmless texts
+    a task that a threshold is set on. long: tokens of the tasks that are cut later than at `limit`. seed: whose draw of training
+    texts.
+    """
     asked = dict.fromkeys(parse_attention(name) for name in attention)
     absent = [task for task, _ in asked if task not in monitor_tasks]
     if absent:
         raise StudyError(f"attention names task {absent[0]!r}, which is not among monitor_tasks; add it there")
-    found = {name: tasks.examples(name, origin, *rows) for name in monitor_tasks}
+    later = long or {}
+    strange = [task for task in later if task not in monitor_tasks]
+    if strange:
+        raise StudyError(f"long_tasks names task {strange[0]!r}, which is not among monitor_tasks; add it there or leave it out")
+    found = {name: tasks.examples(name, origin, *rows, seed=seed) for name in monitor_tasks}
     for name, part in found.items():
         check(part, name)
     tokens = tuple((found[name][0].task, depth) for name, depth in asked)  # a file's task is called as the file is
-    return Plan(tuple(example for part in found.values() for example in part), tuple(depths), limit, tokens)
+    limits = tuple((found[name][0].task, tokens) for name, tokens in later.items())
+    return Plan(tuple(example for part in found.values() for example in part), tuple(depths), limit, tokens, limits=limits)
+
+
+def on_variants(reading: Plan) -> Plan:
+    """What variants read of a plan: training texts (for refits and maps), both test sets, and the first `FEW` validation texts a
+    class. What monitors are chosen by and thresholds are set on is read on the aligned model alone. Again, it changes nothing."""
+    return _only(reading, _read_by_all(reading))
+
+
+def aligned_alone(reading: Plan) -> Plan:
+    """The rest of a plan: what only the aligned model reads. It has passes of its own, so that the aligned model reads what is
+    compared in the same batches as every variant; in bf16 a text's states move with its batch."""
+    return _only(reading, [not shared for shared in _read_by_all(reading)])
+
+
+def _read_by_all(reading: Plan) -> list[bool]:
+    held, found = Counter[tuple[str, int]](), []
+    for example in reading.examples:
+        held[example.task, example.label] += example.split == "validation"
+        few = example.split == "validation" and held[example.task, example.label] <= FEW
+        found.append(few or example.split not in ("validation", THRESHOLD))
+    return found
+
+
+def _only(reading: Plan, kept: Sequence[bool]) -> Plan:
+    examples = tuple(example for example, keep in zip(reading.examples, kept, strict=True) if keep)
+    there = {example.task for example in examples}
+    return replace(reading, examples=examples, tokens=tuple(place for place in reading.tokens if place[0] in there))
+
+
+def merged(reading: Plan, shared: Activations, alone: Activations) -> Activations:
+    """The activations of a whole plan from those of its two parts, `on_variants` and `aligned_alone`."""
+    kept = np.array(_read_by_all(reading))
+    order = np.empty(len(kept), int)  # where each text of the plan stands in both parts, one after the other
+    order[np.flatnonzero(kept)], order[np.flatnonzero(~kept)] = np.arange(kept.sum()), kept.sum() + np.arange((~kept).sum())
+    pooled = {name: torch.cat([rows, alone.pooled[name]])[order] for name, rows in shared.pooled.items()}
+    tokens, offsets = dict(shared.tokens), dict(shared.offsets)
+    for name, rest in alone.tokens.items():
+        own = kept[[example.task == name.rpartition("/")[0] for example in reading.examples]]
+        both = Ragged(torch.cat([tokens[name], rest]), np.append(offsets[name], offsets[name][-1] + alone.offsets[name][1:]))
+        part = both.take(np.where(own, np.cumsum(own) - 1, own.sum() + np.cumsum(~own) - 1))
+        tokens[name], offsets[name] = part.tokens, part.offsets
+    counts = {name: count if name == "prefix" else count + alone.counts[name] for name, count in shared.counts.items()}
+    return Activations(shared.layers, pooled, tokens, offsets, counts)
+
+
+def halves(rows: Rows) -> np.ndarray:
+    """The half, 0 or 1, of each row by the hash of its group; groups of both classes and of one alone are dealt out evenly.
+
+    What is chosen on one half is judged on the other.
+    """
+    kinds = pd.Series(rows.labels).groupby(rows.groups).agg(["min", "max"])
+    order = sorted(kinds.itertuples(name=None), key=lambda kind: (*kind[1:], unit(str(kind[0]), "halves")))
+    side = {group: i % 2 for i, (group, *_) in enumerate(order)}
+    return np.array([side[group] for group in rows.groups])
 
 
 def task_names(reading: Plan) -> list[str]:
