@@ -20,7 +20,7 @@ from helpers.console import over
 from helpers.errors import REFUSED, StudyError
 from helpers.models import shared_prefix as models_shared_prefix
 from helpers.models.encoding import Encoded, Plan, encode, shared_prefix, token_batches
-from helpers.models.loading import LanguageModel, causal, pad
+from helpers.models.loading import LanguageModel, backbone, blocks, causal, pad
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
 Sink = Callable[[int, Tensor], None]
@@ -63,7 +63,7 @@ def reading(model: nn.Module, recorded: Sequence[int], sink: Sink) -> Iterator[N
 
     Put a single call of the model into the block: what follows it there does not run. Afterwards no hook is left.
     """
-    blocks, deepest = causal(model).model.layers, max(recorded)
+    found, deepest = blocks(model), max(recorded)
 
     def hook(layer: int, module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         sink(layer, output[0] if isinstance(output, tuple) else output)
@@ -72,7 +72,7 @@ def reading(model: nn.Module, recorded: Sequence[int], sink: Sink) -> Iterator[N
 
     with ExitStack() as hooks, suppress(_Deep):
         for layer in recorded:
-            hooks.callback(blocks[layer - 1].register_forward_hook(partial(hook, layer)).remove)
+            hooks.callback(found[layer - 1].register_forward_hook(partial(hook, layer)).remove)
         yield
 
 
@@ -137,8 +137,8 @@ def read(language: LanguageModel, plan: Plan, share: bool = True) -> Activations
     Refuses NaN and infinity by layer. `share=False` computes the shared prefix anew for each text: the same numbers up to
     rounding, more slowly.
     """
-    backbone, config = causal(language.model).model, causal(language.model).config
-    encoded, kept = encode(language.tokenizer, plan, config.max_position_embeddings), _room(language, plan)
+    network, context = backbone(language.model), getattr(causal(language.model).config, "max_position_embeddings", None)
+    encoded, kept = encode(language.tokenizer, plan, context), _room(language, plan)
     pooled_at = layers(plan.depths, language.depth)
     recorded = sorted({*pooled_at, *(layer for _, layer in kept.tokens)})
     shared = shared_prefix(encoded) if share else 0
@@ -149,7 +149,7 @@ def read(language: LanguageModel, plan: Plan, share: bool = True) -> Activations
         batch = _batch(encoded, indices, shared, language.tokenizer.pad_token_id, language.device)
         with reading(language.model, recorded, partial(kept.add, batch)):
             held = models_shared_prefix.copies(past, len(indices)) if shared else None
-            backbone(input_ids=batch.ids, past_key_values=held, use_cache=bool(shared))
+            network(input_ids=batch.ids, past_key_values=held, use_cache=bool(shared))
     _finite(kept)
     pooled = {name: rows.cpu() for name, rows in kept.pooled.items()}
     counts = {"texts": len(encoded.rows), "tokens": sum(map(len, encoded.rows)), "cut": encoded.cut, "prefix": shared}

@@ -1,7 +1,9 @@
-"""The two models that need no address: the embedded one, out of a pinned package, and a tiny random one, made on the spot."""
+"""The models that have a name here: the embedded one, out of a pinned package, a tiny random one, made on the spot, and pairs
+of the hub, each a base model with its chat counterpart."""
 
 import io
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -87,3 +89,39 @@ def _write_tiny(folder: Path) -> None:
 def tiny() -> Path:
     """Folder of a random four-layer Llama, made offline; what the tests and the `smoke` profile run on."""
     return atomic_folder(cache.cache_folder() / "models" / "tiny-1", _write_tiny)
+
+
+# ---------------------------------------------------------------- pairs of the hub
+
+
+@dataclass(frozen=True)
+class HubPair:
+    """A base model and its chat counterpart as hub ids, `owner/name@commit`."""
+
+    base: str
+    chat: str
+
+
+# Llama and Gemma are gated: their licence is accepted on the hub, by the account that the machine is logged in with.
+PAIRS: dict[str, HubPair] = {
+    "smollm2-360m": HubPair(
+        "HuggingFaceTB/SmolLM2-360M@f8027fd0eaeea54caa13c31d31b9fdc459c38b49",
+        "HuggingFaceTB/SmolLM2-360M-Instruct@a10cc1512eabd3dde888204e902eca88bddb4951",
+    ),
+    "qwen2.5-0.5b": HubPair(
+        "Qwen/Qwen2.5-0.5B@060db6499f32faf8b98477b0a26969ef7d8b9987",
+        "Qwen/Qwen2.5-0.5B-Instruct@7ae557604adf67be50417f59c2c2f167def9a775",
+    ),
+    "qwen2.5-1.5b": HubPair(
+        "Qwen/Qwen2.5-1.5B@8faed761d45a263340a0528343f099c05c9a4323",
+        "Qwen/Qwen2.5-1.5B-Instruct@989aa7980e4cf806f80c7fef2b1adb7bc71aa306",
+    ),
+    "llama-3.2-1b": HubPair(
+        "meta-llama/Llama-3.2-1B@4e20de362430cd3b72f300e6b0f18e50e7166e08",
+        "meta-llama/Llama-3.2-1B-Instruct@9213176726f574b556790deb65791e0c5aa438b6",
+    ),
+    "gemma-3-1b": HubPair(
+        "google/gemma-3-1b-pt@fcf18a2a879aab110ca39f8bffbccd5d49d8eb29",
+        "google/gemma-3-1b-it@dcc83ea841ab6100d6b47a070329e1ba4cf78752",
+    ),
+}

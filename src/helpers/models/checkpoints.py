@@ -1,16 +1,145 @@
-"""The tensors of a checkpoint by name, read from safetensors one at a time."""
+"""A checkpoint: fetched, its folder checked to be loaded without running anybody's code, and its tensors by name.
+
+Tensors are read from safetensors one at a time.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers import cache
+from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
+from helpers.models.built_in import HubPair
 
+# The families that tests run through every wing. Others are taken by their structure: see `loading.load`.
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "gpt_neox"})
 Weights = Callable[[str], Tensor]  # module name -> its weight "d_out d_in" as stored, read on demand
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def from_hub(model: str) -> Path:
+    """The folder into which the hub id `owner/name@revision` was fetched: safetensors, settings and tokenizer, no code."""
+    name, _, revision = model.partition("@")
+    if not revision:
+        raise StudyError(f"hub model {model!r} has no revision; pin one: {name}@<commit>", REFUSED)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"])
+        )
+    except GatedRepoError as error:
+        how = f"accept its licence at huggingface.co/{name} and log in (hf auth login), or give a local folder"
+        raise StudyError(f"hub model {model!r} is gated; {how}", ENVIRONMENT) from error
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+        raise StudyError(
+            f"cannot fetch {model!r} from the hub ({type(error).__name__}); check the network, or give a local folder",
+            ENVIRONMENT,
+        ) from error
+
+
+def base_of_pair(pair: HubPair) -> Path:
+    """The checked folder of a pair's base model; one without a chat template is given the tokenizer of its chat model."""
+    base = from_hub(pair.base)
+    if has_template(base):
+        return check_folder(base)
+    chat = from_hub(pair.chat)
+    weights = [path for path in base.iterdir() if _of_network(path)]
+    spoken = [path for path in chat.iterdir() if path.is_file() and not _of_network(path)]
+
+    def write(folder: Path) -> None:
+        for path in (*weights, *spoken):
+            (folder / path.name).symlink_to(path.resolve())
+
+    name = "+".join(each.replace("/", "-").lower() for each in (pair.base, pair.chat))
+    return check_folder(cache.atomic_folder(cache.cache_folder() / "models" / name, write))
+
+
+def _of_network(path: Path) -> bool:
+    """Whether a file of a model's folder is about the network, not about its tokens."""
+    return path.name in {"config.json", "generation_config.json"} or path.name.endswith((".safetensors", ".index.json"))
+
+
+def check_folder(folder: Path) -> Path:
+    """The folder, if it is a model that can be loaded without running anybody's code; else an error that says why not."""
+    config = _config(folder)
+    unsafe = [key for key in _keys(config) if _runs_code(key)]
+    if unsafe:
+        raise StudyError(
+            f"{folder.name}/config.json asks to run foreign code ({unsafe[0]}); remove that field or use another model", REFUSED
+        )
+    if "quantization_config" in config:
+        raise StudyError(f"{folder.name} holds packed weights (quantization_config); give the model in bf16 instead", REFUSED)
+    if config.get("model_type") not in FAMILIES and config.get("model_type") not in _causal_types():
+        raise StudyError(
+            f"{folder.name}: model type {config.get('model_type')!r} is no causal language model of transformers, such as "
+            f"{', '.join(sorted(FAMILIES))}; use another model",
+            REFUSED,
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = [path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+        found = f"only {pickles[0]}, which is a pickle" if pickles else "no weights"
+        raise StudyError(
+            f"{folder.name} has no .safetensors ({found}); convert it with save_pretrained on a machine you can spare", REFUSED
+        )
+    if not has_template(folder):
+        raise StudyError(
+            f"{folder.name} has no chat template; use an instruction-tuned model or add chat_template.jinja", REFUSED
+        )
+    return folder
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a chat template comes with the tokenizer of a folder."""
+    return (folder / "chat_template.jinja").is_file() or bool(_json(folder / "tokenizer_config.json").get("chat_template"))
+
+
+def _causal_types() -> Collection[str]:
+    """The model types that transformers has a causal language model for; asked only about those that no test here runs."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def _runs_code(key: str) -> bool:
+    """Whether this field of a config can name code to fetch and run; attention kernels can be named by a hub repository."""
+    kernel = key.lstrip("_").startswith("attn_implementation") and not key.endswith("_autoset")
+    return kernel or key in {"auto_map", "trust_remote_code", "custom_pipelines"}
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _config(folder: Path) -> dict:
+    config = _json(folder / "config.json")
+    if not config:
+        raise StudyError(f"{folder} has no readable config.json; give the folder of a transformers model", REFUSED)
+    return config
+
+
+def _keys(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
+# ---------------------------------------------------------------- the tensors
 
 
 def shards(folder: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from helpers.console import over
 from helpers.models import shared_prefix
-from helpers.models.loading import LanguageModel, causal, chat_text, encode_text, length_batches, logits, pad
+from helpers.models.loading import LanguageModel, backbone, causal, chat_text, encode_text, length_batches, logits, pad
 
 Ended = Callable[[str], bool]
 
@@ -36,7 +36,8 @@ def completions(
     """
     rows = [encode_text(language.tokenizer, text) for text in texts]
     found, past = [""] * len(rows), shared_prefix.empty(language)
-    shared = 0 if whole or not rows else shared_prefix.common(rows)
+    apart = whole or not rows or shared_prefix.beyond_window(language, max(map(len, rows)) + new_tokens)
+    shared = 0 if apart else shared_prefix.common(rows)
     shared_prefix.fill(language, past, rows[0][:shared] if shared else ())
     for indices in over("batches", length_batches([len(row) for row in rows], batch)):
         cache = shared_prefix.copies(past, len(indices))
@@ -55,7 +56,7 @@ def _greedy(
     ids, mask, places = _padded(rows, cache.get_seq_length(), tokenizer.pad_token_id, language.device)
     left, done = list(range(len(rows))), set()
     while True:
-        states = network.model(
+        states = backbone(network)(
             input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
         ).last_hidden_state
         # contiguous: of a strided slice the head's product copies the whole vocabulary matrix for every row
@@ -94,7 +95,7 @@ def log_likelihoods(
     network = causal(language.model)
     for indices in over("batches", length_batches([len(row) for row in rows], batch)):
         ids = pad([rows[i] for i in indices], language.tokenizer.pad_token_id).to(language.device)
-        hidden = network.model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = backbone(network)(input_ids=ids, use_cache=False).last_hidden_state
         for place, i in enumerate(indices):
             span = slice(starts[i] - 1, len(rows[i]) - 1)
             picked = nn.functional.cross_entropy(

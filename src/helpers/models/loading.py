@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,16 @@ from helpers import cache
 from helpers.cache import atomic_folder
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 from helpers.models import compute, meter
-from helpers.models.built_in import embedded, tiny
+from helpers.models.built_in import PAIRS, embedded, tiny
+from helpers.models.checkpoints import FAMILIES, base_of_pair, check_folder, from_hub
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"})
+SAFE = {"trust_remote_code": False, "local_files_only": True}
+MARK = "\ue000"  # a private-use character, which no template holds
+DAY = "26 Jul 2024"  # today, for a template that tells the date: the one that Llama 3.2 falls back to
 GRIDS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the values that stored weights may have; not what is computed in
 
 
@@ -56,17 +59,70 @@ class LanguageModel:
 
 
 def chat_text(tokenizer, prompt: str, system: str = "") -> str:
-    """The prompt in the model's own chat template, up to where the reply begins."""
+    """The prompt in the model's own chat template, up to where the reply begins.
+
+    A system message that the template refuses (Gemma) or leaves out opens the prompt instead.
+    """
     from jinja2 import TemplateError
 
-    turns = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": prompt})
+    asked = {"role": "user", "content": prompt}
+    if system:
+        with suppress(TemplateError):
+            text = _rendered(tokenizer, [{"role": "system", "content": system}, asked])
+            if system.strip() in text:
+                return text
+        asked["content"] = f"{system}\n\n{prompt}"
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:  # some templates refuse a system message, and ours may come with one
+        return _rendered(tokenizer, [asked])
+    except TemplateError as error:
         raise StudyError(
             f"the model's chat template fails ({error}); use another model or mend chat_template.jinja", REFUSED
         ) from error
+
+
+def _rendered(tokenizer, turns: Sequence[Mapping[str, str]], opened: bool = True) -> str:
+    """The turns in the chat template; one that tells the date tells the same on any day, and one that thinks aloud does not."""
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template:
+        template = f"{{%- macro strftime_now(form) -%}}{DAY}{{%- endmacro -%}}{template}"
+    told = {"chat_template": template, "date_string": DAY, "enable_thinking": False}
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened, **told)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; its end of text is the token with which the chat template closes a reply.
+
+    The two need not be one: Gemma's template closes with `<end_of_turn>`, where its tokenizer has `<eos>`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
+    closing = _closing(tokenizer)
+    if closing not in {None, tokenizer.eos_token}:
+        tokenizer.eos_token = closing
+    if tokenizer.eos_token is None:
+        raise StudyError(f"{folder.name}: no token ends a reply; name one as eos_token in tokenizer_config.json", REFUSED)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def _closing(tokenizer) -> str | None:
+    """The special token behind a reply in the chat template; None where there is none."""
+    from jinja2 import TemplateError
+
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
+    try:
+        behind = _rendered(tokenizer, turns, opened=False).rpartition(MARK)[2].lstrip()
+    except TemplateError:
+        return None
+    first = encode_text(tokenizer, behind)[:1]
+    known = {**tokenizer.added_tokens_decoder}
+    return str(known[first[0]]) if first and first[0] in known and known[first[0]].special else None
+
+
+def opening(tokenizer) -> list[int]:
+    """The tokens that the tokenizer itself puts before a plain text, such as Gemma's `<bos>`, without which it reads badly."""
+    return list(tokenizer("", add_special_tokens=True)["input_ids"])
 
 
 def encode_text(tokenizer, text: str, limit: int | None = None) -> list[int]:
@@ -96,9 +152,23 @@ def causal(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def backbone(model: nn.Module) -> nn.Module:
+    """The network below the head, whatever its family calls it."""
+    inner = causal(model)
+    return getattr(inner, getattr(inner, "base_model_prefix", "") or "model")
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the network in order: its one list of as many modules as it has layers; empty where it has none."""
+    depth = causal(model).config.num_hidden_layers
+    lists = (part for part in backbone(model).children() if isinstance(part, nn.ModuleList) and len(part) == depth)
+    return list(next(lists, ()))
+
+
 def logits(causal: nn.Module, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocabulary"]:
     """Logits of final hidden states in float32, soft-capped where the family does so (Gemma 2)."""
-    scores, cap = causal.lm_head(hidden).float(), getattr(causal.config, "final_logit_softcapping", None)
+    head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else causal.lm_head
+    scores, cap = head(hidden).float(), getattr(causal.config, "final_logit_softcapping", None)
     return cap * torch.tanh(scores / cap) if cap else scores
 
 
@@ -109,90 +179,17 @@ MODELS: dict[str, Callable[[], Path]] = {"embedded": embedded, "tiny": tiny}
 
 
 def base_folder(model: str) -> Path:
-    """The checked folder of a model: a name in `MODELS`, a local folder, or a hub id `owner/name@revision`."""
+    """The checked folder of a model: a name in `MODELS` or `PAIRS`, a local folder, or a hub id `owner/name@revision`."""
     if model in MODELS:
         return MODELS[model]()
+    if model in PAIRS:
+        return base_of_pair(PAIRS[model])
     if os.path.isdir(model):
         return check_folder(Path(model))
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", model):
-        return check_folder(_from_hub(model))
-    raise StudyError(
-        f"unknown model {model!r}; choose one of {', '.join(MODELS)}, a folder that exists, or a hub id owner/name@revision"
-    )
-
-
-def _from_hub(model: str) -> Path:
-    name, _, revision = model.partition("@")
-    if not revision:
-        raise StudyError(f"hub model {model!r} has no revision; pin one: {name}@<commit>", REFUSED)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"])
-        )
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
-        raise StudyError(
-            f"cannot fetch {model!r} from the hub ({type(error).__name__}); check the network, or give a local folder",
-            ENVIRONMENT,
-        ) from error
-
-
-def check_folder(folder: Path) -> Path:
-    """The folder, if it is a model that can be loaded without running anybody's code; else an error that says why not."""
-    config = _config(folder)
-    unsafe = [key for key in _keys(config) if _runs_code(key)]
-    if unsafe:
-        raise StudyError(
-            f"{folder.name}/config.json asks to run foreign code ({unsafe[0]}); remove that field or use another model", REFUSED
-        )
-    if config.get("model_type") not in FAMILIES:
-        raise StudyError(
-            f"{folder.name}: model type {config.get('model_type')!r} is not among {', '.join(sorted(FAMILIES))}", REFUSED
-        )
-    if not list(folder.glob("*.safetensors")):
-        pickles = [path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
-        found = f"only {pickles[0]}, which is a pickle" if pickles else "no weights"
-        raise StudyError(
-            f"{folder.name} has no .safetensors ({found}); convert it with save_pretrained on a machine you can spare", REFUSED
-        )
-    if not (folder / "chat_template.jinja").is_file() and "chat_template" not in _json(folder / "tokenizer_config.json"):
-        raise StudyError(
-            f"{folder.name} has no chat template; use an instruction-tuned model or add chat_template.jinja", REFUSED
-        )
-    return folder
-
-
-def _runs_code(key: str) -> bool:
-    """Whether this field of a config can name code to fetch and run; attention kernels can be named by a hub repository."""
-    kernel = key.lstrip("_").startswith("attn_implementation") and not key.endswith("_autoset")
-    return kernel or key in {"auto_map", "trust_remote_code", "custom_pipelines"}
-
-
-def _json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _config(folder: Path) -> dict:
-    config = _json(folder / "config.json")
-    if not config:
-        raise StudyError(f"{folder} has no readable config.json; give the folder of a transformers model", REFUSED)
-    return config
-
-
-def _keys(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from _keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner)
+        return check_folder(from_hub(model))
+    known = ", ".join([*MODELS, *PAIRS])
+    raise StudyError(f"unknown model {model!r}; choose one of {known}, a folder that exists, or a hub id owner/name@revision")
 
 
 def identity(folder: Path) -> str:
@@ -245,28 +242,47 @@ def load(folder: Path, grid: str = "bf16", on: str = "cpu") -> LanguageModel:
     Its weights have values on the `grid` of a precision. They are held in bf16 where that is also what the machine computes
     in (`compute.current`), else in float32, which holds the same values.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder, target = Path(folder), device(on)
-    safe = {"trust_remote_code": False, "local_files_only": True}
     report = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # told in `info`, and refused below
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=GRIDS[grid], use_safetensors=True, **safe, **report)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=GRIDS[grid], use_safetensors=True, **SAFE, **report)
+        tokenizer = read_tokenizer(folder)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise StudyError(f"{folder.name} cannot be loaded ({reason}); save or fetch the model again", REFUSED) from error
     _complete(folder, info)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.generation_config = type(model.generation_config)(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     if compute.current(target).name == "fp32":
         model = model.float()
-    meter.attach(model, list(getattr(causal(model).model, "layers", ())))
-    return LanguageModel(model.to(target).eval().requires_grad_(False), tokenizer, folder)
+    model = model.to(target).eval().requires_grad_(False)
+    if model.config.model_type not in FAMILIES:
+        _read_as_built(folder, model)
+    meter.attach(model, blocks(model))
+    return LanguageModel(model, tokenizer, folder)
+
+
+@torch.no_grad()
+def _read_as_built(folder: Path, model: nn.Module) -> None:
+    """Refuses a model that is built in another way than every wing reads it: no blocks, other layers than linear ones in them,
+    or a head that does more than a product and a soft cap."""
+    inside = [module for block in blocks(model) for module in block.modules()]
+    matrices = {id(weight) for module in inside if isinstance(module, nn.Linear) for weight in module.parameters()}
+    other = [type(m).__name__ for m in inside for w in m.parameters(recurse=False) if w.ndim > 1 and id(w) not in matrices]
+    why = "its blocks are not found" if not inside else f"its blocks hold {other[0]}, no linear module" if other else ""
+    if not why:
+        ids = torch.tensor([[0, 1]], device=model.device)
+        hidden, wanted = backbone(model)(input_ids=ids).last_hidden_state[0], model(input_ids=ids).logits[0].float()
+        near = float((logits(model, hidden) - wanted).norm()) <= 0.05 * float(wanted.norm())
+        why = "" if near else "its head is more than a product and a soft cap"
+    if why:
+        kind = f"model type {model.config.model_type!r} is built in another way than this study reads models"
+        raise StudyError(f"{folder.name}: {kind} ({why}); use another model", REFUSED)
 
 
 def _complete(folder: Path, info: dict) -> None:

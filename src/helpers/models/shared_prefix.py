@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import torch
 
-from helpers.models.loading import LanguageModel, causal
+from helpers.models.loading import LanguageModel, backbone, causal
 
 
 def common(rows: Sequence[Sequence[int]], room: int | None = None) -> int:
@@ -27,11 +27,16 @@ def empty(language: LanguageModel):
     return DynamicCache(config=causal(language.model).config)
 
 
+def beyond_window(language: LanguageModel, length: int) -> bool:
+    """Whether a layer looks back less far than so many tokens; padding behind a shared prefix then pushes it out of sight."""
+    return any((getattr(layer, "sliding_window", None) or length) < length for layer in empty(language).layers)
+
+
 @torch.no_grad()
 def fill(language: LanguageModel, past, ids: Sequence[int]) -> None:
     """Reads tokens, as one row, into a cache: their keys and values are there afterwards."""
     if ids:
-        causal(language.model).model(input_ids=torch.tensor([ids], device=language.device), past_key_values=past, use_cache=True)
+        backbone(language.model)(input_ids=torch.tensor([ids], device=language.device), past_key_values=past, use_cache=True)
 
 
 def copies(past, count: int):

@@ -159,7 +159,7 @@ def speak(language: LanguageModel, texts: Sequence[str], limit: int) -> Spoken:
     inner, totals, likeliest = causal(language.model), np.zeros(len(rows)), []
     for i, row in enumerate(rows):
         ids = torch.tensor([row], device=language.device)
-        scores = loading.logits(inner, inner.model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
+        scores = loading.logits(inner, loading.backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
         totals[i] = -float(nn.functional.cross_entropy(scores, ids[0, 1:], reduction="sum"))
         likeliest.append(scores.argmax(dim=1).cpu().numpy())
     return Spoken(totals, tuple(likeliest))

@@ -92,10 +92,10 @@ def speed(model: str, threads: int, seconds: float = TRIAL) -> float:
     language = loading.load(loading.base_folder(model))
     ids = torch.full((16, 32), language.tokenizer.eos_token_id)
     with loading.threads(threads), torch.no_grad():
-        language.model.model(input_ids=ids, use_cache=False)  # the first pass makes room
+        loading.backbone(language.model)(input_ids=ids, use_cache=False)  # the first pass makes room
         begun, passes = time.perf_counter(), 0
         while time.perf_counter() - begun < seconds:
-            language.model.model(input_ids=ids, use_cache=False)
+            loading.backbone(language.model)(input_ids=ids, use_cache=False)
             passes += 1
     return passes * ids.numel() / (time.perf_counter() - begun)
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,17 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.updates.lora import LowRank
 from helpers.updates.quantizers import linear_names, read_linear4bit
 
-WRITERS = ("o_proj", "down_proj")  # the linear modules whose output is added to the residual stream
+
+def writers(weights: Mapping[str, Float[Tensor, "d_out d_in"]]) -> set[str]:
+    """The names of the modules whose output is added to the residual stream, from the weights of a model's blocks in order.
+
+    Every module of a block reads the stream or writes to it, so its width is the size that most of them have; of each part of
+    a block (attention, MLP) the last module that puts out so many numbers writes to it.
+    """
+    sizes = Counter(size for weight in weights.values() for size in set(weight.shape))
+    width = max(sizes, key=sizes.__getitem__, default=0)
+    found = {name.rpartition(".")[0]: name for name, weight in weights.items() if len(weight) == width}
+    return set(found.values())
 
 
 def effective_weights(model: nn.Module) -> Iterator[tuple[str, Float[Tensor, "d_out d_in"]]]:
@@ -78,20 +89,20 @@ def weight_changes(
     """
     columns = [along(layer, j) for layer, matrix in directions.items() for j in range(matrix.shape[1])]
     unit = torch.cat([m.float() / m.float().norm(dim=0, keepdim=True) for m in directions.values()], dim=1) if columns else None
-    rows = {}
+    rows, writing = {}, writers(before)
     for name, weight in after:
         if name not in before or before[name].shape != weight.shape:
             raise StudyError(
                 f"module {name!r} is missing or of another shape before; compare variants of one model", NOT_COMPARABLE
             )
-        rows[name] = _change_row(name, before[name], weight, unit, columns)
+        rows[name] = _change_row(name, before[name], weight, unit, columns, name in writing)
     if missing := [name for name in before if name not in rows]:
         raise StudyError(f"module {missing[0]!r} is missing after; compare variants of one model", NOT_COMPARABLE)
     return pd.DataFrame(list(rows.values()))
 
 
-def _change_row(name: str, old: Tensor, new: Tensor, unit: Tensor | None, columns: Sequence[str]) -> dict:
-    change, writes = new - old, name.rpartition(".")[2] in WRITERS  # bf16 and float32 meet in float32
+def _change_row(name: str, old: Tensor, new: Tensor, unit: Tensor | None, columns: Sequence[str], writes: bool) -> dict:
+    change = new - old  # bf16 and float32 meet in float32
     found = [0.0] * len(columns)
     if writes and unit is not None:
         if len(unit) != len(change):

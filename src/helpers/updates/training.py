@@ -20,7 +20,7 @@ from helpers.cache import atomic_file
 from helpers.data.text_rows import Row
 from helpers.errors import StudyError
 from helpers.models import compute
-from helpers.models.loading import LanguageModel, causal, chat_text, encode_text, logits, pad
+from helpers.models.loading import LanguageModel, backbone, causal, chat_text, encode_text, logits, pad
 from helpers.updates import quantizers
 
 IGNORE = -100
@@ -96,7 +96,7 @@ def reply_loss(model: nn.Module, batch: Sequence[TokenizedRow], fill: int, devic
     """Mean cross-entropy over the reply tokens; the head runs at those positions only."""
     ids = pad([example.ids for example in batch], fill).to(device)
     labels = pad([[IGNORE] * example.start + list(example.ids[example.start :]) for example in batch], IGNORE).to(device)
-    hidden = causal(model).model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     labelled = labels[:, 1:] != IGNORE
     return nn.functional.cross_entropy(logits(causal(model), hidden[labelled]), labels[:, 1:][labelled])
 
