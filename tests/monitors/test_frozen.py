@@ -324,7 +324,7 @@ def test_an_edited_monitor_is_refused(folder, what):
 
 
 DOCUMENTS = {
-    "another format": (lambda d: d.update(format=2), "format 2"),
+    "another format": (lambda d: d.update(format=1), "format 1"),
     "no list": (lambda d: d.update(monitors={}), "lists no monitors"),
     "no monitors": (lambda d: d.pop("monitors"), "cannot be read"),
     "something else in the list": (lambda d: d["monitors"].append("x"), "'fields'"),

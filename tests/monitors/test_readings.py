@@ -198,7 +198,31 @@ def padding(tokenizer):
     tokenizer.pad_token = "<|endoftext|>"
 
 
-CHANGES = {f.__name__: f for f in (template, special, vocabulary, padding)}
+def backend(tokenizer, **parts):
+    """The tokenizer's own description with other parts, put in its place."""
+    from tokenizers import Tokenizer
+
+    found = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps({**found, **parts}))
+
+
+def normalizer(tokenizer):
+    backend(tokenizer, normalizer={"type": "Lowercase"})
+
+
+def pre_tokenizer(tokenizer):
+    backend(tokenizer, pre_tokenizer={"type": "Whitespace"})
+
+
+def merges(tokenizer):
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    letters = sorted(token for token in model["vocab"] if len(token) == 1)[:2]
+    joined = {**model["vocab"], "".join(letters): len(tokenizer) + 5}
+    backend(tokenizer, model={**model, "vocab": joined})
+    backend(tokenizer, model={**model, "vocab": joined, "merges": [letters]})
+
+
+CHANGES = {f.__name__: f for f in (template, special, vocabulary, padding, normalizer, pre_tokenizer, merges)}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

@@ -53,7 +53,8 @@ def _frozen(found: Activations, reading: Plan, place: Place, seed: int, who: Map
     own = named_seed(seed, f"{place.task}/{place.kind}/{place.pooling}/{place.layer}")
     readout = probes.fit_probe(place.kind, known, train.labels, held, validation.labels, own, where)
     negatives = probes.score(readout, held, where)[validation.labels == 0]
-    return frozen_monitors.freeze(readout, negatives, task=place.task, pooling=place.pooling, layer=place.layer, seed=own, **who)
+    read = {"pooling": place.pooling, "layer": place.layer, "limit": reading.limit_of(place.task)}
+    return frozen_monitors.freeze(readout, negatives, task=place.task, seed=own, **read, **who)
 
 
 def count(parts: Parts, reading: Plan, kinds: Sequence[str]) -> int:

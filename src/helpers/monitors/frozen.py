@@ -23,7 +23,7 @@ from helpers.monitors.probes import PROBES, Readout
 from helpers.monitors.readouts import Features, Tensors
 from helpers.stats.roc import RATES
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, METADATA = "monitors.safetensors", "monitors.json"
 PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".npy", ".npz"}
 FEATURES = (
@@ -38,7 +38,8 @@ class Monitor:
     """A probe in use: where it reads (layer = blocks passed, depth = layer / layers), its tensors, and when it flags.
 
     thresholds: false-positive rate in percent -> score above which a text is flagged. negatives: the validation texts they
-    rest on. reads: fingerprint of the tokenizer and template. pooling is "" where the probe reads tokens.
+    rest on. reads: fingerprint of the tokenizer and template. limit: tokens of a text that it reads, 0 where nobody said.
+    pooling is "" where the probe reads tokens.
     """
 
     task: str
@@ -53,6 +54,7 @@ class Monitor:
     negatives: int
     seed: int
     reads: str
+    limit: int
     model: str
     tensors: Tensors
 
@@ -112,7 +114,7 @@ def _read_only(tensor: np.ndarray) -> np.ndarray:
 
 def freeze(
     readout: Readout, negatives: Float[np.ndarray, " n"], *, task: str, pooling: str, layer: int, layers: int,
-    seed: int, reads: str, model: str,
+    seed: int, reads: str, model: str, limit: int = 0,
 ) -> Monitor:  # fmt: skip
     """The monitor of a probe: thresholds from its scores of the validation negatives, tensors copied and read-only."""
     cuts = {level: threshold(negatives, rate) for level, rate in RATES.items()}
@@ -120,7 +122,7 @@ def freeze(
         task=task, kind=readout.kind, pooling=pooling, layer=int(layer), depth=layer / layers,
         width=readout.width, layers=int(layers), strength=float(readout.strength),
         thresholds={level: cut for level, cut in cuts.items() if cut is not None},
-        negatives=len(negatives), seed=int(seed), reads=reads, model=model,
+        negatives=len(negatives), seed=int(seed), reads=reads, limit=int(limit), model=model,
         tensors={name: _read_only(tensor) for name, tensor in readout.tensors.items()},
     )  # fmt: skip
     _check(monitor)

@@ -202,9 +202,23 @@ def readout_angle(a: Readout, b: Readout) -> float:
     return np.nan if first is None or second is None else probes.angle(first, second)
 
 
+DECIDING = ("vocabulary", "normalizer", "pre_tokenizer", "model", "added_tokens", "special_tokens", "chat_template", "rendered")
+AROUND = ("post_processor", "decoder")  # they make the tokens around a bare text, and text of tokens
+
+
+def tokenizer_parts(tokenizer) -> dict[str, str]:
+    """A hash of each part that makes tokens of a text, by its name; `DECIDING` are those that what monitors read depends on."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    inner = json.loads(backend.to_str()) if backend is not None else {}
+    parts = {name: inner.get(name) for name in (*DECIDING[1:5], *AROUND)}
+    parts["vocabulary"] = sorted(tokenizer.get_vocab().items())
+    parts["special_tokens"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    parts["chat_template"] = tokenizer.chat_template
+    parts["rendered"] = encode_text(tokenizer, chat_text(tokenizer, "Text, 1 ü \n end"))
+    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()}
+
+
 def fingerprint(tokenizer) -> str:
-    """A hash of how text becomes tokens: vocabulary, special tokens, chat template, and the tokens of one rendered text."""
-    shown = chat_text(tokenizer, "Text, 1 ü \n end")
-    special = sorted(map(str, tokenizer.all_special_tokens))
-    parts = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template, encode_text(tokenizer, shown)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    """A hash of all that makes tokens of a text: normalizer, pre-tokenizer, vocabulary with merges, special tokens, template."""
+    parts = tokenizer_parts(tokenizer)
+    return hashlib.sha256(json.dumps([parts[name] for name in DECIDING]).encode()).hexdigest()[:16]
