@@ -63,7 +63,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
             "--profile", default=default, help=f"a file in profiles/ (default: {default or 'the first finished one'})"
         )
         command.add_argument("--model", default="", help="a name, a folder or owner/name@revision; several with commas")
-        command.add_argument("--seed", default="", help="a whole number; several with commas")
+        command.add_argument("--seed", default="", help="a whole number; several as 0,1,2 or 0-2")
     if name in {"study", "chapter", "plan", "verify", "revalidate"}:
         command.add_argument("--compute", default="", help="auto, bf16 or fp32 (default: auto, which asks the machine)")
     if name in {"study", "chapter", "book"}:
@@ -87,10 +87,13 @@ def _words(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
+    found = []
     for word in _words(text):
-        if not word.isdecimal():
-            raise StudyError(f"--seed {word!r} is not a whole number; give one such as 0, or several with commas: 0,1,2")
-    return [int(word) for word in _words(text)]
+        first, _, last = word.partition("-")
+        if not first.isdecimal() or ("-" in word and not (last.isdecimal() and int(first) <= int(last) < int(first) + 1000)):
+            raise StudyError(f"--seed {word!r} is not a whole number; give one such as 0, or several: 0,1,2 or 0-2")
+        found += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(found))
 
 
 def _plan(options: argparse.Namespace):
@@ -117,9 +120,14 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
     found = jobs.study(plan, options.force, options.jobs, options.cluster)
     states = [chapter["state"] for entry in found["runs"] for chapter in entry["chapters"].values()]
     if not found["code"] and not options.no_book and (plan.root / "_toc.yml").is_file():
-        index, new = pages.build(plan.root, plan.profile, plan.root / plan.runs[0].folder)
-        found["book"] = str(index)
-        say(f"book: {index}{'' if new else ' (unchanged)'}")
+        folders = [plan.root / run.folder for run in plan.runs]
+        shown = next((folder for folder in folders if not pages.missing(plan.root, folder)), None)
+        if shown is None:
+            say(f"note: no book: {pages.undrawn(folders[0])}")
+        else:
+            index, new = pages.build(plan.root, plan.profile, shown)
+            found["book"] = str(index)
+            say(f"book: {index}{'' if new else ' (unchanged)'}")
     failed = states.count("not done")
     counted = f"{len(states) - failed} chapter(s) done, {failed} not: {Tokens(**found['tokens']).words}"
     say(f"{counted}, {took(found['seconds'])}, peak {found['peak_gb']:.2f} GB")
@@ -207,7 +215,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
 
     found = _plan(options)
     plans.fetch(found)
-    ahead = outlook.of(found.compute, found.values, dict.fromkeys(found.runs, found.notebooks), {})
+    ahead = outlook.of(found.compute, found.values, {run: list(found.chapters(run)) for run in found.runs}, {})
     total = outlook.together(ahead)
     if total is None:
         raise StudyError("the notebooks of this project are not the study's own, so nothing is known of their passes")

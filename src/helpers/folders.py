@@ -1,8 +1,11 @@
 """Folders: of the project, of its results, of each run in them; and the hash by which a file there is known."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+
+LEAN = "lean.json"  # beside the tables of a run: what it leaves out
 
 
 def project_root() -> Path:
@@ -28,6 +31,14 @@ def run_folders(profile_folder: Path) -> list[Path]:
     found = {folder: folder.name.removeprefix("seed-") for folder in profile_folder.glob("*/seed-*")}
     runs = [(folder.parent.name, int(seed), folder) for folder, seed in found.items() if seed.isdecimal()]
     return [folder for _, _, folder in sorted(runs, key=lambda run: (run[0] != "embedded", *run[:2]))]
+
+
+def left_out(folder: Path) -> frozenset[str]:
+    """The chapters that a lean run leaves out; none where all are run."""
+    try:
+        return frozenset(json.loads((folder / LEAN).read_text(encoding="utf-8"))["left_out"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def file_hash(path: Path) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers.cache import atomic_file, cache_path, write_file, write_json
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.folders import results_root, run_folders
+from helpers.folders import left_out, results_root, run_folders
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 KEY = ("model", "seed", "precision", "adapter", "trained_on", "serving", "restoration", "strength")
@@ -136,6 +136,13 @@ def merged(folder: Path, name: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).drop_duplicates(identity).sort_values(identity, kind="stable", ignore_index=True)
 
 
+def put_together(folder: Path) -> None:
+    """Writes the tables that a run does without, from the parts of its chapters."""
+    for name in table_names(folder):
+        if not (path := folder / "tables" / f"{name}.parquet").is_file():
+            write_file(path, merged(folder, name).to_parquet)
+
+
 def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
@@ -152,9 +159,16 @@ def joined(name: str, *parts: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates(address, ignore_index=True)
 
 
+def table_names(folder: Path) -> list[str]:
+    """The tables of a run: those that lie there, and those that can be put together from the parts of its chapters."""
+    return sorted({path.stem for place in ("tables", "parts/*") for path in folder.glob(f"{place}/*.parquet")})
+
+
 def read_table(run: Run, name: str, chapter: str = "") -> pd.DataFrame:
     """A table of a run (or one chapter's part of it); where it is missing, the error names the chapter to run."""
     path = run.folder / ("parts/" + chapter if chapter else "tables") / f"{name}.parquet"
+    if not path.is_file() and not chapter and name in table_names(run.folder):
+        return _named(merged(run.folder, name), name, chapter)
     if not path.is_file():
         needed = chapter or "the chapter that writes it"
         raise StudyError(
@@ -201,7 +215,8 @@ def finished(run: Run, before: str) -> list[Run]:
     wanted = {path.name for path in (run.folder / "status").glob("*.json") if path.stem < before}
     found = []
     for folder in run_folders(run.folder.parents[1]):
-        if wanted <= {path.name for path in (folder / "status").glob("*.json")}:
+        done = {path.name for path in (folder / "status").glob("*.json")}
+        if done and wanted <= done | {f"{name}.json" for name in left_out(folder)}:
             found.append(Run(run.profile, folder.parent.name, int(folder.name.removeprefix("seed-")), folder))
     if not found:
         raise StudyError(

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 import yaml
 from support.tiers import mostly_slow, slow
 
-from helpers import __main__
+from helpers import __main__, results
 from helpers.book import pages
 from helpers.errors import StudyError
 from helpers.runner import guards, plans, workflow
@@ -344,6 +345,8 @@ def test_a_lock_is_exclusive_and_one_left_behind_is_taken_over(tmp_path, capsys)
         (["chapter", "03"], "unknown chapter '03'"),
         (["chapter"], "chapter needs a name"),
         (["study", "--seed", "x"], "--seed 'x' is not a whole number"),
+        (["study", "--seed", "3-1"], "--seed '3-1' is not a whole number; give one such as 0, or several: 0,1,2 or 0-2"),
+        (["study", "--seed", "-1"], "--seed '-1' is not a whole number"),
         (["study", "--seed", "9999999999"], "parameter 'seed' is 9999999999"),
         (["study", "--jobs", "0"], "--jobs 0 is not possible"),
         (["book", "--profile", "none"], "unknown profile 'none'"),
@@ -442,6 +445,66 @@ def test_a_chapter_that_reads_all_runs_comes_last_and_runs_again_when_a_run_join
     beside.unlink()
     assert states("--seed", "0") == ["run"]
     assert states("--seed", "0") == ["unchanged"]
+
+
+def test_lean_seeds_run_less_and_count_with_the_others(toy, monkeypatch):
+    notebook(toy / "notebooks" / "11_all.ipynb", "eleventh", "from pathlib import Path", COUNT_RUNS)
+    profile, states = toy / "profiles" / "quick.yaml", in_process(toy, monkeypatch)
+    profile.write_text("seed: [0, 3]\nlean:\n  from_seed: 3\n  skip: [second]\n  changes: {text: short}\n")
+    assert states() == ["run", "run"]
+    whole, lean = (toy / "results" / "quick" / "tiny" / f"seed-{seed}" for seed in (0, 3))
+    assert sorted(path.stem for path in (lean / "status").iterdir()) == ["01_first", "11_all"]
+    manifest = json.loads((lean / "manifest.json").read_text())
+    assert (manifest["left_out"], set(manifest["chapters"])) == (["02_second"], {"01_first", "11_all"})
+    assert json.loads((whole / "manifest.json").read_text())["left_out"] == []
+    run = results.Run("quick", "tiny", 0, whole)
+    assert [found.seed for found in results.finished(run, "11_all")] == [0, 3]  # the chapter over all runs counts it
+    assert states() == ["unchanged", "unchanged"]
+    profile.write_text("seed: [0, 3]\n")  # no longer lean: what it left out is run, and counted
+    assert states("--seed", "3") == ["run"]
+    assert (lean / "status" / "02_second.json").is_file()
+    assert not (lean / "lean.json").exists()
+    profile.write_text("seed: [0, 3]\nlean: {from_seed: 3, skip: [second]}\n")  # and lean again: it is gone
+    assert states("--seed", "3") == ["run"]
+    assert not (lean / "status" / "02_second.json").exists()
+    assert not (lean / "parts" / "02_second").exists()
+
+
+def test_a_chapter_that_a_lean_seed_does_without_is_not_run_alone(toy, told):
+    (toy / "profiles" / "quick.yaml").write_text("lean: {from_seed: 3, skip: [second]}\n")
+    code, out, err = told("chapter", "02", "--seed", "3")
+    assert (code, out, "quick, tiny, seed 3 is lean and does without 02_second" in err) == (2, "", True), err
+
+
+def test_a_run_that_keeps_no_chapters_and_no_tables_is_done_and_read_from_its_parts(toy, told, monkeypatch):
+    """As a fresh clone has the seeds that the book does not show."""
+    monkeypatch.setattr(workflow, "make", by_hand)
+    assert told("study")[0] == 0
+    folder = folder_of(toy)
+    run = results.Run("quick", "tiny", 0, folder)
+    key = {**dict.fromkeys(results.KEY, ""), "model": "tiny", "seed": 0, "strength": None}
+    rows = pd.DataFrame([{**key, "corpus": c, "metric": "m", "value": 1.0, "low": 0.5, "high": 2.0, "n": 3} for c in "ba"])
+    results.write_table(run, "01_first", "utility", rows)
+    whole = results.read_table(run, "utility")
+    for place in ("executed", "tables"):
+        shutil.rmtree(folder / place, ignore_errors=True)
+    assert results.table_names(folder) == ["utility"]
+    pd.testing.assert_frame_equal(results.read_table(run, "utility"), whole)
+    code, out, err = told("study")
+    assert (code, out.count("unchanged"), err) == (0, 2, "")
+    assert "no book: quick/tiny/seed-0 keeps its tables" in out
+    code, _, err = told("book", "--profile", "quick", "--seed", "0")
+    assert (code, "make study PROFILE=quick MODEL=tiny SEED=0 FORCE=1 makes again" in err) == (13, True), err
+    results.put_together(folder)
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "tables" / "utility.parquet"), whole)
+    (folder / "tables" / "utility.parquet").unlink()  # one of them gone while others may be there is damage
+    assert not statuses.spared(folder, "tables/utility.parquet")
+
+
+def test_several_seeds_are_named_by_their_ends(toy, told):
+    code, out, err = told("check", "--seed", "0-2,7,1", "--json")
+    assert code == 0, err
+    assert [run["seed"] for run in json.loads(out)["runs"]] == [0, 1, 2, 7]
 
 
 def test_results_that_cannot_be_written_are_refused_before_anything_runs(toy, told):

@@ -63,10 +63,19 @@ def find_run(root: Path, results: Path, profile: str, first: Path | None = None)
         for folder in folders:
             if not missing(root, folder):
                 return name, folder
+    if first and all(statuses.status(first, name) for name in book_chapters(root)):
+        raise StudyError(f"{undrawn(first)}; the book needs its chapters", NOT_COMPARABLE)
     name = profile or "quick"
     lacking = missing(root, first or (results / name / "none"))
     text = f"no finished {', '.join(lacking)} in results/{profile or '{' + ','.join(ORDER) + '}'}"
     raise StudyError(f"{text}; the book needs them: run make study PROFILE={name}", NOT_COMPARABLE)
+
+
+def undrawn(folder: Path) -> str:
+    """What to say of a finished run that keeps its tables alone: how its chapters are made again."""
+    profile, model, seed = folder.parts[-3:]
+    again = f"make study PROFILE={profile} MODEL={model} SEED={seed.removeprefix('seed-')} FORCE=1"
+    return f"{profile}/{model}/{seed} keeps its tables, not its chapters, which {again} makes again"
 
 
 def stage(root: Path, profile: str, folder: Path) -> Path:
@@ -166,7 +175,18 @@ def inputs_hash(staged: Path, root: Path) -> str:
 
 
 def build(root: Path, profile: str, folder: Path, force: bool = False) -> tuple[Path, bool]:
-    """The book's first page, relative to the project, and whether it was built anew; any warning is an error."""
+    """The book's first page, relative to the project, and whether it was built anew; any warning is an error.
+
+    One build of a profile at a time: a second one waits.
+    """
+    from filelock import FileLock
+
+    (root / "build").mkdir(parents=True, exist_ok=True)
+    with FileLock(root / "build" / f".book-{profile}.lock"):
+        return _built(root, profile, folder, force)
+
+
+def _built(root: Path, profile: str, folder: Path, force: bool) -> tuple[Path, bool]:
     staged = stage(root, profile, folder)
     place = root / "build" / "book" / profile
     index, mark, fresh = place / "html" / "index.html", place / "inputs.sha256", inputs_hash(staged, root)

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from helpers.cache import write_whole
+from helpers.cache import write_json, write_whole
 from helpers.console import peak_gb, say
 from helpers.errors import StudyError
-from helpers.folders import project_root
+from helpers.folders import LEAN, project_root
 from helpers.models.meter import Tokens
 from helpers.runner import outlook, workflow
 from helpers.runner.guards import locked, orphaned, prepare, protect
@@ -34,9 +34,10 @@ def study(plan: StudyPlan, force: bool = False, jobs: int = 1, cluster: str = ""
         for run in plan.runs:
             prepare(plan.root / run.folder)
             locks.enter_context(locked(plan.root / run.folder, f"results/{run.profile}/{run.place}"))
+            _leave_out(plan, run, force)
         todo = {run: _to_do(plan, run, force) for run in plan.runs}
         for run, names in todo.items():
-            for name in (name for name in plan.notebooks if name not in names):
+            for name in (name for name in plan.chapters(run) if name not in names):
                 say(f"{name:<20} {run.label}: unchanged")
             for name, reason in names.items():
                 if statuses.status(plan.root / run.folder, name):
@@ -60,8 +61,20 @@ def study(plan: StudyPlan, force: bool = False, jobs: int = 1, cluster: str = ""
     return {**found, "tokens": tokens}
 
 
+def _leave_out(plan: StudyPlan, run: PlannedRun, force: bool) -> None:
+    """Notes beside the tables of a lean run which chapters it does without, and takes away what these left before."""
+    folder, without = plan.root / run.folder, sorted(plan.left_out.get(run, ()))
+    gone = {name: "lean seeds do without it" for name in without if statuses.status(folder, name)}
+    if gone and not protect(plan.root, run, gone, force):
+        statuses.forget(folder, gone)
+    if without:
+        write_json(folder / LEAN, {"left_out": without})
+    else:
+        (folder / LEAN).unlink(missing_ok=True)
+
+
 def _tell_older_figures(plan: StudyPlan, run: PlannedRun, todo: Mapping[str, str]) -> None:
-    kept = {name: path for name, path in plan.notebooks.items() if name not in todo}
+    kept = {name: path for name, path in plan.chapters(run).items() if name not in todo}
     older = statuses.older_figures(plan.root / run.folder, kept)
     if older:
         say(f"note: figures of {', '.join(older)} are older than the code that draws them; FORCE=1 draws them from what is kept")
@@ -78,11 +91,11 @@ def _to_do(plan: StudyPlan, run: PlannedRun, force: bool) -> dict[str, str]:
 def _finish(plan: StudyPlan, run: PlannedRun, todo: Mapping[str, str]) -> dict[str, dict]:
     """The state of each chapter of the run; the manifest is written where all are done."""
     folder = plan.root / run.folder
-    entries = {name: statuses.status(folder, name) for name in plan.notebooks}
+    entries = {name: statuses.status(folder, name) for name in plan.chapters(run)}
     if all(entries.values()) and not (folder / "manifest.json").is_file():
         from helpers.runner import manifests
 
-        manifests.write_manifest(folder, list(plan.notebooks))
+        manifests.write_manifest(folder, list(entries))
     states: dict[str, dict] = {}
     for name, entry in entries.items():
         states[name] = {"state": "unchanged" if name not in todo else "run" if entry else "not done"}
@@ -107,6 +120,7 @@ def chapter(plan: StudyPlan, name: str, force: bool = False) -> dict[str, Any]:
     for run in plan.runs:
         prepare(plan.root / run.folder)
         with locked(plan.root / run.folder, f"results/{run.profile}/{run.place}"):
+            _leave_out(plan, run, force)
             states.append({"model": run.slug, "seed": run.seed, **_one(plan, run, name, force)})
     return {"profile": plan.profile, "chapter": name, "code": 0, "runs": states}
 
@@ -115,6 +129,10 @@ def _one(plan: StudyPlan, run: PlannedRun, name: str, force: bool) -> dict[str, 
     from helpers.runner import execution
 
     folder, prints = plan.root / run.folder, plan.fingerprints(run)
+    if name not in prints:
+        raise StudyError(
+            f"{run.label} is lean and does without {name}; mend `lean` in profiles/{run.profile}.yaml, or leave it out"
+        )
     todo = statuses.stale(run, plan.root, prints)
     before = [need for need in chapters.needs(name, prints) if need in todo]
     if before:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from helpers import results
 from helpers.cache import write_json
 from helpers.data import sources
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.folders import file_hash, run_folders
+from helpers.folders import file_hash, left_out, run_folders
 from helpers.models.meter import Tokens
 
 
@@ -150,6 +151,7 @@ def write_manifest(folder: Path, chapters: Sequence[str]) -> dict[str, Any]:
             NOT_COMPARABLE,
         )
     statuses = {name: json.loads((folder / "status" / f"{name}.json").read_text(encoding="utf-8")) for name in chapters}
+    results.put_together(folder)
     tables = {
         path.stem: {"rows": len(pd.read_parquet(path)), "sha256": file_hash(path)}
         for path in sorted((folder / "tables").glob("*.parquet"))
@@ -160,6 +162,7 @@ def write_manifest(folder: Path, chapters: Sequence[str]) -> dict[str, Any]:
         "chapters": statuses,
         "tokens": {kind: sum(tokens.get(kind, 0) for tokens in counted) for kind in ("forward", "trained")},
         "tables": tables,
+        "left_out": sorted(left_out(folder)),
         "sources": {name: {"version": source.version, "sha256": source.sha256} for name, source in sources.SOURCES.items()},
     }
     write_json(folder / "manifest.json", manifest)

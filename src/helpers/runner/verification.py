@@ -52,7 +52,7 @@ def verify(
         if stamp:
             for (old, new), one in zip(pairs, plan.runs, strict=True):
                 with locked(old, f"results/{one.profile}/{one.place}"):
-                    restamp(old, new, asked, list(plan.notebooks))
+                    restamp(old, new, asked, list(plan.chapters(one)))
             say(f"stamped: {', '.join(asked)}")
     return {"profile": profile, "code": 0, "tables": rows}
 

@@ -71,7 +71,7 @@ def _write_jobs(
             *outlook.of_job(ahead, run, name),
         )
         write_whole(place / run.place / f"{name}.json", json.dumps(asdict(job), default=str))
-        before = [f"{run.place}/{need}" for need in chapters.needs(name, plan.notebooks) if need in names]
+        before = [f"{run.place}/{need}" for need in chapters.needs(name, plan.chapters(run)) if need in names]
         listed.append({"stem": f"{run.place}/{name}", "needs": before, "threads": int(own.get("threads", 1))})
     return listed
 

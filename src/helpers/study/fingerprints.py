@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.definitions import DEFINITIONS, DRAWING, Definition, lineage
-from helpers.study.chapters import READS_ALL_RUNS, needs
+from helpers.study.chapters import READS_ALL_RUNS, READS_EARLIER_SEEDS, needs
 from helpers.study.parameters import read_notebook, source
 
 PACKAGE = Path(__file__).parents[1]
@@ -125,12 +125,18 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any], before: Iterable[
 
 
 def of_run(
-    notebooks: Mapping[str, Path], parameters: Mapping[str, Mapping[str, Any]], others: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """The fingerprint of every chapter of a run, in order; `others`, what other runs hold, counts where a chapter reads them."""
+    notebooks: Mapping[str, Path], parameters: Mapping[str, Mapping[str, Any]], others: Mapping[str, str] | None = None,
+    lower: Mapping[str, Iterable[str]] | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """The fingerprint of every chapter of a run, in order; `others`, what other runs hold, counts where a chapter reads them.
+
+    lower: by chapter, its fingerprints in the runs of the same model with lower seeds, for chapters that read those.
+    """
     found: dict[str, str] = {}
     for name, path in notebooks.items():
         before = [found[need] for need in needs(name, notebooks)]
+        if name[:2] in READS_EARLIER_SEEDS:
+            before += sorted((lower or {}).get(name, ()))
         if name[:2] in READS_ALL_RUNS:
             before += [f"{run} {holds}" for run, holds in sorted((others or {}).items())]
         found[name] = fingerprint(path, parameters[name], before)

@@ -14,9 +14,11 @@ from typing import Any
 
 from helpers.cache import write_file
 from helpers.definitions import DEFINITIONS
-from helpers.folders import file_hash, run_folders
+from helpers.folders import file_hash, left_out, run_folders
 from helpers.study.chapters import READS_ALL_RUNS, PlannedRun, needs
 from helpers.study.fingerprints import holds, marks
+
+SPARED = ("executed", "tables")  # folders of a run that can be made again: drawn by the chapters, put together from parts
 
 
 def status_path(folder: Path, chapter: str) -> Path:
@@ -37,8 +39,9 @@ def finished_runs(profile_folder: Path, names: Iterable[str]) -> dict[str, str]:
     """What each run of a profile holds, by <model>/seed-<n>, where all chapters that other runs may read are done."""
     wanted, found = [name for name in names if name[:2] not in READS_ALL_RUNS], {}
     for folder in run_folders(profile_folder):
-        prints = {name: str(status(folder, name).get("fingerprint", "")) for name in wanted}
-        if all(prints.values()):
+        own = [name for name in wanted if name not in left_out(folder)]
+        prints = {name: str(status(folder, name).get("fingerprint", "")) for name in own}
+        if prints and all(prints.values()):
             found[f"{folder.parent.name}/{folder.name}"] = holds(prints)
     return found
 
@@ -80,8 +83,14 @@ def _reason(folder: Path, entry: dict, fresh: str, hashes: Mapping[str, str]) ->
         return "not run yet"
     if entry.get("fingerprint") != fresh:
         return _changed(entry)
-    damaged = [name for name in entry.get("files", {}) if file_hash(folder / name) != hashes[name]]
+    damaged = [name for name in entry.get("files", {}) if file_hash(folder / name) != hashes[name] and not spared(folder, name)]
     return f"{damaged[0]} is missing or damaged" if damaged else ""
+
+
+def spared(folder: Path, name: str) -> bool:
+    """Whether a file belongs to what a run can do without, all of it: its chapters as they ran, its tables beside their parts."""
+    place = name.partition("/")[0]
+    return place in SPARED and not (folder / place).is_dir()
 
 
 def _changed(entry: dict) -> str:
