@@ -1,5 +1,6 @@
 """The committed results keep the contract: every table its columns, every row its interval and n, every monitor every variant."""
 
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from helpers.study import findings
 from helpers.study.claims import CLAIMS
 
 ROOT = Path(__file__).parents[2]
+LARGEST = 40e6  # bytes of all results in git
 RUNS = sorted(path.parent for profile in ("cpu", "published") for path in (ROOT / "results" / profile).glob("*/*/manifest.json"))
 IDS = [str(path.relative_to(ROOT / "results")) for path in RUNS]
 
@@ -18,9 +20,20 @@ def test_a_run_is_committed():
     assert RUNS
 
 
+def test_what_is_committed_is_light_and_chapters_are_those_of_the_seed_that_the_book_shows():
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "results"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert sum(path.stat().st_size for path in paths if path.is_file()) <= LARGEST
+    drawn = {path.parents[1].name for path in paths if path.suffix == ".ipynb"}
+    assert drawn == {"seed-0"}
+    assert {path.parents[1].name for path in paths if path.parent.name == "tables"} == {"seed-0"}
+
+
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
 def test_every_row_of_every_table_has_its_interval_and_n(run):
-    tables = {path.stem: pd.read_parquet(path) for path in (run / "tables").glob("*.parquet")}
+    tables = findings.run_tables(run)  # put together from their parts where the run keeps none
     assert {"behaviour", "utility", "monitors", "staleness", "interaction", "triage"} <= set(tables)
     for name, table in tables.items():
         assert list(table.columns) == [*KEY, *OWN[name], *VALUES], name
@@ -33,7 +46,8 @@ def test_every_row_of_every_table_has_its_interval_and_n(run):
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
 def test_every_monitor_met_every_variant(run):
     """At least 5 tasks, 5 depths and 4 kinds of probe, on each variant that chapters 02 and 03 measured."""
-    behaviour, table = (pd.read_parquet(run / "tables" / f"{name}.parquet") for name in ("behaviour", "staleness"))
+    tables = findings.run_tables(run)
+    behaviour, table = (tables[name] for name in ("behaviour", "staleness"))
     names = [column for column in KEY if column != "strength"]
     measured = set(map(tuple, behaviour[names].to_numpy()))
     drops = table[table["metric"].isin(["auroc_drop", "auroc_undefined"])]
@@ -50,7 +64,7 @@ def test_every_monitor_met_every_variant(run):
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
 def test_the_test_sets_are_as_large_as_the_tasks_allow(run):
     """100 test texts a class where the task holds them; toxicity holds fewer."""
-    table = pd.read_parquet(run / "tables" / "monitors.parquet")
+    table = findings.run_tables(run)["monitors"]
     sizes = table[table["metric"] == "auroc"].groupby("task")["n"].min()
     assert (sizes.drop("toxicity") >= 200).all(), sizes.to_dict()
 
