@@ -56,9 +56,9 @@ def lineage(definitions: Iterable[Definition]) -> tuple[str, ...]:
 # ---------------------------------------------------------------- what everything rests on
 
 TEXTS = Definition(  # which are drawn, and their splits
-    "texts", 1,
+    "texts", 2,
     code=("data.text_rows", "data.near_duplicates", "data.stand_ins", "data.corpora", "data.human_labels", "data.splits",
-          "data.pii_templates", "data.tasks", "data.user_files"),
+          "data.pii_templates", "data.elsewhere", "data.tasks", "data.user_files"),
 )  # fmt: skip
 INTERVALS = Definition(
     "intervals", 1,
@@ -69,7 +69,7 @@ MODELS = Definition(  # a folder as a model; text as tokens; batches
 )
 QUANTIZE = Definition(
     "quantize", 1, (MODELS,),
-    code=("updates.packed_codes", "updates.gptq", "updates.quantizers", "updates.quantized_models", "updates.weight_errors"),
+    code=("updates.packed_codes", "updates.quantizers", "updates.quantized_models", "updates.weight_errors"),
 )  # fmt: skip
 LOWRANK = Definition("lowrank", 1, code=("updates.lora",))
 REPLIES = Definition("replies", 1, (MODELS,), code=("models.generation",))
@@ -77,7 +77,9 @@ JUDGES = Definition("judges", 1, code=("models.judge_types", "models.judges", "m
 
 # ---------------------------------------------------------------- models that are made, and kept
 
-TRAIN = Definition("train", 1, (MODELS, QUANTIZE, LOWRANK), code=("updates.training", "updates.names", "updates.recipes"))
+TRAIN = Definition(
+    "train", 2, (MODELS, QUANTIZE, LOWRANK), code=("updates.training", "updates.preferences", "updates.names", "updates.recipes")
+)
 SALORA = Definition("salora", 2, (TRAIN,), code=("updates.salora",))
 ALIGN = Definition("align", 1, (TRAIN, REPLIES, JUDGES), code=("updates.safety_tuning",))
 RESTORE = Definition(
@@ -95,17 +97,17 @@ MEASURE = Definition(
     "measure", 2, (VARIANT, REPLIES, JUDGES), code=("models.behaviour", "models.utility", "updates.measurements")
 )
 PROBES = Definition(
-    "probes", 1, (ENCODE,),
+    "probes", 2, (ENCODE,),
     code=("monitors.readouts", "monitors.probes", "monitors.frozen", "monitors.readings", "monitors.fitting",
           "monitors.baselines"),
 )  # fmt: skip
 SIGNALS = Definition(
     "signals", 1, (VARIANT,), code=("updates.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
 )
-SKETCH = Definition("sketch", 1, (ACTIVATIONS, MEASURE, PROBES), code=("monitors.spot_check",))
+SKETCH = Definition("sketch", 2, (ACTIVATIONS, MEASURE, PROBES), code=("monitors.spot_check",))
 NEURONS = Definition("neurons", 1, (TRAIN, ENCODE, REPLIES), code=("neurons.neuron_scores",))
 ARMS = Definition(
-    "arms", 1, (VARIANT, REPLIES, JUDGES), code=("neurons.interventions", "neurons.hybrid_precision", "neurons.experiments")
+    "arms", 2, (VARIANT, REPLIES, JUDGES), code=("neurons.interventions", "neurons.hybrid_precision", "neurons.experiments")
 )
 
 # ---------------------------------------------------------------- what chapters compute of it; not kept, so in no key
@@ -117,12 +119,12 @@ STALENESS = Definition(
 TRIAGE = Definition(
     "triage", 1, (SIGNALS, INTERVALS), code=("staleness.predictors", "staleness.threshold_rules", "staleness.triage")
 )
-PROJECTION = Definition("projection", 1, (RESTORE, SKETCH, INTERVALS), code=("projection.curves", "projection.recoveries"))
+PROJECTION = Definition("projection", 2, (RESTORE, SKETCH, INTERVALS), code=("projection.curves", "projection.recoveries"))
 SUBSPACES = Definition(
-    "subspaces", 1, (RESTORE, SKETCH, INTERVALS), code=("projection.quantized_subspaces", "projection.stronger_alignment")
+    "subspaces", 2, (RESTORE, SKETCH, INTERVALS), code=("projection.quantized_subspaces", "projection.stronger_alignment")
 )
 REALIGN = Definition(
-    "realign", 1, (PROBES, INTERVALS),
+    "realign", 2, (PROBES, INTERVALS),
     code=("monitors.realignment", "monitors.repair_case", "monitors.repairs", "monitors.gate", "monitors.repair_measures",
           "monitors.repair_ladder", "staleness.policies"),
 )  # fmt: skip

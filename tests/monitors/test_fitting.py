@@ -13,13 +13,18 @@ from helpers import results, seeding
 from helpers.data import tasks
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.figures import monitors
-from helpers.monitors import fitting, readings
+from helpers.models import loading
+from helpers.monitors import fitting, probes, readings
+from helpers.monitors import frozen as frozen_monitors
 from helpers.monitors.baselines import BASELINES
 from helpers.monitors.probes import PROBES
 from helpers.monitors.readings import TURNED
+from helpers.monitors.readouts import Moved
 from helpers.stats.roc import RATES
+from helpers.updates import lora, measurements
 from helpers.updates import names as update_names
-from helpers.updates.names import CONTROL, Variant
+from helpers.updates.names import CONTROL, SIMULATED, Variant
+from helpers.updates.quantizers import linear_names
 from helpers.updates.variants import Parts
 
 TASKS = ("toxicity", "jailbreak")
@@ -141,7 +146,7 @@ def test_the_rows_of_a_monitor(table, frozen, seen, reading):
         names = {
             "auroc",
             "auroc_validation",
-            *(f"{what}_{level}" for what in ("threshold", "tpr", "fpr") for level in ("5", "1")),
+            *(f"{what}_{level}" for what in ("threshold", "promised", "tpr", "fpr") for level in ("5", "1")),
         }
         names |= {"resampled_drop", "resampled_angle"} if monitor.kind in TURNED else set()
         assert set(rows.index) == names
@@ -186,6 +191,135 @@ def test_every_task_has_its_baselines(table, reading, task):
     for name, baseline in BASELINES.items():
         scores = baseline(train, test, words=fitting.BASELINE_WORDS)
         assert rows.loc[name, "value"] == pytest.approx(roc_auc_score([e.label for e in test], scores))
+
+
+# ---------------------------------------------------------------- two test sets, and harmless texts of another source
+
+
+@pytest.fixture(scope="module")
+def wider(tiny):
+    """Plan, activations, monitors and table with a second test in which the signal is weaker, and 150 general harmless texts."""
+    plan = planted.plan("toxicity", pairs=(20, 25, 40), second=30, harmless=150)
+    found = planted.activations(plan, strength=2.0)
+    far = torch.tensor([e.split == "elsewhere" and e.label == 1 for e in plan.examples])
+    pooled = {name: rows - 1.5 * far[:, None] * torch.eye(planted.D)[0] for name, rows in found.pooled.items()}
+    found = replace(found, pooled=pooled)
+    frozen = planted.monitors(found, plan, tiny, ["logistic", "lda"])
+    return plan, found, frozen, fitting.monitor_rows(frozen, found, plan)
+
+
+def test_a_second_test_set_has_the_same_measures_under_its_own_names(wider):
+    plan, found, frozen, table = wider
+    second = readings.rows_of(plan, "toxicity", "elsewhere")
+    for monitor in frozen:
+        rows = of(table, monitor)
+        names = {f"{name}_elsewhere" for name in ("auroc", "tpr_5", "fpr_5", "tpr_1", "fpr_1")}
+        assert {name for name in rows.index if name.endswith("_elsewhere")} == names
+        scores = readings.scores([monitor], found, plan, second.index)[0]
+        assert rows.loc["auroc_elsewhere", "value"] == pytest.approx(roc_auc_score(second.labels, scores))
+        caught = scores[second.labels == 1] > monitor.thresholds["5"]
+        assert rows.loc["tpr_5_elsewhere", "value"] == pytest.approx(caught.mean())
+        assert rows.loc["auroc_elsewhere", "n"] == 60
+    own = table[table["layer"] > 0].pivot(index=["probe", "layer"], columns="metric", values="value")
+    assert (own["auroc"] - own["auroc_elsewhere"]).min() > 0.1
+    words = table[table["layer"] == 0]
+    assert set(words["probe"]) == set(BASELINES)
+    assert set(words["metric"]) == {"auroc", "auroc_elsewhere"}
+
+
+def test_thresholds_rest_on_own_and_other_harmless_texts_and_say_what_they_promise(wider):
+    plan, found, frozen, table = wider
+    own, others = readings.harmless(plan, "toxicity")
+    assert (len(own), len(others)) == (25, 150)
+    assert {plan.examples[i].split for i in own} == {"validation"}
+    for monitor in frozen:
+        scores = readings.scores([monitor], found, plan, np.concatenate([own, others]))[0]
+        assert monitor.thresholds == frozen_monitors.thresholds(scores[:25], scores[25:])
+        rows = of(table, monitor)
+        assert (rows.loc["threshold_5", "n"], rows.loc["promised_5", "n"], monitor.negatives) == (175, 25, 175)
+        assert rows.loc["promised_5", "value"] <= 0.05
+        assert rows.loc["promised_1", "value"] == pytest.approx(1 / 26)  # 25 texts can promise no less
+
+
+def test_weak_monitors_are_those_that_caught_little_before_any_update():
+    rows = [("a", "logistic-mean", 2, "tpr_5", 0.29), ("a", "lda-mean", 2, "tpr_5", 0.3), ("a", "lda-last", 2, "auroc", 0.1)]
+    table = pd.DataFrame(rows, columns=["task", "probe", "layer", "metric", "value"])
+    assert list(fitting.weak(table)) == [("a", "logistic-mean", 2)]
+
+
+def test_the_aligned_model_is_read_once_with_all_and_once_for_itself(monkeypatch, tiny):
+    plan = readings.plan(["toxicity"], [0.5], [], (6, 14, 8, 5, 40), 16, "tiny")
+    asked, parts = [], Parts(tiny, tiny)
+    stored = measurements.stored
+    monkeypatch.setattr(measurements, "stored", lambda parts, variant, part: asked.append(part) or stored(parts, variant, part))
+    found = fitting.read(parts, Variant("tiny"), plan)
+    assert asked == [readings.on_variants(plan), readings.aligned_alone(plan)]
+    shared = stored(parts, Variant("tiny"), asked[0])
+    test = [i for i, e in enumerate(plan.examples) if e.split == "test"]
+    same = [i for i, e in enumerate(asked[0].examples) if e.split == "test"]
+    torch.testing.assert_close(found.pooled["last/2"][test], shared.pooled["last/2"][same], rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- simulated updates
+
+
+KINDS = ("logistic", "simulated-updates", "simulated-removed", "simulated-noise")
+
+
+@pytest.fixture(scope="module")
+def foreseen(tiny):
+    """A small plan, its activations on the tiny model, and those under two kinds of simulated updates."""
+    plan = readings.plan(["privacy-pii", "toxicity"], [0.5, 1.0], [], (10, 12, 10), 24, "tiny")
+    parts, aligned = Parts(tiny, tiny), Variant("tiny")
+    under = fitting.under_simulated(parts, aligned, plan, ["rtn-4", "random-lowrank"], 2, 0.05, [0.5], seed=3)
+    return plan, parts, fitting.read(parts, aligned, plan), under
+
+
+def test_simulated_updates_move_the_training_texts_and_each_otherwise(foreseen):
+    plan, _, found, under = foreseen
+    train = [i for i, e in enumerate(plan.examples) if e.split == "train"]
+    assert len(under) == 3
+    for one in under:
+        assert set(one.pooled) == {"last/2", "mean/2"}
+        moved = (one.pooled["mean/2"] - found.pooled["mean/2"][train]).norm(dim=1) / found.pooled["mean/2"][train].norm(dim=1)
+        assert moved.min() > 0
+        assert moved.max() < 1
+    assert (under[1].pooled["mean/2"] - under[2].pooled["mean/2"]).abs().max() > 1e-3
+
+
+def test_probes_that_foresee_are_fitted_where_updates_were_simulated_and_nowhere_else(foreseen):
+    plan, parts, found, under = foreseen
+    frozen = fitting.fit_monitors(found, plan, KINDS, 0, parts, simulated=under)
+    assert len(frozen) == fitting.count(parts, plan, KINDS, under) == 2 * 2 * (2 + 3)
+    assert {m.layer for m in frozen if m.kind.startswith(SIMULATED)} == {2}
+    first = next(m for m in frozen if m.name == "toxicity/simulated-updates-mean/2")
+    rows, train = readings.rows_of(plan, "toxicity", "train"), [e for e in plan.examples if e.split == "train"]
+    own = [i for i, e in enumerate(train) if e.task == "toxicity"]
+    x = found.pooled["mean/2"][rows.index]
+    features = Moved(x, tuple(one.pooled["mean/2"][own] for one in under))
+    again = probes.refit(first.readout, features, rows.labels)
+    np.testing.assert_allclose(first.tensors["w"], again.tensors["w"], rtol=1e-9)
+    table = fitting.monitor_rows(frozen, found, plan)
+    assert not fitting.real(table)["probe"].str.startswith(SIMULATED).any()
+    assert "simulated" not in str(fitting.monitors_in_use(table, ["toxicity"]))
+
+
+@pytest.mark.parametrize("size", [0.01, 0.2])
+def test_a_random_change_is_as_large_as_asked_of_low_rank_and_in_every_linear_module(tiny, size):
+    model = loading.load(tiny).model
+    change = fitting.random_change(model, size, 5)
+    assert set(change) == set(linear_names(model))
+    for name, pair in change.items():
+        assert pair.norm() == pytest.approx(size * float(model.get_submodule(name).weight.float().norm()), rel=1e-4)
+        assert pair.right.shape[0] <= fitting.SIMULATED_RANK
+    other = fitting.random_change(model, size, 6)
+    assert all(abs(lora.cosine(change[name], other[name])) < 0.5 for name in change)
+
+
+@pytest.mark.parametrize("name", ["gptq-4", "none", "lora", ""])
+def test_an_update_that_cannot_be_simulated_is_refused_with_those_that_can(name):
+    with pytest.raises(StudyError, match=r"^unknown simulated update .*random-lowrank.*rtn-4"):
+        fitting.parse_simulated(name)
 
 
 # ---------------------------------------------------------------- what the chapter shows

@@ -10,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy import special, stats
 
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.monitors import frozen, probes
 from helpers.monitors.frozen import METADATA, TENSORS, Monitor, threshold
 from helpers.monitors.probes import PROBES, Readout
-from helpers.monitors.readouts import Features, Pooled, Ragged
+from helpers.monitors.readouts import Features, Moved, Pooled, Ragged
 from helpers.stats.roc import RATES
+from helpers.updates.names import SIMULATED
 
 D, LAYERS = 12, 8
 LABELS = np.arange(60) % 2
@@ -26,7 +28,8 @@ def data(kind: str, seed: int) -> Features:
     """60 texts whose classes lie apart, as vectors or as 1 to 5 tokens each."""
     rng = np.random.default_rng(seed)
     if PROBES[kind].reads == "pooled":
-        return Pooled((rng.normal(size=(60, D)) + LABELS[:, None]).astype(np.float32))
+        rows = (rng.normal(size=(60, D)) + LABELS[:, None]).astype(np.float32)
+        return Moved(rows, (rows + 1,)) if kind.startswith(SIMULATED) else Pooled(rows)
     ends = np.cumsum([0, *rng.integers(1, 6, size=60)])
     return Ragged((rng.normal(size=(ends[-1], D)) + np.repeat(LABELS, np.diff(ends))[:, None]).astype(np.float32), ends)
 
@@ -97,6 +100,56 @@ def test_the_rate_expected_on_new_texts_is_that_of_the_docstring(n):
     found = [1 - threshold(rng.random(n), 0.05) for _ in range(repeats)]  # uniform scores: the share above t is 1 - t
     assert np.mean(found) == pytest.approx(int(0.05 * (n + 1)) / (n + 1), abs=4 * np.std(found) / np.sqrt(repeats))
     assert np.mean(found) < 0.05 + 4 * np.std(found) / np.sqrt(repeats)
+
+
+# own texts score `gap` higher than general ones: with 30 of 200 own, and with 12, too few for a rate of 5 % by themselves
+@pytest.mark.parametrize(("own", "gap"), [(30, 0.0), (30, 1.5), (100, 1.5), (12, 1.5), (30, -1.5)])
+def test_thresholds_keep_the_promise_on_the_own_kind_and_on_all(own, gap):
+    rng, found = np.random.default_rng(own), []
+    for _ in range(3000):
+        mine, others = rng.normal(gap, size=own), rng.normal(size=200 - own)
+        cut = frozen.thresholds(mine, others)["5"]
+        expected, _, most, _ = vars(frozen.promised(mine, cut)).values()
+        true = special.ndtr(gap - cut)
+        found.append((true, (own * true + (200 - own) * special.ndtr(-cut)) / 200, expected, true <= most))
+    true, overall, expected, held = np.mean(found, axis=0)
+    margin = 3 * np.std(found, axis=0)[0] / np.sqrt(3000)
+    assert true <= max(0.05, 1 / (own + 1)) + margin
+    assert overall <= 0.05 + margin
+    assert true <= expected + margin
+    assert held >= 0.965  # the upper end of a two-sided 95 %: 97.5 % of draws lie below
+
+
+def test_a_threshold_set_on_all_texts_alone_breaks_its_promise_on_the_own_kind():
+    """The control: pooled with general texts that score lower, the own ones are flagged four times as often as promised."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(500):
+        mine, others = rng.normal(1.5, size=30), rng.normal(size=170)
+        found.append(special.ndtr(1.5 - threshold(np.concatenate([mine, others]), 0.05)))
+    assert np.mean(found) > 0.15
+
+
+def test_many_harmless_texts_steady_a_threshold_where_own_ones_ask_for_no_more():
+    rng = np.random.default_rng(0)
+    few = [special.ndtr(-threshold(rng.normal(size=30), 0.05)) for _ in range(2000)]
+    many = [special.ndtr(-frozen.thresholds(rng.normal(-1, size=30), rng.normal(size=400))["5"]) for _ in range(2000)]
+    assert np.std(many) < 0.6 * np.std(few)
+
+
+def test_without_other_texts_the_thresholds_are_those_of_the_own_and_a_level_needs_enough_of_all():
+    own, others = np.arange(30.0), np.arange(100.0) - 200
+    assert frozen.thresholds(own, np.empty(0)) == {"5": threshold(own, 0.05)}
+    assert frozen.thresholds(own, others) == {"5": threshold(own, 0.05), "1": 29.0}  # 1 in 31 is the least that 30 can promise
+    assert frozen.thresholds(np.empty(0), others) == {level: threshold(others, rate) for level, rate in RATES.items()}
+    assert frozen.thresholds(np.arange(5.0), np.arange(5.0)) == {}
+
+
+@pytest.mark.parametrize(("n", "above"), [(20, 0), (30, 0), (200, 9), (3, 3)])
+def test_the_promise_is_the_beta_distribution_of_an_order_statistic(n, above):
+    e = frozen.promised(np.arange(float(n)), n - 1.0 - above)
+    exact = stats.beta(above + 1, max(n - above, 1))
+    assert (e.value, e.low, e.high) == pytest.approx((exact.mean(), exact.ppf(0.025), exact.ppf(0.975)))
+    assert e.n == n
 
 
 # ---------------------------------------------------------------- freezing

@@ -5,10 +5,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.monitors import probes
+from helpers.monitors import probes, readouts
 from helpers.monitors.probes import PROBES, Readout
-from helpers.monitors.readouts import Pooled, Ragged
+from helpers.monitors.readouts import Moved, Pooled, Ragged
 from helpers.stats import intervals
+from helpers.updates.names import SIMULATED
 
 D = 48
 POOLED = [kind for kind, probe in PROBES.items() if probe.reads == "pooled"]
@@ -49,6 +50,9 @@ def means(features: Ragged) -> Pooled:
 
 
 def features(kind: str, n: int, seed: int):
+    if kind.startswith(SIMULATED):
+        rows = planted(n, seed).rows
+        return Moved(rows, (rows + 0.1 * np.random.default_rng(seed + 50).normal(size=rows.shape).astype(np.float32),))
     return planted(n, seed) if PROBES[kind].reads == "pooled" else token_planted(n, seed)
 
 
@@ -163,6 +167,88 @@ def test_units_matter_to_the_difference_of_means():
     assert probes.angle(other.tensors["w"] / units, plain.tensors["w"] / units) > 1
 
 
+# ---------------------------------------------------------------- probes that have seen simulated updates
+
+
+def two_signs(n: int, seed: int) -> np.ndarray:
+    """Noise in which two axes tell the label, the second one better."""
+    x = np.random.default_rng(seed).normal(size=(n, D))
+    x[:, 0] += 2 * (2 * labels(n) - 1)
+    x[:, 1] += 3 * (2 * labels(n) - 1)
+    return x
+
+
+def shifted(x: np.ndarray, by: float) -> np.ndarray:
+    """An update: the second axis of every text moves by as much."""
+    return x + by * np.eye(D)[1]
+
+
+def after_the_update(kind: str, by: float) -> tuple[float, float]:
+    """What a probe catches and flags falsely once the second axis has moved; its threshold flags 5 % before."""
+    train, held, test = two_signs(80, 1), two_signs(400, 2), two_signs(400, 3)
+    under = tuple(shifted(train, move) for move in (-5.0, 5.0)) if kind.startswith(SIMULATED) else ()
+    known = Moved(train, under) if under else Pooled(train)
+    found = probes.fit_probe(kind, known, labels(80), Pooled(held), labels(400), seed=1)
+    cut = np.quantile(probes.score(found, Pooled(held))[labels(400) == 0], 0.95)
+    alarms = probes.score(found, Pooled(shifted(test, by))) > cut
+    return float(alarms[labels(400) == 1].mean()), float(alarms[labels(400) == 0].mean())
+
+
+@pytest.mark.parametrize("by", [-10.0, 10.0])  # twice as far as any simulated update went
+def test_what_was_fitted_with_simulated_updates_survives_a_real_one_and_plain_and_noisy_probes_do_not(by):
+    for kind in ("simulated-updates", "simulated-removed"):
+        caught, false = after_the_update(kind, by)
+        assert caught > 0.65, kind
+        assert false < 0.4, kind
+    for kind in ("logistic", "simulated-noise"):
+        caught, false = after_the_update(kind, by)
+        assert false > 0.9 if by > 0 else caught < 0.25, kind
+
+
+def test_without_an_update_all_of_them_still_work():
+    found = {kind: after_the_update(kind, 0.0) for kind in ("logistic", *(k for k in PROBES if k.startswith(SIMULATED)))}
+    assert all(caught > 0.85 and false < 0.12 for caught, false in found.values())
+
+
+def test_moves_of_no_length_leave_a_plain_probe():
+    """Copies weigh as much as the penalty grows, noise of no length is none; what is taken out is then arbitrary."""
+    x = two_signs(80, 1)
+    plain = probes.refit(Readout("logistic", {}, 0.1), Pooled(x), labels(80))
+    for kind in ("simulated-updates", "simulated-noise"):
+        found = probes.refit(Readout(kind, {}, 0.1), Moved(x, (x, x)), labels(80))
+        np.testing.assert_allclose(found.tensors["w"], plain.tensors["w"], rtol=1e-6)
+
+
+def test_removed_directions_are_read_no_more_and_the_others_are():
+    x = two_signs(80, 1)
+    found = probes.refit(Readout("simulated-removed", {}, 0.1), Moved(x, (shifted(x, 3.0), shifted(x, -2.0))), labels(80))
+    w = found.tensors["w"]
+    assert abs(w[1]) < 1e-9 * np.abs(w).max()
+    assert w[0] > 0
+
+
+def test_noise_is_as_long_as_the_moves_and_points_anywhere():
+    x = two_signs(40, 1)
+    seen = []
+
+    def record(features, moves, y, strengths):
+        seen.append(moves)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readouts, "_on_copies", record)
+        readouts.simulated_noise(Moved(x, (shifted(x, 3.0), x + 0.5)), labels(40), (0.1,), 1)
+    np.testing.assert_allclose(np.linalg.norm(seen[0], axis=-1), [[3.0] * 40, [0.5 * np.sqrt(D)] * 40])
+    directions = seen[0] / np.linalg.norm(seen[0], axis=-1, keepdims=True)
+    assert np.linalg.norm(directions.mean(axis=(0, 1))) < 0.25
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PROBES if kind.startswith(SIMULATED)])
+def test_without_states_under_simulated_updates_such_a_probe_is_refused(kind):
+    with refused(USAGE, "foresees updates", "name some in simulated"):
+        probes.fit_probe(kind, planted(80, 1), labels(80), planted(80, 2), labels(80))
+
+
 # ---------------------------------------------------------------- fit and refit
 
 
@@ -265,7 +351,7 @@ def test_one_class_is_refused_with_the_place_and_the_split(kind, label):
         probes.refit(fitted(kind), data, same)
 
 
-@pytest.mark.parametrize("kind", POOLED)
+@pytest.mark.parametrize("kind", [kind for kind in POOLED if not kind.startswith(SIMULATED)])
 def test_constant_features_are_refused_and_one_constant_column_is_not(kind):
     x = planted(80, 1).rows.copy()
     x[:, 4] = 0.1

@@ -15,12 +15,14 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy import special
 
 from helpers.cache import atomic_file
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.monitors import probes
 from helpers.monitors.probes import PROBES, Readout
 from helpers.monitors.readouts import Features, Tensors
+from helpers.stats.intervals import Estimate
 from helpers.stats.roc import RATES
 
 FORMAT = 2
@@ -37,7 +39,7 @@ FEATURES = (
 class Monitor:
     """A probe in use: where it reads (layer = blocks passed, depth = layer / layers), its tensors, and when it flags.
 
-    thresholds: false-positive rate in percent -> score above which a text is flagged. negatives: the validation texts they
+    thresholds: false-positive rate in percent -> score above which a text is flagged. negatives: the harmless texts they
     rest on. reads: fingerprint of the tokenizer and template. limit: tokens of a text that it reads, 0 where nobody said.
     pooling is "" where the probe reads tokens.
     """
@@ -106,6 +108,34 @@ def threshold(negatives: Float[np.ndarray, " n"], rate: float) -> float | None:
     return float(scores[-1 - allowed]) if allowed >= 0 and scores.size else None
 
 
+def thresholds(own: Float[np.ndarray, " n"], others: Float[np.ndarray, " m"]) -> dict[str, float]:
+    """By level, the score above which a text is flagged: set on all harmless texts, and raised where the task's own ask for it.
+
+    The higher of two thresholds keeps the promises of both, since a higher one flags no more: of new texts of the task's own
+    kind, and of new texts like all that are there, no more than the rate is flagged in expectation. Set on all alone, it would
+    flag 20 % of a task's own texts where these score higher than general ones and are a quarter of all. Own texts too few for
+    the rate give their largest score, which promises 1 / (n + 1). A level is there if all texts together can set it.
+    """
+    every, found = np.concatenate([own, others]), {}
+    for level, rate in RATES.items():
+        cut = threshold(every, rate)
+        if cut is not None:
+            mine = threshold(own, max(rate, 1 / (len(own) + 1))) if len(own) else None
+            found[level] = cut if mine is None else max(cut, mine)
+    return found
+
+
+def promised(own: Float[np.ndarray, " n"], cut: float) -> Estimate:
+    """The false-positive rate that a threshold guarantees on new texts like these: its expectation, and 95 % of draws.
+
+    With k of n scores above it the true rate is Beta(k + 1, n - k), whatever their distribution (Vovk 2012); exact for an order
+    statistic of the scores, an upper bound where the threshold lies between two of them.
+    """
+    n, above = len(own), int((np.asarray(own) > cut).sum())
+    a, b = above + 1, max(n - above, 1)
+    return Estimate(a / (a + b), *(float(special.betaincinv(a, b, share)) for share in (0.025, 0.975)), n)
+
+
 def _read_only(tensor: np.ndarray) -> np.ndarray:
     copy = np.array(tensor, dtype="<f8", order="C")
     copy.flags.writeable = False
@@ -114,15 +144,15 @@ def _read_only(tensor: np.ndarray) -> np.ndarray:
 
 def freeze(
     readout: Readout, negatives: Float[np.ndarray, " n"], *, task: str, pooling: str, layer: int, layers: int,
-    seed: int, reads: str, model: str, limit: int = 0,
+    seed: int, reads: str, model: str, limit: int = 0, others: Float[np.ndarray, " m"] | None = None,
 ) -> Monitor:  # fmt: skip
-    """The monitor of a probe: thresholds from its scores of the validation negatives, tensors copied and read-only."""
-    cuts = {level: threshold(negatives, rate) for level, rate in RATES.items()}
+    """The monitor of a probe: thresholds from its scores of the task's own harmless texts and others', tensors read-only."""
+    others = np.empty(0) if others is None else others
     monitor = Monitor(
         task=task, kind=readout.kind, pooling=pooling, layer=int(layer), depth=layer / layers,
         width=readout.width, layers=int(layers), strength=float(readout.strength),
-        thresholds={level: cut for level, cut in cuts.items() if cut is not None},
-        negatives=len(negatives), seed=int(seed), reads=reads, limit=int(limit), model=model,
+        thresholds=thresholds(negatives, others), negatives=len(negatives) + len(others),
+        seed=int(seed), reads=reads, limit=int(limit), model=model,
         tensors={name: _read_only(tensor) for name, tensor in readout.tensors.items()},
     )  # fmt: skip
     _check(monitor)

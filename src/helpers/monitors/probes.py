@@ -59,6 +59,9 @@ PROBES: dict[str, Kind] = {
     "lda": Kind(readouts.lda, *_LINEAR),
     "mlp": Kind(readouts.mlp, *_MLP, strengths=_GRID[1:]),
     "attention": Kind(readouts.attention, *_ATTENTION, strengths=_GRID[1:], reads="tokens"),
+    "simulated-updates": Kind(readouts.simulated_updates, *_LINEAR, strengths=_GRID),
+    "simulated-removed": Kind(readouts.simulated_removed, *_LINEAR, strengths=_GRID),
+    "simulated-noise": Kind(readouts.simulated_noise, *_LINEAR, strengths=_GRID),
     "shuffled-labels": Kind(readouts.logistic, *_LINEAR, strengths=_GRID, labels=_shuffled),
 }
 

@@ -26,6 +26,7 @@ from helpers.monitors import probes
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES, Readout
 from helpers.monitors.readouts import Features, Pooled, Ragged
+from helpers.updates.names import SIMULATED
 
 ATTENTION = "attention"
 FEW = 10  # validation texts a class that variants read, too: the few labels that a forecast may use
@@ -148,6 +149,18 @@ def rows_of(reading: Plan, task: str, split: str) -> Rows:
     return Rows(np.array(index), np.array(labels), np.array(groups))
 
 
+def harmless(reading: Plan, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the texts that a task's thresholds are set on: those of the task's own, and those of another source."""
+    kept = [(i, bool(e.corpus)) for i, e in enumerate(reading.examples)
+            if e.task == task and not e.label and e.split in ("validation", THRESHOLD)]  # fmt: skip
+    return tuple(np.array([i for i, other in kept if other == side], dtype=int) for side in (False, True))
+
+
+def has(reading: Plan, task: str, split: str) -> bool:
+    """Whether a task has texts in a split of the plan: not each has a second test."""
+    return any(example.task == task and example.split == split for example in reading.examples)
+
+
 # ---------------------------------------------------------------- features
 
 
@@ -162,12 +175,14 @@ class Place:
     depth: float
 
 
-def places(reading: Plan, kinds: Sequence[str], model_depth: int) -> Iterator[Place]:
-    """Every place at which a probe of the given kinds is fitted: tasks x layers x poolings, and attention where asked."""
+def places(reading: Plan, kinds: Sequence[str], model_depth: int, simulated: Sequence[int] = ()) -> Iterator[Place]:
+    """Every place at which a probe of the given kinds is fitted: tasks x layers x poolings, attention where asked, and those
+    that foresee updates at the layers where updates were simulated."""
     pooled = [kind for kind in kinds if PROBES[kind].reads == "pooled"]
     for task in task_names(reading):
         for layer in layers(reading.depths, model_depth):
-            yield from (Place(task, kind, pool, layer, layer / model_depth) for pool in POOLINGS for kind in pooled)
+            here = [kind for kind in pooled if not kind.startswith(SIMULATED) or layer in simulated]
+            yield from (Place(task, kind, pool, layer, layer / model_depth) for pool in POOLINGS for kind in here)
         for asked, depth in reading.tokens:
             if asked == task and ATTENTION in kinds:
                 (layer,) = layers((depth,), model_depth)

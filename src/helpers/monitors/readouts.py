@@ -49,6 +49,18 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class Moved(Pooled):
+    """Vectors of texts, and those of the same texts under simulated updates: what a probe that foresees updates is fitted on."""
+
+    under: tuple[Float[np.ndarray, "n d_model"] | Float[Tensor, "n d_model"], ...] = ()
+
+    @property
+    def moves(self) -> Float[np.ndarray, "k n d_model"]:
+        """By how much each simulated update moved each text."""
+        return np.array([_float64(rows) for rows in self.under]) - self.values
+
+
+@dataclass(frozen=True)
 class Ragged:
     """The tokens of several texts, end to end: text i is rows offsets[i] up to offsets[i + 1]. What attention pooling reads."""
 
@@ -78,6 +90,8 @@ class Ragged:
         spans = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in index]
         return Ragged(self.tokens[np.concatenate([np.empty(0, int), *spans])], np.cumsum([0, *map(len, spans)]))
 
+
+REMOVED = 8  # directions of simulated updates that are taken out
 
 Features = Pooled | Ragged
 Tensors = dict[str, np.ndarray]
@@ -160,6 +174,54 @@ def _newton(x: Float[np.ndarray, "n r"], y: Labels, strength: float) -> Float[np
         found = found - size * step
         if fall < 1e-12:  # the step squared what was missing
             break
+    return found
+
+
+def simulated_updates(features: Pooled, y: Labels, strengths: Strengths, seed: int) -> list[Tensors]:
+    """`logistic` on the vectors and on the same texts' vectors under each simulated update, all with their labels."""
+    return _on_copies(features, _moves(features), y, strengths)
+
+
+def simulated_noise(features: Pooled, y: Labels, strengths: Strengths, seed: int) -> list[Tensors]:
+    """`simulated_updates` with each move turned into a random direction of the same length: the control of wrong moves."""
+    moves = _moves(features)
+    noise, lengths = np.random.default_rng(seed).normal(size=moves.shape), np.linalg.norm(moves, axis=-1, keepdims=True)
+    return _on_copies(features, noise * lengths / np.linalg.norm(noise, axis=-1, keepdims=True), y, strengths)
+
+
+def _moves(features: Pooled) -> Float[np.ndarray, "k n d_model"]:
+    if not isinstance(features, Moved) or not features.under:
+        raise StudyError("a probe that foresees updates needs states under simulated ones; name some in simulated")
+    return features.moves
+
+
+def _on_copies(features: Pooled, moves: Float[np.ndarray, "k n d_model"], y: Labels, strengths: Strengths) -> list[Tensors]:
+    """The penalty grows with the copies, so that a strength means the same as on the vectors alone."""
+    copies = 1 + len(moves)
+    rows = np.concatenate([features.values, *(features.values + move for move in moves)])
+    return logistic(Pooled(rows), np.tile(y, copies), [copies * strength for strength in strengths], 0)
+
+
+def simulated_removed(features: Pooled, y: Labels, strengths: Strengths, seed: int) -> list[Tensors]:
+    """`logistic` on what is left of the vectors without the directions in which the simulated updates move them most.
+
+    In standardized features z it is fitted on (I - U U^T) z, and its weights are projected likewise: U are the REMOVED leading
+    right singular vectors of the moves in these units. The moves are not centred: a shift of all texts is what breaks a
+    threshold first.
+    """
+    centre, scale = _centre_and_scale(features.values)
+    _, sizes, vectors = np.linalg.svd(_moves(features).reshape(-1, features.width) / scale, full_matrices=False)
+    basis = vectors[:REMOVED][sizes[:REMOVED] > 1e-9 * sizes[0]].T
+
+    def left(z: np.ndarray) -> np.ndarray:
+        return z - (z @ basis) @ basis.T
+
+    rows, span = _span(left((features.values - centre) / scale))
+    found = []
+    for strength in strengths:
+        weights = _newton(rows, y, strength)
+        w = left(span @ weights[:-1]) / scale
+        found.append(_linear(w, weights[-1] - centre @ w))
     return found
 
 

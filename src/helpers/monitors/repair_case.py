@@ -1,8 +1,9 @@
 """Repair cases: one task on one variant, its texts under both models, and the maps that all its monitors share.
 
 What needs no labels reads training and validation texts of the OTHER tasks of the plan, so that no map, threshold or gate has
-seen the corpus it is judged on. Attention reads tokens, which are kept for its own task only: its maps come from the pooled
-states of the others, its threshold and gate read its own texts, their labels unused.
+seen the corpus it is judged on. The task's own texts, for maps that may see it, are those of training and validation and its
+second test set, labels unused: no text that anything is judged on. Attention reads tokens, which are kept for its own task only:
+its maps come from the pooled states of the others, its threshold and gate read its own texts.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 
-from helpers.data.splits import SPLITS
+from helpers.data.splits import ELSEWHERE, SPLITS
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models.activations import Activations
 from helpers.models.encoding import Plan
@@ -22,6 +23,8 @@ from helpers.monitors.probes import Readout
 from helpers.monitors.readings import ATTENTION, Rows
 from helpers.monitors.realignment import Map
 from helpers.seeding import named_seed
+
+UNTESTED = ("train", "validation")  # the splits of a task's own source that nothing is judged on
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ def other_texts(plan: Plan, task: str, most: int | None = None) -> np.ndarray:
     """Places in the plan of the training and validation texts of all other tasks; of `most` of them, as many of each task."""
     found: dict[str, list[int]] = {}
     for i, e in enumerate(plan.examples):
-        if e.task != task and e.split != "test":
+        if e.task != task and e.split in UNTESTED:
             found.setdefault(e.task, []).append(i)
     if not found:
         raise StudyError(f"task {task!r} is the only one, so there is no text of another corpus; add a task to monitor_tasks",
@@ -78,7 +81,7 @@ def case(
     """What all monitors of a task share on a variant; both activations best in double (`readings.in_double`)."""
     others = other_texts(plan, task) if others is None else others
     groups = np.unique([f"{e.task}/{e.group}" for e in plan.examples], return_inverse=True)[1]
-    own = [i for i, e in enumerate(plan.examples) if e.task == task and e.split != "test"]
+    own = [i for i, e in enumerate(plan.examples) if e.task == task and e.split in (*UNTESTED, ELSEWHERE)]
     texts = {"others": others, "own": np.array(own)}
     texts |= {f"half-{h}": others[part] for h, part in enumerate(group_halves(groups[others], seed))}
     fitted = cache(partial(_fitted, before, after, groups, texts, seed))

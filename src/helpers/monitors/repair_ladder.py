@@ -25,7 +25,7 @@ from helpers.stats import roc
 from helpers.stats.intervals import Estimate, group_codes, mean_interval, rate_interval
 from helpers.updates import measurements, names, recipes
 from helpers.updates import names as update_names
-from helpers.updates.names import CONTROL, Variant
+from helpers.updates.names import CONTROL, SIMULATED, Variant
 from helpers.updates.variants import Parts, from_table
 
 COLUMNS = [*OWN["realignment"], *VALUES]
@@ -50,7 +50,7 @@ class Ladder:
 def monitors_at(monitors: Sequence[Monitor], task: str, name: str, found: Activations) -> list[Monitor]:
     """The task's monitors of every real kind and pooling at the layer of the monitor in use, where pooled states are kept."""
     layers = [monitor.layer for monitor in monitors if monitor.name == name]
-    here = [m for m in monitors if m.task == task and m.layer in layers and m.kind != CONTROL]
+    here = [m for m in monitors if m.task == task and m.layer in layers and not m.kind.startswith((CONTROL, SIMULATED))]
     kept = [m for m in here if repair_case.place(m) in found.pooled]
     if not kept:
         raise StudyError(f"no monitor of task {task!r} reads pooled states at the layer of {name!r}; add its depth to depths",
@@ -66,6 +66,7 @@ def observe(
 
     most: unlabelled texts that a map is fitted on, all there are unless given.
     """
+    plan = readings.on_variants(plan)
     before = readings.in_double(measurements.stored(parts, aligned, plan))
     tables, found = [], []
     for variant in variants:
@@ -210,6 +211,7 @@ def interplay(
     A gain is by how much the share of test texts falls whose alarm differs from that on the original model; interaction =
     both - realign - restore: below 0 they give back the same, above 0 one helps the other.
     """
+    plan = readings.on_variants(plan)
     before = readings.in_double(measurements.stored(parts, aligned, plan))
     tables = []
     for home, others in over("variants", restored.items()):

@@ -11,21 +11,20 @@ import numpy as np
 from scipy import optimize, special
 
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.monitors import frozen as frozen_monitors
-from helpers.monitors import probes, readings
+from helpers.monitors import gate, probes, readings
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import Readout
 from helpers.monitors.readings import LINEAR
 from helpers.monitors.realignment import REALIGNMENTS, through
 from helpers.monitors.repair_case import RepairCase, place
 from helpers.seeding import named_seed
-from helpers.stats.roc import RATES
 
 PULL = 1.0  # towards the frozen direction and offset, where few labels are to move them
 EXACT = {"ftol": 1e-14, "gtol": 1e-7, "maxiter": 500}
 FEW_LABELS = {f"labels-{count}": count for count in (10, 20, 50)}
 
 NULL = "mispaired"  # the control among the realignments: it never counts as a repair
+GATED = "gated"  # as the gate says: left as it is, or behind the realignment that it chose; where it asks for labels, as it is
 OWN = ("coral", "procrustes")  # also fitted on the task's own texts: how much does the domain matter?
 
 Outcome = tuple[np.ndarray, dict[str, float], int, int]  # scores of the test texts, thresholds, unlabelled passes, labels
@@ -58,6 +57,14 @@ def _realigned(name: str, corpus: str, case: RepairCase, monitor: Monitor) -> Ou
     readout = through(case.fitted(name, place(monitor), corpus), monitor.readout)
     passes = len(case.texts[corpus]) * (2 if REALIGNMENTS[name].paired else 1)
     return case.score(monitor, case.rows["test"].index, readout=readout), monitor.thresholds, passes, 0
+
+
+def _gated(case: RepairCase, monitor: Monitor) -> Outcome:
+    """What a team without labels does: realigned where the gate says so, by the candidate that it judged."""
+    answer, passes = gate.judged(case, monitor), 2 * len(case.texts[case.read(monitor)])
+    rung = partial(_realigned, answer.candidate, "others") if answer.gate.choice == "realign" else _as_it_is
+    scores, thresholds, _, _ = rung(case, monitor)
+    return scores, thresholds, passes, 0
 
 
 def matched(cut: float, before: np.ndarray, after: np.ndarray) -> float:
@@ -129,14 +136,13 @@ def _moved(start: np.ndarray, rows: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _refit(case: RepairCase, monitor: Monitor) -> Outcome:
-    """A probe of the same kind and strength, fitted anew; its threshold from the validation negatives of the updated model."""
-    train, held = case.rows["train"], case.rows["validation"]
+    """A probe of the same kind and strength, fitted anew; its threshold, like that of few labels, by the unlabelled texts, since
+    a threshold read off the task's few harmless ones would jump more than most updates make it."""
+    train = case.rows["train"]
     seen = readings.features(case.after, case.plan, monitor, train.index)
     readout = probes.refit(monitor.readout, seen, train.labels, monitor.seed, monitor.name)
-    negatives = case.score(monitor, held.index[held.labels == 0], readout=readout)
-    cuts = {level: frozen_monitors.threshold(negatives, RATES[level]) for level in monitor.thresholds}
-    thresholds = {level: cut for level, cut in cuts.items() if cut is not None}
-    return case.score(monitor, case.rows["test"].index, readout=readout), thresholds, 0, len(train.index) + len(held.index)
+    cuts, passes = _matched(case, monitor, readout)
+    return case.score(monitor, case.rows["test"].index, readout=readout), cuts, passes, len(train.index)
 
 
 Rung = Callable[[RepairCase, Monitor], Outcome]
@@ -147,8 +153,9 @@ RUNGS: dict[str, Rung] = {
     **{name: partial(_labelled, count) for name, count in FEW_LABELS.items()},
     "refit": _refit,
     **{f"{name} (own corpus)": partial(_realigned, name, "own") for name in OWN},
+    GATED: _gated,
 }
-LADDER = tuple(name for name in RUNGS if not name.endswith("(own corpus)"))  # cheapest first
+LADDER = tuple(name for name in RUNGS if name != GATED and not name.endswith("(own corpus)"))  # cheapest first
 
 
 def missing(method: str, monitor: Monitor, case: RepairCase) -> str:
