@@ -1,10 +1,13 @@
 """The outlook of a run before anything runs: in which compute, how many tokens, about how many minutes on this machine."""
 
 import os
-from collections.abc import Iterable, Mapping, MutableMapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers import console
 from helpers.errors import NOT_COMPARABLE, StudyError
@@ -14,7 +17,14 @@ from helpers.models.meter import Tokens
 from helpers.study import chapters, statuses
 from helpers.study.chapters import PlannedRun
 
-OVERHEAD = 15.0  # seconds of a chapter besides its passes: a kernel, imports, statistics, figures (measured on quick)
+if TYPE_CHECKING:  # nothing of this waits for torch until a model is tried
+    import torch
+
+    from helpers.models.loading import LanguageModel
+
+KERNEL = 10.0  # seconds of a chapter that go to its kernel, imports and figures
+PASSES = 1.36  # what a token takes in a chapter, by what it takes in the trial: batches are smaller, replies come one by one
+STATISTICS = {"05": 20, "06": 25, "09": 25, "10": 50}  # seconds of intervals and fits, measured on quick
 TRIAL, SHORT = 2.0, 0.2  # seconds of the trial that tells how fast this machine is; and for what is over at once anyway
 Values = Mapping[str, MutableMapping[str, Any]]  # the parameters of each chapter
 
@@ -38,7 +48,7 @@ class Outlook:
         count = cores()
         parts = [f"{count} core{'s' * (count != 1)}", self.compute.words]
         if self.total.cost:
-            parts += [f"{self.total.words} planned", f"at least {console.took(60 * self.minutes)} from an empty cache"]
+            parts += [f"{self.total.words} planned", f"about {console.took(60 * self.minutes)} from an empty cache"]
         return "; ".join(parts)
 
 
@@ -76,20 +86,94 @@ def counted(values: Values, names: Iterable[str]) -> dict[str, Tokens]:
     return {name: tokens for name, tokens in budget.count(values).items() if name in names}
 
 
-def minutes(found: Mapping[str, Tokens], rate: float) -> float:
-    """About how many minutes the chapters take at a rate of tokens a second, with what each takes besides."""
-    return (sum(one.cost for one in found.values()) / rate + OVERHEAD * len(found)) / 60
+@dataclass(frozen=True)
+class Speed:
+    """What a trial on the model says of this machine: tokens read in a second, and the seconds in which the whole model is
+    loaded, rounded to NF4, rounded by GPTQ (its passes apart), and taken into products with V."""
+
+    tokens: float
+    load: float = 0.0
+    round: float = 0.0
+    gptq: float = 0.0
+    product: float = 0.0
 
 
-def speed(model: str, threads: int, seconds: float = TRIAL) -> float:
-    """Tokens that this machine reads in a second, from a trial of so many seconds on the model itself."""
-    import time
+def minutes(found: Mapping[str, Tokens], speed: Speed, values: Values | None = None) -> float:
+    """About how many minutes the chapters take at that speed: passes, a kernel each, and what parameters ask for besides."""
+    seconds = PASSES * sum(one.cost for one in found.values()) / speed.tokens + KERNEL * len(found)
+    numbered = {name[:2]: own for name, own in (values or {}).items()}
+    return (seconds + sum(besides(name[:2], numbered, speed) for name in found if numbered)) / 60
 
+
+def besides(chapter: str, v: Values, speed: Speed) -> float:
+    """Seconds of one chapter, by its number, in which no text passes a model: models made, products with V, statistics."""
+    made = MADE[chapter](v) if chapter in MADE else {}
+    return STATISTICS.get(chapter, 0) + sum(count * getattr(speed, name) for name, count in made.items())
+
+
+def _formats(v: Values) -> dict[str, int]:
+    """Chapter 02: each format once for its table and once for its model."""
+    names, controls = v["02"]["quantizers"], v["02"]["controls"]
+    return {"load": 1 + 2 * len(names) + len(controls), "round": 2 * len(names), "gptq": _gptq(names)}
+
+
+def _gptq(names: Iterable[str]) -> int:
+    return sum(name.startswith("gptq") for name in names)
+
+
+def _low(v: Values) -> int:
+    """How many variants of chapter 03 are in few bits."""
+    updates, servings = v["03"]["updates"], v["03"]["servings"]
+    return sum(not name.endswith("@bf16") for name in updates) + sum(">bf16" not in name for name in servings)
+
+
+def _updates(v: Values) -> dict[str, int]:
+    """Chapter 03: each update once to be trained and once to be measured."""
+    return {"load": 2 * len(v["03"]["updates"]) + len(v["03"]["servings"]), "round": _low(v)}
+
+
+def _every_variant(v: Values) -> dict[str, int]:
+    """Chapter 05: all that chapters 02 and 03 measured."""
+    lists = (v["02"]["controls"], v["02"]["quantizers"], v["03"]["updates"], v["03"]["servings"])
+    return {"load": 1 + sum(map(len, lists)), "round": _low(v) + len(v["02"]["quantizers"])}
+
+
+def _restored(v: Values) -> dict[str, int]:
+    """Chapter 07: a model and products with V at each point."""
+    own = v["07"]
+    names = [own["restorations" if i == 0 else "elsewhere"] for i in range(len(own["projected"]))]
+    points = sum(1 + len(some) * len(own["strengths"]) for some in names)
+    return {"load": points, "product": points}
+
+
+def _sources(v: Values) -> dict[str, int]:
+    """Chapter 08: at each point both sides of V are rounded, and taken into products."""
+    own = v["08"]
+    points = len(own["source_updates"]) * (1 + (2 + len(own["sources"])) * len(own["source_strengths"]))
+    return {"load": points, "round": 2 * points, "product": 2 * points, "gptq": int(_gptq(own["sources"]) > 0)}
+
+
+def _arms(v: Values) -> dict[str, int]:
+    """Chapter 09: a model for every arm."""
+    own, arms = v["09"], len(v["09"]["scores"])
+    return {"load": len(own["ablated"]) * arms + len(own["hybrids"]) * (1 + len(own["kept"]) * arms)}
+
+
+MADE: dict[str, Callable[[Values], dict[str, int]]] = {  # by number of the chapter: how often a whole model is loaded, rounded ..
+    "01": lambda v: {"load": 4}, "02": _formats, "03": _updates, "05": _every_variant,
+    "07": _restored, "08": _sources, "09": _arms,
+}  # fmt: skip
+
+
+def trial(model: str, threads: int, seconds: float = TRIAL) -> Speed:
+    """The speed of this machine, from a trial of about so many seconds on the model itself."""
     import torch
 
     from helpers.models import loading
 
+    begun = time.perf_counter()
     language = loading.load(loading.base_folder(model))
+    loaded = time.perf_counter() - begun
     ids = torch.full((16, 32), language.tokenizer.eos_token_id)
     with loading.threads(threads), torch.no_grad():
         loading.backbone(language.model)(input_ids=ids, use_cache=False)  # the first pass makes room
@@ -97,7 +181,38 @@ def speed(model: str, threads: int, seconds: float = TRIAL) -> float:
         while time.perf_counter() - begun < seconds:
             loading.backbone(language.model)(input_ids=ids, use_cache=False)
             passes += 1
-    return passes * ids.numel() / (time.perf_counter() - begun)
+        rate = passes * ids.numel() / (time.perf_counter() - begun)
+        return Speed(rate, loaded, *_matrices(language))
+
+
+def _matrices(language: "LanguageModel") -> tuple[float, ...]:
+    """Seconds for all linear modules, from one of each size: rounded to NF4, by GPTQ, and taken into a product with V."""
+    from helpers.updates.quantizers import linear_names
+
+    found = [0.0, 0.0, 0.0]
+    weights = [language.model.get_submodule(name).weight for name in linear_names(language.model)]
+    for size, count in Counter(tuple(weight.shape) for weight in weights).items():
+        weight = next(weight for weight in weights if tuple(weight.shape) == size)
+        found = [before + count * one for before, one in zip(found, _once(weight.float()), strict=True)]
+    return tuple(found)
+
+
+def _once(weight: "torch.Tensor") -> list[float]:
+    """The same seconds for one weight."""
+    import torch
+
+    from helpers.projection.alignment_matrix import Change, projected
+    from helpers.updates.quantizers import QUANTIZERS
+
+    (d_out, d_in), marks = weight.shape, [time.perf_counter()]
+    for work in (
+        lambda: QUANTIZERS["nf4"](weight, None).dequantize(),
+        lambda: QUANTIZERS["gptq-4"](weight, torch.eye(d_in)),
+        lambda: projected(Change("trial", weight, weight + 1e-3), torch.ones(d_out, 8)),
+    ):
+        work()
+        marks.append(time.perf_counter())
+    return [after - before for before, after in pairwise(marks)]
 
 
 def of(
@@ -124,8 +239,8 @@ def of(
             continue
         with computing.using(chosen.name):
             if (run.model, chosen.name) not in rates:
-                rates[run.model, chosen.name] = speed(run.model, threads, SHORT if run.model == "tiny" else TRIAL)
-        found[run] = Outlook(chosen, {run: tokens}, minutes(tokens, rates[run.model, chosen.name]))
+                rates[run.model, chosen.name] = trial(run.model, threads, SHORT if run.model == "tiny" else TRIAL)
+        found[run] = Outlook(chosen, {run: tokens}, minutes(tokens, rates[run.model, chosen.name], values))
     return found
 
 
