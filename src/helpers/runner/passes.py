@@ -36,12 +36,9 @@ class Reader:
 @lru_cache(4)
 def reader(model: str, texts: str) -> Reader:
     """The reader of a model by its name or folder; no weight is loaded."""
-    from transformers import AutoTokenizer
-
     folder = loading.base_folder(model)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     depth = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
-    return Reader(tokenizer, depth, texts)
+    return Reader(loading.read_tokenizer(folder), depth, texts)
 
 
 # ---------------------------------------------------------------- passes
