@@ -200,7 +200,8 @@ class RunTables(Mapping):
         return self.read[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in OWN if (self.run.folder / "tables" / f"{name}.parquet").is_file())
+        found = set(results.table_names(self.run.folder))
+        return (name for name in OWN if name in found)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
