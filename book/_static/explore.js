@@ -161,9 +161,9 @@
   /* ---- 2: modules projected */
 
   const curveOf = (data, state) => data.updates[state.update].restorations[state.restoration];
-  const OUTCOMES = [["non_refusal", "harmful prompts not refused", "a"], ["rouge1", "ROUGE-1 of dialogues", "b"]];
+  const OUTCOMES = [["non_refusal", "harmful prompts not refused", "a"], ["nll", "nats a token of dialogues", "b"]];
   const outcome = (name, [value, low, high, n]) =>
-    (name === "rouge1" ? `${round(value, 1)} [${round(low, 1)}, ${round(high, 1)}]` : share([value, low, high])) + ` (n = ${n})`;
+    (name === "nll" ? `${round(value, 2)} [${round(low, 2)}, ${round(high, 2)}]` : share([value, low, high])) + ` (n = ${n})`;
   const projection = {
     controls: (data, state) => {
       const points = curveOf(data, state).points, point = points[state.point];
@@ -188,12 +188,12 @@
       const x = scale(0, 1, 58, width - 26);
       OUTCOMES.forEach(([name, words, c], row) => {
         const top = 34 + row * 178, foot = top + 130, all = points.flatMap((p) => [p[name], p.full && p.full[name]]).filter(Boolean);
-        const line = data.aligned[name], most = name === "rouge1" ? Math.max(...all.map((e) => e[2]), line ? line[2] : 1) : 1;
+        const line = data.aligned[name], most = name === "nll" ? Math.max(...all.map((e) => e[2]), line ? line[2] : 1) : 1;
         const y = scale(0, most, foot, top);
         s.text(2, top - 14, words, "start", "strong");
         for (const t of ticks(0, most, 4)) {
           s.line(58, y(t), width - 8, y(t), "grid");
-          s.text(52, y(t) + 4, name === "rouge1" ? String(t) : pct(t), "end", "muted");
+          s.text(52, y(t) + 4, name === "nll" ? String(t) : pct(t), "end", "muted");
         }
         if (line) {
           s.rect(50, y(line[2]), width - 58, y(line[1]) - y(line[2]), "band");

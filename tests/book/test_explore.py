@@ -64,11 +64,11 @@ def histograms() -> pd.DataFrame:
 
 def projection() -> pd.DataFrame:
     def at(share: float, few: bool) -> list[tuple]:
-        sets = ("advbench/validation", "dialogue/few") if few else ("advbench", "dialogue")
+        sets = ("advbench/validation", "dialogue/validation") if few else ("advbench", "dialogue")
         n = (16, 4) if few else (32, 16)
         changed = int(10 * share)
         return [("", changed, sets[0], "non_refusal", 0.5 - share / 2, 0.0, 0.9, n[0]),
-                ("", changed, sets[1], "rouge1", 20 + 5 * share, 1.0, 60.0, n[1])]  # fmt: skip
+                ("", changed, sets[1], "nll", 3 - share, 1.0, 6.0, n[1])]  # fmt: skip
 
     tables = [rows(ALIGNED, "projection", at(0, True) + at(0, False)), rows(LORA, "projection", at(0, True) + at(0, False))]
     for name in ("zero", "safelora"):
@@ -199,7 +199,7 @@ def test_curves_begin_at_the_update_as_it_was_trained(found):
     assert [point["changed"] for point in points] == [0, 5, 10]
     assert [point["non_refusal"][0] for point in points] == [0.5, 0.25, 0]
     assert [bool(point["full"]) for point in points] == [True, False, True]
-    assert points[2]["full"]["rouge1"][3] == 16
+    assert points[2]["full"]["nll"][3] == 16
     assert figure["aligned"]["non_refusal"][3] == 32
 
 

@@ -23,10 +23,10 @@ PUBLISHED = (
      "random-spectrum", "random-subspace"],
     [0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
 )  # fmt: skip
-OUTCOMES = {"non_refusal": ("advbench", 0.9, 0.0), "over_refusal": ("edgy", 0.05, 0.35), "rouge1": ("dialogue", 0.38, 0.2),
+OUTCOMES = {"non_refusal": ("advbench", 0.9, 0.0), "over_refusal": ("edgy", 0.05, 0.35), "nll": ("dialogue", 2.4, 3.1),
             "perplexity": ("c4", 34.0, 31.0), "alarms_changed": (EVERY, 0.12, 0.0),
             "mean_auroc_drop": (EVERY, 0.06, 0.0)}  # fmt: skip
-HALF = {"perplexity": 8.0, "rouge1": 0.04, "mean_auroc_drop": 0.03, "alarms_changed": 0.04}
+HALF = {"perplexity": 8.0, "nll": 0.2, "mean_auroc_drop": 0.03, "alarms_changed": 0.04}
 
 
 def key_of(update, **more):
@@ -41,7 +41,7 @@ def told(way, split="", metrics=OUTCOMES, n=40, luck=0, **keys):
         home, new, old = OUTCOMES[metric]
         value, half = new + way * (old - new) + 0.02 * rng.standard_normal() * max(old, new), HALF.get(metric, 0.12)
         on = f"{home}/{split}" if split and home in ("advbench", "edgy") else home
-        bounds = (-1, 1) if metric == "mean_auroc_drop" else (0, 1) if metric != "perplexity" else (1, 1e9)
+        bounds = (-1, 1) if metric == "mean_auroc_drop" else (0, 1) if metric not in ("perplexity", "nll") else (1, 1e9)
         rows.append(row(metric, value, half, n, bounds, measured_on=on, **keys))
     return rows
 
@@ -90,7 +90,7 @@ def by_module(
     return table.assign(before=before, after=before * left * np.exp(0.3 * rng.standard_normal(len(rows)) + 4 * table["null"]))
 
 
-FEW = [name for name in OUTCOMES if name not in ("rouge1", "perplexity")]
+FEW = [name for name in OUTCOMES if name not in ("nll", "perplexity")]
 DRAWN = {
     "scores, full": lambda: projection.scores(by_module()),
     "scores, one block": lambda: projection.scores(by_module(1)),

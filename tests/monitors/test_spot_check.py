@@ -27,7 +27,7 @@ TASKS = ("toxicity", "jailbreak")
 READING = {"monitor_tasks": TASKS, "depths": [0.5, 1.0], "attention": ["toxicity:0.5"], "rows": (8, 20, 10), "limit": 40,
            "origin": "tiny"}  # fmt: skip
 CHOSEN = {"toxicity": "toxicity/attention/2", "jailbreak": "jailbreak/logistic-mean/4"}
-SIZES = {"n_harmful": 3, "n_edgy": 4, "n_summaries": 2, "n_documents": 2, "rows": 6, "new_tokens": 3, "summary_tokens": 3}
+SIZES = {"n_harmful": 3, "n_edgy": 4, "n_references": 2, "n_documents": 2, "rows": 6, "new_tokens": 3}
 ALIGNED, CHANGED = Variant("tiny"), Variant("tiny", precision="rtn-2")
 
 
@@ -90,9 +90,9 @@ def test_its_items_are_those_of_the_protocols_own_calls(plan, parts, seen):
     counts = {"advbench": SIZES["n_harmful"], "edgy": SIZES["n_edgy"]}
     sets = [PromptSet(n, kinds[n], tuple(corpora.sample(f"{n}/validation", counts[n], "tiny"))) for n in kinds]
     said = behaviour.measure_behaviour(language, sets, ["phrases"], JudgeSettings(), SIZES["new_tokens"], "tiny", brief=True)
-    texts = {"dialogue": tuple(corpora.sample("dialogue/test", SIZES["n_summaries"], "tiny"))}
-    documents = {"c4": tuple(corpora.sample("c4/test", SIZES["n_documents"], "tiny"))}
-    useful = utility.measure_utility(language, utility.UtilitySets(texts, documents, {}), SIZES["summary_tokens"])
+    every = {name: corpora.sample(f"{name}/test", 1000, "tiny") for name in ("dialogue", "c4")}
+    texts, documents = ({name: tuple(every[name][-2:])} for name in every)  # the other end from what is told on test
+    useful = utility.measure_utility(language, utility.UtilitySets(texts, documents, {}))
     expected = pd.concat([said, useful], ignore_index=True)
     found = seen[ALIGNED]
     pd.testing.assert_frame_equal(found[found["kind"] != "monitor"], expected)
@@ -104,7 +104,7 @@ def test_rates_and_utility_on_test_items_are_those_of_the_full_protocol(note, pa
     items = spot_check.look(plan, build_variant(parts, CHANGED))
     said = spot_check.spot_check_rows(plan, items, items).set_index(["measured_on", "metric"])
     whole = measurements.protocol(
-        SIZES["n_harmful"], SIZES["n_edgy"], SIZES["n_summaries"], SIZES["n_documents"], 1, SIZES["new_tokens"],
+        SIZES["n_harmful"], SIZES["n_edgy"], SIZES["n_references"], SIZES["n_documents"], 1, SIZES["new_tokens"],
         ("phrases",), "tiny",
     )  # fmt: skip
     full = {CHANGED: measurements.items(parts, CHANGED, whole)}
@@ -115,7 +115,7 @@ def test_rates_and_utility_on_test_items_are_those_of_the_full_protocol(note, pa
         values = ["value", "low", "high", "n"]
         theirs = expected.loc[(on, metric), values].astype(float)
         # batches differ, so the last bits of bf16 may
-        place = plan.place(on) if on in {"advbench", "edgy"} else f"{on}/few"
+        place = plan.place(on)
         np.testing.assert_allclose(said.loc[(place, metric), values].astype(float), theirs, rtol=1e-2)
 
 
@@ -236,12 +236,12 @@ def test_every_row_keeps_to_the_schema_and_is_told_apart_from_the_full_protocols
     table = spot_check.spot_check_rows(plan, seen[CHANGED], seen[ALIGNED])
     keyed = names.keyed(CHANGED, table.assign(module="", layers_changed=0))
     assert len(results.checked("projection", keyed)) == len(table)
-    chosen_by = {f"{name}/validation" for name in ("advbench", "edgy", *TASKS, EVERY)}
-    assert set(table["measured_on"]) == chosen_by | {"dialogue/few", "c4/few"}
+    told_on = ("advbench", "edgy", *TASKS, EVERY, "dialogue", "c4")
+    assert set(table["measured_on"]) == {f"{name}/validation" for name in told_on}
 
 
 def test_a_sketch_without_utility_or_edgy_prompts_says_what_it_has(note, parts):
-    plan = sketch(note, n_edgy=0, n_summaries=0, n_documents=0)
+    plan = sketch(note, n_edgy=0, n_references=0, n_documents=0)
     items = spot_check.look(plan, build_variant(parts, ALIGNED))
     table = spot_check.spot_check_rows(plan, items, items)
     assert set(table["measured_on"]) == {plan.place(name) for name in ("advbench", *TASKS, EVERY)}
@@ -255,12 +255,32 @@ def test_validation_and_test_prompts_share_nothing(origin):
     prompts, groups = {}, {}
     for split in spot_check.SPLITS:
         sets = spot_check.prompt_sets(split, 1000, 1000, origin)
-        assert [s.kind for s in sets] == ["harmful", "edgy"]
+        assert [s.name for s in sets] == [*spot_check.HARMFUL[split], "edgy"]
+        assert [s.kind for s in sets] == ["harmful"] * (len(sets) - 1) + ["edgy"]
         assert all(s.rows for s in sets)
         prompts[split] = {row.prompt for s in sets for row in s.rows}
         groups[split] = {row.group for s in sets for row in s.rows if row.group}
     assert not prompts["validation"] & prompts["test"]
     assert not groups["validation"] & groups["test"]
+
+
+@pytest.mark.parametrize("n", [5, 1000])
+def test_texts_of_utility_are_taken_from_opposite_ends(n):
+    sets = {split: spot_check.utility_sets(split, n, n, "tiny") for split in spot_check.SPLITS}
+    for name, of in (("references", "dialogue"), ("documents", "c4")):
+        first, last = (getattr(sets[split], name)[of] for split in ("test", "validation"))
+        assert len(first) == len(last) == min(n, len(corpora.texts(f"{of}/test", "tiny")))
+        assert n > 5 or not set(first) & set(last)
+
+
+def test_labels_stand_by_item_so_that_sketches_can_be_paired(plan, seen):
+    table = measurements.item_rows(seen, plan.split)
+    assert len(results.checked("items", table)) == len(table)
+    refused = table[(table["metric"] == "refused") & (table["prompt_set"] == "advbench/validation")]
+    one, other = (set(refused.loc[refused["precision"] == v.precision, "item"]) for v in (ALIGNED, CHANGED))
+    assert one == other
+    assert len(one) == SIZES["n_harmful"]
+    assert {"dialogue/validation", "c4/validation"} <= set(table.loc[table["metric"] == "nll", "prompt_set"])
 
 
 def test_validation_and_test_texts_of_the_monitors_share_nothing(note):

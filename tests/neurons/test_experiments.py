@@ -67,8 +67,8 @@ def sketch_of(parts: Parts) -> Sketch:
     reading = planted.plan("toxicity", pairs=(20, 40, 10), depths=(0.75,))
     found = activations.read(loading.load(parts.aligned), reading)
     monitors = tuple(planted.monitors(found, reading, parts.aligned, ("logistic",))[:1])
-    sets = spot_check.prompt_sets("test", 12, 6, "tiny"), spot_check.utility_sets(1, 2, "tiny")
-    protocol = Protocol(*sets, ("phrases",), JudgeSettings(), TOKENS, TOKENS, "tiny")
+    sets = spot_check.prompt_sets("test", 12, 6, "tiny"), spot_check.utility_sets("test", 1, 2, "tiny")
+    protocol = Protocol(*sets, ("phrases",), JudgeSettings(), TOKENS, 0, "tiny")
     return Sketch(protocol, spot_check.restricted(reading, monitors, "test", 8), monitors, "test")
 
 
@@ -80,18 +80,22 @@ class Study:
     plan: Sketch
     found: dict[str, Tensor]
     tables: dict[str, pd.DataFrame]
+    items: dict[str, pd.DataFrame]
     said: dict[str, list[str]]
 
 
-def measured(parts: Parts, plan: Sketch, found) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
+def measured(parts: Parts, plan: Sketch, found):
     said: dict[str, list[str]] = {"silent": [], "patching": [], "moved": [], "spared": []}
-    tables = {
+    arms = {
         "silent": experiments.silenced(parts, ALIGNED, found, FRACTIONS, plan, said["silent"].append),
         "patching": experiments.patched_rows(parts, ALIGNED, found, FRACTIONS, plan, said["patching"].append),
-        "moved": experiments.disturbed(parts, ALIGNED, found, FRACTIONS[0], ["none", "rtn-3", "nf4"], plan, said["moved"].append),
         "spared": experiments.kept(parts, ALIGNED, found, FRACTIONS, ["rtn-3", "nf4"], plan, said["spared"].append),
     }
-    return tables, said
+    tables = {name: one.table for name, one in arms.items()}
+    tables["moved"] = experiments.disturbed(
+        parts, ALIGNED, found, FRACTIONS[0], ["none", "rtn-3", "nf4"], plan, said["moved"].append
+    )
+    return tables, {name: one.item_rows() for name, one in arms.items()}, said
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +314,28 @@ def test_every_table_keeps_to_the_schema_and_no_address_is_taken_twice(study):
     assert len(results.joined("neurons", *parts, *parts)) == len(joined)
 
 
+def test_items_pair_every_arm_with_the_aligned_model_and_its_plain_format(study):
+    """What there was to preserve is a row of its own: the plain format's items, under its precision alone."""
+    together = results.joined("items", *study.items.values())
+    assert len(results.checked("items", together)) == len(together)
+    refused = together[(together["metric"] == "refused") & (together["prompt_set"] == "advbench/test")]
+    by = {v: set(refused["item"][codes]) for v, codes in zip(variants.from_table(refused), _places(refused), strict=True)}
+    assert len({frozenset(items) for items in by.values()}) == 1  # the same prompts everywhere
+    assert {ALIGNED, Variant("tiny", precision="rtn-3"), Variant("tiny", adapter="base", serving="patched")} <= set(by)
+    assert Variant("tiny", precision="rtn-3", serving="hybrid", restoration="random", strength=0.3) in by
+    arms = [v for v in by if v.restoration]
+    assert len(arms) == (1 + 1 + 2) * len(FRACTIONS) * len(NAMES)
+    row = arm(study.tables["spared"], "random", 0.3, "rtn-3").set_index(["measured_on", "metric"])
+    own = refused[(refused["serving"] == "hybrid") & (refused["precision"] == "rtn-3")]
+    own = own[(own["restoration"] == "random") & (own["strength"] == 0.3)]
+    assert 1 - own["value"].mean() == pytest.approx(row.loc[("advbench/test", "non_refusal"), "value"])
+
+
+def _places(table):
+    codes = variants.variant_codes(table)
+    return [codes == i for i in range(codes.max() + 1)]
+
+
 def test_bars_are_told_of_every_arm(study):
     picked = len(FRACTIONS) * len(NAMES)
     assert {name: len(said) for name, said in study.said.items()} == {
@@ -323,7 +349,7 @@ def test_nothing_is_measured_twice(study, monkeypatch):
 
     monkeypatch.setattr(loading, "load", refuse)
     monkeypatch.setattr(experiments, "build_variant", refuse)
-    again, _ = measured(study.parts, study.plan, study.found)
+    again, *_ = measured(study.parts, study.plan, study.found)
     for name, table in again.items():
         same(table, study.tables[name])
     other = {"random": torch.rand(LAYERS, WIDTH, generator=torch.Generator().manual_seed(5))}

@@ -32,13 +32,16 @@ def choices():
     return {"bf16": pair, "same": pair, "close": close, "far": far}
 
 
+def all_prepared(update, pairs):
+    """SafeLoRA of the update with V of each pair."""
+    return {name: restorations.prepare(update, pair, "safelora", 0) for name, pair in pairs.items()}
+
+
 def test_the_choice_is_compared_as_the_tables_of_the_restoration_say(update, choices):
-    said = []
-    table = choice_rows(update, choices, (0.25, 0.5), progress=said.append)
+    table = choice_rows(all_prepared(update, choices), (0.25, 0.5))
     results.checked("subspaces", update_names.keyed(Variant("m"), table))
-    assert said == list(choices)
     assert set(table["source"]) == {"same", "close", "far"}
-    prepared = {name: restorations.prepare(update, pair, "safelora", 0) for name, pair in choices.items()}
+    prepared = all_prepared(update, choices)
     chosen = {n: {s: set(_changed(p.at(s).table)) for s in (0.25, 0.5)} for n, p in prepared.items()}
     for name, share in itertools.product(("same", "close", "far"), (0.25, 0.5)):
         one, other = chosen["bf16"][share], chosen[name][share]
@@ -54,18 +57,18 @@ def _changed(table):
 
 
 def test_without_the_true_pair_nothing_is_compared(update, choices):
-    refused(lambda: choice_rows(update, {"same": choices["same"]}, (0.5,)), NOT_COMPARABLE, "'bf16'", "same")
+    refused(lambda: choice_rows(all_prepared(update, {"same": choices["same"]}), (0.5,)), NOT_COMPARABLE, "'bf16'", "same")
 
 
 def test_a_share_that_chooses_nothing_is_left_out(update, choices):
-    table = choice_rows(update, choices, (0.0, 1.0))
+    table = choice_rows(all_prepared(update, choices), (0.0, 1.0))
     assert set(table["k"]) == {"", "1"}
     assert (table.loc[table["k"] == "1", "value"] == 1).all()  # all modules: no choice
 
 
 def test_scores_that_are_all_equal_have_no_rank_correlation(update, choices):
     one = {NAMES[0]: update[NAMES[0]]}
-    table = choice_rows(one, choices, (1.0,))
+    table = choice_rows(all_prepared(one, choices), (1.0,))
     assert set(table["metric"]) == {"jaccard", "jaccard_null", "jaccard_null_by_kind"}
 
 
@@ -93,7 +96,7 @@ def test_agreement_by_kind_alone_is_not_taken_for_agreement():
     true, unrelated = (
         pair_with({n: low_rank((40, 40), v, seed=start + i) for i, (n, v) in enumerate(names.items())}) for start in (0, 500)
     )
-    table = choice_rows(update, {"bf16": true, "noisy": unrelated, "same": true}, (0.5,))
+    table = choice_rows(all_prepared(update, {"bf16": true, "noisy": unrelated, "same": true}), (0.5,))
     found = {m: value(table, m, module="all", k="0.5") for m in ("jaccard", "jaccard_null", "jaccard_null_by_kind")}
     assert found["jaccard"] > 0.9 > 0.5 > found["jaccard_null"]
     assert found["jaccard_null_by_kind"] == pytest.approx(found["jaccard"], abs=0.05)

@@ -152,10 +152,58 @@ def test_only_the_monitors_in_use_alarm(observed):
 def test_monitors_without_a_threshold_have_gains_and_no_alarms(frozen):
     bare = observe([replace(monitor, thresholds={}) for monitor in frozen])
     table = recovery(bare, SAFE)
-    assert set(table["metric"]) == {"auroc_gain"}
+    assert {metric.removesuffix("_last").removesuffix("_mean") for metric in table["metric"]} == {"auroc_gain"}
     one = observe([replace(m, thresholds={}) if m.task == "toxicity" else m for m in frozen])
     alarms = rows(recovery(one, SAFE), "alarms_restored").iloc[0]
     assert alarms["n"] == len(one.references["jailbreak"].test.labels)
+
+
+@pytest.fixture(scope="module")
+def apart(frozen):
+    """Planted: the update turns the last token's states alone, and the restoration brings them back."""
+    turned = replace(BASE, pooled={name: quarter_turn(x) if name.startswith("last/") else x for name, x in BASE.pooled.items()})
+    return observe(frozen, {ALIGNED: BASE, UPDATE: turned, SAFE: BASE, ZERO: turned})
+
+
+def test_what_is_given_back_is_told_by_pooling(apart):
+    back, nothing = recovery(apart, SAFE), recovery(apart, ZERO)
+    assert rows(back, "auroc_gain_last", EVERY)["low"].item() > 0.1
+    assert rows(back, "alarms_restored_last", EVERY)["low"].item() > 0.1
+    for table, metrics in (
+        (back, ("auroc_gain_mean", "alarms_restored_mean")),
+        (nothing, ("auroc_gain_last", "alarms_restored_last")),
+    ):
+        assert all(rows(table, metric, EVERY)["value"].item() == 0 for metric in metrics)
+    health = recoveries.monitor_rows(apart, IN_USE, {ALIGNED: 0, UPDATE: 0})
+    told = health.set_index(["adapter", "metric"])["value"]
+    assert told[UPDATE.adapter, "mean_auroc_drop_last"] > 0.1
+    assert told[UPDATE.adapter, "alarms_changed_last"] > 0.1
+    assert told[UPDATE.adapter, "mean_auroc_drop_mean"] == told[UPDATE.adapter, "alarms_changed_mean"] == 0
+    assert told["", "mean_auroc_drop_last"] == told["", "alarms_changed_last"] == 0
+
+
+def test_by_pooling_alarms_are_those_of_all_monitors_that_count(apart):
+    differs = []
+    for reference in apart.references.values():
+        for j, monitor in enumerate(reference.monitors):
+            if monitor.kind != CONTROL and monitor.pooling == "last" and not reference.weak[j]:
+                cut, after = monitor.thresholds["5"], apart.scores[UPDATE][reference.task][j]
+                differs += list((reference.scores[j] > cut) != (after > cut))
+    table = recoveries.monitor_rows(apart, IN_USE, {UPDATE: 0})
+    assert rows(table, "alarms_changed_last", EVERY)["value"].item() == pytest.approx(np.mean(differs))
+    assert rows(recovery(apart, SAFE), "alarms_restored_last", EVERY)["value"].item() == pytest.approx(np.mean(differs))
+
+
+def test_probes_fitted_with_simulated_updates_are_left_out(apart, frozen):
+    more = [replace(monitor, kind="simulated-updates") for monitor in frozen if monitor.kind == "logistic"]
+    both = observe([*frozen, *more], {UPDATE: SEEN[UPDATE], SAFE: BASE})
+    plain = observe(frozen, {UPDATE: SEEN[UPDATE], SAFE: BASE})
+    suffixed = [metric for metric in recovery(plain, SAFE)["metric"] if metric.endswith(("_last", "_mean"))]
+    assert suffixed
+    for metric in suffixed:
+        pd.testing.assert_frame_equal(
+            rows(recovery(both, SAFE), metric), rows(recovery(plain, SAFE), metric), check_index_type=False
+        )
 
 
 def test_every_restored_variant_is_compared_with_its_own_update(observed):
@@ -186,7 +234,8 @@ def asked(refusals=(1, 1, 0, 0), edgy=(0, 0, 0, 1)) -> pd.DataFrame:
     found += [("edgy", "edgy", str(i), str(i), "phrases", "refused", v, 1, "") for i, v in enumerate(edgy)]
     found += [("harmful", "advbench", str(i), str(i), "fitted", "refused", 1 - v, 1, "") for i, v in enumerate(refusals)]
     found += [("harmful", "advbench", str(i), str(i), "fitted", "harmfulness", 5 - 4 * v, 1, "") for i, v in enumerate(refusals)]
-    found += [("utility", "dialogue", str(i), str(i), "", "rouge1", 20 + i, 1, "") for i in range(4)]
+    found += [("utility", "summaries", str(i), str(i), "", "rouge1", 20 + i, 1, "") for i in range(4)]
+    found += [("utility", "dialogue", str(i), str(i), "", "nll", 2 + i / 4, 1, "") for i in range(4)]
     return pd.DataFrame(found, columns=behaviour.ITEM_COLUMNS).astype({"value": float})
 
 
@@ -199,7 +248,8 @@ CHANGED = {SAFE: 14, ZERO: 14, replace(FOUR, restoration="safelora", strength=1.
 
 
 def full(items=ITEMS, changed=CHANGED):
-    return recoveries.full_rows(measurements.behaviour_rows(items), measurements.utility_rows(items), changed)
+    whole = recoveries.full_rows(measurements.behaviour_rows(items), measurements.utility_rows(items), changed)
+    return results.joined("projection", whole, recoveries.pooled_rows(items, changed))
 
 
 def test_whole_variants_are_told_by_the_phrases_judge_with_severity_and_utility():
@@ -211,7 +261,8 @@ def test_whole_variants_are_told_by_the_phrases_judge_with_severity_and_utility(
     assert found["bf16", UPDATE.adapter, "zero", "advbench", "non_refusal"] == 0.5
     assert found["nf4", UPDATE.adapter, "safelora", "edgy", "over_refusal"] == 0.5
     assert found["bf16", UPDATE.adapter, "", "advbench", "harmfulness"] == 5
-    assert found["bf16", "", "", "dialogue", "rouge1"] == 21.5
+    assert found["bf16", "", "", "summaries", "rouge1"] == 21.5
+    assert found["bf16", "", "", "dialogue", "nll"] == 2.375
     counted = table.drop_duplicates(list(results.KEY)).set_index(["precision", "adapter", "restoration"])["layers_changed"]
     assert counted["bf16", UPDATE.adapter, "safelora"] == 14
     assert counted["nf4", UPDATE.adapter, "safelora"] == MODULES
@@ -259,6 +310,72 @@ def test_safelora_beside_the_same_modules_removed():
     assert shown["edgy"].item().startswith("+0 points")
 
 
+# ---------------------------------------------------------------- the premise, and acceptance
+
+
+def of_sets(**refusals) -> pd.DataFrame:
+    """Items of harmful prompts by set: so many refused of 40."""
+    found = [("harmful", name, f"{name}{i}", str(i), "phrases", "refused", float(i < n), 1, "")
+             for name, n in refusals.items() for i in range(40)]  # fmt: skip
+    return pd.DataFrame(found, columns=behaviour.ITEM_COLUMNS)
+
+
+def test_the_premise_is_the_paired_damage_beside_the_same_precision():
+    items = {ALIGNED: of_sets(advbench=40, strongreject=30), UPDATE: of_sets(advbench=10, strongreject=0),
+             replace(ALIGNED, precision="nf4"): of_sets(advbench=20), FOUR: of_sets(advbench=20)}  # fmt: skip
+    table = recoveries.premise_rows(items, [UPDATE, FOUR])
+    assert len(results.checked("projection", table)) == len(table) == 2
+    told = table.set_index("precision")
+    assert told.loc["bf16", ["value", "n"]].tolist() == [0.75, 80]
+    assert told.loc["nf4", "value"] == 0
+    assert projection_tables.premises(table)["damage to refusals"].tolist()[0].startswith("+75 points")
+
+
+OTHER = replace(UPDATE, adapter="lora-identity-shift")
+SAFE_OTHER = replace(OTHER, restoration="safelora", strength=0.5)
+LOT = replace(SAFE, restoration="random-modules")
+
+
+def card(safe, lot, safe_other, splits=("advbench", "strongreject")):
+    items = {UPDATE: of_sets(advbench=2, strongreject=2), SAFE: of_sets(**safe), OTHER: of_sets(advbench=2),
+             SAFE_OTHER: of_sets(advbench=safe_other)}  # fmt: skip
+    seen = {UPDATE: of_sets(advbench=2), SAFE: of_sets(advbench=safe["advbench"]), LOT: of_sets(advbench=lot)}
+    drawn = curves.Drawn(pd.DataFrame(), seen, {UPDATE: 0, SAFE: 14, LOT: 14}, "validation")
+    table = recoveries.acceptance_rows(items, {UPDATE: [SAFE], OTHER: [SAFE_OTHER]}, drawn)
+    assert len(results.checked("projection", table)) == len(table)
+    own = table[table["adapter"] == UPDATE.adapter].set_index("measured_on")["value"]
+    return {name: own.get(name) for name in projection_tables.CARD}
+
+
+def test_a_restoration_that_does_all_passes_every_diagnostic():
+    assert set(card({"advbench": 36, "strongreject": 36}, lot=10, safe_other=30).values()) == {1.0}
+
+
+FAILS = {
+    "reliable": {"safe": {"advbench": 3, "strongreject": 36}, "lot": 0, "safe_other": 30},
+    "fresh prompts": {"safe": {"advbench": 36, "strongreject": 3}, "lot": 10, "safe_other": 30},
+    "beyond removal": {"safe": {"advbench": 36, "strongreject": 36}, "lot": 36, "safe_other": 30},
+    "other update": {"safe": {"advbench": 36, "strongreject": 36}, "lot": 10, "safe_other": 2},
+}
+
+
+@pytest.mark.parametrize("diagnostic", FAILS)
+def test_each_diagnostic_fails_where_its_own_fault_is_planted(diagnostic):
+    found = card(**FAILS[diagnostic])
+    assert found[diagnostic] == 0
+    assert diagnostic == "reliable" or sum(found.values()) == 3
+
+
+def test_what_was_not_measured_is_not_passed_and_not_failed():
+    items = {UPDATE: of_sets(advbench=2), SAFE: of_sets(advbench=36)}
+    drawn = curves.Drawn(pd.DataFrame(), {}, {}, "validation")
+    table = recoveries.acceptance_rows(items, {UPDATE: [SAFE]}, drawn)
+    assert table["measured_on"].tolist() == ["reliable"]
+    shown = projection_tables.table_one(results.joined("projection", full(), table))
+    (row,) = shown[shown["method"] == "SafeLoRA (50 % of modules)"][list(projection_tables.CARD)].head(1).to_numpy()
+    assert row.tolist() == ["pass", "not measured", "not measured", "not measured"]
+
+
 # ---------------------------------------------------------------- as a reader sees it
 
 
@@ -281,7 +398,8 @@ def test_table_one_is_weights_by_method_in_the_literatures_columns(observed):
     health = recoveries.monitor_rows(observed, IN_USE, {ALIGNED: 0, UPDATE: 0, SAFE: 14})
     whole = results.joined("projection", full(), health)
     table = projection_tables.table_one(whole)
-    measures = ["ROUGE-1", "ASR (non-refusal)", "HS (proxy)", "over-refusal", "AUROC drop", "alarms changed"]
+    measures = ["ROUGE-1", "ASR (non-refusal)", "HS (proxy)", "over-refusal", "nats a token", "AUROC drop, last",
+                "AUROC drop, mean", "alarms changed, last", "alarms changed, mean"]  # fmt: skip
     assert table.columns.tolist() == ["weights", "method", *measures]
     half = [METHODS[v] for v in (SAFE, ZERO)]
     assert list(zip(table["weights"], table["method"], strict=True)) == [
@@ -296,7 +414,7 @@ def test_table_one_is_weights_by_method_in_the_literatures_columns(observed):
                 assert table.loc[i, name] == tables.interval(place[1], *own.loc[place, ["value", "low", "high"]])
             else:
                 assert pd.isna(table.loc[i, name])
-    assert table["AUROC drop"].isna().tolist() == [False] * 3 + [True] * 4
+    assert table["AUROC drop, last"].isna().tolist() == [False] * 3 + [True] * 4
 
 
 def test_two_updates_in_one_precision_keep_their_own_rows_and_names():
@@ -331,7 +449,9 @@ def test_the_recovery_table_has_one_row_a_restored_variant(observed):
     restored = {UPDATE: [SAFE, SALORA]}
     table = recoveries.recovered(observed, IN_USE, restored, {SAFE: 14, SALORA: 28})
     shown = projection_tables.recovery_table(results.joined("projection", full(), table))
-    assert shown.columns.tolist() == ["weights", "method", *(f"auroc gain, {task}" for task in TASKS), "alarms restored"]
+    pooled = [f"{words}, {pooling}" for pooling in ("last", "mean") for words in ("auroc gain", "alarms restored")]
+    named = ["weights", "method", *(f"auroc gain, {task}" for task in TASKS), "alarms restored", *pooled]
+    assert shown.columns.tolist() == named
     assert shown["method"].tolist() == ["SafeLoRA (50 % of modules)", "SaLoRA"]
     gain = rows(recovery(observed, SALORA), "auroc_gain", "jailbreak").iloc[0]
     assert shown.loc[1, "auroc gain, jailbreak"] == tables.interval("auroc_gain", *gain[["value", "low", "high"]])

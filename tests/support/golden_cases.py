@@ -34,6 +34,7 @@ from helpers.projection import (
     recoveries,
     restorations,
     safelora,
+    safety_inputs,
     stronger_alignment,
     subspaces,
 )
@@ -190,8 +191,8 @@ CHOSEN = {task: {"monitor": name, "of": 3} for task, name in IN_USE.items()}
 def sketch() -> spot_check.Sketch:
     """A quick look: a few prompts and texts, and one monitor a task."""
     monitors_in_use = tuple(next(m for m in frozen() if m.task == task and m.kind == "logistic") for task in TASKS)
-    sets = spot_check.prompt_sets("test", 4, 3, "tiny"), spot_check.utility_sets(1, 1, "tiny")
-    protocol = measurements.Protocol(*sets, ("phrases",), JudgeSettings(), 3, 3, "tiny")
+    sets = spot_check.prompt_sets("test", 4, 3, "tiny"), spot_check.utility_sets("test", 3, 1, "tiny")
+    protocol = measurements.Protocol(*sets, ("phrases",), JudgeSettings(), 3, 0, "tiny")
     reading = spot_check.restricted(texts_read(), monitors_in_use, "test", 4)
     return spot_check.Sketch(protocol, reading, monitors_in_use, "test")
 
@@ -385,7 +386,7 @@ def train():
         name: asdict(recipes.parse(name))
         for name in ("lora-dialogue-harm10@nf4", "full-dialogue@bf16", "qat-dialogue-steps2@rtn-4")
     }
-    chosen = recipes.update_recipe(recipes.parse("lora-dialogue-rank2@bf16"), 2, 1e-3, 4, 8, 1)
+    chosen = recipes.update_recipe(recipes.parse("lora-dialogue-rank2@bf16"), 8, 2, 1e-3, 4, 8, 1)
     return {
         "told": told,
         "qlora": list(quantized.losses),
@@ -440,10 +441,11 @@ def planted_pair() -> tuple[Pair, dict[str, LowRank]]:
 
 def restore():
     pair, update = planted_pair()
+    reads = {name: safety_inputs.Inputs(numbers(30, one.right.shape[1], seed=70)) for name, one in update.items()}
     made = {}
     for name, rule in restorations.RESTORATIONS.items():
         if name not in {"salora", "none"}:
-            prepared = restorations.prepare(update, pair, f"{name}-k4" if rule.k else name, 1)
+            prepared = restorations.prepare(update, pair, f"{name}-k4" if rule.k else name, 1, inputs=reads)
             made[name] = {
                 share: [prepared.at(share).table, {m: safelora.norm(u) for m, u in prepared.at(share).update.items()}]
                 for share in (0.5, 1.0)
@@ -612,10 +614,10 @@ def armed():
     changed = loaded()
     size = hybrid_precision.hybrid_(changed.model, "rtn-3", mask)
     return {
-        "silenced": experiments.silenced(*at, [0.3], sketch()),
-        "patched": experiments.patched_rows(*at, [0.3], sketch()),
+        "silenced": experiments.silenced(*at, [0.3], sketch()).table,
+        "patched": experiments.patched_rows(*at, [0.3], sketch()).table,
         "moved": experiments.disturbed(*at, 0.3, ["rtn-3"], sketch()),
-        "kept": experiments.kept(*at, [0.3], ["nf4"], sketch()),
+        "kept": experiments.kept(*at, [0.3], ["nf4"], sketch()).table,
         "layers": experiments.layer_rows(given_scores, 0.3, ALIGNED),
         "bits": size.bits_per_weight,
         "change": interventions.activation_change(changed, loaded(), mask, texts_answered),
@@ -651,13 +653,14 @@ def ordered():
 
 
 def drawn_back():
-    drawn = curves.curves(parts(), {LORA: ["safelora", "zero"]}, [0.5, 1.0], sketch(), ALIGNED)
-    choice = curves.choose(drawn, "advbench/test")
+    drawn = curves.curves(parts(), {LORA: ["safelora", "zero", "random-modules", "safelora-x4"]}, [0.5, 1.0], sketch(), ALIGNED)
+    choice = curves.choose(drawn)
     restored = replace(LORA, restoration="safelora", strength=0.5)
     seen = replace(observed(), scores={**observed().scores, restored: observed().scores[ALIGNED]})
     changed = {LORA: 0, restored: 7, ALIGNED: 0}
     return {
-        "curves": drawn,
+        "curves": drawn.table,
+        "items": drawn.item_rows(),
         "choice": {" ".join(key): value for key, value in choice.items()},
         "counts": list(curves.changed_counts(drawn, [restored]).values()),
         "recovered": recoveries.recovered(seen, IN_USE, {LORA: [restored]}, changed),
@@ -676,7 +679,9 @@ def dequantized_pairs():
     table = stronger_alignment.stronger_rows(kept, truths, subspaces.at_depths(loaded().model, 1)[:2], [2, 4], 0)
     return {
         "rows": quantized_subspaces.source_rows(many_sources, ks=(2, 4)),
-        "choices": quantized_subspaces.choice_rows(update, many_sources, (0.5,)),
+        "choices": quantized_subspaces.choice_rows(
+            {name: restorations.prepare(update, one, "safelora", 0) for name, one in many_sources.items()}, (0.5,)
+        ),
         "null": quantized_subspaces.jaccard_null([(3, 1, 2), (4, 2, 2)]),
         "doses": table,
         "summary": subspace_figures.summary(table),

@@ -90,9 +90,10 @@ def _projection(numbers: Figure) -> Table:
     chosen = numbers["default"]
     update = numbers["updates"][chosen["update"]]
     curve = update["restorations"][chosen["restoration"]]
-    rows = [(f"{point['changed']} of {numbers['modules']}", rate(*point["non_refusal"]), rouge(*point["rouge1"]))
+    rows = [(f"{point['changed']} of {numbers['modules']}", rate(*point["non_refusal"]), nats(*point["nll"]))
             for point in curve["points"]]  # fmt: skip
-    return f"{update['name']}, {curve['name']}", ("modules changed", "harmful prompts not refused", "ROUGE-1 of dialogues"), rows
+    heads = ("modules changed", "harmful prompts not refused", "nats a token of dialogues")
+    return f"{update['name']}, {curve['name']}", heads, rows
 
 
 def rate(value: float, low: float, high: float, n: int) -> str:
@@ -100,9 +101,9 @@ def rate(value: float, low: float, high: float, n: int) -> str:
     return f"{percent(value, low, high)} (n = {n})"
 
 
-def rouge(value: float, low: float, high: float, n: int) -> str:
-    """A ROUGE score with its interval and the number of dialogues."""
-    return f"{value:.1f} [{low:.1f}, {high:.1f}] (n = {n})"
+def nats(value: float, low: float, high: float, n: int) -> str:
+    """Nats a token with their interval and the number of dialogues."""
+    return f"{value:.2f} [{low:.2f}, {high:.2f}] (n = {n})"
 
 
 def _subspace(numbers: Figure) -> Table:
@@ -152,7 +153,7 @@ EXPLORABLES: dict[str, Explorable] = {
         "goes? Then choose *same modules removed*: does the {term}`restoration` do more than leaving those modules out?",
         "Round marks: a quick look at few prompts and dialogues (a {term}`sketch`), with 95 % intervals that say how "
         "quick. Diamonds: the same in full, where it was measured. Dashed, with a band: the aligned model, in full. "
-        "{term}`ROUGE` runs from 0 to 100.",
+        "The second panel is utility, in nats a token of held-out summaries: lower is better.",
         _projection,
     ),
     "subspace": Explorable(

@@ -15,6 +15,7 @@ import pandas as pd
 from helpers import results
 from helpers.cache import plain
 from helpers.errors import StudyError
+from helpers.figures.projection import shares_changed
 from helpers.figures.projection_tables import METHODS
 from helpers.figures.triage import SPLITS
 from helpers.staleness import score_histograms
@@ -28,7 +29,7 @@ from helpers.study.findings import RunTables, run_tables
 PLACE = ["task", "probe", "layer"]
 SETS = {  # what a curve is drawn on: the first of these that was measured; the last is measured in full
     "non_refusal": ("advbench/validation", "advbench/test", "advbench"),
-    "rouge1": ("dialogue/few", "dialogue"),
+    "nll": ("dialogue/validation", "dialogue/test", "dialogue"),
 }
 Figure = dict[str, Any]
 
@@ -127,10 +128,11 @@ def _case(table: pd.DataFrame, staleness: pd.DataFrame, cuts: pd.Series) -> tupl
 
 
 def projection(tables: RunTables) -> Figure | None:
-    """Curves of every update under every restoration: not refused and ROUGE-1 over the share of modules changed."""
+    """Curves of every update under every restoration: not refused and nats a token over the share of modules changed."""
     table = tables["projection"]
     whole = table[(table["module"] == "") & table["metric"].isin(SETS)]
     total = int(whole["layers_changed"].max())
+    whole = whole.assign(layers_changed=(total * shares_changed(whole, total)).round().astype(int))
     updates = [_update(rows, " on ".join(key), total) for key, rows in
                whole[whole["adapter"] != ""].groupby(["adapter", "precision"], sort=False)]  # fmt: skip
     updates = [update for update in updates if update["restorations"]]

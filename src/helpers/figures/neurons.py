@@ -202,7 +202,7 @@ def _spared(ax: Axes, rows: pd.DataFrame, styles: dict[str, tuple[str, str]], li
 HARMFUL, EDGY = "advbench", "edgy"
 
 
-PLACES = {"non_refusal": HARMFUL, "over_refusal": EDGY, "rouge1": "dialogue", "perplexity": "c4"}
+PLACES = {"non_refusal": HARMFUL, "over_refusal": EDGY, "nll": "dialogue", "perplexity": "c4"}
 
 
 def arm(row: pd.Series) -> str:

@@ -27,21 +27,23 @@ from helpers.figures.drawing.layout import (
 from helpers.figures.drawing.theme import PALETTE, bars, panels
 from helpers.figures.models import perplexity_axis
 from helpers.figures.projection_tables import METHODS, method
-from helpers.projection.restorations import RESTORATIONS
+from helpers.projection.restorations import RESTORATIONS, parse
 from helpers.updates import names as update_names
 from helpers.updates import variants
 from helpers.updates.names import EVERY
 
 OUTCOMES = {"non_refusal": ("advbench", "harmful prompts\nnot refused"), "over_refusal": ("edgy", "safe prompts\nrefused"),
-            "rouge1": ("dialogue", "ROUGE-1\nof dialogues"), "perplexity": ("c4", "perplexity\non C4"),
+            "nll": ("dialogue", "nats a token\nof dialogues"), "perplexity": ("c4", "perplexity\non C4"),
             "alarms_changed": (EVERY, "texts whose\nalarm changed"),
             "mean_auroc_drop": (EVERY, "monitors' mean\ndrop of AUROC")}  # fmt: skip
-PAGE = ("non_refusal", "over_refusal", "rouge1", "alarms_changed")  # what stands side by side where a row is a variant
+PAGE = ("non_refusal", "over_refusal", "nll", "alarms_changed")  # what stands side by side where a row is a variant
 KINDS = dict(zip(("q", "k", "v", "o", "gate", "up", "down"), STYLES, strict=True))
 UPDATE = (INK, "s")
 RESTORED = {"safelora": ("#0072b2", "o"), "splora": ("#e69f00", "D"), "salora": ("#56b4e9", "P"),
             "orthogonal-keep": ("#009e73", "^"), "orthogonal-remove": ("#cc79a7", "v"), "zero": ("#d55e00", "X"),
-            "norm-matched": ("#8c6d31", "<"), "random-spectrum": (GREY, "d"), "random-subspace": ("#5b6472", "p")}  # fmt: skip
+            "norm-matched": ("#8c6d31", "<"), "random-spectrum": (GREY, "d"), "random-subspace": ("#5b6472", "p"),
+            "random-modules": ("#6a3d9a", ">"), "safe-delta": ("#08519c", "H"), "null-space": ("#41ab5d", "*"),
+            "shrink": ("#a50f15", "8")}  # fmt: skip
 SPARE = (("#6a3d9a", ">"), ("#b5a300", "h"), ("#a50f15", "8"), ("#41ab5d", "*"), ("#08519c", "H"))
 
 
@@ -95,12 +97,13 @@ def reference(ax: Axes, rows: pd.DataFrame, line: str = "--", across: bool = Fal
 
 
 def outcome_axis(ax: Axes, metric: str, rows: pd.DataFrame, across: bool = False) -> None:
-    """The scale of an outcome: refusals from 0 to 100 %, perplexity logarithmic, others over 0 and every interval."""
+    """The scale of an outcome: refusals from 0 to 100 %, perplexity logarithmic, nats over every interval, others over 0 too."""
     if metric == "perplexity":
         perplexity_axis(ax)
         return
     whole, side = metric in ("non_refusal", "over_refusal"), ax.xaxis if across else ax.yaxis
-    low, high = (0.0, 1.0) if whole else (min(rows["low"].min(), 0.0), max(rows["high"].max(), 0.0))
+    low, high = (0.0, 1.0) if whole else (rows["low"].min(), rows["high"].max())
+    low, high = (low, high) if metric == "nll" else (min(low, 0.0), max(high, 0.0))
     room = 0.05 * (high - low) or 0.05
     ax.set(**{"xlim" if across else "ylim": (low - room, high + room)})
     side.set_major_locator(MultipleLocator(0.5 if across else 0.25) if whole else MaxNLocator(3 if across else 5))
@@ -164,7 +167,7 @@ def curves(drawn: pd.DataFrame) -> Figure:
     """
     modules, whole = drawn[drawn["module"] != ""], drawn[drawn["module"] == ""]
     total = modules["module"].nunique() or max(int(whole["layers_changed"].max()), 1)
-    whole = whole[whole["restoration"] != "none"].assign(x=whole["layers_changed"] / total)
+    whole = whole[whole["restoration"] != "none"].assign(x=shares_changed(whole, total))
     whole["update"] = whole["adapter"] + "\non " + whole["precision"]
     found = outcomes(whole, split="validation")
     restored = pd.concat(found.values()) if found else whole[:0]
@@ -184,13 +187,19 @@ def curves(drawn: pd.DataFrame) -> Figure:
         line[0].set_ylabel(f"{OUTCOMES[metric][1]}\n({sample_size(rows)})", fontsize=10)
     for top, bottom, update in zip(axes[0], axes[-1], updates, strict=True):
         top.set_title(update if len(updates) > 1 else update.replace("\n", " "))
-        bottom.set(xlabel="modules changed", xlim=(-0.04, 1.06))
+        bottom.set(xlabel="strength (modules changed)", xlim=(-0.04, 1.06))
         bottom.xaxis.set_major_locator(MultipleLocator(0.25))
         bottom.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if v else "0")
     keys = {"as trained": legend_key(*UPDATE), "aligned model": legend_key(INK, "", "--")}
     keys |= {METHODS.get(name, name): legend_key(*style, "-") for name, style in styles.items()}
     figure.legend(keys.values(), keys, loc="outside upper center", ncols=min(4, len(keys)))
     return figure
+
+
+def shares_changed(rows: pd.DataFrame, total: int) -> pd.Series:
+    """The share of the modules that each row's restoration changed; of one that changes all of them in part, its strength."""
+    everywhere = rows["restoration"].map(lambda name: bool(name) and RESTORATIONS[parse(name).name].whole is not None)
+    return (rows["layers_changed"] / total).where(~everywhere.astype(bool), rows["strength"])
 
 
 def _curves(ax: Axes, rows: pd.DataFrame, styles: Mapping[str, tuple[str, str]]) -> None:

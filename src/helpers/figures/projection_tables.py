@@ -6,6 +6,8 @@ import pandas as pd
 
 from helpers.figures import tables
 from helpers.projection import restorations
+from helpers.projection.curves import EQUAL, HARMFUL
+from helpers.staleness.cohorts import POOLINGS
 from helpers.updates import recipes, variants
 from helpers.updates.names import EVERY, Variant
 
@@ -20,10 +22,11 @@ def restoration_by_hand(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def strength_words(restoration: str, strength: float) -> str:
-    """A strength in words: a share of the modules, but for a threshold, which is one on the score."""
-    if restorations.parse(restoration).name == "safelora-threshold":
+    """A strength in words: a share of the modules, or of what every module loses; a threshold is one on the score."""
+    named = restorations.parse(restoration).name
+    if named == "safelora-threshold":
         return f"s up to {strength:g}"
-    return f"{100 * strength:.0f} % of modules"
+    return f"{100 * strength:.0f} % {'taken off' if restorations.RESTORATIONS[named].whole else 'of modules'}"
 
 
 def choice_table(choice: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
@@ -39,16 +42,20 @@ ALPHA = 0.05
 
 
 COLUMNS_OF_TABLE_1 = {
-    ("dialogue", "rouge1"): "ROUGE-1",
-    ("advbench", "non_refusal"): "ASR (non-refusal)",
+    ("summaries", "rouge1"): "ROUGE-1",
+    (HARMFUL, "non_refusal"): "ASR (non-refusal)",
     ("advbench", "harmfulness"): "HS (proxy)",
     ("edgy", "over_refusal"): "over-refusal",
-    (EVERY, "mean_auroc_drop"): "AUROC drop",
-    (EVERY, "alarms_changed"): "alarms changed",
+    ("dialogue", "nll"): "nats a token",
+    **{(EVERY, f"mean_auroc_drop_{pooling}"): f"AUROC drop, {pooling}" for pooling in POOLINGS},
+    **{(EVERY, f"alarms_changed_{pooling}"): f"alarms changed, {pooling}" for pooling in POOLINGS},
 }
+CARD = ("reliable", "fresh prompts", "beyond removal", "other update")  # the diagnostics of an acceptance card
 
 
-METHODS = {"safelora": "SafeLoRA", "splora": "SPLoRA", "salora": "SaLoRA", "zero": "same modules removed"}
+METHODS = {"safelora": "SafeLoRA", "splora": "SPLoRA", "salora": "SaLoRA", "zero": "same modules removed",
+           "safe-delta": "Safe Delta", "null-space": "null space", "random-modules": "random modules removed",
+           "shrink": "whole update shrunk"}  # fmt: skip
 
 
 def method(variant: Variant) -> str:
@@ -70,28 +77,74 @@ def _names(known: Sequence[Variant]) -> list[dict[str, str]]:
 
 
 def table_one(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant: weights, method, and the measures of Le (2026, Table 1) beside ours, each with its interval."""
+    """One row a variant: weights, method, and the measures of Le (2026, Table 1) beside ours, each with its interval.
+
+    Behind them the diagnostics of an acceptance card (Konrad, Tanyel and Ayvaz 2026), for restored variants.
+    """
     wanted = table[[pair in COLUMNS_OF_TABLE_1 for pair in zip(table["measured_on"], table["metric"], strict=True)]]
     wanted = wanted[wanted["module"] == ""].reset_index(drop=True)
     cells, known, codes = tables.with_intervals(wanted), variants.from_table(wanted), variants.variant_codes(wanted)
     found = _names(known)
     for i, on, metric, cell in zip(codes, wanted["measured_on"], wanted["metric"], cells, strict=True):
         found[i][COLUMNS_OF_TABLE_1[on, metric]] = cell
+    for variant, row in zip(known, found, strict=True):
+        row |= _card(table, variant)
     precisions = list(dict.fromkeys(v.precision for v in known))
     ordered = sorted(found, key=lambda row: precisions.index(row["weights"]))
-    named = [name for name in ("weights", "update", "method") if any(name in row for row in found)]
-    columns = [*named, *(c for c in COLUMNS_OF_TABLE_1.values() if any(c in row for row in found))]
-    return pd.DataFrame(ordered, columns=columns)
+    columns = ("weights", "update", "method", *COLUMNS_OF_TABLE_1.values(), *CARD)
+    return pd.DataFrame(ordered, columns=[c for c in columns if any(c in row for row in found)])
+
+
+def _card(table: pd.DataFrame, variant: Variant) -> dict[str, str]:
+    """What a restored variant passes of an acceptance card; nothing where none of it was measured."""
+    rows = table[(table["metric"] == "passes") & (table["module"] == "")]
+    own = rows[[one == variant for one in _variants_of(rows)]] if len(rows) else rows
+    passed = own.set_index("measured_on")["value"]
+    return {name: ("pass" if passed[name] else "fail") if name in passed else "not measured" for name in CARD} if len(own) else {}
+
+
+def _variants_of(rows: pd.DataFrame) -> list[Variant]:
+    known = variants.from_table(rows)
+    return [known[code] for code in variants.variant_codes(rows)]
+
+
+def equal_utility(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a restoration of an update: the strength at which it keeps the stated share of what was learned, and outcomes."""
+    rows = table[table["measured_on"].str.startswith(f"{EQUAL}/")].reset_index(drop=True)
+    found: dict[tuple, dict[str, str]] = {}
+    for row, variant, cell in zip(rows.to_dict("records"), _variants_of(rows), tables.with_intervals(rows), strict=True):
+        where = {
+            "update": f"{variant.adapter} on {variant.precision}",
+            "method": METHODS.get(variant.restoration, variant.restoration),
+        }
+        words = strength_words(variant.restoration, variant.strength or 0.0)
+        found.setdefault(tuple(where.values()), where | {"strength": words})[EQUAL_COLUMNS[row["metric"]]] = cell
+    return pd.DataFrame(list(found.values()), columns=["update", "method", "strength", *EQUAL_COLUMNS.values()])
+
+
+EQUAL_COLUMNS = {"gain_kept": "gain kept", "non_refusal": "not refused", "damage_left": "beyond the aligned model"}
+
+
+def premises(table: pd.DataFrame) -> pd.DataFrame:
+    """One row an update: how much more its model does not refuse than the aligned model, which is what there is to restore."""
+    rows = table[table["metric"] == "damage"].reset_index(drop=True)
+    names = rows["adapter"] + " on " + rows["precision"]
+    return pd.DataFrame({"update": names, "damage to refusals": tables.with_intervals(rows)})
 
 
 def recovery_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a restored variant: AUROC given back by task, and alarms given back over all monitors in use."""
-    rows = table[table["metric"].isin(["auroc_gain", "alarms_restored"])].reset_index(drop=True)
+    """One row a restored variant: AUROC given back by task, alarms given back by the monitors in use; both for each pooling."""
+    names = {f"{metric}_{pooling}": f"{words}, {pooling}" for metric, words in GIVEN_BACK.items() for pooling in POOLINGS}
+    names["alarms_restored"] = GIVEN_BACK["alarms_restored"]
+    rows = table[table["metric"].isin(["auroc_gain", *names])].reset_index(drop=True)
     cells, known, codes = tables.with_intervals(rows), variants.from_table(rows), variants.variant_codes(rows)
     found = _names(known)
     for i, on, metric, cell in zip(codes, rows["measured_on"], rows["metric"], cells, strict=True):
-        found[i]["alarms restored" if metric == "alarms_restored" else f"auroc gain, {on}"] = cell
+        found[i][names.get(metric, f"auroc gain, {on}")] = cell
     return pd.DataFrame(found)
+
+
+GIVEN_BACK = {"auroc_gain": "auroc gain", "alarms_restored": "alarms restored"}
 
 
 def against_zero(comparisons: pd.DataFrame, judge: str = "phrases") -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Chapter 08's figures: V from every source, its directions, and what a restoration makes of it. A table in, a figure out."""
 
+import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 
@@ -28,6 +29,8 @@ from helpers.figures.drawing.theme import bars
 from helpers.figures.models import on_log_axis
 from helpers.figures.projection import OUTCOMES, PAGE, SPARE, outcome_axis, outcomes, plain, reference, series
 from helpers.figures.projection_tables import METHODS
+from helpers.projection import restorations
+from helpers.projection.curves import EQUAL
 
 FLOOR = 1e-4  # of the largest singular value: what lies below is rounding
 DOSES = ("--", ":", "-.")  # lines of a V that was made larger
@@ -160,13 +163,69 @@ def _without(ax: Axes, updates: pd.DataFrame, rows: pd.Series) -> None:
 
 def _source_words(names: list[str]) -> dict[str, str]:
     """What a reader calls each restoration: with where its V comes from, where that differs."""
-    several = {name.partition(":")[0] for name in names if ":" in name}
+    several = {restorations.parse(name).name for name in names if ":" in name}
     words = {}
     for name in names:
-        plain_name, _, source = name.partition(":")
+        named = restorations.parse(name)
+        plain_name = re.sub(r"-x[0-9.]+$", "", name.partition(":")[0])
         called = METHODS.get(plain_name, plain_name)
-        words[name] = f"{called}, V from {source or 'bf16'}" if plain_name in several else called
+        size = f"{named.scale:g} " if named.scale != 1 else ""
+        words[name] = f"{called}, {size}V from {named.source or 'bf16'}" if named.name in several or size else called
     return words
+
+
+DOSE_COLUMNS = {
+    "kept": "norm kept",
+    "overlap": "overlap",
+    "non_refusal": "not refused",
+    "damage_left": "beyond the aligned model",
+    "against_removed": "minus removed",
+    "against_exact": "minus exact V",
+    "gain_kept": "gain kept",
+    "alarms_changed": "alarms changed",
+}
+
+
+def dose_table(table: pd.DataFrame, subspaces: pd.DataFrame, restoration: str) -> pd.DataFrame:
+    """One row a V that the restoration was given and a strength, by the size of V: what is left of a module, and outcomes.
+
+    `table`: rows of `projection.curves`; `subspaces`: overlaps of the sources, of which the fewest directions are told.
+    """
+    own = table[[_is_given(name, restoration) for name in table["restoration"]]]
+    if own.empty:
+        return pd.DataFrame({"V": ["the restoration was not drawn"]})
+    overlaps = subspaces[(subspaces["module"] == "all") & (subspaces["metric"] == "overlap")]
+    overlaps = overlaps[overlaps["k"] == str(min(map(int, overlaps["k"]), default=0))].set_index("source")
+    rows = []
+    for (adapter, precision, name), part in own.groupby(["adapter", "precision", "restoration"], sort=False):
+        named, kept = restorations.parse(name), part[(part["metric"] == "kept")]["value"]
+        where = {
+            "update": f"{adapter} on {precision}",
+            "V": f"x{named.scale:g}",
+            "from": named.source or "bf16",
+            "size": named.scale,
+        }
+        source = f"{named.source} x{named.scale:g}" if named.scale != 1 else named.source
+        where["norm kept"] = f"{100 * kept.median():.3g} %" if len(kept) else ""
+        if source in overlaps.index:
+            where["overlap"] = tables.of_row(overlaps.loc[[source]])
+        for strength, points in part.dropna(subset="strength").groupby("strength"):
+            rows.append(where | {"strength": f"{100 * strength:g} % of modules"} | _outcome_cells(points))
+    found = pd.DataFrame(rows).sort_values(["update", "size"], kind="stable")
+    columns = ["update", "V", "from", "strength", *DOSE_COLUMNS.values()]
+    several = found["update"].nunique() > 1
+    return found[[c for c in columns if c in found and (c != "update" or several)]].reset_index(drop=True)
+
+
+def _is_given(name: str, restoration: str) -> bool:
+    named, asked = (restorations.parse(one) if one else None for one in (name, restoration))
+    return named is not None and asked is not None and (named.name, named.k) == (asked.name, asked.k)
+
+
+def _outcome_cells(points: pd.DataFrame) -> dict[str, str]:
+    told = points[points["metric"].isin(DOSE_COLUMNS) & ~points["measured_on"].str.startswith((EQUAL, "strongreject"))]
+    told = told.reset_index(drop=True)
+    return {DOSE_COLUMNS[metric]: cell for metric, cell in zip(told["metric"], tables.with_intervals(told), strict=True)}
 
 
 SHOWN = {

@@ -11,8 +11,10 @@ from helpers.errors import StudyError
 
 PERCENT = {
     *("non_refusal", "over_refusal", "coherent", "refused", "judge_failures"),
-    *("tpr_5", "fpr_5", "tpr_1", "fpr_1", "recall", "caught", "flagged", "alarms_changed", "alarms_restored"),
+    *("tpr_5", "fpr_5", "tpr_1", "fpr_1", "recall", "caught", "flagged", "gain_kept"),
+    *(f"alarms_{done}{pooling}" for done in ("changed", "restored") for pooling in ("", "_last", "_mean")),
 }
+POINTS = ("change_in_", "damage", "against_")  # how metrics begin that are a difference of two rates
 
 
 def percent(value: float, low: float, high: float) -> str:
@@ -24,7 +26,7 @@ def interval(metric: str, value: float, low: float, high: float) -> str:
     """The value with its interval as text: rates in percent, the rest with three significant digits."""
     if metric in PERCENT:
         return percent(value, low, high)
-    if metric.startswith("change_in_"):
+    if metric.startswith(POINTS):
         return f"{100 * value:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
     if "auroc" in metric:
         return f"{value:.2f} [{low:.2f}, {high:.2f}]"

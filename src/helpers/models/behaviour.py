@@ -163,12 +163,13 @@ def measure_behaviour(
     refused, vocabulary = judges.judge("phrases", settings)(asked, replies).refused, known_words(origin)
     again = [not no and restates(reply, prompt) for no, reply, prompt in zip(refused, replies, asked, strict=True)]
     clear = [(brief and no) or coherent(reply, vocabulary) for no, reply in zip(refused, replies, strict=True)]
-    return _items(rows, owners, replies, [("", "coherent", clear), *labels, ("phrases", "restates", again)])
+    return label_items(rows, owners, replies, [("", "coherent", clear), *labels, ("phrases", "restates", again)])
 
 
-def _items(
+def label_items(
     rows: Sequence[Row], owners: Sequence[PromptSet], replies: Sequence[str], labels: Sequence[tuple[str, str, Values]]
 ) -> pd.DataFrame:
+    """One row an item and label (judge, metric, a value an item): hashes of prompt and reply in place of their words."""
     kept = [(len(reply.split()), hashlib.sha256(reply.encode()).hexdigest()[:12]) for reply in replies]
     items = [hashlib.sha256(f"{row.system}\0{row.prompt}".encode()).hexdigest()[:12] for row in rows]
     found = [

@@ -1,7 +1,7 @@
 """A sketch of a model: a few prompts, a few texts and the monitors in use, cheap enough for every point of a curve.
 
 The measures are those of the full protocol, by the same calls on fewer items. What a curve is used to choose is sketched on
-validation items; the choice is then measured in full on test items.
+validation items; the choice is then measured in full on test items. Labels are kept by item, so that points can be paired.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from helpers.updates.names import EVERY
 
 COLUMNS = ["measured_on", "metric", "value", "low", "high", "n"]
 SPLITS = ("validation", "test")
-FEW = "few"  # of the texts of a corpus: whatever the split of the prompts, utility is told on held-out texts
+HARMFUL = {"validation": ("advbench",), "test": ("advbench", "strongreject")}  # sets of another source are for tests alone
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,24 @@ class Sketch:
 
 
 def prompt_sets(split: str, n_harmful: int, n_edgy: int, origin: str) -> tuple[PromptSet, ...]:
-    """AdvBench and edgy prompts of a split."""
+    """Harmful and edgy prompts of a split; on test a second harmful set, from another source, of as many prompts."""
     if split not in SPLITS:
         raise StudyError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    wanted = {"advbench": ("harmful", n_harmful), "edgy": ("edgy", n_edgy)}
-    return tuple(PromptSet(name, kind, tuple(corpora.sample(f"{name}/{split}", n, origin))) for name, (kind, n) in wanted.items())
+    sources = {name: (name if name == "strongreject" else f"{name}/{split}", "harmful", n_harmful) for name in HARMFUL[split]}
+    sources["edgy"] = (f"edgy/{split}", "edgy", n_edgy)
+    return tuple(PromptSet(name, kind, tuple(corpora.sample(at, n, origin))) for name, (at, kind, n) in sources.items())
 
 
-def utility_sets(n_summaries: int, n_documents: int, origin: str) -> utility.UtilitySets:
-    """A few held-out dialogues and C4 documents; nothing is chosen by them."""
-    replies = {"dialogue": tuple(corpora.sample("dialogue/test", n_summaries, origin))} if n_summaries else {}
-    documents = {"c4": tuple(corpora.sample("c4/test", n_documents, origin))} if n_documents else {}
-    return utility.UtilitySets(replies, documents, {})
+def utility_sets(split: str, n_references: int, n_documents: int, origin: str) -> utility.UtilitySets:
+    """A few held-out reference summaries of dialogues and C4 documents; those of validation are taken from the other end."""
+
+    def few(name: str, n: int) -> tuple:
+        every = corpora.sample(name, len(corpora.texts(name, origin)), origin)
+        return tuple(every[:n] if split == "test" else every[len(every) - min(n, len(every)) :])
+
+    references = {"dialogue": few("dialogue/test", n_references)} if n_references else {}
+    documents = {"c4": few("c4/test", n_documents)} if n_documents else {}
+    return utility.UtilitySets(references, documents, {})
 
 
 def in_use(note: dict) -> tuple[Monitor, ...]:
@@ -95,14 +101,14 @@ def restricted(reading: Plan, monitors: Sequence[Monitor], split: str, rows: int
 
 
 def sketch(
-    note: dict, split: str, n_harmful: int, n_edgy: int, n_summaries: int, n_documents: int, rows: int, new_tokens: int,
-    summary_tokens: int, origin: str = "embedded",
+    note: dict, split: str, n_harmful: int, n_edgy: int, n_references: int, n_documents: int, rows: int, new_tokens: int,
+    origin: str = "embedded",
 ) -> Sketch:  # fmt: skip
     """The sketch of those sizes, with the monitors that chapter 04 noted as in use and `rows` of their texts a class."""
     monitors = in_use(note)
     protocol = Protocol(
-        prompt_sets(split, n_harmful, n_edgy, origin), utility_sets(n_summaries, n_documents, origin), ("phrases",),
-        JudgeSettings(), new_tokens, summary_tokens, origin,
+        prompt_sets(split, n_harmful, n_edgy, origin), utility_sets(split, n_references, n_documents, origin), ("phrases",),
+        JudgeSettings(), new_tokens, 0, origin,
     )  # fmt: skip
     return Sketch(protocol, restricted(readings.plan(**note["reading"]), monitors, split, rows), monitors, split)
 
@@ -130,7 +136,7 @@ def look(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
     said = behaviour.measure_behaviour(
         language, asked.sets, asked.judge_names, asked.settings, asked.new_tokens, asked.origin, brief=True
     )
-    useful = utility.measure_utility(language, asked.utility, asked.summary_tokens)
+    useful = utility.measure_utility(language, asked.utility)
     return pd.concat([part for part in (said, useful, _scores(plan, language)) if len(part)], ignore_index=True)
 
 
@@ -152,14 +158,14 @@ def _scores(plan: Sketch, language: LanguageModel) -> pd.DataFrame:
 def spot_check_rows(plan: Sketch, items: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """What the sketch says, each value with interval and n; monitors are compared with the `reference` model's items.
 
-    Besides the rates, ROUGE and perplexity of the full protocol: each monitor's AUROC drop and its alarms at the frozen
-    threshold, and over all monitors the mean drop and the share of texts on which an alarm came or went.
+    Besides the rates and likelihoods of the full protocol: each monitor's AUROC drop and its alarms at the frozen threshold,
+    and over all monitors the mean drop and the share of texts on which an alarm came or went.
     """
     said = behaviour.summarize_behaviour(items[items["kind"].isin(["harmful", "edgy"]) & items["metric"].eq("refused")])
     found = [(plan.place(row.prompt_set), row.metric, row.value, row.low, row.high, row.n) for row in said.itertuples()]
     if (items["kind"] == "utility").any():
         useful = utility.summarize_utility(items[items["kind"] == "utility"])
-        found += [(f"{row.corpus}/{FEW}", row.metric, row.value, row.low, row.high, row.n) for row in useful.itertuples()]
+        found += [(plan.place(row.corpus), row.metric, row.value, row.low, row.high, row.n) for row in useful.itertuples()]
     found += [(plan.place(on), *values) for on, *values in _health(plan, items, reference)]
     return pd.DataFrame(found, columns=COLUMNS)
 

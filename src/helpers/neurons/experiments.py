@@ -1,7 +1,7 @@
 """Equal numbers of neurons, picked by each score: silenced, patched into the base model, kept in high precision (chapter 09)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 
@@ -24,6 +24,7 @@ from helpers.monitors.fitting import four
 from helpers.monitors.spot_check import Sketch
 from helpers.neurons import hybrid_precision, interventions, neuron_scores
 from helpers.stats.intervals import Estimate, mean_interval, rate_interval
+from helpers.updates import measurements
 from helpers.updates import names as update_names
 from helpers.updates.names import Variant
 from helpers.updates.training import TokenizedRow, examples
@@ -34,6 +35,28 @@ LIMIT = 320  # tokens of a prompt with its reply
 ALL_LAYERS = 0  # in the column `layer`, which counts from 1
 Scores = Mapping[str, Float[Tensor, "layer neuron"]]
 Mask = Bool[Tensor, "layer neuron"]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Arms of an experiment: rows of the table `neurons`, and the items behind them.
+
+    Items are those of the table `items`, which has no column for neurons: there the score stands as the restoration and the
+    share of neurons as its strength. A plain format is the variant of that precision, as everywhere.
+    """
+
+    table: pd.DataFrame
+    seen: Mapping[Variant, pd.DataFrame]
+    split: str
+
+    def item_rows(self) -> pd.DataFrame:
+        """Rows of the table `items`, one a label and item of every arm."""
+        return measurements.item_rows(self.seen, self.split)
+
+
+def _as_item(variant: Variant, name: str, fraction: float) -> Variant:
+    """The variant under which an arm's items are found."""
+    return replace(variant, restoration=name, strength=fraction) if fraction else variant
 
 
 def _quiet(_: str) -> None:
@@ -118,17 +141,19 @@ def _harmful(plan: Sketch) -> PromptSet:
 def silenced(
     parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], plan: Sketch,
     progress: Callable[[str], None] = _quiet,
-) -> pd.DataFrame:  # fmt: skip
-    """Rows of the table `neurons`: the aligned model with the picked neurons' activations set to zero (serving `ablated`)."""
+) -> Arms:  # fmt: skip
+    """The aligned model, and the same with the picked neurons' activations set to zero (serving `ablated`)."""
     build = cache(lambda: build_variant(parts, aligned))
     before = spot_check.take(variant_key(parts, aligned), plan, build, parts.device)
     rows = [_rows(aligned, "none", 0.0, spot_check.spot_check_rows(plan, before, before))]
+    seen, without = {aligned: before}, replace(aligned, serving="ablated")
     for name, fraction, mask in picks(found, fractions):
         of = ARMS.key(model=variant_key(parts, aligned), ablated=_fingerprint(mask))
         items = spot_check.stored(of, plan, partial(_without, build, mask, plan), parts.device)
-        rows.append(_rows(replace(aligned, serving="ablated"), name, fraction, spot_check.spot_check_rows(plan, items, before)))
+        seen[_as_item(without, name, fraction)] = items
+        rows.append(_rows(without, name, fraction, spot_check.spot_check_rows(plan, items, before)))
         progress(f"without {100 * fraction:g} % by {name}")
-    return pd.concat(rows, ignore_index=True)
+    return Arms(pd.concat(rows, ignore_index=True), seen, plan.split)
 
 
 def _without(build: Callable[[], LanguageModel], mask: Mask, plan: Sketch) -> pd.DataFrame:
@@ -139,29 +164,31 @@ def _without(build: Callable[[], LanguageModel], mask: Mask, plan: Sketch) -> pd
 def patched_rows(
     parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], plan: Sketch,
     progress: Callable[[str], None] = _quiet,
-) -> pd.DataFrame:  # fmt: skip
-    """Rows of the table `neurons`: the base model with the picked neurons' activations taken from the aligned model.
+) -> Arms:  # fmt: skip
+    """The base model with the picked neurons' activations taken from the aligned model.
 
     Dynamic patching (Chen et al. 2024): at every token both models read the same text so far. Serving `patched`; fraction 0
     is the base model alone.
     """
     pair = cache(lambda: (loading.load(parts.base, on=parts.device), loading.load(parts.aligned, on=parts.device)))
-    variant, harmful, rows = replace(aligned, adapter="base", serving="patched"), _harmful(plan), []
+    variant, harmful, rows, seen = replace(aligned, adapter="base", serving="patched"), _harmful(plan), [], {}
     for name, fraction, mask in _nothing_first(found, fractions):
         of = ARMS.key(base=loading.identity(parts.base), aligned=loading.identity(parts.aligned), patched=_fingerprint(mask))
         items = spot_check.stored(of, plan, partial(_refusals, pair, mask, plan), parts.device)
-        e = rate_interval(1 - items["refused"].to_numpy(), [row.group for row in harmful.rows])
+        seen[_as_item(variant, name, fraction)] = items
+        e = rate_interval(1 - items["value"].to_numpy(), items["group"])
         rows.append(_rows(variant, name, fraction, _told(plan.place(harmful.name), "non_refusal", e)))
         progress(f"patched {100 * fraction:g} % by {name}")
-    return pd.concat(rows, ignore_index=True)
+    return Arms(pd.concat(rows, ignore_index=True), seen, plan.split)
 
 
 def _refusals(pair: Callable[[], tuple[LanguageModel, LanguageModel]], mask: Mask, plan: Sketch) -> pd.DataFrame:
-    """Whether the patched base model refuses each harmful prompt."""
-    base, aligned = pair()
-    prompts = [row.prompt for row in _harmful(plan).rows]
+    """Whether the patched base model refuses each harmful prompt, as items."""
+    (base, aligned), harmful = pair(), _harmful(plan)
+    prompts = [row.prompt for row in harmful.rows]
     said = interventions.patched_replies(base, aligned, mask, prompts, plan.protocol.new_tokens)
-    return pd.DataFrame({"refused": judges.judge("phrases", JudgeSettings())(prompts, said).refused.astype(float)})
+    refused = judges.judge("phrases", JudgeSettings())(prompts, said).refused
+    return behaviour.label_items(harmful.rows, [harmful] * len(prompts), said, [("phrases", "refused", refused)])
 
 
 # ---------------------------------------------------------------- what quantization does to them, and hybrid precision
@@ -216,20 +243,24 @@ def _answered(language: LanguageModel, rows: Sequence[Row], new_tokens: int) -> 
 def kept(
     parts: Parts, aligned: Variant, found: Scores, fractions: Sequence[float], quantizers: Sequence[str], plan: Sketch,
     progress: Callable[[str], None] = _quiet,
-) -> pd.DataFrame:  # fmt: skip
-    """Rows of the table `neurons`: the model in few bits with the picked neurons in bf16 (serving `hybrid`).
+) -> Arms:  # fmt: skip
+    """The model in few bits with the picked neurons in bf16 (serving `hybrid`).
 
-    Fraction 0 is the plain format. Besides the sketch, `bits_per_weight` from the bytes stored.
+    Fraction 0 is the plain format. Besides the sketch, `bits_per_weight` from the bytes stored. Whether there was anything to
+    preserve, the items of the plain format beside those of the aligned model say.
     """
-    before, rows = spot_check.take(variant_key(parts, aligned), plan, lambda: build_variant(parts, aligned), parts.device), []
+    before = spot_check.take(variant_key(parts, aligned), plan, lambda: build_variant(parts, aligned), parts.device)
+    rows, seen = [], {aligned: before}
     for quantizer, (name, fraction, mask) in product(quantizers, _nothing_first(found, fractions)):
         of = ARMS.key(aligned=loading.identity(parts.aligned), precision=quantizer, kept=_fingerprint(mask))
         items = spot_check.stored(of, plan, partial(_hybrid_items, parts, quantizer, mask, plan), parts.device)
-        told = [spot_check.spot_check_rows(plan, items[items["kind"] != "weights"], before), _bits(items)]
+        found = items[items["kind"] != "weights"]
+        told = [spot_check.spot_check_rows(plan, found, before), _bits(items)]
         variant = replace(aligned, precision=quantizer, serving="hybrid")
+        seen[_as_item(variant, name, fraction) if fraction else replace(aligned, precision=quantizer)] = found
         rows.append(_rows(variant, name, fraction, pd.concat(told, ignore_index=True)))
         progress(f"{quantizer}, {100 * fraction:g} % by {name}")
-    return pd.concat(rows, ignore_index=True)
+    return Arms(pd.concat(rows, ignore_index=True), seen, plan.split)
 
 
 def _hybrid_items(parts: Parts, quantizer: str, mask: Mask, plan: Sketch) -> pd.DataFrame:

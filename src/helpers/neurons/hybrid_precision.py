@@ -26,7 +26,10 @@ KEPT_BYTES = 2  # of a kept weight: bf16, also where a float32 model holds that 
 UNFIT = {  # the formats that cannot be the rest of a hybrid, and why
     "none": "keeps every weight in 16 bits, so nothing is left to keep; use the model as it is",
     "int8": "also rounds the inputs of the neurons that are kept; use rtn-8",
-    "gptq-4": "needs calibration inputs and moves its errors onto later weights, the zeroed ones too; use rtn-4",
+    **dict.fromkeys(
+        (name for name in quantizers.QUANTIZERS if name.startswith("gptq")),
+        "needs calibration inputs and moves its errors onto later weights, the zeroed ones too; use rtn-4",
+    ),
 }
 
 FORMATS = tuple(name for name in quantizers.QUANTIZERS if name not in UNFIT)  # those that can

@@ -1,7 +1,8 @@
 """Projection: the alignment matrix V, its subspaces, and updates projected on them.
 
 - `alignment_matrix`: V = W_aligned - W_base by module; `subspaces`: its leading directions
-- `safelora`, `restorations`: SafeLoRA, SPLoRA and their controls; `restored_updates`: restorations in variants
+- `safelora`, `safety_inputs`, `restorations`: SafeLoRA, SPLoRA, their successors and controls; `restored_updates`: the same
+  in variants
 - `curves`, `recoveries`: restorations over strengths, and what they gave back
 - `quantized_subspaces`, `stronger_alignment`: V of quantized weights, and V of harder tunings
 

@@ -34,7 +34,7 @@ def quantized(weights: Weights, quantizer: str) -> Weights:
     found = quantizers.QUANTIZERS.get(quantizer)
     if found is None:
         raise StudyError(f"quantizer {quantizer!r} is unknown; use one of {', '.join(quantizers.QUANTIZERS)}")
-    if found is quantizers.gptq:
+    if quantizer.startswith("gptq"):
         raise StudyError(f"quantizer {quantizer!r} needs calibration inputs; give its kept result to stored()")
     return lru_cache(1)(partial(_dequantized, weights, found))
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ KS = (8, 32, 64, 128, 256)
 COLUMNS = [*results.OWN["subspaces"], *results.VALUES]
 SUMMED_UP = ("noise_to_signal", "changed", "above_edge_energy", "cosine_excess", "overlap", "overlap_excess", "excess_predicted")
 REPEATS = 500  # of a bootstrap over modules
+Found = TypeVar("Found")  # what is known of a source
 
 
 # --- sources
@@ -198,6 +200,10 @@ def source_rows(
 
 def full_precision(sources: Mapping[str, Pair], reference: str = "bf16") -> Pair:
     """The pair that every source is compared with; it must be among them."""
+    return _reference(sources, reference)
+
+
+def _reference(sources: Mapping[str, Found], reference: str) -> Found:
     if reference not in sources:
         raise StudyError(f"reference {reference!r} is not among the sources {', '.join(sources)}; add its pair", NOT_COMPARABLE)
     return sources[reference]
@@ -237,24 +243,18 @@ def over_modules(statistic: Callable[[np.ndarray], float], modules: int, seed: i
 
 
 def choice_rows(
-    update: restorations.Updates, sources: Mapping[str, Pair], shares: Sequence[float], reference: str = "bf16", seed: int = 0,
-    progress: Callable[[str], None] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    prepared: Mapping[str, restorations.Prepared], shares: Sequence[float], reference: str = "bf16", seed: int = 0
+) -> pd.DataFrame:
     """Rows of the table `subspaces` (module "all"): does SafeLoRA choose the same modules from every source as from the true V?
 
+    prepared: SafeLoRA of one update with V of each source, by its name; the reference among them.
     `score_spearman` of its scores s, and for each share of modules (column k) the `jaccard` of the two choices, beside that
     of two random choices of the same sizes (exact). Whatever V is, s depends on the kind of module (q_proj, up_proj and so
     on: its shape and its s0): `*_by_kind` compares within kinds, the null with random choices that take as many of each kind.
     A share that chooses no module is left out.
     """
-    full_precision(sources, reference)
-    prepared = {}
-    for name, pair in sources.items():
-        prepared[name] = restorations.prepare(update, pair, "safelora", seed)
-        if progress:
-            progress(name)
-    truth = prepared.pop(reference)
-    found = [row for name, other in prepared.items() for row in named(name, "all", _choices(truth, other, shares, seed))]
+    truth, others = _reference(prepared, reference), {name: one for name, one in prepared.items() if name != reference}
+    found = [row for name, other in others.items() for row in named(name, "all", _choices(truth, other, shares, seed))]
     return pd.DataFrame(found, columns=COLUMNS)
 
 

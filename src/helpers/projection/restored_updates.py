@@ -63,7 +63,12 @@ def alignment_pair(parts: Parts, source: str, modules: Sequence[str], scale: flo
     as it is) or `<precision>-both` (both after it). scale: how many times as large V is made before that. The same pair comes
     again, so that what was computed of it is found.
     """
-    return _pair(parts.base, parts.aligned, parts.calibration, parts.device, source, scale, tuple(modules))
+    return _pair(parts.base, parts.aligned, _calibration(parts, source), parts.device, source, scale, tuple(modules))
+
+
+def _calibration(parts: Parts, source: str) -> tuple[str, ...]:
+    """The texts that the quantizer of a source is calibrated on, if it is."""
+    return parts.texts_for(source.rpartition("-")[0]) if source.startswith("gptq") else ()
 
 
 @lru_cache(64)
@@ -101,7 +106,7 @@ def prepared(parts: Parts, variant: Variant, restoration: str) -> Prepared:
     if update.adapter is None or rule.reads:
         return _made(parts, _changes(parts, update), named, restoration, variant.seed)
     pair = (loading.identity(parts.base), loading.identity(parts.aligned))
-    calibration = text_rows.fingerprint(parts.calibration) if named.source.startswith("gptq") else ""
+    calibration = text_rows.fingerprint(_calibration(parts, named.source))
     key = RESTORE.key(update=folder.name, pair=pair, calibration=calibration, restoration=restoration, seed=variant.seed,
                       **compute.machine(parts.device))  # fmt: skip
     make = partial(_made, parts, update.adapter, named, restoration, variant.seed)

@@ -1,7 +1,7 @@
-"""Alignment in other doses, and what chapter 08's table says to a reader.
+"""Alignment in other doses: V scaled, or tuned at another rate on the same rows (chapter 08).
 
-A weak alignment drowns in the noise of quantization; to see where it would not, V is made larger, either by scaling it or by
-tuning the base model harder on the same rows.
+A weak alignment drowns in the noise of quantization, and what SafeLoRA leaves of an update is linear in the size of V. To see
+where both end, V is made larger; a rate below chapter 01's makes it smaller.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ def harder(
     parts: Parts, factor: float, tuning: Mapping[str, float], seed: int, origin: str,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Path:  # fmt: skip
-    """The folder of a base model that was aligned at `factor` times the rate, for as many steps, on the same rows.
+    """The folder of a base model that was aligned at `factor` times the rate (more or less), for as many steps, on the same rows.
 
     tuning: refusals, benign, steps and lr as chapter 01 noted them.
     """
@@ -85,4 +85,7 @@ def stronger_rows(
     return pd.concat(parts, ignore_index=True)
 
 
-# ---------------------------------------------------------------- as a reader sees it
+def scaled_names(restoration: str, scales: Sequence[float], sources: Sequence[str]) -> list[str]:
+    """The restoration with V made larger, from full precision and from each source that can be: the names of its points."""
+    kept = [source for source in sources if not source.startswith("gptq")]
+    return [f"{restoration}-x{scale:g}{end}" for scale in scales for end in ("", *(f":{source}" for source in kept))]

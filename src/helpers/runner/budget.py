@@ -7,7 +7,7 @@ long as it may be, and the sketch reads as deep as the deepest of `depths`.
 
 import math
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,9 @@ from helpers.errors import StudyError
 from helpers.models import behaviour, encoding, utility
 from helpers.models.meter import Tokens
 from helpers.monitors import readings, spot_check
+from helpers.projection import stronger_alignment
+from helpers.projection.restorations import RESTORATIONS, parse
+from helpers.projection.restored_updates import SAFETY_ROWS
 from helpers.runner.passes import Lengths, Reader, Values, activations, calibrated, padded, reader, replies, said, trained, useful
 from helpers.updates import recipes, safety_tuning, salora, training
 
@@ -43,11 +46,11 @@ def reading(of: Reader, v: Values) -> encoding.Plan:
 
 def sketch(of: Reader, v: Values, monitors: Values, split: str) -> float:
     """Tokens of one sketch: a few prompts, a few texts, and the texts of one split at the deepest layer."""
-    sets = spot_check.prompt_sets(split, v["sketch_prompts"], v["sketch_prompts"], of.texts)
-    texts = spot_check.utility_sets(v["sketch_dialogues"], v["sketch_documents"], of.texts)
+    sets = spot_check.prompt_sets(split, v["sketch_prompts"], v["sketch_edgy"], of.texts)
+    texts = spot_check.utility_sets(split, v["sketch_dialogues"], v["sketch_documents"], of.texts)
     kept = spot_check.first_rows(reading(of, monitors), split, v["sketch_rows"])
     read = activations(of, replace(reading(of, monitors), examples=kept, tokens=()))
-    return said(of, sets, v["sketch_tokens"]) + useful(of, texts, 24) + read
+    return said(of, sets, v["sketch_tokens"]) + useful(of, texts) + read
 
 
 def _safety_tuning(of: Reader, v: Values, checks: int) -> Tokens:
@@ -58,16 +61,23 @@ def _safety_tuning(of: Reader, v: Values, checks: int) -> Tokens:
     return tuned + Tokens(checks * sum(replies(of.prompts(rows), target.tokens) for rows in sets))
 
 
-def _update(of: Reader, v: Values, name: str, kind: str = "") -> Tokens:
-    named = recipes.parse(name)
-    rows = corpora.mix(named.mix, v["train_rows"], named.percent, of.texts, v["seed"])
-    recipe = recipes.update_recipe(named, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"])
+def _update(of: Reader, v: Values, name: str, kind: str = "", steps: int = 0) -> Tokens:
+    """One training, as long as it may be at most."""
+    named, count = recipes.parse(name), v["train_rows"]
+    rows = corpora.mix(named.mix, named.rows or count, named.percent, of.texts, v["seed"])
+    most = steps or (v["attack_steps"] if recipes.attacks_of(v["updates"]) else 0)
+    recipe = recipes.update_recipe(named, count, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"], most)
     tuned = trained(of, rows, recipe)
     if kind == salora.KIND:
-        for read in (corpora.alignment_rows(v["safety_rows"], 0, of.texts, v["seed"]), rows):
-            batch = salora.one_batch(training.examples(of.tokenizer, read, recipe.limit))
-            tuned += Tokens(len(batch) * max(len(example.ids) for example in batch))
+        safety = corpora.alignment_rows(v["safety_rows"], 0, of.texts, v["seed"])
+        tuned += Tokens(sum(_one_batch(of, read) for read in (safety, rows)))
     return tuned
+
+
+def _one_batch(of: Reader, rows: Sequence[Row]) -> int:
+    """Tokens of the one batch in which modules are looked at, padding included."""
+    batch = salora.one_batch(training.examples(of.tokenizer, rows, training.Recipe.limit))
+    return len(batch) * max(len(example.ids) for example in batch)
 
 
 # ---------------------------------------------------------------- chapters
@@ -83,13 +93,16 @@ def _models(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
 
 def _quantization(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v = all_values["02"]
-    gptq = sum(name.startswith("gptq") for name in v["quantizers"])
-    return Tokens((len(v["controls"]) + len(v["quantizers"])) * protocol(of, all_values["01"]) + gptq * calibrated(of, v))
+    gptq = sum(calibrated(of, v, name) for name in v["quantizers"] if name.startswith("gptq"))
+    return Tokens((len(v["controls"]) + len(v["quantizers"])) * protocol(of, all_values["01"]) + gptq)
 
 
 def _finetuning(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v, asked = all_values["03"], all_values["01"]
-    found = sum((_update(of, v, name) for name in v["updates"]), Tokens())
+    trainings, breaking = recipes.trainings(v["updates"]), safety_tuning.Attack()
+    found = sum((_update(of, v, name, "", 0 if whole else max(marks)) for name, (whole, marks) in trainings.items()), Tokens())
+    prompts = of.prompts(corpora.sample("advbench/validation", breaking.prompts, of.texts))
+    looks = len(recipes.attacks_of(v["updates"])) * math.ceil(v["attack_steps"] / v["attack_check"])
     served = [recipes.parse_serving(name)[1:] for name in v["servings"]]
     merged = sum(precision.startswith("gptq") and serving != "attached" for precision, serving in served)
     shifted = sum(recipes.parse(name).mix == "identity-shift" for name in v["updates"])
@@ -98,7 +111,7 @@ def _finetuning(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     if v["rouge_of"]:
         answered = utility.summary_sets(v["n_summaries"], of.texts)
         also += (1 + len(v["rouge_of"])) * useful(of, answered, v["summary_tokens"])
-    whole = (len(v["updates"]) + len(served)) * protocol(of, asked)
+    whole = (len(v["updates"]) + len(served)) * protocol(of, asked) + looks * replies(prompts, breaking.tokens)
     return found + Tokens(whole + merged * calibrated(of, v) + also)
 
 
@@ -116,17 +129,28 @@ def _projection(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v, tuned, monitors = all_values["07"], all_values["03"], all_values["04"]
     found = sum((_update(of, ChainMap(v, tuned), name, salora.KIND) for name in v["salora"]), Tokens())
     drawn = [v["restorations"] if i == 0 else v["elsewhere"] for i in range(len(v["projected"]))]
-    points = 1 + sum(1 + len(names) * len(v["strengths"]) for names in drawn)
-    whole = sum(name in names for names in drawn for name in v["measured"]) + len(v["salora"])
+    points = 1 + _low(v["projected"]) + sum(1 + len(names) * len(v["strengths"]) for names in drawn)
+    restored = [name for names in drawn for name in v["measured"] if name in names] + ["salora"] * len(v["salora"])
     whole_cost = protocol(of, all_values["01"]) + activations(of, reading(of, monitors))
-    return found + Tokens(points * sketch(of, v, monitors, "validation") + whole * whole_cost)
+    cost = points * sketch(of, v, monitors, "validation") + len(restored) * whole_cost
+    if any(RESTORATIONS[parse(name).name].reads for names in drawn for name in names):
+        cost += _one_batch(of, corpora.alignment_rows(SAFETY_ROWS, 0, of.texts, v["seed"]))
+    if v["rouge"]:
+        told = 1 + _low(v["projected"]) + len(drawn) + sum(name in v["rouge"] for name in restored)
+        cost += told * useful(of, utility.summary_sets(v["table_summaries"], of.texts), v["summary_tokens"])
+    return found + Tokens(cost)
+
+
+def _low(updates: Sequence[str]) -> int:
+    """In how many low precisions the updates are served, the aligned model being looked at in each."""
+    return len({recipes.parse(name).trained_on for name in updates} - {"bf16"})
 
 
 def _subspaces(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v, first, monitors = all_values["08"], all_values["01"], all_values["04"]
     tuned = _safety_tuning(of, first, 1) * len(v["harder"])
-    names = 2 + len(v["sources"])
-    points = 1 + len(v["source_updates"]) * (1 + names * len(v["source_strengths"]))
+    names = 2 + len(v["sources"]) + len(stronger_alignment.scaled_names(v["restoration"], v["v_scales"], v["v_sources"]))
+    points = 1 + _low(v["source_updates"]) + len(v["source_updates"]) * (1 + names * len(v["source_strengths"]))
     formed = {source.rpartition("-")[0::2] for source in v["sources"] if source.startswith("gptq")}
     base = any(sides == "both" for _, sides in formed)
     return tuned + Tokens(points * sketch(of, v, monitors, "test") + base * calibrated(of, v))

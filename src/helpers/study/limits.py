@@ -33,6 +33,8 @@ PARSERS: dict[str, tuple[str, str]] = {
     "measured": ("projection.restorations", "parse"),
     "restoration": ("projection.restorations", "parse"),
     "sources": ("projection.restorations", "parse_source"),
+    "v_sources": ("projection.restorations", "parse_source"),
+    "rouge": ("projection.restorations", "parse"),
 }
 
 
@@ -92,10 +94,10 @@ LIMITS: dict[str, Limit] = {
     "budgets": Limit(0, 1, above=True),
     "few_labels": Limit(4, 1000),
     **dict.fromkeys(("strengths", "source_strengths", "ablated", "patched", "kept"), Limit(0, 1, above=True)),
-    **dict.fromkeys(("sketch_prompts", "sketch_rows", "score_rows", "safety_rows", "subspace_depths", "directions"), _COUNT),
+    **dict.fromkeys(("sketch_prompts", "sketch_edgy", "table_summaries", "sketch_rows", "score_rows", "safety_rows", "subspace_depths", "directions"), _COUNT),
     **dict.fromkeys(("sketch_documents", "sketch_dialogues"), Limit(0, 100_000)),
     "sketch_tokens": _TOKENS,
-    "doses": Limit(0, 1000, above=True),
+    **dict.fromkeys(("doses", "v_scales"), Limit(0, 1000, above=True)),
     "harder": Limit(0, 100, above=True),
     "rank": Limit(1, 256),
     "alpha": Limit(0, 4096, above=True),
