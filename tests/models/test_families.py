@@ -161,6 +161,18 @@ def test_what_moved_is_told_by_module_and_writers_are_those_that_add_to_the_resi
     assert moved_weights.output_overlap(changes, 4) > 0
 
 
+def test_a_plain_text_opens_as_the_tokenizer_opens_one(language, tiny_model):
+    class WithBos:  # as Gemma's and Llama's tokenizers do, by a post-processor of theirs
+        bos_token_id = 7
+
+        def __call__(self, text, add_special_tokens=True, **_):
+            return {"input_ids": [7] * add_special_tokens + [ord(letter) for letter in text]}
+
+    assert loading.document_ids(WithBos(), "ab", 2) == [7, 97]
+    for own in (language.tokenizer, tiny_model.tokenizer):
+        assert loading.document_ids(own, "lamp") == loading.encode_text(own, "lamp")
+
+
 # ---------------------------------------------------------------- what is refused, or made the same
 
 

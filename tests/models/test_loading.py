@@ -13,7 +13,7 @@ from support.tiers import slow
 
 from helpers import cache, results
 from helpers.errors import ENVIRONMENT, REFUSED, USAGE, StudyError
-from helpers.models import built_in, generation, loading
+from helpers.models import built_in, checkpoints, generation, loading
 
 WEIGHTS = "model.safetensors"
 PROMPTS = ["Polish the lamp.", "Hi", "Describe how a lantern is carried across the river in the rain, please."]
@@ -69,10 +69,16 @@ def test_the_chat_text_ends_where_the_reply_begins(tiny_model):
     assert "system" not in loading.chat_text(tiny_model.tokenizer, "Hello")
 
 
-def test_a_template_that_refuses_a_system_message_is_one_line(tiny_model):
-    tiny_model.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with expect(REFUSED, "chat template", "System role not supported"):
-        loading.chat_text(tiny_model.tokenizer, "Hello", "Be brief.")
+def test_a_template_that_fails_is_one_line(tiny_model):
+    tiny_model.tokenizer.chat_template = "{{ raise_exception('no such turn') }}"
+    for system in ("", "Be brief."):
+        with expect(REFUSED, "chat template", "no such turn"):
+            loading.chat_text(tiny_model.tokenizer, "Hello", system)
+
+
+def test_a_system_message_that_is_left_out_opens_the_prompt(tiny_model):
+    tiny_model.tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    assert loading.chat_text(tiny_model.tokenizer, "Hello", "Be brief.") == "Be brief.\n\nHello"
 
 
 # ---------------------------------------------------------------- what is refused
@@ -174,6 +180,43 @@ def test_a_hub_model_asked_for_offline_is_one_line(offline, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     with expect(ENVIRONMENT, "owner/name@main", "check the network"):
+        loading.base_folder("owner/name@main")
+
+
+@pytest.fixture
+def hub(tiny, tmp_path, monkeypatch):
+    """A hub that holds a pair: the base model without a chat template, both of one architecture."""
+    base, chat = (shutil.copytree(tiny, tmp_path / name) for name in ("base", "chat"))
+    (base / "chat_template.jinja").unlink()
+    (chat / "chat_template.jinja").write_text("{{ messages[0]['content'] }}<|im_end|>")
+    places = {"Owner/Base@1": base, "Owner/Chat@2": chat}
+    monkeypatch.setattr(checkpoints, "from_hub", places.__getitem__)
+    monkeypatch.setitem(loading.PAIRS, "planted", built_in.HubPair("Owner/Base@1", "Owner/Chat@2"))
+    return base, chat
+
+
+def test_a_base_model_without_a_template_speaks_as_its_chat_model_does(hub):
+    base, chat = hub
+    folder = loading.base_folder("planted")
+    language = loading.load(folder)
+    assert loading.chat_text(language.tokenizer, "Hi") == "Hi<|im_end|>"
+    assert (folder / WEIGHTS).resolve() == (base / WEIGHTS).resolve()
+    assert (folder / "tokenizer.json").resolve() == (chat / "tokenizer.json").resolve()
+    assert loading.base_folder("planted") == folder  # made once
+    assert loading.identity(folder) == folder.name == "owner-base@1+owner-chat@2"
+    shutil.copy(chat / "chat_template.jinja", base)  # the control: one that has a template keeps its own
+    assert loading.base_folder("planted") == base
+
+
+def test_a_gated_model_says_what_to_do(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def gated(*args, **kwargs):
+        raise GatedRepoError.__new__(GatedRepoError)  # what it is told of the response is not looked at
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", gated)
+    with expect(ENVIRONMENT, "owner/name@main", "gated", "accept its licence at huggingface.co/owner/name"):
         loading.base_folder("owner/name@main")
 
 

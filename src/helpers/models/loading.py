@@ -120,14 +120,18 @@ def _closing(tokenizer) -> str | None:
     return str(known[first[0]]) if first and first[0] in known and known[first[0]].special else None
 
 
-def opening(tokenizer) -> list[int]:
-    """The tokens that the tokenizer itself puts before a plain text, such as Gemma's `<bos>`, without which it reads badly."""
-    return list(tokenizer("", add_special_tokens=True)["input_ids"])
-
-
 def encode_text(tokenizer, text: str, limit: int | None = None) -> list[int]:
     """Token ids of a text that already carries its special tokens; cut to `limit` tokens from the right."""
     return tokenizer(text, add_special_tokens=False)["input_ids"][:limit]
+
+
+def document_ids(tokenizer, text: str, limit: int | None = None) -> list[int]:
+    """Token ids of a plain text that opens a sequence, behind what the tokenizer itself puts first.
+
+    Gemma and Llama 3 put a `<bos>` there, without which they read badly.
+    """
+    first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+    return [*(first if first == [tokenizer.bos_token_id] else []), *encode_text(tokenizer, text)][:limit]
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int, side: str = "right") -> Int[Tensor, "batch position"]:

@@ -15,7 +15,7 @@ from helpers.data.text_rows import Question, Row, fingerprint, unit
 from helpers.errors import REFUSED, StudyError
 from helpers.models import generation
 from helpers.models.behaviour import ITEM_COLUMNS
-from helpers.models.loading import LanguageModel, chat_text, encode_text
+from helpers.models.loading import LanguageModel, chat_text, document_ids, encode_text
 from helpers.stats import intervals
 
 DOCUMENT_TOKENS = 128
@@ -88,7 +88,7 @@ def _rouge(language: LanguageModel, name: str, rows: Sequence[Row], new_tokens: 
 
 
 def _perplexity(language: LanguageModel, name: str, texts: Sequence[str]) -> list[tuple]:
-    rows = [encode_text(language.tokenizer, text, DOCUMENT_TOKENS) for text in texts]
+    rows = [document_ids(language.tokenizer, text, DOCUMENT_TOKENS) for text in texts]
     short = [number for number, row in enumerate(rows) if len(row) < 2]
     if short:
         raise StudyError(
@@ -103,7 +103,7 @@ def _choices(language: LanguageModel, name: str, questions: Sequence[Question]) 
     """Right where the right option has the highest log-likelihood a character, given the question (as in common harnesses)."""
     rows, starts, owners = [], [], []
     for number, question in enumerate(questions):
-        prompt = encode_text(language.tokenizer, f"Question: {question.prompt}\nAnswer:")
+        prompt = document_ids(language.tokenizer, f"Question: {question.prompt}\nAnswer:")
         for option in question.options:
             rows.append(prompt + encode_text(language.tokenizer, " " + option))
             starts.append(len(prompt))
