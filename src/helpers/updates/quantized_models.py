@@ -22,7 +22,7 @@ from helpers.console import over
 from helpers.definitions import QUANTIZE
 from helpers.errors import StudyError
 from helpers.models import compute, loading, meter
-from helpers.models.loading import LanguageModel, encode_text
+from helpers.models.loading import LanguageModel, document_ids
 from helpers.updates import quantizers
 from helpers.updates.packed_codes import Gram, Quantized
 from helpers.updates.quantizers import block_of, linear_names, quantize_module, quantizer_of
@@ -34,7 +34,7 @@ Batches = Iterable[Mapping[str, Tensor]]
 
 def calibration_batches(language: LanguageModel, texts: Texts) -> list[dict[str, Tensor]]:
     """The calibration texts as batches of token ids, cut to CALIBRATION_TOKENS, shorter ones left out if any is long enough."""
-    rows = [encode_text(language.tokenizer, text, CALIBRATION_TOKENS) for text in texts]
+    rows = [document_ids(language.tokenizer, text, CALIBRATION_TOKENS) for text in texts]
     rows = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
     return [{"input_ids": torch.tensor([row])} for row in rows]
 
