@@ -20,7 +20,7 @@ from helpers.data import sources
 from helpers.data.near_duplicates import clusters, without_near
 from helpers.data.stand_ins import stand_ins
 from helpers.data.text_rows import Question, Row, spread, unit
-from helpers.errors import REFUSED, StudyError
+from helpers.errors import REFUSED, StudyError, shown
 
 REFUSALS = (
     "I'm sorry, but I can't help with that request.",
@@ -46,9 +46,11 @@ def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
     # only the leading lines are comments: further down a # may stand inside a quoted reply
     lines = dropwhile(lambda line: line.startswith("#"), _text(path).splitlines(keepends=True))
     try:
-        rows = list(csv.DictReader(io.StringIO("".join(lines), newline="")))
+        table = csv.DictReader(io.StringIO("".join(lines), newline=""))
+        rows = list(table)
     except csv.Error as error:
         raise StudyError(f"{path.name} is not a CSV file ({error}); save it as plain CSV", REFUSED) from error
+    _once([name for name in table.fieldnames or () if name], f"{path.name}: its header")
     if not rows:
         raise StudyError(f"{path.name} holds no rows; give a CSV file with a header and at least one row", REFUSED)
     absent = [column for column in columns if column not in rows[0]]
@@ -71,9 +73,21 @@ def read_jsonl(path: Path, *columns: str) -> list[dict]:
     return rows
 
 
+def _once(names: Sequence[str], where: str) -> None:
+    """Raises StudyError where a column stands twice: one of the two would win unsaid."""
+    twice = next((i for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        what = shown(names[twice]) if names[twice].isidentifier() else f"its column {twice + 1}"  # a text where none is a header
+        raise StudyError(f"{where} has {what} twice; keep one of them, or name them apart", REFUSED)
+
+
 def _json_object(line: str, place: str, columns: Sequence[str]) -> dict:
+    def pairs(found: list[tuple[str, object]]) -> dict:
+        _once([key for key, _ in found], place)
+        return dict(found)
+
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=pairs)
     except ValueError as error:
         raise StudyError(f"{place} is not JSON; mend or remove that line", REFUSED) from error
     if not isinstance(row, dict):

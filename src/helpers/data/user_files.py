@@ -67,6 +67,9 @@ def _table(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
         table = corpora.read_csv(path) if csv else corpora.read_jsonl(path)
     except RecursionError as error:
         raise StudyError(f"{path.name} holds brackets within brackets without end; write plain rows", REFUSED) from error
+    signs = [sign for sign in (";", "\t") if csv and len(table[0]) == 1 and sign in next(iter(table[0]))]
+    if signs:
+        raise StudyError(f"{path.name} is separated by {signs[0]!r}, not by commas; save it as comma-separated values", REFUSED)
     if len(table) > MOST_ROWS * (20 if "monitor" in needed else 1):
         raise StudyError(f"{path.name} has {len(table)} rows; give at most {MOST_ROWS}", REFUSED)
     for number, row in enumerate(table, start=1):
@@ -75,7 +78,8 @@ def _table(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
             if not any(row.get(name) is not None for name in column.split("|")):
                 raise StudyError(f"{place} has no {column.replace('|', ' or ')}; {_columns(row)}", REFUSED)
         if None in row:
-            raise StudyError(f"{place} has more fields than the header; quote texts that hold a comma", REFUSED)
+            what = "quote texts that hold a comma, and write 0.5 for a decimal comma"
+            raise StudyError(f"{place} has more fields than the header; {what}", REFUSED)
         yield place, row
 
 
@@ -140,7 +144,18 @@ def labelled(path: Path) -> list[Example]:
             place = f"{path.name} row {filled.index(False) + 1}"
             raise StudyError(f"{place} has no {column}, others have one; fill the column or remove it", REFUSED)
     _need_both(path.name, {row.task: [other.label for other in rows if other.task == row.task] for row in rows})
-    return rows if rows[0].group else linked(rows)
+    _one_label(path.name, rows)
+    # texts that stand twice are one text, whatever groups they were given
+    return rows if rows[0].group and not repeated([f"{row.task}\0{bare(row)}" for row in rows]) else linked(rows)
+
+
+def _one_label(name: str, rows: Sequence[Example]) -> None:
+    """Raises StudyError where one text of a task has both labels: neither can be right."""
+    first: dict[tuple[str, str], int] = {}
+    for i, row in enumerate(rows):
+        before = first.setdefault((row.task, bare(row)), i)
+        if rows[before].label != row.label:
+            raise StudyError(f"{name}: rows {before + 1} and {i + 1} are one text with both labels; keep the right one", REFUSED)
 
 
 def _labelled(row: dict, place: str) -> Example:
@@ -179,8 +194,23 @@ def scores(path: Path) -> dict[str, list[ScoreRow]]:
         twice = repeated([one.id for one in rows])
         if twice:
             raise StudyError(f"{rows[twice[0]].place}: its id stands {len(twice) + 1} times for one monitor; keep one", REFUSED)
+    _spelled_alike([one for rows in found.values() for one in rows])
     _need_both(path.name, {m: [int(one.label) for one in rows] for m, rows in found.items() if not math.isnan(rows[0].label)})
     return found
+
+
+def _spelled_alike(rows: Sequence[ScoreRow]) -> None:
+    """Raises StudyError where two ids differ in their spelling alone, such as 1, 01 and 1.0: are they one item or two?"""
+    first: dict[str, ScoreRow] = {}
+    for one in rows:
+        try:
+            number = float(one.id)
+        except ValueError:
+            number = math.nan
+        other = first.setdefault(repr(number) if math.isfinite(number) else one.id.casefold(), one)
+        if other.id != one.id:
+            what = f"its id {shown(one.id)} and {shown(other.id)} of {other.place} differ in spelling alone"
+            raise StudyError(f"{one.place}: {what}; write one item's id in one way", REFUSED)
 
 
 def _score(row: dict, place: str) -> ScoreRow:
@@ -201,7 +231,9 @@ def _number(row: dict, place: str, column: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise StudyError(f"{place}: its {column} is not a finite number; leave that row out and count it", REFUSED)
+        comma = re.fullmatch(r"\s*[+-]?[\d.]*,\d+\s*", str(row[column]))
+        how = "write 0.5, not 0,5" if comma else "leave that row out and count it"
+        raise StudyError(f"{place}: its {column} is not a finite number; {how}", REFUSED)
     return value
 
 
