@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -11,18 +13,41 @@ from helpers.data.text_rows import Row
 NEAR = 0.6  # Jaccard similarity of word sets from which two texts count as near duplicates
 
 
+# scripts that are written without blanks between words: pairs of neighbouring letters stand for words there
+DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What is a word in any script: letters, digits and the marks on them; and a run of a script without blanks."""
+    marks = "".join(chr(i) for i in range(0x300, 0x1F000) if unicodedata.category(chr(i)) in {"Mn", "Mc"})
+    return re.compile(rf"(?:[^\W_]|['{marks}])+"), re.compile(rf"[{DENSE}]+")
+
+
 def words(text: str) -> frozenset[str]:
-    """The set of lower-case words of a text."""
-    return frozenset(re.findall(r"[a-z0-9']+", text.lower()))
+    """The set of words of a text in small letters, in any script; of one without letters and digits, pairs of its signs."""
+    if text.isascii():
+        found = set(re.findall(r"[a-z0-9']+", text.lower()))
+    else:
+        word, dense = _patterns()
+        found = set()
+        for one in word.findall(unicodedata.normalize("NFKC", text).casefold()):
+            found |= {pair for run in dense.findall(one) for pair in _pairs(run)} | set(dense.sub(" ", one).split())
+    return frozenset(found or _pairs("".join(text.split())))
+
+
+def _pairs(run: str) -> set[str]:
+    return {run[i : i + 2] for i in range(max(len(run) - 1, 1))} - {""}
 
 
 def near_pairs(first: Sequence[str], second: Sequence[str], threshold: float = NEAR) -> list[tuple[int, int]]:
     """Index pairs whose word sets have Jaccard similarity of at least `threshold`, found by a sparse matrix product."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    if not first or not second:
+    sets = [words(text) for text in (*first, *second)]
+    if not first or not second or not any(sets):
         return []
-    counted = CountVectorizer(analyzer=words, binary=True).fit_transform([*first, *second]).astype(np.int32)
+    counted = CountVectorizer(analyzer=frozenset, binary=True).fit_transform(sets).astype(np.int32)
     a, b = counted[: len(first)], counted[len(first) :]
     overlap = (a @ b.T).tocoo()
     union = np.asarray(a.sum(1)).ravel()[overlap.row] + np.asarray(b.sum(1)).ravel()[overlap.col] - overlap.data
