@@ -4,12 +4,14 @@ Tensors are read from safetensors one at a time.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers import cache
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
@@ -142,13 +144,36 @@ def _keys(value: object) -> Iterator[str]:
 # ---------------------------------------------------------------- the tensors
 
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".gguf")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads from a folder, in its order; others that lie there are not among them.
+
+    The file that config.json names, else the single file, else the shards of the index, where a later one overrides.
+    """
+    name = _json(folder / "config.json").get("transformers_weights") or (SINGLE if (folder / SINGLE).is_file() else INDEX)
+    path = folder / str(name)
+    if path.parent != folder:
+        raise StudyError(f"{folder.name}: transformers_weights {str(name)[:60]!r} lies outside the folder; remove it", REFUSED)
+    if not path.is_file():
+        return []
+    return _indexed(folder, path) if path.name.endswith(".index.json") else [path]
+
+
+def beside(folder: Path) -> list[str]:
+    """The names of files with weights in a folder that its model is not loaded from, sorted."""
+    loaded = {path.name for path in weight_files(folder)}
+    index = set() if SINGLE in loaded else {INDEX}
+    found = {path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(WEIGHTS)}
+    return sorted(found - loaded - index - {"adapter_model.safetensors", "training_args.bin"})
+
+
 def shards(folder: Path) -> dict[str, Path]:
-    """Which safetensors file of a checkpoint holds each tensor; a shard that is missing or lies elsewhere is refused."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return _indexed(folder, index)
+    """Which of the files that are loaded holds each tensor; a shard that is missing or lies elsewhere is refused."""
     owners: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 owners |= dict.fromkeys(file.keys(), path)
@@ -159,17 +184,59 @@ def shards(folder: Path) -> dict[str, Path]:
     return owners
 
 
-def _indexed(folder: Path, index: Path) -> dict[str, Path]:
+def _indexed(folder: Path, index: Path) -> list[Path]:
     try:
-        owners = {name: folder / file for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+        names = sorted({str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(f"{folder.name}/{index.name} is not a shard index; fetch the whole model again", REFUSED) from error
-    for path in set(owners.values()):
+    paths = [folder / name for name in names]
+    for path in paths:
         if path.parent != folder or not path.is_file():
             raise StudyError(
                 f"{folder.name}: shard {path.name!r} is missing or outside the folder; fetch the whole model again", REFUSED
             )
-    return owners
+    return paths
+
+
+def _spelled(owners: Mapping[str, Path], name: str, prefix: str = "model") -> str | None:
+    """How a checkpoint calls a parameter of the model: as it is, or, saved without its head, without the prefix."""
+    return next((key for key in (name, name.removeprefix(f"{prefix}.")) if key in owners), None)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The tensors of a loaded model by the names of its parameters, read from its files on demand, in the values stored there."""
+
+    folder: Path
+    owners: Mapping[str, Path]
+    keys: Mapping[str, str]  # parameter -> its name in the files; tied ones share one
+
+    def __call__(self, name: str) -> Tensor:
+        if name not in self.keys:
+            raise StudyError(f"{self.folder.name} has no {name!r}; compare updates of one model", NOT_COMPARABLE)
+        return _tensor(self.owners[self.keys[name]], self.keys[name])
+
+
+def of_model(folder: Path, model: nn.Module, dtype: torch.dtype) -> Stored:
+    """The stored tensors of a model that was loaded from a folder in `dtype`: proved to be the same, parameter by parameter."""
+    owners = shards(folder)
+    every = dict(model.named_parameters(remove_duplicate=False))  # a tied head under its own name too
+    keys = {name: _spelled(owners, name, getattr(model, "base_model_prefix", "model")) for name in every}
+    held = {id(every[name]): key for name, key in keys.items() if key}
+    found = {name: key or held.get(id(every[name])) for name, key in keys.items()}
+    for name, key in found.items():
+        if key is None or not _same(_tensor(owners[key], key), every[name], dtype):
+            where = owners[key].name if key else "no file"
+            raise StudyError(
+                f"{folder.name}: {name!r} was loaded with other values than {where} holds; save the model again", REFUSED
+            )
+    return Stored(folder, owners, {name: key for name, key in found.items() if key})
+
+
+def _same(stored: Tensor, loaded: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor was loaded as it is stored, or rounded to `dtype`; some modules are kept as they are."""
+    held = loaded.detach().cpu().float()
+    return any(torch.equal(as_read.float(), held) for as_read in (stored.to(dtype), stored))
 
 
 def checkpoint(folder: Path) -> Weights:
@@ -181,8 +248,8 @@ def checkpoint(folder: Path) -> Weights:
 
 
 def _of_checkpoint(folder: Path, owners: dict[str, Path], module: str) -> Tensor:
-    name = f"{module}.weight"
-    if name not in owners:
+    name = _spelled(owners, f"{module}.weight")
+    if name is None:
         raise StudyError(f"module {module!r} is not in {folder.name}; base and aligned must be one architecture", NOT_COMPARABLE)
     return _tensor(owners[name], name)
 
