@@ -14,15 +14,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, shown
 from helpers.models import loading
 
-# options of PEFT after which an update is more, or other, than scale * B @ A of the modules that it names
+# The fields of PEFT's description whose meaning is known here; any other is refused by its name.
+READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights")
+# which modules have factors, which their tensors say already, and what matters while training alone
+SAID = (
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "base_model_name_or_path", "revision",
+    "task_type", "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "runtime_config", "megatron_core",
+    "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+)  # fmt: skip
+# options after which an update is more, or other, than scale * B @ A of the modules that it names: off, or refused
 NOT_PLAIN = (
     "use_dora", "bias", "lora_bias", "modules_to_save", "fan_in_fan_out", "layer_replication", "trainable_token_indices",
     "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
-    "monteclora_config",
+    "monteclora_config", "megatron_config", "ensure_weight_tying",
 )  # fmt: skip
+# starts from which only A and B are trained, on the base as it is
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+# starts that subtract what they put into A and B from the base: B @ A on the plain base is another model
+OTHER_BASE = ("pissa", "pissa_niter", "olora", "corda", "loftq", "lora_ga")
+CONVERT = "convert it with PEFT (save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it first"
 
 
 PATTERNS = (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))  # of single modules, and the field they stand in for
@@ -166,7 +179,49 @@ def _read_config(folder: Path) -> dict:
     for option in NOT_PLAIN:
         if config.get(option) not in (None, False, "none", {}, []):
             raise StudyError(f"{folder.name} uses {option}={config[option]!r}, which is not supported; merge it first", REFUSED)
+    _check_known(folder, config)
     return config
+
+
+def _check_known(folder: Path, config: Mapping) -> None:
+    """Raises StudyError for a field that nobody here knows, and for a start after which the base is no longer the base."""
+    strange = [key for key, value in config.items() if key not in (*READ, *SAID, *NOT_PLAIN) and value is not None]
+    if strange:
+        raise StudyError(
+            f"{folder.name}/adapter_config.json has the field {shown(strange[0])}, whose meaning is not known here; "
+            "merge it first with the PEFT that wrote it (merge_and_unload)",
+            REFUSED,
+        )
+    start = config.get("init_lora_weights", True)
+    name = start.lower() if isinstance(start, str) else ""
+    if isinstance(start, bool) or start is None or name in PLAIN_STARTS:
+        return
+    why = "which changes the base weights" if name.startswith(OTHER_BASE) else "which is not known here"
+    raise StudyError(f"{folder.name} was started with init_lora_weights={shown(start)}, {why}; {CONVERT}", REFUSED)
+
+
+def base_of(folder: Path) -> tuple[str, str]:
+    """The name of the base that an adapter's folder says it was made for, without its owner and path, and the revision."""
+    config = _read_config(folder)
+    name = str(config.get("base_model_name_or_path") or "").rstrip("/").replace("\\", "/").rpartition("/")[2]
+    return name, str(config.get("revision") or "")
+
+
+def idle_patterns(folder: Path, adapter: Adapter) -> list[tuple[str, str]]:
+    """Field and pattern of what an adapter's config asks for and none of its modules has: perhaps it was meant otherwise."""
+    from peft.utils.other import get_pattern_key
+
+    config, found = _read_config(folder), []
+    for field, _ in PATTERNS:
+        patterns = config.get(field) or {}
+        used = {get_pattern_key([pattern], name) for pattern in patterns for name in adapter}
+        found += [(field, pattern) for pattern in patterns if pattern not in used]
+    targets = config.get("target_modules") or []
+    if isinstance(targets, list):
+        found += [("target_modules", t) for t in targets if not any(n == t or n.endswith(f".{t}") for n in adapter)]
+    elif targets != "all-linear" and not any(re.fullmatch(targets, name) for name in adapter):
+        found.append(("target_modules", targets))
+    return found
 
 
 def _check_numbers(config: Mapping) -> None:
