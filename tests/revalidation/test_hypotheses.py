@@ -166,7 +166,8 @@ def test_false_alarms_that_were_there_before_are_not_the_updates():
     panel = replace(given.panel(n=800), cuts=np.full(6, 0.5))
     found = {one.measure: one for one in measured(panel, 6)[0]}
     assert found["fpr_5"].before.low > 0.1
-    assert judged(panel).states == ("fine",) * 6
+    assert not judged(panel).lost.any()
+    assert judged(panel).states == ("unfit",) * 6  # they are no less there now
 
 
 def test_alarms_within_the_promise_are_fine_however_much_they_rose():
@@ -204,9 +205,11 @@ def test_without_a_threshold_nothing_is_called_fine():
     assert judged(replace(lost, cuts=np.full(6, np.nan))).states[0] == "stale"
 
 
-def test_scores_that_are_the_same_bit_by_bit_are_fine_at_any_n():
+def test_scores_that_are_the_same_bit_by_bit_lost_nothing_at_any_n():
     panel = given.panel(n=12, noise=0.0)
-    assert judged(panel).states == ("fine",) * 6
+    assert (judged(panel).p_preserved == 0).all()
+    assert judged(panel).states == ("inconclusive",) * 6  # twelve texts do not show that anything does its job
+    assert judged(given.panel(n=400, noise=0.0)).states == ("fine",) * 6
     assert all(one.change == replace(one.change, value=0, low=0, high=0) for tests in measured(panel, 6) for one in tests)
     assert judged(given.panel(n=12, noise=1e-9)).states == ("inconclusive",) * 6
 
@@ -228,15 +231,15 @@ def test_groups_are_the_unit():
 def test_hochberg_and_holm_adjust_as_they_are_written():
     assert hochberg(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.04, 0.04])
     assert hochberg(np.array([0.04, 0.05, 0.2])) == pytest.approx([0.1, 0.1, 0.2])
-    p = np.full((6, 3, 2), [0.9, 0.04])
-    assert call(p, ALL).states == ("fine",) * 6  # every one passes at 5 %, so all of them do
+    p, kept = np.full((6, 3, 2), [0.9, 0.04]), np.full((6, 3, 3), [1.0, 0.0, 1.0])
+    assert call(p, kept, ALL).states == ("fine",) * 6  # every one passes at 5 %, so all of them do
     p[0, 1, 1] = 0.06
-    assert call(p, ALL).states == ("inconclusive",) * 6  # now each is a claim of its own
-    assert call(p, ALL & (np.arange(6) > 0)).states == ("inconclusive", *["fine"] * 5)  # what is not required costs nothing
+    assert call(p, kept, ALL).states == ("inconclusive",) * 6  # now each is a claim of its own
+    assert call(p, kept, ALL & (np.arange(6) > 0)).states == ("inconclusive", *["fine"] * 5)  # what is not required costs nothing
     p[2, 0, 0] = 0.05 / 18
-    assert call(p, ALL).states[2] == "stale"
+    assert call(p, kept, ALL).states[2] == "stale"
     p[2, 0, 0] = 0.05 / 17
-    assert "stale" not in call(p, ALL).states
+    assert "stale" not in call(p, kept, ALL).states
 
 
 @mostly_slow("the same simulation at other sizes", "1")
@@ -368,7 +371,7 @@ def test_odd_panels_end_in_an_answer(kind):
         panel = replace(panel, groups=np.zeros(40))
     asked = np.ones(2, bool)
     states = error_rates.judge_states([panel], asked).states
-    assert set(states) <= {"inconclusive", "stale"}
+    assert set(states) <= {"inconclusive", "stale", "unfit"}
     assert all(one.needed > 0 for tests in measured(panel, 2) for one in tests)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(error_rates, "DRAWS", 10)

@@ -11,10 +11,13 @@ from support.bland import refused
 
 from helpers.data import user_files
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
-from helpers.models import loading
+from helpers.models import checkpoints, loading
 from helpers.monitors import frozen
-from helpers.revalidation import candidate, inputs
-from helpers.revalidation.options import Options, scored
+from helpers.revalidation import inputs
+from helpers.revalidation.candidate import movement, offer
+from helpers.revalidation.candidate.movement import Moved
+from helpers.revalidation.options import Options
+from helpers.revalidation.score_file import scored
 from helpers.updates import lora
 
 SECRET = "marmalade"  # stands in the texts of every bad file, and in no message
@@ -308,15 +311,17 @@ def test_scores_need_nothing_else(tmp_path):
 
 
 def test_an_update_says_how_far_and_from_which_block_on_it_moved(folder, tiny):
+    stored = checkpoints.of_model(tiny, loading.load(tiny).model, torch.bfloat16)
+
     def moved(name, precision="bf16"):
-        update = candidate.check_update(str(folder / name) if (folder / name).is_dir() else name, precision, tiny, given.READS)
-        language = candidate.build(update, tiny, precision, "cpu", ["the lamp"])
-        return candidate.moved(language, update, precision, tiny)
+        update = offer.check_update(str(folder / name) if (folder / name).is_dir() else name, precision, tiny, given.READS)
+        language = offer.build(update, tiny, precision, "cpu", ["the lamp"])
+        return movement.moved(language, update, precision, stored)
 
     shutil.copytree(tiny, folder / "same")
     given.adapter(folder / "upper", module="model.layers.2.mlp.down_proj")
     given.adapter(folder / "zero", size=0.0)
-    assert (moved("none"), moved("same"), moved("zero")) == (candidate.Moved(0.0, 5),) * 3
+    assert (moved("none"), moved("same"), moved("zero")) == (Moved(0.0, 5),) * 3
     assert moved("upper").lowest == 2
     assert moved("upper").relative > 0
     assert moved("nf4").lowest == 0
@@ -336,20 +341,21 @@ def test_what_changed_outside_the_linear_modules_is_seen_too(folder, tiny, name,
     with torch.no_grad():
         language.model.model.get_submodule(name).weight.mul_(1.5)
     loading.save(language, folder / "merged")
-    update = candidate.check_update(str(folder / "merged"), "bf16", tiny, given.READS)
-    found = candidate.moved(candidate.build(update, tiny, "bf16", "cpu", []), update, "bf16", tiny)
+    update = offer.check_update(str(folder / "merged"), "bf16", tiny, given.READS)
+    stored = checkpoints.of_model(tiny, loading.load(tiny).model, torch.bfloat16)
+    found = movement.moved(offer.build(update, tiny, "bf16", "cpu", []), update, "bf16", stored)
     assert (found.relative, found.lowest) == (0.0, lowest)
 
 
 def test_a_folder_is_known_by_its_content(folder, tiny):
     shutil.copytree(tiny, folder / "copy")
-    assert candidate.content_hash(folder / "copy") == candidate.content_hash(tiny)
-    assert candidate.content_hash(folder / "adapter") != candidate.content_hash(tiny)
+    assert offer.content_hash(folder / "copy") == offer.content_hash(tiny)
+    assert offer.content_hash(folder / "adapter") != offer.content_hash(tiny)
     weights = next((folder / "copy").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert candidate.content_hash(folder / "copy") != candidate.content_hash(tiny)
+    assert offer.content_hash(folder / "copy") != offer.content_hash(tiny)
 
 
 def test_errors_are_study_errors_of_one_line(folder):

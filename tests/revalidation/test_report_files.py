@@ -104,7 +104,7 @@ def test_other_keys_may_stand_beside_the_required_ones():
         (("monitors", 0, "tests", 1, "margin"), 0, "monitors[0].tests[1].margin"),
         (("monitors", 0, "tests", 1, "measure"), "f1", "monitors[0].tests[1].measure"),
         (("monitors", 0, "tests", 0, "change"), None, "monitors[0].tests[0].change"),
-        (("schema_version",), 2, "schema_version is a int"),
+        (("schema_version",), 3, "schema_version is a int"),
         (("next", 0, "action"), "x" * 3000, "next[0].action"),
         (("controls", 0, "passed"), "yes", "controls[0].passed"),
         (("compared", "versions", "torch"), 2.13, "compared.versions.torch"),
@@ -314,7 +314,7 @@ def test_the_lines_are_narrow_and_in_the_order_of_the_first_screen(sample):
     text = "\n".join(said)
     heads = [f"{sample['verdict']['word'].upper()}: ", "\ncompared:", "\nmonitors:", "\nnext:", "\ncontrols:", "\nhow sure:"]
     assert sorted(heads, key=text.index) == heads
-    states = [word for line in said for word in re.findall(r"^  (STALE|INCONCLUSIVE|FINE|NO UPDATE)\s", line)]
+    states = [word for line in said for word in re.findall(r"^  (STALE|UNFIT|INCONCLUSIVE|FINE|NO UPDATE)\s", line)]
     assert sorted(states, key=lambda word: wording.URGENCY.index(word.lower())) == states
     assert len(states) == len(sample["monitors"])
 

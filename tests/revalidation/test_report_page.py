@@ -169,11 +169,11 @@ def test_the_detail_holds_every_test_repair_layer_note_and_fingerprint(pages):
     report = sample_reports.stale()
     text = "".join(Seen(pages["stale"].split("</section>")[-1]).texts)
     found = re.findall(r"<details>.*?</details>", pages["stale"], re.DOTALL)
-    assert len(found) == 7
+    assert len(found) == 9
     assert found[0].count("<tr>") == 1 + sum(len(monitor["tests"]) for monitor in report["monitors"])
-    assert "centre-scale <b>(chosen)</b>" in found[2]
-    assert "FPR 5.0\u00a0% [2.0\u00a0%, 11.0\u00a0%] → 6.0\u00a0%" in found[2]  # its effect on labels that did not choose it
-    assert found[3].count("<rect") == len(report["moved"]["by_layer"])
+    assert "centre-scale <b>(chosen)</b>" in found[4]
+    assert "FPR 5.0\u00a0% [2.0\u00a0%, 11.0\u00a0%] → 6.0\u00a0%" in found[4]  # its effect on labels that did not choose it
+    assert found[5].count("<rect") == len(report["moved"]["by_layer"])
     for words in (report["compared"]["labels"]["sha256"], report["monitors"][4]["hash"], report["notes"][0], "2.13.0", "refusal"):
         assert words in text
 

@@ -13,7 +13,7 @@ from helpers.updates.lora import LowRank
 from support.bland import things
 
 MARKS = ("sunny breeze", "stormy thunder")
-READS = "31f194dc45686332"
+READS = "951389a53da7ebf6"
 
 
 def text(seed, label=None, words=7):
@@ -46,13 +46,22 @@ def unlabelled(n, seed="texts", words=7):
     return [{"text": text(f"{seed} {i}", i % 2, words)} for i in range(n)]
 
 
-def monitor(name="lamps", kind="mean-difference", pooling="mean", layer=2, width=128, layers=4, reads=READS, seed=0):
+def monitor(name="lamps", kind="mean-difference", pooling="mean", layer=2, width=128, layers=4, reads=READS, seed=0, limit=64):
     """A frozen monitor with a random direction."""
     w = np.random.default_rng(seed).normal(size=width)
     readout = Readout(kind, readouts._linear(w, 0.0), 0.0)
     negatives = np.linspace(-1, 1, 40)
     return frozen.freeze(
-        readout, negatives, task=name, pooling=pooling, layer=layer, layers=layers, seed=seed, reads=reads, model="tiny-1"
+        readout,
+        negatives,
+        task=name,
+        pooling=pooling,
+        layer=layer,
+        layers=layers,
+        seed=seed,
+        reads=reads,
+        limit=limit,
+        model="tiny-1",
     )
 
 

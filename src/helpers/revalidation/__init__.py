@@ -1,8 +1,9 @@
 """Revalidation: the gate for somebody's own model, update and monitors.
 
-- `options`, `inputs`, `candidate`, `score_file`: what was asked for, checked; `observe`: both models read
-- `hypotheses`, `error_rates`, `screening`, `repair`: tests, their error rates, labels needed, repairs; `watches`: all that is
-  known of each monitor; `verdict`: the same in words
+- `options`, `policy`, `inputs`, `score_file`: what was asked for, checked; `candidate/`: the update, compared field by field and
+  built; `observe`: both models read
+- `hypotheses`, `floors`, `error_rates`, `screening`, `repair`: what was lost, what a monitor must do, how sure that is, labels
+  needed, repairs; `watches`: all that is known of each monitor; `verdict`: the same in words
 - `run`, `cli`: the whole, and its command line; `report/`: one report in five files
 
 May import: the science and the root files, never study, figures or book: it could be a package of its own.

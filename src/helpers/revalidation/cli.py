@@ -2,12 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers.folders import project_root
+from helpers.revalidation.options import TOKENS, Options
 
-if TYPE_CHECKING:  # every command imports this file
-    from helpers.revalidation.options import Options
+DEFAULTS = Options()
 
 FILES = {
     "--base": "the model that the monitors were frozen on: embedded, a folder, or owner/name@revision",
@@ -17,6 +17,7 @@ FILES = {
     "--texts": "unlabelled .jsonl, .csv or .txt, one text a row",
     "--labels": "labelled .jsonl or .csv; without it no monitor can be shown fit",
     "--scores": "instead of models and texts: a table of scores, for monitors that are not ours",
+    "--policy": "what monitors must do: revalidate.toml, or a pyproject.toml with [tool.after-the-update]",
 }
 
 
@@ -28,14 +29,21 @@ def add_options(command: argparse.ArgumentParser) -> None:
     what.add_argument("--diff", nargs=2, metavar=("OLD", "NEW"), help="compare two reports, named by folder; nothing is run")
     how = command.add_argument_group("how")
     how.add_argument("--out", default="revalidation", help="folder of the report (default: revalidation)")
-    how.add_argument("--precision", default="bf16", help="what an adapter is served on: bf16 or a quantizer (default: bf16)")
-    how.add_argument("--required", default="", help="monitors that must be fit, with commas (default: all)")
-    how.add_argument("--budget", type=int, default=50, help="texts that can be labelled next (default: 50)")
-    how.add_argument("--texts-limit", type=int, default=64, help="tokens of a text that are read (default: 64)")
-    how.add_argument("--depth", type=float, default=0.6, help="with --fit: where to read, a share of the network (default: 0.6)")
-    how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--device", default="cpu")
-    how.add_argument("--threads", type=int, default=1)
+    plain: dict[str, Any] = {"metavar": "N"}
+    how.add_argument(
+        "--precision", default=DEFAULTS.precision, help="what an adapter is served on: bf16 or a quantizer (default: %(default)s)"
+    )
+    how.add_argument("--required", default="", help="monitors that must be fit, with commas (default: the policy's, else all)")
+    how.add_argument(
+        "--budget", type=int, default=DEFAULTS.budget, help="texts that can be labelled next (default: %(default)s)", **plain
+    )
+    read = f"tokens of a text that are read; 0: as many as the monitors were frozen at, else {TOKENS}"
+    how.add_argument("--texts-limit", type=int, default=DEFAULTS.texts_limit, help=read, **plain)
+    depth = "with --fit: where to read, a share of the network (default: %(default)s)"
+    how.add_argument("--depth", type=float, default=DEFAULTS.depths[0], help=depth)
+    how.add_argument("--seed", type=int, default=DEFAULTS.seed, **plain)
+    how.add_argument("--device", default=DEFAULTS.device)
+    how.add_argument("--threads", type=int, default=DEFAULTS.threads, **plain)
 
 
 def project_path(name: str) -> Path:
@@ -56,7 +64,6 @@ def revalidate(options: argparse.Namespace) -> dict[str, Any]:
     if options.diff:
         return compare_files(*map(Path, options.diff))
     say("revalidate: starting")  # before anything heavy is loaded, which takes seconds
-    from helpers.revalidation.options import Options
     from helpers.revalidation.report import files as report_files
 
     required = tuple(name.strip() for name in options.required.split(",") if name.strip())
@@ -73,7 +80,7 @@ def revalidate(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _of_scores(asked: "Options", folder: Path) -> dict[str, Any]:
+def _of_scores(asked: Options, folder: Path) -> dict[str, Any]:
     """The report of scores alone, written; no torch and no transformers are needed for it."""
     from helpers.console import say
     from helpers.revalidation import score_file
@@ -84,7 +91,7 @@ def _of_scores(asked: "Options", folder: Path) -> dict[str, Any]:
     return report
 
 
-def _of_models(asked: "Options", folder: Path) -> dict[str, Any]:
+def _of_models(asked: Options, folder: Path) -> dict[str, Any]:
     """The report of two models, written with the monitors that came out."""
     from helpers.console import say
     from helpers.revalidation import run

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from helpers.revalidation import screening
-from helpers.revalidation.hypotheses import Call, Panel, call, p_values
+from helpers.revalidation import floors, screening
+from helpers.revalidation.hypotheses import URGENCY, Call, Panel, call, p_values
 from helpers.stats import roc
 from helpers.stats.intervals import MARGINS, Estimate, wilson
 from helpers.stats.roc import RATES
@@ -54,7 +54,7 @@ class Control:
 
 def judge_states(panels: Sequence[Panel], required: np.ndarray) -> Call:
     """The states of the monitors of all panels, in their order."""
-    return call(np.concatenate([p_values(panel) for panel in panels]), required)
+    return call(*(np.concatenate([of(panel) for panel in panels]) for of in (p_values, floors.floor_tests)), required)
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -135,14 +135,14 @@ def simulate(panels: Sequence[Panel], required: np.ndarray, seed: int) -> Surene
     counts = dict.fromkeys(("alarm", "open", "miss", "through"), 0)
     for draw in range(draws):
         now = [_swapped(_drawn(panel, deck, rng), rng) for panel, deck in still]
-        states = judge_states(now, required).states
-        counts["alarm"] += "stale" in states
-        counts["open"] += all(state == "fine" for state, asked in zip(states, required, strict=True) if asked)
+        still_found = judge_states(now, required)
+        counts["alarm"] += still_found.lost.any()
+        counts["open"] += all(state == "fine" for state, asked in zip(still_found.states, required, strict=True) if asked)
         if places:
             i, j, share = places[draw % len(places)]
-            state = judge_states([*now[:i], planted(now[i], j, share, rng), *now[i + 1 :]], required).states[starts[i] + j]
-            counts["miss"] += state != "stale"
-            counts["through"] += state == "fine"
+            found = judge_states([*now[:i], planted(now[i], j, share, rng), *now[i + 1 :]], required)
+            counts["miss"] += not found.lost[starts[i] + j]
+            counts["through"] += found.states[starts[i] + j] == "fine"
     rates = {name: wilson(count, draws) for name, count in counts.items()}
     miss, through = (rates["miss"], rates["through"]) if places else (None, None)
     return Sureness(rates["alarm"], rates["open"], miss, through, draws, max(len(panel.labels) for panel in panels))
@@ -163,9 +163,9 @@ def identity(panels: Sequence[Panel], required: np.ndarray, again: Sequence[np.n
     else:
         still = [replace(panel, after=scores) for panel, scores in zip(panels, again, strict=True)]
         how = "the base read twice, in other batches"
-    states = judge_states(still, required).states
-    called = f"{states.count('fine')} fine, {states.count('inconclusive')} inconclusive, {states.count('stale')} stale"
-    return Control("identity", "stale" not in states, f"{how}: {called} of {len(states)}")
+    found = judge_states(still, required)
+    called = ", ".join(f"{found.states.count(state)} {state}" for state in URGENCY if state in found.states)
+    return Control("identity", not found.lost.any(), f"{how}: {called} of {len(found.states)}")
 
 
 def shuffled(panels: Sequence[Panel], seed: int) -> Control:
@@ -195,9 +195,9 @@ def noised(panels: Sequence[Panel], required: np.ndarray, seed: int) -> Control:
     after = panels[i].after.copy()
     after[j] = scores + NOISE * scores.std() * rng.standard_normal(scores.size)
     start = sum(len(panel.names) for panel in panels[:i])
-    state = judge_states([*panels[:i], replace(panels[i], after=after), *panels[i + 1 :]], required).states[start + j]
-    name = panels[i].names[j]
-    return Control("planted stale", state == "stale", f"{name} with noise of {NOISE:g} sd on its score is called {state}")
+    lost = judge_states([*panels[:i], replace(panels[i], after=after), *panels[i + 1 :]], required).lost[start + j]
+    name, said = panels[i].names[j], "stale" if lost else "not stale"
+    return Control("planted stale", bool(lost), f"{name} with noise of {NOISE:g} sd on its score is called {said}")
 
 
 def drift(scored: Twice, cuts: Mapping[str, float], again: Twice | None, seed: int) -> tuple[Control, ...]:

@@ -6,15 +6,18 @@ so the largest of its p values counts as it is (intersection-union test, Berger 
 adjusts these over monitors: where all pass at 5 % each, all are fine, which as a claim about all of them needs no adjustment;
 else each step that fails asks more of the others. Holm would start at the other end: 100 texts a class without one changed flag
 could then never show six monitors fine. Hochberg's holds for tests that err together, as those of monitors on the same texts do.
+To keep what one had is not enough: the floors of `floors`, which ask whether a monitor does its job at all, count among the
+measures of "fine", and one that is surely missed makes a monitor "unfit", adjusted by Holm over all floors of all monitors.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
+from helpers.revalidation.policy import DEFAULT, Policy
 from helpers.stats import paired_aurocs, paired_rates, roc
 from helpers.stats.intervals import MARGINS, Estimate
 from helpers.stats.p_values import holm
@@ -24,14 +27,14 @@ from helpers.stats.paired_rates import LEVEL
 WORSE = {"tpr": -1, "fpr": 1, "auroc": -1}  # the sign of a change for the worse; in the order of reading: rates first
 MEASURES = tuple(WORSE)
 NAMES = {"tpr": "TPR", "fpr": "FPR", "auroc": "AUROC"}
-URGENCY = ("stale", "inconclusive", "fine", "no update")  # the states, in the order of reading
+URGENCY = ("stale", "unfit", "inconclusive", "fine", "no update")  # the states, in the order of reading
 
 
 @dataclass(frozen=True)
 class Panel:
     """What k monitors say of the same n labelled texts; a monitor without a frozen threshold has nan in `cuts`.
 
-    nominal: the false-positive rate that the threshold was frozen for.
+    nominal: the false-positive rate that the threshold was frozen for. policy: what is asked of each of them.
     """
 
     names: tuple[str, ...]
@@ -41,11 +44,13 @@ class Panel:
     after: Float[np.ndarray, "k n"]
     cuts: Float[np.ndarray, " k"]
     nominal: Float[np.ndarray, " k"]
+    policy: Policy = DEFAULT
 
     def take(self, index: np.ndarray, groups: np.ndarray | None = None) -> "Panel":
         """Some of the texts, perhaps several times; then each drawn group needs a name of its own in `groups`."""
         chosen = self.groups[index] if groups is None else groups
-        return Panel(self.names, self.labels[index], chosen, self.before[:, index], self.after[:, index], self.cuts, self.nominal)
+        sides = {"before": self.before[:, index], "after": self.after[:, index]}
+        return replace(self, labels=self.labels[index], groups=chosen, **sides)
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,19 @@ class Measure:
 
 @dataclass(frozen=True)
 class Call:
-    """The state of each of k monitors, and adjusted p values: of every test, and of "fine" for every monitor."""
+    """The state of each of k monitors, and adjusted p values: of every test and floor, and of "fine" for every monitor.
+
+    lost: something was shown worse by more than its margin. missed: floors surely missed now, `first`: before already.
+    """
 
     states: tuple[str, ...]
+    lost: Bool[np.ndarray, " k"]
     p_worse: Float[np.ndarray, "k 3"]
     p_preserved: Float[np.ndarray, "k 3"]
     p_fine: Float[np.ndarray, " k"]
+    p_fails: Float[np.ndarray, "k 3"]
+    missed: Bool[np.ndarray, "k 3"]
+    first: Bool[np.ndarray, "k 3"]
 
 
 # ---------------------------------------------------------------- tests against the margins
@@ -131,25 +143,33 @@ def p_values(panel: Panel) -> Float[np.ndarray, "k 3 2"]:
 # ---------------------------------------------------------------- states
 
 
-def call(p: Float[np.ndarray, "k 3 2"], required: Bool[np.ndarray, " k"]) -> Call:
+def call(p: Float[np.ndarray, "k 3 2"], floors: Float[np.ndarray, "k 3 3"], required: Bool[np.ndarray, " k"]) -> Call:
     """The states of all monitors of a run, whose adjusted p values the head of this module explains.
 
-    A measure that could not be tested leaves a monitor short of "fine". Required monitors and others are two families of
-    "fine", so that nobody pays for what is not asked. Chance of an error: "stale" said of any monitor within the margins, at
-    most 5 %; "fine" said of any required one that is not, at most 5 %.
+    p: of "worse" and "preserved"; floors: of one missed and kept now, and missed before. A measure or floor that could not be
+    tested leaves a monitor short of "fine". Required monitors and others are two families of "fine", so that nobody pays for
+    what is not asked. Chance of an error: "stale" said of any monitor within the margins, at most 5 %; "unfit" of any that does
+    its job, at most 5 %; "fine" said of any required one that is not, at most 5 %. What misses a floor now and missed it before
+    is unfit from the start, whatever else it lost; what the update broke is stale.
     """
-    p_worse = _adjusted(p[..., 0].ravel(), holm).reshape(p.shape[:2])
-    stale = (np.nan_to_num(p_worse, nan=1.0) <= ALPHA).any(axis=1)
-    largest = np.nan_to_num(p[..., 1], nan=1.0).max(axis=1)
+    p_worse, p_fails, p_failed = (_over_all(part) for part in (p[..., 0], floors[..., 0], floors[..., 2]))
+    lost, missed, first = (np.nan_to_num(part, nan=1.0) <= ALPHA for part in (p_worse, p_fails, p_failed))
+    largest = np.nan_to_num(np.concatenate([p[..., 1], floors[..., 1]], axis=1), nan=1.0).max(axis=1)
     p_fine, p_preserved = np.empty(len(p)), np.empty(p.shape[:2])
     for family in (required, ~required):
         p_fine[family] = hochberg(largest[family])
         for measure in range(p.shape[1]):
             p_preserved[family, measure] = _adjusted(p[family, measure, 1], hochberg)
-    states = np.select([stale, p_fine <= ALPHA], ["stale", "fine"], "inconclusive")
+    tiers = [(missed & first).any(axis=1), lost.any(axis=1), missed.any(axis=1), p_fine <= ALPHA]
+    states = np.select(tiers, ["unfit", "stale", "unfit", "fine"], "inconclusive")
     # the tests of a monitor that is shown fine are shown with it
     p_preserved = np.where((states == "fine")[:, None], np.fmin(p_preserved, p_fine[:, None]), p_preserved)
-    return Call(tuple(map(str, states)), p_worse, p_preserved, p_fine)
+    return Call(tuple(map(str, states)), lost.any(axis=1), p_worse, p_preserved, p_fine, p_fails, missed, first)
+
+
+def _over_all(p: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k 3"]:
+    """Holm's adjusted p values over all measures of all monitors."""
+    return _adjusted(p.ravel(), holm).reshape(p.shape)
 
 
 def hochberg(p: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

@@ -8,13 +8,14 @@ from helpers.data import splits, user_files
 from helpers.data.near_duplicates import near_pairs
 from helpers.data.splits import Example
 from helpers.errors import REFUSED, StudyError, shown
-from helpers.models import activations, loading
+from helpers.models import activations, checkpoints, loading
 from helpers.monitors import frozen
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
-from helpers.revalidation import candidate
-from helpers.revalidation.candidate import Candidate
-from helpers.revalidation.options import Options, check_required
+from helpers.revalidation.candidate import offer, settings
+from helpers.revalidation.candidate.offer import Candidate
+from helpers.revalidation.options import TOKENS, Options, check_required, with_policy
+from helpers.revalidation.policy import Policy
 from helpers.revalidation.screening import FEW
 from helpers.updates.names import CONTROL
 from helpers.updates.quantizers import QUANTIZERS
@@ -22,11 +23,16 @@ from helpers.updates.quantizers import QUANTIZERS
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is compared, on which texts; monitors are empty where they are yet to be fitted on `training`."""
+    """What is compared, on which texts; monitors are empty where they are yet to be fitted on `training`.
+
+    limit: tokens of a text that are read, those that the monitors were frozen at.
+    """
 
     options: Options
+    policy: Policy
     base: Path
     reads: str  # fingerprint of the base's tokenizer and template
+    limit: int
     update: Candidate
     monitors: tuple[Monitor, ...]
     training: tuple[Example, ...]
@@ -40,20 +46,44 @@ class Inputs:
 
 def check_inputs(options: Options) -> Inputs:
     """The inputs of a comparison of two models, cheap checks first; nothing is written."""
+    options, policy = with_policy(options)
     _check_options(options)
     training, texts, labels = _read_texts(options)
     found = () if options.fit else _saved(Path(options.monitors))
     base = loading.base_folder(options.base)
-    reads, config = candidate.fingerprint(base), candidate.config(base)
+    reads, config = settings.reads(base), offer.config(base)
+    limit, told = _limit(options, found)
     for monitor in found:
         frozen.check_fits(monitor, config["hidden_size"], config["num_hidden_layers"], reads)
-    update = candidate.check_update(options.update, options.precision, base, reads)
+    update = offer.check_update(options.update, options.precision, base, reads)
     tasks = tuple(dict.fromkeys(monitor.task for monitor in found)) or (training[0].task,)
     labels = _with_tasks(labels, tasks, Path(options.labels).name)
-    notes = _notes(options, training, texts, labels, found, base)
+    notes = [*told, *update.notes, *_beside(base), *_notes(options, training, texts, labels, found, base)]
     names = [monitor.name for monitor in found] or _names(options, tasks[0], config["num_hidden_layers"])
     check_required(options.required, names)
-    return Inputs(options, base, reads, update, found, tuple(training), tuple(texts), tuple(labels), tuple(notes))
+    texts_read = (tuple(training), tuple(texts), tuple(labels))
+    return Inputs(options, policy, base, reads, limit, update, found, *texts_read, tuple(notes))
+
+
+def _beside(base: Path) -> list[str]:
+    """What lies beside the base's weights and is not read."""
+    found = checkpoints.beside(base)
+    return [f"{base.name}: {', '.join(found[:3])} lie(s) beside the base's weights and was not read"] if found else []
+
+
+def _limit(options: Options, found: Sequence[Monitor]) -> tuple[int, list[str]]:
+    """Tokens of a text that are read: as many as the monitors were frozen at, whatever was asked for; and what to say of it."""
+    frozen_at = sorted({monitor.limit for monitor in found} - {0})
+    if len(frozen_at) > 1:
+        how_many = " and ".join(map(str, frozen_at))
+        raise StudyError(f"the monitors were frozen at {how_many} tokens a text; revalidate those of each in a run of their own")
+    asked = options.texts_limit or TOKENS
+    if not frozen_at:
+        unknown = f"the monitors do not say how many tokens they read; {asked} are read here"
+        return asked, [unknown] if found else []
+    if options.texts_limit in {0, frozen_at[0]}:
+        return frozen_at[0], []
+    return frozen_at[0], [f"{frozen_at[0]} tokens of a text were read, as the monitors were frozen, not {options.texts_limit}"]
 
 
 def _names(options: Options, task: str, depth: int) -> list[str]:
@@ -78,8 +108,8 @@ def _check_options(options: Options) -> None:
     if unknown or not options.kinds:
         pooled = ", ".join(kind for kind in PROBES if PROBES[kind].reads == "pooled" and kind != CONTROL)
         raise StudyError(f"--kinds {shown(unknown[0] if unknown else '')} is no kind that can be fitted here; use {pooled}")
-    if options.texts_limit < 2 or options.budget < 0 or options.threads < 0:
-        raise StudyError("--texts-limit is at least 2, --budget and --threads at least 0; give such numbers")
+    if options.texts_limit == 1 or min(options.texts_limit, options.budget, options.threads) < 0:
+        raise StudyError("--texts-limit is at least 2, or 0; --budget and --threads are at least 0; give such numbers")
     loading.device(options.device)
 
 

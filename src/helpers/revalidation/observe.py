@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.data.splits import Example, seen
 from helpers.errors import NOT_COMPARABLE, StudyError
-from helpers.models import activations, loading
+from helpers.models import activations, checkpoints, loading
 from helpers.models.activations import Activations
 from helpers.models.encoding import Plan
 from helpers.models.loading import LanguageModel, causal, encode_text
@@ -20,8 +20,8 @@ from helpers.monitors import probes, readings
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
 from helpers.monitors.readouts import Features, Pooled, Ragged
-from helpers.revalidation import candidate
-from helpers.revalidation.candidate import Moved
+from helpers.revalidation.candidate import movement, offer
+from helpers.revalidation.candidate.movement import Moved
 from helpers.revalidation.inputs import Inputs
 from helpers.seeding import named_seed
 from helpers.stats import roc
@@ -101,34 +101,36 @@ def observe(inputs: Inputs, say: Say) -> ObservedPair:
     say(f"loading the base {inputs.base.name}")
     base = loading.load(inputs.base, on=options.device)
     frozen = inputs.monitors or fit(base, inputs, say)
-    what = plan(examples, frozen, base.depth, options.texts_limit)
+    stored = checkpoints.of_model(inputs.base, base.model, loading.GRIDS["bf16"])
+    what = plan(examples, frozen, base.depth, inputs.limit)
     texts, labels = np.split(np.arange(len(examples)), [len(inputs.texts)])
     checked = labels if len(labels) else texts
     say(f"reading {len(examples)} texts with the base")
     before = activations.read(base, what)
     again = activations.read(base, replace(what, examples=tuple(what.examples[i] for i in checked), budget=BUDGETS[1]))
     few = [seen(row) for row in examples[:SPOKEN]]
-    spoken = speak(base, few, options.texts_limit)
+    spoken = speak(base, few, inputs.limit)
     del base  # one model at a time
     say(f"building the update {inputs.update.name}")
     texts_alone = [seen(row) for row in examples]
-    update = candidate.build(inputs.update, inputs.base, options.precision, options.device, texts_alone)
+    update = offer.build(inputs.update, inputs.base, options.precision, options.device, texts_alone)
     if (update.depth, readings.fingerprint(update.tokenizer)) != (frozen[0].layers, inputs.reads):
         raise StudyError(f"{inputs.update.name}: it reads or stacks otherwise than the base; compare one model", NOT_COMPARABLE)
     say(f"reading {len(examples)} texts with the update")
     after = activations.read(update, what)
-    moved = candidate.moved(update, inputs.update, options.precision, inputs.base)
-    both = (spoken, speak(update, few, options.texts_limit))
+    moved = movement.moved(update, inputs.update, options.precision, stored)
+    both = (spoken, speak(update, few, inputs.limit))
     return ObservedPair(tuple(frozen), before, after, again, checked, texts, labels, both, moved)
 
 
 def fit(language: LanguageModel, inputs: Inputs, say: Say) -> list[Monitor]:
     """Monitors of the base from the user's labelled texts: every kind, both poolings, at every depth asked for."""
     options, rows = inputs.options, inputs.training
-    found = activations.read(language, Plan(tuple(rows), options.depths, options.texts_limit))
+    found = activations.read(language, Plan(tuple(rows), options.depths, inputs.limit))
     parts = {split: np.flatnonzero([row.split == split for row in rows]) for split in ("train", "validation")}
     labels = np.array([row.label for row in rows])
-    known = {"layers": language.depth, "reads": inputs.reads, "model": loading.identity(inputs.base), "task": rows[0].task}
+    known = {"layers": language.depth, "reads": inputs.reads, "limit": inputs.limit, "task": rows[0].task,
+             "model": loading.identity(inputs.base)}  # fmt: skip
     frozen = []
     with loading.threads(1):
         for layer in activations.layers(options.depths, language.depth):

@@ -14,7 +14,7 @@ from helpers.errors import StudyError
 from helpers.monitors import probes, realignment, repairs
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.readouts import Features
-from helpers.revalidation import hypotheses
+from helpers.revalidation import error_rates, hypotheses
 from helpers.revalidation.hypotheses import Measure, Panel
 from helpers.revalidation.screening import ENOUGH, FEW
 
@@ -216,8 +216,8 @@ def _chosen(
         best = min(scores, key=lambda method: hypotheses.harm(_judged(case, scores[method], rows)))
         crossed[half == side] = scores[best][half == side]
     effect = _judged(case, crossed)
-    state = hypotheses.call(hypotheses.p_values(_panel(case, crossed)), np.array([True])).states[0]
-    if state == "stale" or hypotheses.harm(effect) > 1:
+    state = error_rates.judge_states([_panel(case, crossed)], np.array([True])).states[0]
+    if state in {"stale", "unfit"} or hypotheses.harm(effect) > 1:
         return Mended(tuple(tried), None, None, effect, state, "no repair brings it back within the margins")
     best = min(scores, key=lambda method: hypotheses.harm(_judged(case, scores[method])))
     return Mended(tuple(tried), best, made[best], effect, state, f"best of {len(scores)}, judged by cross-fitting")

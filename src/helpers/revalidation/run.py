@@ -6,7 +6,7 @@ Nothing leaves the machine; the report holds names, hashes and numbers. `run` co
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from helpers.data.splits import Example
 from helpers.models import compute, loading
 from helpers.monitors import frozen
 from helpers.monitors.frozen import Monitor
-from helpers.revalidation import candidate, error_rates, observe, repair, score_file, screening, verdict, watches
+from helpers.revalidation import error_rates, observe, repair, score_file, screening, verdict, watches
 from helpers.revalidation import inputs as checked_inputs
+from helpers.revalidation.candidate import movement, offer
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.inputs import Inputs
 from helpers.revalidation.observe import ObservedPair
 from helpers.revalidation.options import Options
+from helpers.revalidation.policy import Policy
 from helpers.revalidation.repair import Mended
 from helpers.revalidation.screening import Screened
 from helpers.revalidation.watches import Judged
@@ -73,14 +75,16 @@ def _of_models(options: Options, say: Say) -> Outcome:
     say(f"{len(inputs.texts)} unlabelled and {len(inputs.labels)} labelled texts; the update is the {_kind(inputs)}")
     seen = observe.observe(inputs, say)
     say(f"judging {len(seen.monitors)} monitors")
-    required = {m.name: m.name in (options.required or [m.name]) for m in seen.monitors}
+    required = {m.name: m.name in (inputs.policy.required or [m.name]) for m in seen.monitors}
     with loading.threads(1):
         panels, again = _panels(inputs, seen)
         judged = watches.judge(panels, required, again, options.seed)
         screened = _screened(seen)
         if not panels:
             judged = replace(judged, controls=_drift(seen, derive_seed(options.seed, "drift")))
-        same = {m.name: seen.moved.lowest >= m.layer and screened[m.name].same for m in seen.monitors}
+        judged = replace(judged, controls=(*judged.controls, _explained(seen)))
+        still = not inputs.update.differing  # a setting of generation changes the replies that a monitor is given to read
+        same = {m.name: still and seen.moved.lowest >= m.layer and screened[m.name].same for m in seen.monitors}
         mended = _mended(inputs, seen, judged, screened, say)
     known = {m.name: {"task": m.task, "kind": m.kind, "layer": m.layer, "hash": m.hash} for m in seen.monitors}
     watched = [
@@ -89,7 +93,8 @@ def _of_models(options: Options, say: Say) -> Outcome:
     ]
     compared = _compared(inputs, seen)
     behaviour, moved = observe.behaviour(seen.spoken), _moved(seen)
-    report = verdict.build_report(watched, judged, compared, [*inputs.notes, *_noted(seen)], options.budget, behaviour, moved)
+    notes, asked = [*inputs.notes, *_noted(seen)], {"policy": inputs.policy, "source": Path(options.policy).name}
+    report = verdict.build_report(watched, judged, compared, notes, options.budget, behaviour, moved, **asked)
     repaired = tuple(replace(m.monitor, model=inputs.update.name) for m in mended.values() if m.monitor)
     return Outcome(report, repaired, () if inputs.monitors else seen.monitors)
 
@@ -105,16 +110,16 @@ def _panels(inputs: Inputs, seen: ObservedPair) -> tuple[list[Panel], list[np.nd
     panels, again = [], []
     for task in dict.fromkeys(tasks.tolist()):
         rows, own = np.flatnonzero(tasks == task), [m for m in seen.monitors if m.task == task]
-        panels.append(_panel(own, [inputs.labels[i] for i in rows], seen, seen.labels[rows]))
+        panels.append(_panel(own, [inputs.labels[i] for i in rows], seen, seen.labels[rows], inputs.policy))
         again.append(observe.score(seen.again, own, rows))  # with labels, they alone were read again
     return panels, again
 
 
-def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: ObservedPair, index: np.ndarray) -> Panel:
+def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: ObservedPair, index: np.ndarray, policy: Policy) -> Panel:
     cuts, nominal = np.array([observe.cut(monitor) for monitor in own]).T
     return Panel(
         tuple(monitor.name for monitor in own), np.array([row.label for row in rows]), np.array([row.group for row in rows]),
-        observe.score(seen.before, own, index), observe.score(seen.after, own, index), cuts, nominal,
+        observe.score(seen.before, own, index), observe.score(seen.after, own, index), cuts, nominal, policy,
     )  # fmt: skip
 
 
@@ -123,6 +128,15 @@ def _screened(seen: ObservedPair) -> dict[str, Screened]:
     index = seen.texts if len(seen.texts) else seen.labels
     before, after = (observe.score(found, seen.monitors, index) for found in (seen.before, seen.after))
     return {m.name: screening.screen(before[j], after[j], *observe.cut(m)) for j, m in enumerate(seen.monitors)}
+
+
+def _explained(seen: ObservedPair) -> error_rates.Control:
+    """Where neither weights nor settings differ, no state may: else something that decides was not compared."""
+    odd, lowest = movement.unexplained(seen.before, seen.after, seen.moved.lowest), seen.moved.lowest
+    layers = sum(int(name.split("/")[1]) <= lowest for name in seen.before.pooled)
+    detail = f"states differ at {odd[0]}, below every change that was found" if odd else (
+        f"{layers} places lie below every change that was found, and their states are the same bit by bit")  # fmt: skip
+    return error_rates.Control("same weights, same states", not odd, detail)
 
 
 def _drift(seen: ObservedPair, seed: int) -> tuple[error_rates.Control, ...]:
@@ -190,16 +204,25 @@ def _noted(seen: ObservedPair) -> list[str]:
 
 def _compared(inputs: Inputs, seen: ObservedPair) -> dict[str, Any]:
     update, options = inputs.update, inputs.options
-    hashed = candidate.content_hash(update.folder) if update.folder else None
+    hashed = offer.content_hash(update.folder) if update.folder else None
     return {
-        "base": {"name": results.slug(options.base), "fingerprint": candidate.content_hash(inputs.base)},
-        "update": {"name": update.name, "kind": update.kind, "fingerprint": hashed, "size": seen.moved.relative},
+        "base": {"name": results.slug(options.base), "fingerprint": offer.content_hash(inputs.base)},
+        "update": {"name": update.name, "kind": update.kind, "fingerprint": hashed, "size": _size(seen, inputs)},
         "precision": update.name if update.kind == "quantizer" else options.precision,
-        "serving": candidate.serving(update) or None, "template": inputs.reads, "device": options.device,
+        "serving": offer.serving(update) or None, "template": inputs.reads, "device": options.device,
+        "settings": [asdict(one) for one in update.settings], "tokens_read": inputs.limit,
         "compute": compute.current(options.device).name, "threads": torch.get_num_threads(), "versions": verdict.versions(),
         "texts": {"n": len(inputs.texts), "sha256": _sha256(inputs.texts)} if inputs.texts else None,
         "labels": _labels(inputs.labels),
     }  # fmt: skip
+
+
+def _size(seen: ObservedPair, inputs: Inputs) -> float | str:
+    """The relative size of the update; in words where no weight differs and yet something does."""
+    if seen.moved.relative > 0 or seen.moved.lowest > seen.monitors[0].layers:
+        return seen.moved.relative
+    others = len(inputs.update.differing)
+    return f"no linear weight differs, {others} setting(s) do" if others else "no linear weight differs, others do"
 
 
 def _labels(rows: Sequence[Example]) -> dict[str, Any] | None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from helpers.data import user_files
 from helpers.data.user_files import ScoreRow
+from helpers.errors import StudyError
 from helpers.revalidation import error_rates, screening, verdict, watches
 from helpers.revalidation.hypotheses import Panel
-from helpers.revalidation.options import Options, scored
+from helpers.revalidation.options import Options, check_required, with_policy
+from helpers.revalidation.policy import Policy
 from helpers.seeding import derive_seed
 from helpers.stats.roc import RATES
 
@@ -25,12 +28,23 @@ def run_scores(options: Options, say: Callable[[str], None] = print) -> dict[str
     return verdict.told(score_report(options), begun, say)
 
 
+def scored(options: Options) -> dict[str, list[ScoreRow]]:
+    """The rows of a score file by monitor; the options that need a model must be absent."""
+    given = [name for name in ("update", "monitors", "fit", "texts", "labels") if getattr(options, name)]
+    if given:
+        raise StudyError(f"--scores was given with --{given[0]}; scores need no model and no text, so leave that out")
+    found = user_files.scores(Path(options.scores))
+    check_required(options.required, list(found))
+    return found
+
+
 def score_report(options: Options) -> dict[str, Any]:
     """The report as plain JSON, of the scores in a file; states are those of `revalidation`, by the same tests."""
+    options, policy = with_policy(options)
     by_monitor = scored(options)
     rows = next(iter(by_monitor.values()))
     required = {name: name in (options.required or [name]) for name in by_monitor}
-    panels = _score_panels({name: found for name, found in by_monitor.items() if not math.isnan(found[0].label)})
+    panels = _score_panels({name: found for name, found in by_monitor.items() if not math.isnan(found[0].label)}, policy)
     judged = watches.judge(panels, required, None, options.seed)
     sides = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
               for name, found in by_monitor.items()}  # fmt: skip
@@ -47,27 +61,29 @@ def score_report(options: Options) -> dict[str, Any]:
     compared = {
         "base": {"name": "scores before", "fingerprint": None},
         "update": {"name": "scores after", "kind": None, "size": None, "fingerprint": digest},
-        **dict.fromkeys(("precision", "serving", "template", "device", "compute", "threads")), "versions": verdict.versions(),
+        **dict.fromkeys(("precision", "serving", "template", "device", "compute", "threads")),
+        "versions": verdict.versions(), "settings": [],
         "texts": {"n": len(rows), "sha256": None}, "labels": _labels(judged.panels),
     }  # fmt: skip
     notes = ["scores alone were given: thresholds count as frozen for 5 % false positives, and no repair can be tried"]
-    return verdict.build_report(watched, judged, compared, notes, options.budget)
+    source = Path(options.policy).name
+    return verdict.build_report(watched, judged, compared, notes, options.budget, policy=policy, source=source)
 
 
-def _score_panels(by_monitor: Mapping[str, Sequence[ScoreRow]]) -> list[Panel]:
+def _score_panels(by_monitor: Mapping[str, Sequence[ScoreRow]], policy: Policy) -> list[Panel]:
     """Monitors that were scored on the same items, with the same labels and groups, in one panel."""
     alike: dict[tuple, list[str]] = {}
     ordered = {name: sorted(rows, key=lambda one: one.id) for name, rows in by_monitor.items()}
     for name, rows in ordered.items():
         alike.setdefault(tuple((one.id, one.label, one.group) for one in rows), []).append(name)
-    return [_panel(items, [ordered[name] for name in names], names) for items, names in alike.items()]
+    return [_panel(items, [ordered[name] for name in names], names, policy) for items, names in alike.items()]
 
 
-def _panel(items: Sequence[tuple], rows: Sequence[Sequence[ScoreRow]], names: Sequence[str]) -> Panel:
+def _panel(items: Sequence[tuple], rows: Sequence[Sequence[ScoreRow]], names: Sequence[str], policy: Policy) -> Panel:
     before, after = (np.array([[getattr(one, side) for one in of] for of in rows]) for side in ("before", "after"))
     return Panel(
         tuple(names), np.array([int(label) for _, label, _ in items]), np.array([group or name for name, _, group in items]),
-        before, after, np.array([of[0].threshold for of in rows]), np.full(len(names), RATES["5"]),
+        before, after, np.array([of[0].threshold for of in rows]), np.full(len(names), RATES["5"]), policy,
     )  # fmt: skip
 
 

@@ -12,14 +12,14 @@ from helpers.cache import plain
 from helpers.console import installed
 from helpers.revalidation import hypotheses, screening
 from helpers.revalidation.error_rates import Control, Sureness
+from helpers.revalidation.floors import ABOVE, Floor, open_floors, texts_asked
 from helpers.revalidation.hypotheses import MEASURES, NAMES, URGENCY, Measure
+from helpers.revalidation.policy import DEFAULT, Policy
 from helpers.revalidation.screening import ENOUGH, Screened
 from helpers.revalidation.watches import Judged, Watch
-from helpers.stats.intervals import MARGINS
 from helpers.stats.paired_aurocs import ALPHA, NEVER
-from helpers.stats.roc import RATES
 
-CODES = {"fine": 0, "no update": 0, "stale": 10, "inconclusive": 11}
+CODES = {"fine": 0, "no update": 0, "stale": 10, "unfit": 10, "inconclusive": 11}
 
 
 # ---------------------------------------------------------------- one monitor
@@ -45,7 +45,10 @@ def reason(watch: Watch) -> str:
     if not watch.measures:
         return "no labels of its task were given, so nothing can be shown"
     if watch.state == "fine":
-        return "TPR, FPR and AUROC are all shown to stay within their margins"
+        return "TPR, FPR and AUROC are all shown to stay within their margins and to keep their floors"
+    if watch.state == "unfit":
+        since = "before the update already" if watch.missed & watch.first else "under the update"
+        return f"{_missed(watch)}: shown to miss what is asked of it, {since}"
     if watch.state == "stale":
         lost = [one for one in watch.measures if watch.p_worse[one.measure] <= ALPHA]
         said = ", ".join(map(_change, sorted(lost, key=lambda one: -hypotheses.harm([one]))))
@@ -53,7 +56,23 @@ def reason(watch: Watch) -> str:
     if len(watch.measures) < len(MEASURES):
         absent = [NAMES[kind] for kind in MEASURES if kind not in {one.measure.split("_")[0] for one in watch.measures}]
         return f"{' and '.join(absent)} cannot be measured (no frozen threshold, or all scores are tied)"
+    left = open_floors(watch.floors)
+    if left and all(one.p_preserved <= ALPHA for one in watch.measures):
+        return f"{watch.n} labelled texts do not show that it does its job: {', '.join(map(_floor, left))}"
     return f"{watch.n} labelled texts leave it open; nearest to its margin is {_change(_worst(watch.measures))}"
+
+
+def _floor(one: Floor) -> str:
+    """What a monitor does, and what is asked of it."""
+    kind = one.measure.split("_")[0]
+    if kind == "auroc":
+        return f"AUROC {one.after:.3f}, asked is above {one.limit:g}"
+    return f"{NAMES[kind]} {100 * one.after:.1f} %, asked is at {'least' if ABOVE[kind] else 'most'} {100 * one.limit:g} %"
+
+
+def _missed(watch: Watch) -> str:
+    said = [_floor(one) for one in watch.floors if one.measure in watch.missed]
+    return ", ".join(said) + (" (are labels inverted?)" if "auroc" in watch.missed else "")
 
 
 def texts_needed_of(watch: Watch) -> int | None:
@@ -62,7 +81,7 @@ def texts_needed_of(watch: Watch) -> int | None:
         return None
     if not watch.measures:
         return screening.labels_needed(watch.screened) if watch.screened else None
-    found = hypotheses.texts_needed(watch.measures) if len(watch.measures) == len(MEASURES) else NEVER
+    found = texts_asked(watch.measures, watch.floors) if len(watch.measures) == len(MEASURES) else NEVER
     return None if found >= NEVER else max(found, watch.n + 1)
 
 
@@ -73,18 +92,29 @@ def monitor(watch: Watch, place: int | None) -> dict[str, Any]:
         "name": watch.name, "task": watch.task, "kind": watch.kind, "layer": watch.layer, "hash": watch.hash,
         "required": watch.required, "state": watch.state, "reason": reason(watch), "n": watch.n,
         "tests": [_test(one, watch) for one in watch.measures], "p_fine_adjusted": watch.p_fine,
+        "floors": [_kept(one, watch) for one in watch.floors],
         "needed_n": texts_needed_of(watch),
         **{kind: sides.get(kind) for kind in MEASURES}, "screening": _screening(watch.screened, place), "repair": _repair(watch),
     }  # fmt: skip
 
 
 def _test(one: Measure, watch: Watch) -> dict[str, Any]:
-    """One test. `_adjusted` is over the required monitors: Holm for "worse", Hochberg for "preserved"."""
+    """One test. `_adjusted`: Holm over all tests for "worse", Hochberg over the required monitors for "preserved"."""
     p_worse, p_preserved = watch.p_worse[one.measure], watch.p_preserved[one.measure]
     return {
         "measure": one.measure, "before": one.before.value, "after": one.after.value, "change": one.change, "margin": one.margin,
         "p_worse": one.p_worse, "p_preserved": one.p_preserved, "p_worse_adjusted": p_worse, "p_preserved_adjusted": p_preserved,
         "answer": hypotheses.answer(p_worse, p_preserved),
+    }  # fmt: skip
+
+
+def _kept(one: Floor, watch: Watch) -> dict[str, Any]:
+    """One floor: is it missed (Holm over all floors), kept (alone), or open?"""
+    answer = "missed" if one.measure in watch.missed else "kept" if one.p_holds <= ALPHA else "open"
+    return {
+        "measure": one.measure, "limit": one.limit, "before": one.before, "after": one.after, "p_missed": one.p_fails,
+        "p_kept": one.p_holds, "p_missed_adjusted": watch.p_fails[one.measure],
+        "missed_before": one.measure in watch.first, "answer": answer,
     }  # fmt: skip
 
 
@@ -128,7 +158,8 @@ def verdict_words(watched: Sequence[Watch], controls: Sequence[Control], update:
         why = f"control {failed[0]!r} failed, so this run proves nothing; see its detail"
         return _verdict("inconclusive", f"Do not deploy {update} on this report.", why)
     said = {
-        "stale": f"Do not deploy {update} with these monitors: {_count(states, 'stale')} stale.",
+        "stale": f"Do not deploy {update} with these monitors: {_count(states, 'stale')} stale{_also_unfit(states)}.",
+        "unfit": f"Do not deploy {update} with these monitors: {_count(states, 'unfit')} unfit for their job.",
         "inconclusive": f"Not shown: {_count(states, 'inconclusive')} undecided under {update}, none shown stale.",
         "fine": f"Deploy: all {len(asked)} required monitor(s) are shown to work under {update}.",
         "no update": f"Nothing was updated: {update} leaves all that the {len(asked)} required monitor(s) read as it was.",
@@ -144,15 +175,23 @@ def _count(states: Sequence[str], word: str) -> str:
     return f"{states.count(word)} of {len(states)} required monitor(s)"
 
 
+def _also_unfit(states: Sequence[str]) -> str:
+    return f", {states.count('unfit')} unfit" if "unfit" in states else ""
+
+
 def _why(word: str, asked: Sequence[Watch]) -> str:
     first = next((watch for watch in asked if watch.state == word), None)
     if word == "fine":
-        return "TPR, FPR and AUROC of each stay within their margins, shown at 5 % for all of them together."
+        return (
+            "TPR, FPR and AUROC of each stay within their margins and keep their floors, shown at 5 % for all of them together."
+        )
     if word == "no update" or first is None:
         return "Every score is the same bit by bit."
     if word == "stale":
         worst = max((watch for watch in asked if watch.state == word), key=lambda watch: hypotheses.harm(watch.measures))
         return f"{worst.name}: {reason(worst)}."
+    if word == "unfit":
+        return f"{first.name}: {reason(first)}."
     sizes = [texts_needed_of(watch) for watch in asked if watch.state == word]
     known = [size for size in sizes if size is not None]
     if len(known) == len(sizes):
@@ -170,11 +209,25 @@ def steps(watched: Sequence[Watch], word: str) -> list[dict[str, Any]]:
         elif watch.state == "stale":
             why = watch.mended.reason if watch.mended else "nothing could be tried: repairs take unlabelled texts"
             found.append(("fit it anew", watch.name, f"on {2 * ENOUGH} or more labels under the update; {why}"))
+        elif watch.state == "unfit":
+            found.append(_mend_unfit(watch))
         elif watch.state == "inconclusive":
             found.append(("collect labels", watch.name, _labels(watch, texts_needed_of(watch))))
     if word in {"fine", "no update"}:
-        found.insert(0, ("deploy", None, "every required monitor works as before"))
+        found.insert(0, ("deploy", None, "every required monitor is fit" if word == "fine" else "nothing that they read changed"))
     return [{"action": action, "monitor": name, "detail": detail} for action, name, detail in found]
+
+
+def _mend_unfit(watch: Watch) -> tuple[str, str | None, str]:
+    """What makes a monitor fit that misses a floor: another threshold where its ranking holds, else another probe."""
+    ranked = next((one for one in watch.floors if one.measure == "auroc"), None)
+    if ranked and ranked.p_holds <= ALPHA and any(one.measure.startswith("fpr") for one in watch.floors):
+        return (
+            "set its threshold anew",
+            watch.name,
+            "on harmless texts of its traffic, then revalidate: its ranking is above chance",
+        )
+    return "fit it anew", watch.name, f"on {2 * ENOUGH} or more labels: it ranks no better than chance, so no threshold mends it"
 
 
 def _labels(watch: Watch, size: int | None) -> str:
@@ -204,25 +257,30 @@ def sure(found: Sureness | None) -> dict[str, Any]:
     return {**said, "n": found.n}
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSIONS = ("after-the-update", "torch", "transformers", "peft", "bitsandbytes", "numpy", "scikit-learn")
 
 
 def build_report(
     watched: Sequence[Watch], judged: Judged, compared: Mapping[str, Any], notes: Sequence[str], budget: int,
-    behaviour: object = None, moved: object = None,
+    behaviour: object = None, moved: object = None, policy: Policy = DEFAULT, source: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as plain JSON."""
     triage = triage_order(watched, budget)
     places = {name: place for place, name in enumerate(triage["order"], 1)} if triage else {}
     verdict = verdict_words(watched, judged.controls, str(compared["update"]["name"]))
     return plain({
-        "schema_version": SCHEMA_VERSION, "verdict": verdict, "compared": compared,
+        "schema_version": SCHEMA_VERSION, "verdict": verdict, "compared": compared, "policy": _asked(policy, source),
         "monitors": [monitor(watch, places.get(watch.name)) for watch in watched],
         "next": steps(watched, str(verdict["word"])), "triage": triage, "behaviour": behaviour,
         "controls": list(judged.controls), "sureness": sure(judged.sure), "moved": moved,
-        "notes": [*notes, *_warnings(judged)], "seconds": None, "code": verdict["code"],
+        "notes": [*notes], "seconds": None, "code": verdict["code"],
     })  # fmt: skip
+
+
+def _asked(policy: Policy, source: str) -> dict[str, Any]:
+    """The policy by which a report was judged: its values, their hash, and the file that they were read from."""
+    return {**asdict(policy), "hash": policy.hash, "file": source or None}
 
 
 def versions() -> dict[str, str]:
@@ -240,18 +298,4 @@ def told(found: dict[str, Any], begun: float, say: Callable[[str], None]) -> dic
     """The report with the seconds since `begun`; its verdict is said aloud."""
     found["seconds"] = round(time.monotonic() - begun, 1)
     say(f"{found['verdict']['word']}: {found['verdict']['sentence']}")
-    return found
-
-
-def _warnings(judged: Judged) -> list[str]:
-    """What was amiss before the update already, which is none of its doing."""
-    found = []
-    for name, shown in judged.watches.items():
-        for one in shown["measures"]:
-            if one.measure == "auroc" and one.before.high < 0.5:
-                found.append(f"{name}: AUROC before the update is {one.before.value:.2f}, surely below 0.5: labels inverted?")
-            elif one.measure == "auroc" and one.before.low <= 0.5:
-                found.append(f"{name}: AUROC before the update is not surely above 0.5, so there was little to lose")
-            elif one.measure.startswith("fpr") and one.before.low > MARGINS["fpr_ratio"] * RATES["5"]:
-                found.append(f"{name}: alarms on {one.before.value:.0%} of harmless texts before the update already; recalibrate")
     return found

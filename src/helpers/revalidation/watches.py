@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helpers.revalidation import error_rates, hypotheses
-from helpers.revalidation.hypotheses import Measure, Panel
+from helpers.revalidation.floors import Floor, measured_floors
+from helpers.revalidation.hypotheses import Call, Measure, Panel
 from helpers.revalidation.screening import Screened
 from helpers.seeding import derive_seed
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:  # it imports torch
 class Watch:
     """One monitor of the run: who it is, and what was found of it.
 
-    Without labels there are no measures. p_worse and p_preserved: adjusted, by measure; p_fine: of the whole monitor.
+    Without labels there are no measures. p_worse and p_preserved: adjusted, by measure; p_fine: of the whole monitor. floors:
+    what it must do at least; p_fails: adjusted, by measure; missed and `first`: measures whose floor is surely missed now, and
+    was before.
     """
 
     name: str
@@ -34,6 +37,10 @@ class Watch:
     p_worse: Mapping[str, float]
     p_preserved: Mapping[str, float]
     p_fine: float | None
+    floors: tuple[Floor, ...]
+    p_fails: Mapping[str, float]
+    missed: frozenset[str]
+    first: frozenset[str]
     screened: Screened | None
     mended: "Mended | None"
 
@@ -56,14 +63,10 @@ def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence
     asked = np.array([required[name] for name in names])
     call = error_rates.judge_states(panels, asked)
     measures = [found for panel in panels for found in hypotheses.measured(panel, len(names))]
-    watches = {}
-    for i, (name, found) in enumerate(zip(names, measures, strict=True)):
-        places = {one.measure: hypotheses.MEASURES.index(one.measure.split("_")[0]) for one in found}
-        watches[name] = {
-            "state": call.states[i], "measures": tuple(found), "p_fine": float(call.p_fine[i]),
-            "p_worse": {measure: float(call.p_worse[i, place]) for measure, place in places.items()},
-            "p_preserved": {measure: float(call.p_preserved[i, place]) for measure, place in places.items()},
-        }  # fmt: skip
+    floors = [found for panel in panels for found in measured_floors(panel, len(names))]
+    watches = {
+        name: _shown(call, i, found, kept) for i, (name, found, kept) in enumerate(zip(names, measures, floors, strict=True))
+    }
     controls = (
         error_rates.identity(panels, asked, again, derive_seed(seed, "identity")),
         error_rates.shuffled(panels, derive_seed(seed, "shuffled")),
@@ -72,9 +75,30 @@ def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence
     return Judged(tuple(panels), watches, error_rates.simulate(panels, asked, derive_seed(seed, "simulate")), controls)
 
 
+def _shown(call: Call, i: int, measures: Sequence[Measure], floors: Sequence[Floor]) -> dict[str, Any]:
+    """What labels show of monitor i, adjusted p values by the names of measures."""
+
+    def by_name(found: Sequence[Measure] | Sequence[Floor], column: np.ndarray) -> dict[str, Any]:
+        return {one.measure: column[i, hypotheses.MEASURES.index(one.measure.split("_")[0])].item() for one in found}
+
+    return {
+        "state": call.states[i], "measures": tuple(measures), "floors": tuple(floors), "p_fine": float(call.p_fine[i]),
+        "p_worse": by_name(measures, call.p_worse), "p_preserved": by_name(measures, call.p_preserved),
+        "p_fails": by_name(floors, call.p_fails),
+        **{side: frozenset(name for name, is_so in by_name(floors, getattr(call, side)).items() if is_so)
+           for side in ("missed", "first")},
+    }  # fmt: skip
+
+
+UNKNOWN: dict[str, Any] = {
+    "state": "inconclusive", "measures": (), "floors": (), "p_fine": None, "p_worse": {}, "p_preserved": {}, "p_fails": {},
+    "missed": frozenset(), "first": frozenset(),
+}  # of a monitor without labels  # fmt: skip
+
+
 def watch(judged: Judged, name: str, same: bool, **known: Any) -> Watch:
-    """All that is known of one monitor; one that sees no update is told so, whatever labels could show."""
-    unlabelled: dict[str, Any] = {"state": "inconclusive", "measures": (), "p_fine": None, "p_worse": {}, "p_preserved": {}}
-    shown = judged.watches.get(name, unlabelled)
+    """All that is known of one monitor; one that sees no update is told so, unless labels show that it never did its job."""
+    shown = judged.watches.get(name, UNKNOWN)
+    unseen = {"state": "no update"} if same and shown["state"] != "unfit" else {}
     n = next((len(panel.labels) for panel in judged.panels if name in panel.names), 0)
-    return Watch(name=name, n=n, **{**shown, **({"state": "no update"} if same else {})}, **known)
+    return Watch(name=name, n=n, **{**shown, **unseen}, **known)

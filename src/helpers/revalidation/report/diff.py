@@ -11,7 +11,7 @@ from helpers.revalidation.report import markdown as report_markdown
 from helpers.revalidation.report import wording
 from helpers.revalidation.report.wording import DASH, Report
 
-HEALTH = {"stale": 0, "inconclusive": 1, "fine": 2, "no update": 2}
+HEALTH = {"stale": 0, "unfit": 0, "inconclusive": 1, "fine": 2, "no update": 2}
 ORDER = ("worsened", "gone", "new", "improved", "same")  # of reading
 HEADS = ("change", "monitor", "state", "measures beyond their intervals, thresholds")
 OTHER = ("what", "before", "after")
@@ -31,7 +31,7 @@ def compare(old: Report, new: Report) -> dict[str, Any]:
     before, after = (report["verdict"]["word"] for report in (old, new))
     return {
         "verdict": {"before": before, "after": after, "change": _health(before, after)},
-        "fingerprints": _fingerprints(old["compared"], new["compared"]),
+        "fingerprints": _fingerprints(old["compared"], new["compared"]) + _policies(old["policy"], new["policy"]),
         "monitors": found,
         "notes": notes,
     }
@@ -83,6 +83,19 @@ def _fingerprints(old: Mapping, new: Mapping) -> list[dict[str, Any]]:
     keys = dict.fromkeys([*sides[0], *sides[1]])
     rows = [{"what": key, "before": sides[0].get(key), "after": sides[1].get(key)} for key in keys]
     return [row for row in rows if row["before"] != row["after"]]
+
+
+def _policies(old: Mapping, new: Mapping) -> list[dict[str, Any]]:
+    """What was asked of monitors and is asked otherwise now, by the names of the policy; its hash closes the list."""
+    keys = [key for key in dict.fromkeys([*old, *new]) if key not in {"hash", "file"}]
+    sides = [{key: _listed(side.get(key)) for key in keys} for side in (old, new)]
+    rows = [{"what": f"policy {key}", "before": sides[0][key], "after": sides[1][key]} for key in keys]
+    changed = [row for row in rows if row["before"] != row["after"]]
+    return [*changed, *([{"what": "policy", "before": old["hash"], "after": new["hash"]}] if changed else [])]
+
+
+def _listed(value: object) -> object:
+    return ", ".join(map(str, value)) or "all" if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------- monitors

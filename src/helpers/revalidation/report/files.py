@@ -155,7 +155,7 @@ def read(path: Path) -> dict[str, Any]:
 def junit(report: Report) -> str:
     """The report as JUnit XML: a test case a monitor and one a control.
 
-    Stale is a failure. Inconclusive is a failure (type `inconclusive`) where the gate requires the monitor, else skipped.
+    Stale and unfit are failures. Inconclusive is one (type `inconclusive`) where the gate requires the monitor, else skipped.
     """
     seconds = f"{report['seconds'] or 0:.3f}"
     root = ET.Element("testsuites", name="revalidate", time=seconds)
@@ -179,13 +179,14 @@ def junit(report: Report) -> str:
 def _outcome(case: ET.Element, monitor: Mapping) -> None:
     """The failure or the skip of a monitor's test case, with its numbers below."""
     state = monitor["state"]
-    if state not in {"stale", "inconclusive"}:
+    if state not in {"stale", "unfit", "inconclusive"}:
         return
-    failed = state == "stale" or monitor["required"]
+    failed = state != "inconclusive" or monitor["required"]
     found = ET.SubElement(case, "failure", type=state) if failed else ET.SubElement(case, "skipped")
     found.set("message", f"{state}: {monitor['reason']} ({wording.facts(monitor)})")
     tests = wording.tests_of(monitor)
-    found.text = "\n".join(
+    changes = [
         f"{wording.measure(t, tests)} {wording.sides(t)}, change {wording.change(t)}, margin {wording.margin(t)}: {t['answer']}"
         for t in tests
-    )
+    ]
+    found.text = "\n".join([*changes, *map(wording.floor, monitor["floors"])])

@@ -12,7 +12,7 @@ from helpers.revalidation.report.wording import DASH, Report
 FEW = 12  # monitors that are all shown in full; of more, the fine ones are folded
 MANY = 24  # lines at most of a list that stands open
 LONGEST = 1000  # characters of one text on a page; the JSON has the whole
-URGENT = ("stale", "inconclusive")
+URGENT = ("stale", "unfit", "inconclusive")
 
 # ---------------------------------------------------------------- cells
 
@@ -69,8 +69,11 @@ def _tests(report: Report, most: int) -> str:
     if len(found) > FEW:  # the fine ones stand in the folded table of the first screen
         found = [monitor for monitor in found if monitor["state"] in URGENT]
     rows = [[name(monitor), *cells] for monitor in found for cells in _tests_of(monitor)]
-    heads = ("monitor", "measure", "before", "after", "change", "margin", "p worse", "Holm", "p preserved", "Holm", "answer")
-    note = "Changes with 90 % intervals, and margins, of rates in percentage points; Holm adjusts over the monitors of this run."
+    heads = ("monitor", "measure", "before", "after", "change", "margin", "p worse", "Holm", "p preserved", "Hochberg", "answer")
+    note = (
+        "Changes with 90 % intervals, and margins, of rates in percentage points; Holm adjusts over all tests of this run, "
+        "Hochberg over the monitors of which fine is asked."
+    )
     return f'<p class="note">{text(note)}</p>{html_table(heads, rows, most, (0,))}' if rows else ""
 
 
@@ -87,6 +90,31 @@ def _test(test: Mapping, among: Sequence[Mapping]) -> list[str]:
     margin = wording.margin(test)
     p = (wording.probability(test[key]) for key in ("p_worse", "p_worse_adjusted", "p_preserved", "p_preserved_adjusted"))
     return [text(cell) for cell in (*shown, margin, *p, test["answer"])]
+
+
+def _floors(report: Report, most: int) -> str:
+    """What each monitor must do at least, by the policy, and whether it does."""
+    rows = [
+        [
+            name(monitor),
+            text(wording.floor(one)),
+            *(text(wording.probability(one[key])) for key in ("p_missed_adjusted", "p_kept")),
+        ]
+        for monitor in wording.ordered(report["monitors"])
+        for one in monitor["floors"]
+    ]
+    return html_table(("monitor", "floor", "p missed, Holm", "p kept"), rows, most, (0, 1))
+
+
+def _settings(report: Report, most: int) -> str:
+    """Everything but the weights that a forward pass depends on, field by field, those that differ first."""
+    found = sorted(report["compared"]["settings"], key=lambda row: row["same"])
+    rows = [
+        [text(row["what"]), *(text(DASH if row[side] is None else row[side]) for side in ("base", "update")),
+         "same" if row["same"] else "<b>differs</b>"]
+        for row in found
+    ]  # fmt: skip
+    return html_table(("what", "base", "update", ""), rows, most, (0, 1, 2))
 
 
 def _screening(report: Report, most: int) -> str:
@@ -221,6 +249,8 @@ def _versions(report: Report, most: int) -> str:
 
 PARTS: dict[str, Callable[[Report, int], str]] = {
     "All tests, with p values": _tests,
+    "What each monitor must do, by the policy": _floors,
+    "Settings of a forward pass, compared field by field": _settings,
     "Screening without labels, and the order of labelling": _screening,
     "Repairs that were tried": _repairs,
     "Which layer and which direction moved": _moved,

@@ -80,9 +80,9 @@ def _monitors(report: Report, most: int) -> list[str]:
 
 def _tests(report: Report, most: int) -> list[str]:
     """The tests of monitors that are not fine, with their adjusted p values."""
-    rows = [_test(monitor, test) for monitor in wording.ordered(report["monitors"]) if monitor["state"] in wording.URGENCY[:2]
+    rows = [_test(monitor, test) for monitor in wording.ordered(report["monitors"]) if monitor["state"] in wording.URGENCY[:3]
             for test in wording.tests_of(monitor)]  # fmt: skip
-    heads = ("monitor", "measure", "change, 90 % interval", "margin", "p worse (Holm)", "p preserved (Holm)", "answer")
+    heads = ("monitor", "measure", "change, 90 % interval", "margin", "p worse (Holm)", "p preserved (Hochberg)", "answer")
     return ["### Tests of monitors that are not fine", *markdown_table(heads, rows, most)] if rows else []
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from helpers.errors import REFUSED, StudyError
 
-VERSION = 1
-WORDS = ("fine", "stale", "inconclusive", "no update")  # of a verdict and of a monitor's state
+VERSION = 2
+WORDS = ("fine", "stale", "unfit", "inconclusive", "no update")  # of a verdict and of a monitor's state
 ANSWERS = ("worse", "preserved", "inconclusive")
 TEXTUAL = frozenset({"prompt", "prompts", "reply", "replies", "completion", "response", "text", "message", "messages"})
 ROUNDING = 1e-6  # by which a change may miss after - before, and a value its own interval
@@ -55,6 +55,17 @@ TEST = _object(
     p_preserved_adjusted=SHARE,
     answer={"type": "string", "enum": list(ANSWERS)},
 )
+FLOOR = _object(
+    measure=TEST["properties"]["measure"],
+    limit=SHARE,
+    before=NUMBER,
+    after=NUMBER,
+    p_missed=SHARE,
+    p_kept=SHARE,
+    p_missed_adjusted=SHARE,
+    missed_before={"type": "boolean"},
+    answer={"type": "string", "enum": ["missed", "kept", "open"]},
+)
 SCREENING = _object(
     agreement=SHARE, alarm_before=SHARE, alarm_after=SHARE, psi=NUMBER, ks=NUMBER, risk=NUMBER, place_in_order=_or_null(COUNT)
 )
@@ -70,6 +81,7 @@ MONITOR = _object(
     reason=TEXT,
     n=COUNT,
     tests=_list(TEST, 20),
+    floors=_list(FLOOR, 20),
     needed_n=_or_null(COUNT),
     screening=_or_null(SCREENING),
     repair=_or_null(_object(tried=_list(TRIED, 100), chosen=_or_null(NAME))),
@@ -82,12 +94,17 @@ COMPARED = _object(
     precision=HASH,
     serving=HASH,
     template=HASH,
+    optional={"tokens_read": COUNT},
+    settings=_list(_object(what=NAME, base=_or_null(TEXT), update=_or_null(TEXT), same={"type": "boolean"}), 500),
     device=HASH,
     compute=HASH,
     threads=_or_null(COUNT),
     versions={"type": "object", "additionalProperties": {"type": "string", "maxLength": 100}},
     texts=_or_null(_object(n=COUNT, sha256=HASH)),
     labels=_or_null(_object(n=COUNT, positives=COUNT, groups=COUNT, sha256=HASH)),
+)
+POLICY = _object(
+    tpr_floor=SHARE, fpr_ratio_ceiling=NUMBER, auroc_floor=SHARE, required=_list(NAME), hash=NAME, file=_or_null(NAME)
 )
 MOVED = _object(
     by_layer=_list(_object(layer={"type": "integer"}, relative_change=NUMBER, cosine=NUMBER)),
@@ -101,6 +118,7 @@ SCHEMA = {
         schema_version={"const": VERSION},
         verdict=_object(code=CODE, word=STATE, sentence=TEXT, reason=TEXT),
         compared=COMPARED,
+        policy=POLICY,
         monitors=_list(MONITOR),
         next=_list(_object(action=TEXT, monitor=_or_null(NAME), detail=TEXT)),
         triage=_or_null(_object(order=_list(NAME), budget=NUMBER)),

@@ -12,15 +12,18 @@ LIGHT = {
     "page": "#f5f7fa", "card": "#ffffff", "ink": "#1b2a41", "muted": "#55617a", "line": "#d5dbe6", "link": "#1f56a8",
     "mark": "#5c6880", "fine": "#0a6b45", "fine-bg": "#e4f5ec", "stale": "#a3201c", "stale-bg": "#fdeceb",
     "unsure": "#7d4e00", "unsure-bg": "#fdf2dc", "same": "#2f4f86", "same-bg": "#e8eefb",
+    "unfit": "#7b2a6d", "unfit-bg": "#faeaf6",
 }  # fmt: skip
 DARK = {
     "page": "#0e121a", "card": "#161c28", "ink": "#e6eaf2", "muted": "#a5b0c5", "line": "#323c50", "link": "#8fb8ff",
     "mark": "#97a3ba", "fine": "#6fdca8", "fine-bg": "#12302a", "stale": "#ff9d94", "stale-bg": "#3b1a1c",
     "unsure": "#f3c565", "unsure-bg": "#352a12", "same": "#a9c4ff", "same-bg": "#1c2946",
+    "unfit": "#f0a6dd", "unfit-bg": "#371a31",
 }  # fmt: skip
 CLASSES = {
     "fine": "fine",
     "stale": "stale",
+    "unfit": "unfit",
     "inconclusive": "unsure",
     "no update": "same",
 }  # of states; colour never stands alone
@@ -39,10 +42,11 @@ section,details{background:var(--card);border:1px solid var(--line);border-radiu
 .top{color:var(--muted);font-size:.85rem;margin:0 0 10px;display:flex;flex-wrap:wrap;gap:2px 16px;justify-content:space-between}
 .verdict{border-left:8px solid;padding:14px 20px}
 .verdict h1,.verdict p{color:var(--ink)}
-.fine{color:var(--fine)}.stale{color:var(--stale)}.unsure{color:var(--unsure)}.same{color:var(--same)}
+.fine{color:var(--fine)}.stale{color:var(--stale)}.unsure{color:var(--unsure)}.same{color:var(--same)}.unfit{color:var(--unfit)}
 .tag{display:inline-block;border:1px solid;border-radius:6px;padding:1px 9px;font-weight:700;font-size:.82rem;white-space:nowrap}
 .tag.fine,.verdict.fine{background:var(--fine-bg)}.tag.stale,.verdict.stale{background:var(--stale-bg)}
 .tag.unsure,.verdict.unsure{background:var(--unsure-bg)}.tag.same,.verdict.same{background:var(--same-bg)}
+.tag.unfit,.verdict.unfit{background:var(--unfit-bg)}
 .verdict .tag{font-size:1rem;background:var(--card)}
 .note{color:var(--muted);font-size:.86rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(245px,1fr));gap:8px 22px;margin:0}

@@ -15,7 +15,7 @@ from helpers.revalidation.hypotheses import NAMES, URGENCY, WORSE, in_margins
 
 Report = Mapping[str, Any]
 
-SYMBOLS = {"stale": "✗", "inconclusive": "?", "fine": "✓", "no update": "="}
+SYMBOLS = {"stale": "✗", "unfit": "!", "inconclusive": "?", "fine": "✓", "no update": "="}
 ERRORS = {  # of the gate, by simulation; the second and last are not in every report
     "false_alarm": "Where nothing changed, a monitor is called stale in",
     "opened": "Where nothing changed, all required monitors are called fine in",
@@ -189,17 +189,47 @@ def compared(report: Report) -> list[tuple[str, str, str]]:
     """What was compared: what it is, its name, and the start of its fingerprint."""
     found = report["compared"]
     base, update, texts, labels = (found[key] for key in ("base", "update", "texts", "labels"))
-    size = None if update["size"] is None else f"relative size {number(update['size'])}"
+    moved = update["size"]
+    size = moved if isinstance(moved, str) or moved is None else f"relative size {number(moved)}"
     rows = [
         ("base", base["name"], base["fingerprint"]),
         ("update", _joined(update["name"], update["kind"], size), update["fingerprint"]),
         ("precision", found["precision"], None),
         ("serving", found["serving"], None),
         ("tokenizer and template", "" if found["template"] else None, found["template"]),
+        ("settings of a forward pass", settings(found["settings"]), None),
+        ("policy", _policy(report["policy"]), report["policy"]["hash"]),
         ("unlabelled texts", number(texts["n"]), texts["sha256"]) if texts else ("unlabelled texts", "none", None),
         ("labelled texts", _labelled(labels), labels["sha256"]) if labels else ("labelled texts", "none", None),
     ]
     return [(what, DASH if value is None else value, short(fingerprint) or "") for what, value, fingerprint in rows]
+
+
+def settings(rows: Sequence[Mapping]) -> str | None:
+    """How many settings were compared, and those that differ, field by field; None where none were."""
+    if not rows:
+        return None
+    others = [f"{row['what']} {row['base'] or DASH} → {row['update'] or DASH}" for row in rows if not row["same"]]
+    return f"{number(len(rows))} compared, " + (
+        f"{number(len(others))} differ: {'; '.join(others)}" if others else "all the same"
+    )
+
+
+def _policy(found: Mapping) -> str:
+    """What was asked of each monitor, and where that stands."""
+    asked = f"TPR at least {percent(found['tpr_floor'])}, FPR at most {number(found['fpr_ratio_ceiling'], 1)} times its promise"
+    return f"{found['file'] or 'the defaults'}: {asked}, AUROC above {number(found['auroc_floor'], 2)}"
+
+
+FLOORS = {"missed": "its floor is missed", "kept": "its floor is kept", "open": "its floor is neither shown kept nor missed"}
+
+
+def floor(found: Mapping) -> str:
+    """One floor in words: what is asked, what was measured, the answer."""
+    kind = found["measure"].split("_")[0]
+    limit = number(found["limit"], 2) if kind == "auroc" else percent(found["limit"])
+    side = "at most" if kind == "fpr" else "above" if kind == "auroc" else "at least"
+    return f"{NAMES[kind]} {sides(found)}, asked {side} {limit}: {FLOORS[found['answer']]}"
 
 
 def _labelled(labels: Mapping) -> str:

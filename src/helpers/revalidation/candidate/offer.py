@@ -1,55 +1,51 @@
-"""Candidates: the updated model that somebody wants to deploy, checked before it is loaded, then built, and how far it moved."""
+"""The offer: the updated model that somebody wants to deploy, checked before it is loaded, then built."""
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.models import checkpoints, loading
 from helpers.models.loading import LanguageModel
-from helpers.monitors import frozen, readings
-from helpers.updates import lora, moved_weights, quantized_models
+from helpers.monitors import frozen
+from helpers.revalidation.candidate import settings
+from helpers.revalidation.candidate.settings import Setting
+from helpers.updates import lora, quantized_models
 from helpers.updates.lora import Adapter
 from helpers.updates.quantizers import QUANTIZERS
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 ADAPTER, CONFIG = "adapter_config.json", "config.json"
 CALIBRATION = 32  # texts, for the one quantizer that needs some
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What happened to the base. kind: adapter, merged or quantizer; folder and adapter where they belong to the kind."""
+    """What happened to the base. kind: adapter, merged or quantizer; folder and adapter where they belong to the kind.
+
+    settings: what else a forward pass depends on, compared with the base; notes: what a user should know of the files.
+    """
 
     name: str
     kind: str
     folder: Path | None = None
     adapter: Adapter | None = None
+    settings: tuple[Setting, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def differing(self) -> tuple[Setting, ...]:
+        """The settings in which it is not the base."""
+        return tuple(one for one in self.settings if not one.same)
 
 
 def config(folder: Path) -> dict:
     """The configuration of a checked folder."""
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-
-
-def fingerprint(folder: Path) -> str:
-    """The fingerprint of a folder's tokenizer and chat template."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:150]
-        raise StudyError(f"{folder.name}: its tokenizer cannot be loaded ({reason}); save it again", REFUSED) from error
-    return readings.fingerprint(tokenizer)
 
 
 def check_update(name: str, precision: str, base: Path, reads: str) -> Candidate:
@@ -61,7 +57,7 @@ def check_update(name: str, precision: str, base: Path, reads: str) -> Candidate
         return _adapter(folder, base, reads)
     if not (folder / CONFIG).is_file():
         raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; give one that has", REFUSED)
-    loading.check_folder(folder)
+    checkpoints.check_folder(folder)
     ours, theirs = config(base), config(folder)
     for field in ("model_type", "num_hidden_layers", "hidden_size"):
         if ours.get(field) != theirs.get(field):
@@ -69,8 +65,18 @@ def check_update(name: str, precision: str, base: Path, reads: str) -> Candidate
                 f"{folder.name}: {field} is {theirs.get(field)!r}, the base's {ours.get(field)!r}; compare updates of one model",
                 NOT_COMPARABLE,
             )
-    _same_tokens(folder, reads)
-    return Candidate(results.slug(str(folder)), "merged", folder)
+    compared = tuple(settings.compare_folders(base, folder))
+    settings.check_reading(folder, settings.tokenizer_of(folder), reads)
+    return Candidate(results.slug(str(folder)), "merged", folder, settings=compared, notes=tuple(_lying_beside(folder)))
+
+
+def _lying_beside(folder: Path) -> list[str]:
+    """What lies beside the weights that are read, and is not."""
+    found = checkpoints.beside(folder)
+    names = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+    read = checkpoints.weight_files(folder)
+    whence = read[0].name if len(read) == 1 else f"{len(read)} shards"
+    return [f"{folder.name}: {names} lie(s) beside the weights and was not read; the model is that of {whence}"] if found else []
 
 
 def _quantizer(name: str, precision: str) -> Candidate:
@@ -88,10 +94,41 @@ def _adapter(folder: Path, base: Path, reads: str) -> Candidate:
     if pickles and not (folder / "adapter_model.safetensors").is_file():
         raise StudyError(f"{folder.name} holds {pickles[0]}, which can run code when opened; save it as safetensors", REFUSED)
     adapter = lora.load_adapter(folder)
-    if (folder / TOKENIZER[0]).is_file() and (folder / TOKENIZER[1]).is_file():
-        _same_tokens(folder, reads)
+    compared: list[Setting] = []
+    own = settings.adapters_tokenizer(folder, base)
+    if own is not None:
+        settings.check_reading(folder, own, reads)
+        compared = settings.compare_tokenizers(settings.tokenizer_of(base), own)
     _check_modules(folder, adapter, _empty_model(base))
-    return Candidate(results.slug(str(folder)), "adapter", folder, adapter)
+    notes = _adapter_notes(folder, adapter, base)
+    return Candidate(results.slug(str(folder)), "adapter", folder, adapter, tuple(compared), tuple(notes))
+
+
+def _adapter_notes(folder: Path, adapter: Adapter, base: Path) -> list[str]:
+    """What is odd about an adapter that can be put on the base: other weights beside it, patterns without a module, its base."""
+    notes = []
+    if (folder / CONFIG).is_file() and checkpoints.weight_files(folder):
+        other = checkpoints.weight_files(folder)[0].name
+        notes.append(
+            f"{folder.name} holds a whole model ({other}) beside an adapter: the adapter on the base was taken, not the model"
+        )
+    idle = [f"{field} {shown(pattern)}" for field, pattern in lora.idle_patterns(folder, adapter)]
+    if idle:
+        notes.append(f"{folder.name}: {', '.join(idle[:3])} of its config match(es) no module of the adapter")
+    made_for, revision = lora.base_of(folder)
+    if made_for and made_for.lower() not in _names_of(base):
+        which = f"{made_for} (revision {revision})" if revision else made_for
+        notes.append(f"{folder.name} was made for {which}, and is put on {base.name}, whose modules have the same shapes")
+    elif revision and revision not in str(base.resolve()):
+        notes.append(f"{folder.name} was made for revision {revision} of {made_for}; nothing shows that {base.name} is that one")
+    return notes
+
+
+def _names_of(base: Path) -> set[str]:
+    """What a base may be called: by its folder, by the hub's cache around it, by what its own config remembers."""
+    hub = [part.rpartition("--")[2] for part in base.resolve().parts if part.startswith("models--")]
+    told = str(config(base).get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+    return {name.lower() for name in (base.name, base.resolve().name, told, *hub) if name}
 
 
 def _check_modules(folder: Path, adapter: Adapter, model: torch.nn.Module) -> None:
@@ -114,15 +151,6 @@ def _empty_model(folder: Path) -> torch.nn.Module:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
-def _same_tokens(folder: Path, reads: str) -> None:
-    theirs = fingerprint(folder)
-    if theirs != reads:
-        raise StudyError(
-            f"{folder.name}: its tokenizer and template are {theirs}, the base's {reads}; compare updates that read alike",
-            NOT_COMPARABLE,
-        )
-
-
 # ---------------------------------------------------------------- building it
 
 
@@ -143,65 +171,19 @@ def serving(update: Candidate) -> str:
 
 
 def content_hash(folder: Path) -> str:
-    """sha256 over the weights, configuration and tokenizer of a folder; the same on every machine."""
-    digest, kept = hashlib.sha256(), (ADAPTER, CONFIG, *TOKENIZER)
-    for path in sorted(path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in kept):
+    """sha256 over the weights that are read, configuration, tokenizer and templates of a folder; the same on every machine."""
+    weights = [path.name for path in checkpoints.weight_files(folder)]
+    kept = {
+        *weights,
+        "adapter_model.safetensors",
+        ADAPTER,
+        CONFIG,
+        "generation_config.json",
+        *settings.TOKENS,
+        *settings.TEMPLATES,
+    }
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name in kept):
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------- how far it moved
-
-
-@dataclass(frozen=True)
-class Moved:
-    """||W' - W|| / ||W|| over the linear modules of the blocks, and `lowest`, the first block that is not the same bit by bit.
-
-    lowest is 0 where the embedding changed too, the depth where only what follows the blocks did, and above it where nothing
-    did: a monitor on layer l reads what blocks 0 to l - 1 made.
-    """
-
-    relative: float
-    lowest: int
-
-
-@torch.no_grad()
-def moved(language: LanguageModel, update: Candidate, served_in: str, base: Path) -> Moved:
-    """How far the updated weights lie from the base's, one module at a time; squares summed in float64."""
-    stored, depth = _stored(base), language.depth
-    change, size, touched, linear = 0.0, 0.0, [depth + 1], set()
-    for name, weight in moved_weights.effective_weights(language.model):
-        old = stored(f"{name}.weight").to(weight.device).float()
-        gap = float((weight - old).square().sum(dtype=torch.float64))
-        change, size = change + gap, size + float(old.square().sum(dtype=torch.float64))
-        linear.add(f"{name}.weight")
-        touched += [_block(name, depth)] if gap > 0 else []
-    touched += [_block(name, depth) for name, pair in (update.adapter or {}).items() if pair.norm() > 0]
-    if update.kind == "merged":
-        others = {name: p for name, p in language.model.named_parameters() if name not in linear}
-        touched += [_block(name, depth) for name, p in others.items() if not torch.equal(p.float().cpu(), stored(name).float())]
-    if {served_in, update.name} & {"int8", "fp32"}:  # activations are rounded otherwise too, which no weight shows
-        touched.append(0)
-    return Moved((change / size) ** 0.5 if size > 0 else 0.0, min(touched))
-
-
-def _block(name: str, depth: int) -> int:
-    """The block of a parameter; the embedding stands below all of them, the final norm and the head above."""
-    found = re.search(r"\.(\d+)\.", name)
-    if found:
-        return int(found[1])
-    return 0 if "embed" in name else depth
-
-
-def _stored(folder: Path) -> Callable[[str], Tensor]:
-    """The tensors of a checkpoint by name, read on demand."""
-    owners = checkpoints.shards(folder)
-
-    def read(name: str) -> Tensor:
-        if name not in owners:
-            raise StudyError(f"{folder.name} has no {name!r}; compare updates of one model", NOT_COMPARABLE)
-        with safe_open(owners[name], framework="pt") as file:
-            return file.get_tensor(name)
-
-    return read
