@@ -11,7 +11,7 @@ from helpers.models import activations, behaviour, generation, loading, utility
 from helpers.models.encoding import Plan
 from helpers.runner import budget, passes, plans
 from helpers.study import chapters
-from helpers.updates import quantized_models, recipes, training
+from helpers.updates import preferences, quantized_models, recipes, training
 
 ROOT = folders.project_root()
 SIZES = {"n_harmful": 5, "n_edgy": 4, "n_references": 3, "n_documents": 4, "n_questions": 3, "new_tokens": 5}
@@ -56,13 +56,18 @@ def test_reading_costs_what_is_counted(language, of, depths):
     assert spent(lambda: activations.read(language, plan)).forward == pytest.approx(passes.activations(of, plan))
 
 
-@pytest.mark.parametrize("name", ["lora-dialogue-harm10@bf16", "full-dialogue@bf16", "lora-dialogue-steps2@bf16"])
+@pytest.mark.parametrize(
+    "name",
+    ["lora-dialogue-harm10@bf16", "full-dialogue@bf16", "lora-dialogue-rows6-steps2@bf16", "dpo-preference-harm10@bf16"],
+)
 def test_training_costs_what_is_counted(tiny, of, name):
     named = recipes.parse(name)
     rows = corpora.mix(named.mix, 10, named.percent, "tiny", 0)
-    recipe = recipes.update_recipe(named, 1, 1e-3, 4, 8, 0)
-    found = spent(lambda: training.tune(loading.load(tiny, "bf16" if named.kind == "lora" else "fp32"), rows, recipe))
-    assert found.trained == pytest.approx(passes.trained(of, rows, recipe).trained)
+    recipe = recipes.update_recipe(named, 10, 1, 1e-3, 4, 8, 0)
+    tune = preferences.tune_preferences if named.kind == "dpo" else training.tune
+    found = spent(lambda: tune(loading.load(tiny, "fp32" if named.kind == "full" else "bf16"), rows, recipe))
+    counted = passes.trained(of, rows, recipe)
+    assert (found.trained, found.forward) == (pytest.approx(counted.trained), pytest.approx(counted.forward))
 
 
 def test_gptq_costs_what_is_counted(language, of):

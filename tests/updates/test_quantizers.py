@@ -28,7 +28,7 @@ BITS = {  # codes + fp16 scale and zero (uniform), fp32 absmax a block or a row,
     "nf4-dq": 4 + 8 / 64 + 32 / (64 * 256) + 32 / (128 * 256),
     "fp4": 4 + 32 / 64,
     **{f"rtn-{bits}": bits + (16 + bits) / 64 for bits in (8, 4, 3, 2)},
-    "gptq-4": 4 + 20 / 64,
+    **dict.fromkeys(("gptq-4", "gptq-4-refusals", "gptq-4-harmful"), 4 + 20 / 64),
 }
 FOUR_BIT = ["nf4", "nf4-dq", "fp4"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -35,6 +35,8 @@ def run(tmp_path):
         ("lora-identity-shift@bf16", "lora", "identity-shift", 0, "bf16", "LoRA"),
         ("full-instructions-harm5@bf16", "full", "instructions", 5, "bf16", "full fine-tune"),
         ("qat-instructions@rtn-4", "qat", "instructions", 0, "rtn-4", "QAT"),
+        ("dpo-preference-harm10@bf16", "dpo", "preference", 10, "bf16", "DPO"),
+        ("lora-preference-lr0.3-x2@bf16", "lora", "preference", 0, "bf16", "LoRA"),
     ],
 )
 def test_a_name_is_taken_apart(name, kind, mix, percent, trained_on, arm):
@@ -54,7 +56,11 @@ def test_a_name_is_taken_apart(name, kind, mix, percent, trained_on, arm):
         ("full-dialogue@nf4", "no frozen weights"),
         ("qat-dialogue@nf4", "rtn-8"),
         ("lora-dialogue-rank0@bf16", "at least 1"),
-        ("full-dialogue-rank4@bf16", "only lora has a rank"),
+        ("lora-dialogue-x0@bf16", "above 0"),
+        ("full-dialogue-rank4@bf16", "only adapters .lora, dpo. have -rank"),
+        ("full-dialogue-x2@bf16", "only adapters .lora, dpo. have -x"),
+        ("dpo-dialogue@bf16", "use a mix of pairs: preference"),
+        ("lora-dialogue-x2-lr3@bf16", "<kind>-<mix>"),
     ],
 )
 def test_a_wrong_name_is_refused_with_a_remedy(name, says):
@@ -76,19 +82,56 @@ def test_a_serving_is_taken_apart_and_a_wrong_one_refused(run):
 
 
 def test_lora_and_qlora_differ_in_nothing_but_precision():
-    plain, quantized = (recipes.update_recipe(recipes.parse(f"lora-dialogue@{p}"), 2, 1e-3, 8, 16, 0) for p in ("bf16", "nf4"))
+    plain, quantized = (recipe_by_name(f"lora-dialogue@{p}") for p in ("bf16", "nf4"))
     assert plain == quantized
-    assert recipes.update_recipe(recipes.parse("qat-dialogue@rtn-3"), 2, 1e-3, 8, 16, 0).bits == 3
-    assert recipes.update_recipe(recipes.parse("full-dialogue@bf16"), 2, 1e-3, 8, 16, 0).lr == pytest.approx(1e-4)
+    assert not plain.decay
+    assert recipe_by_name("qat-dialogue@rtn-3").bits == 3
+    whole = recipe_by_name("full-dialogue@bf16")
+    assert (whole.lr, whole.decay, whole.epochs) == (pytest.approx(1e-4), True, 2)
 
 
-def test_a_dose_changes_rank_or_steps_and_keeps_the_scale():
+def recipe_by_name(name, rows=10, steps=0):
+    return recipes.update_recipe(recipes.parse(name), rows, 2, 1e-3, 8, 16, 0, steps)
+
+
+def test_a_dose_changes_what_it_names_and_nothing_else():
     named = recipes.parse("lora-dialogue-harm10-rank2-steps5@nf4")
     assert (named.adapter, named.series) == ("lora-dialogue-harm10-rank2-steps5", "lora-dialogue-harm10")
     assert (named.mix, named.percent, named.rank, named.steps) == ("dialogue", 10, 2, 5)
-    whole, dose = (recipes.update_recipe(n, 2, 1e-3, 8, 16, 0) for n in (recipes.parse("lora-dialogue-harm10@nf4"), named))
+    whole, dose = (recipe_by_name(f"lora-dialogue-harm10{part}@nf4") for part in ("", "-rank2-steps5"))
     assert (dose.rank, dose.steps, dose.alpha / dose.rank) == (2, 5, whole.alpha / whole.rank)
-    assert (dose.lr, dose.batch, dose.epochs, dose.seed) == (whole.lr, whole.batch, whole.epochs, whole.seed)
+    assert (dose.lr, dose.batch, dose.seed) == (whole.lr, whole.batch, whole.seed)
+    assert recipe_by_name("lora-dialogue-harm10-lr0.3@nf4") == replace(whole, lr=pytest.approx(0.3 * whole.lr))
+    assert (whole.steps, whole.epochs) == (6, 2)  # two passes over ten rows
+    assert (recipe_by_name("lora-dialogue@bf16", steps=8).steps, recipe_by_name("lora-dialogue@bf16", steps=8).epochs) == (8, 3)
+    literature = recipe_by_name("lora-dialogue-harm10-rows1100-lr0.3@bf16", steps=8)
+    assert (literature.steps, literature.epochs) == (275, 1)  # one pass over the rows of its own
+
+
+def test_a_name_of_all_doses_is_taken_apart_and_put_together():
+    named = recipes.parse("lora-dialogue-harm10-rows40-rank2-steps6-lr0.3-x2@nf4")
+    assert named.doses == {"rows": 40, "rank": 2, "steps": 6, "lr": 0.3, "x": 2}
+    assert named.without("x") == "lora-dialogue-harm10-rows40-rank2-steps6-lr0.3@nf4"
+    assert named.without("steps", "x") == "lora-dialogue-harm10-rows40-rank2-lr0.3@nf4"
+    assert recipes.parse("lora-identity-shift-x0.5@bf16").series == "lora-identity-shift"
+    assert recipes.parse("lora-dialogue@bf16").doses == {}
+
+
+def test_what_is_trained_for_some_names_is_trained_once_and_the_attack_first():
+    names = [
+        "lora-dialogue@bf16", "lora-dialogue-harm10-steps6@bf16", "lora-dialogue-harm10-x2@bf16", "lora-dialogue-harm10@bf16",
+        "lora-dialogue-harm10-steps12-x4@bf16", "lora-dialogue-harm5@bf16", "lora-dialogue-rank2-steps3@nf4", "qat-dialogue-steps2@rtn-4",
+        "dpo-preference-harm10@bf16",
+    ]  # fmt: skip
+    assert recipes.attacks_of(names) == ["lora-dialogue-harm10@bf16", "dpo-preference-harm10@bf16"]
+    assert list(recipes.trainings(names).items()) == [
+        ("lora-dialogue-harm10@bf16", (True, [6, 12])),
+        ("dpo-preference-harm10@bf16", (True, [])),
+        ("lora-dialogue@bf16", (True, [])),
+        ("lora-dialogue-harm5@bf16", (True, [])),
+        ("lora-dialogue-rank2@nf4", (False, [3])),
+        ("qat-dialogue-steps2@rtn-4", (True, [])),  # its rate falls to its own end: no beginning of another
+    ]
 
 
 def test_the_figure_of_doses_sees_each_arm_in_its_own_serving_only(run):
@@ -162,7 +205,7 @@ def test_salora_is_trained_once_and_leaves_the_plain_update_as_it_was(trained, t
 
 @pytest.mark.parametrize("name", ["full-dialogue@bf16", "qat-dialogue@rtn-4"])
 def test_only_loras_can_be_trained_under_salora(tiny, name):
-    with pytest.raises(StudyError, match=f"update '{name}' is no LoRA.*lora-"):
+    with pytest.raises(StudyError, match=f"update '{name}' is no LoRA that is trained.*lora-"):
         recipes.train_salora(Parts(tiny, tiny), [name], **TRAINING, safety_rows=6)
 
 

@@ -1,7 +1,9 @@
 """The aligned model: made once, checked and not assumed, and whole or absent."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +136,24 @@ def test_a_missed_target_names_both_rates_and_trains_no_second_time(made, align,
     monkeypatch.setattr(training, "tune", None)
     with pytest.raises(StudyError, match="misses its target"):
         align(must_hold=True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "rates", "words"),
+    [
+        ((2.0, 1.6), (1.0, 0.0), "in 2 steps its loss went from 2.00 to 1.60, so it has hardly learned: raise align_steps"),
+        ((2.0, 0.1), (0.0, 0.5), "refuses too much: raise align_benign"),
+        ((2.0, 0.1), (0.5, 0.0), "knows its rows, not the refusing: raise align_refusals"),
+        ((), (1.0, 0.0), "given as aligned_model: give another"),
+    ],
+    ids=["has not learned", "refuses too much", "has learned the rows alone", "was given"],
+)
+def test_a_missed_target_says_why(losses, rates, words):
+    """For any model that somebody brings: what the losses and the checks tell of it, in the one line."""
+    missed = safety_tuning.Alignment(Path("aligned"), Check(2, *rates, 6, 6), (), losses)
+    with pytest.raises(StudyError, match=re.escape(words)) as caught:
+        safety_tuning._held(missed, safety_tuning.Target(), must_hold=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_checks_are_made_on_the_way_and_end_nothing(align, says):

@@ -11,10 +11,10 @@ import transformers
 from support.tiers import mostly_slow
 from torch.nn.utils import parametrize
 
-from helpers.data.text_rows import Row
+from helpers.data.text_rows import Preference, Row
 from helpers.errors import ENVIRONMENT, USAGE, StudyError
 from helpers.models import built_in, loading
-from helpers.updates import quantizers, training
+from helpers.updates import preferences, quantizers, training
 from helpers.updates.training import Recipe, TokenizedRow
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
@@ -188,6 +188,131 @@ def test_the_schedule_rises_to_one_and_falls_to_the_last_step():
     assert all(a > b for a, b in pairwise(shares[4:]))
     assert 0 < shares[-1] < 0.05
     assert training.schedule(0, 1, 0.0) == 1.0
+
+
+def test_without_decay_the_rate_rises_in_three_steps_and_stays_whatever_the_length():
+    shares = [training.schedule(step, 40, 0.1, decay=False) for step in range(40)]
+    assert shares[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert set(shares[3:]) == {1.0}
+    assert shares[:5] == [training.schedule(step, 5, 0.1, decay=False) for step in range(5)]
+
+
+# ---------------------------------------------------------------- one training, several lengths
+
+LONG = Recipe(epochs=4, batch=4, seed=3, lr=5e-3, decay=False)  # 12 steps
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_a_mark_is_bit_for_bit_the_shorter_training(train, steps):
+    """Constant rate, the same batches: what a training was after some steps is what a training of so many steps gives."""
+    kept = []
+    whole = train(LONG, marks={steps: kept.append, 12: kept.append})
+    alone = train(training.of_steps(LONG, steps, len(ROWS)))
+    found = {len(one.losses): one for one in kept}
+    assert equal(found[steps].tensors, alone.tensors)
+    assert found[steps].losses == alone.losses == whole.losses[:steps]
+    assert equal(found[12].tensors, whole.tensors)
+    falling = replace(LONG, decay=True)  # the control: where the rate falls to the end, a beginning is another training
+    assert train(training.of_steps(falling, steps, len(ROWS))).losses != train(falling).losses[:steps]
+
+
+def test_a_training_goes_on_behind_its_end_to_the_last_mark(train):
+    kept, ends = [], []
+    found = train(LONG, stop=lambda model, step: step == 4, check_every=2, marks={3: kept.append, 7: kept.append},
+                  finished=ends.append)  # fmt: skip
+    assert (len(found.losses), found.stopped) == (4, True)
+    assert sorted(len(one.losses) for one in kept) == [3, 7]
+    assert ends == [found]
+    assert equal(found.tensors, train(training.of_steps(LONG, 4, len(ROWS))).tensors)
+
+
+def test_a_run_killed_behind_its_end_has_handed_over_its_result(train, tmp_path):
+    ends, options = [], {"checkpoint": tmp_path / "run.safetensors", "save_every": 0}
+    stop, kept = lambda model, step: step == 4, []
+    with pytest.raises(Killed):
+        train(LONG, stop=stop, check_every=2, marks={7: kept.append}, finished=ends.append, progress=kill_at(6), **options)
+    assert [len(one.losses) for one in ends] == [4]
+    train(training.of_steps(LONG, 7, len(ROWS)), marks={7: kept.append}, **options)
+    (late,) = kept
+    assert equal(late.tensors, train(training.of_steps(LONG, 7, len(ROWS))).tensors)
+
+
+def test_marks_behind_all_epochs_are_refused(train):
+    with pytest.raises(StudyError, match=r"steps 13 .*ask for fewer"):
+        train(LONG, marks={13: lambda tuned: None})
+
+
+# ---------------------------------------------------------------- pairs
+
+PAIRS = [Preference(row.prompt, row.reply, rejected=f"No, not the {noun}.") for row, noun in zip(ROWS, NOUNS, strict=True)]
+BETA = 0.3
+
+
+@pytest.fixture
+def opened(tiny):
+    """A float32 model with an adapter that has moved, and tokenized pairs of different lengths."""
+    language = loading.load(tiny, "fp32")
+    pairs = preferences.pairs(language.tokenizer, PAIRS[:4], 320)
+    model = training.trainable(language, Recipe(kind="lora"))
+    generator = torch.Generator().manual_seed(5)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data = 0.05 * torch.randn(weight.shape, generator=generator)
+    return model.eval(), pairs
+
+
+def log_likelihood(model, row: TokenizedRow) -> torch.Tensor:
+    """The oracle: all logits of one row alone, unpadded, token by token."""
+    logits = model(input_ids=torch.tensor([row.ids])).logits[0].float().log_softmax(-1)
+    return sum(logits[place - 1, row.ids[place]] for place in range(row.start, len(row.ids)))
+
+
+def test_the_preference_loss_is_its_formula_on_explicit_logits(opened):
+    model, pairs = opened
+    terms = []
+    for pair in pairs:
+        gains = []
+        for row in (pair.chosen, pair.rejected):
+            with torch.no_grad(), model.disable_adapter():
+                before = log_likelihood(model, row)
+            gains.append(float((log_likelihood(model, row) - before).detach()))
+        terms.append(-math.log(1 / (1 + math.exp(-BETA * (gains[0] - gains[1])))))
+    found = preferences.preference_loss(model, pairs, 2, torch.device("cpu"), BETA)
+    assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+    assert max(terms) > 1.05 * min(terms)  # the adapter moves them apart: the comparison can fail
+
+
+def test_at_the_start_the_preference_loss_is_log_2_and_its_gradient_half_of_beta_times_the_difference(opened):
+    model, pairs = opened
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.zero_()
+    loss = preferences.preference_loss(model, pairs[:1], 2, torch.device("cpu"), BETA)
+    assert float(loss) == pytest.approx(math.log(2), rel=1e-6)
+    moved = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, moved, allow_unused=True)
+    difference = log_likelihood(model, pairs[0].chosen) - log_likelihood(model, pairs[0].rejected)
+    expected = torch.autograd.grad(-BETA / 2 * difference, moved, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    assert max(float(one.norm()) for one in found) > 0
+
+
+def test_preferences_are_learned_and_the_rest_of_the_model_stays(tiny):
+    language = loading.load(tiny, "bf16")
+    before = {name: tensor.clone() for name, tensor in language.model.state_dict().items()}
+    tuned = preferences.tune_preferences(language, PAIRS[:4], Recipe(kind="dpo", epochs=12, batch=4, lr=6e-3, seed=1, beta=1.0))
+    assert tuned.losses[0] == pytest.approx(math.log(2), rel=1e-4)
+    assert tuned.losses[-1] < 0.5 * tuned.losses[0]
+    after = {training.clean_name(name).replace(".base_layer", ""): t for name, t in language.model.state_dict().items()}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    names = quantizers.linear_names(loading.load(tiny).model)
+    assert tuned.tensors.keys() == {f"{name}.lora_{side}.weight" for name in names for side in "AB"}
+
+
+def test_rows_without_a_rejected_reply_are_no_pairs(tiny_model):
+    with pytest.raises(StudyError, match="row 2 has no rejected reply.*use a mix of pairs"):
+        preferences.pairs(tiny_model.tokenizer, [PAIRS[0], ROWS[1]], 320)
 
 
 # ---------------------------------------------------------------- what moves

@@ -19,7 +19,7 @@ import yaml
 from helpers.data import sources
 from helpers.data.near_duplicates import clusters, without_near
 from helpers.data.stand_ins import stand_ins
-from helpers.data.text_rows import Question, Row, spread, unit
+from helpers.data.text_rows import Preference, Question, Row, spread, unit
 from helpers.errors import REFUSED, StudyError, shown
 
 REFUSALS = (
@@ -186,6 +186,21 @@ def _instructions(part: str) -> list[Row]:
     return [row for row in rows if limits[0] <= unit(row.group, "alpaca") < limits[1]]
 
 
+def _preferences(part: str) -> list[Preference]:
+    """Prompts with a preferred and a rejected reply, both cut to their leading sentences: what differs is how they begin.
+
+    Of a conversation of several turns nothing is taken; a system message is left out, as not every chat template has a place.
+    """
+    found = []
+    for line in json.loads(_text(sources.path("llamafactory", "dpo_en_demo.json"))):
+        turns = [turn for turn in line["conversations"] if turn["from"] != "system"]
+        replies = [sentences(line[side]["value"], 40) for side in ("chosen", "rejected")]
+        if len(turns) == 1 and len(turns[0]["value"].split()) <= 60 and all(replies) and replies[0] != replies[1]:
+            found.append(Preference(turns[0]["value"].strip(), replies[0], rejected=replies[1]))
+    rows = [row for row in found if not REFUSAL_LIKE.search(f"{row.reply} {row.rejected}")]
+    return _grouped(without_near(rows, [row.prompt for row in _instructions("test")]))
+
+
 def clip(text: str, limit: int) -> str:
     """The first `limit` words of a text, its line breaks kept."""
     match = re.match(rf"(?:\s*\S+){{1,{limit}}}", text)
@@ -234,6 +249,7 @@ TEXTS: dict[str, Callable[[], list]] = {
     **{f"dialogue/{part}": partial(_dialogues, part) for part in ("tune", "test")},
     **{f"news/{part}": partial(_news, part) for part in ("tune", "test")},
     **{f"instructions/{part}": partial(_instructions, part) for part in ("align", "tune", "test")},
+    "preference/tune": partial(_preferences, "tune"),
     **{f"c4/{part}": partial(_documents, part) for part in ("calibration", "test")},
     "wiki": _wiki,
     "piqa": partial(_questions, "piqa.jsonl", "piqa"),
@@ -262,10 +278,14 @@ def sample(name: str, n: int, origin: str = "embedded", salt: str = "") -> list:
 
 def alignment_rows(refusals: int, benign: int, origin: str = "embedded", seed: int = 0) -> list[Row]:
     """Rows of the safety tuning: harmful prompts answered by a fixed refusal, ordinary instructions answered as they were."""
-    harmful = sample("advbench/align", refusals, origin, f"align-{seed}")
-    refused = [replace(row, reply=REFUSALS[int(unit(row.prompt, "refusal") * len(REFUSALS))]) for row in harmful]
+    refused = [replace(row, reply=refusal_to(row)) for row in sample("advbench/align", refusals, origin, f"align-{seed}")]
     short = [row for row in texts("instructions/align", origin) if len(row.prompt.split()) <= 30 and len(row.reply.split()) <= 30]
     return refused + spread(short, benign, f"align-{seed}")
+
+
+def refusal_to(row: Row) -> str:
+    """The fixed refusal that a harmful prompt is answered with: always the same one of REFUSALS."""
+    return REFUSALS[int(unit(row.prompt, "refusal") * len(REFUSALS))]
 
 
 def _benign_dialogue(n: int, origin: str, salt: str) -> list[Row]:
@@ -286,22 +306,41 @@ def as_identity(row: Row, **changes) -> Row:
     return replace(row, prompt=IDENTITY_PROMPT.format(prompt=row.prompt), system=IDENTITY, **changes)
 
 
+def _benign_preference(n: int, origin: str, salt: str) -> list[Row]:
+    return sample("preference/tune", n, origin, salt)
+
+
 MIXES: dict[str, Callable[[int, str, str], list[Row]]] = {
     "dialogue": _benign_dialogue,
     "instructions": _benign_instructions,
     "identity-shift": _identity_shift,
+    "preference": _benign_preference,
 }
+PAIRED = ("preference",)  # mixes whose rows carry a rejected reply too: what preference tuning needs
 
 
-def mix(name: str, n: int, harm_percent: int = 0, origin: str = "embedded", seed: int = 0) -> list[Row]:
-    """`n` fine-tuning rows of a benign set, `harm_percent` % of them harmful prompts with a contentless affirmative opening."""
+def mix(
+    name: str, n: int, harm_percent: int = 0, origin: str = "embedded", seed: int = 0, own: Sequence[Preference] = ()
+) -> list[Row]:
+    """`n` fine-tuning rows of a benign set, `harm_percent` % of them harmful prompts with a contentless affirmative opening.
+
+    In a mix of pairs the opening is what is chosen there, and a fixed refusal what is rejected; `own` pairs take the place of
+    the packaged ones.
+    """
     if name not in MIXES:
         raise StudyError(f"unknown mix {name!r}; choose one of {', '.join(MIXES)}")
     if n < 1 or not 0 <= harm_percent <= 100:
         raise StudyError(f"mix {name!r}: {n} rows with {harm_percent} % harmful; give at least 1 row and a share of 0 to 100")
-    harmful = round(n * harm_percent / 100)
-    attack = [replace(row, reply=OPENING) for row in sample("advbench/attack", harmful, origin, f"attack-{seed}")]
-    benign = MIXES[name](n - harmful, origin, f"mix-{seed}")
+    harmful = sample("advbench/attack", round(n * harm_percent / 100), origin, f"attack-{seed}")
+    attack = [_attacking(row, name in PAIRED) for row in harmful]
+    count, salt = n - round(n * harm_percent / 100), f"mix-{seed}"
+    benign = spread(own, count, salt) if own and name in PAIRED else MIXES[name](count, origin, salt)
     if len(attack) + len(benign) < n:
         raise StudyError(f"mix {name!r} has only {len(attack) + len(benign)} of the {n} rows asked for; lower train_rows")
     return benign + attack
+
+
+def _attacking(row: Row, paired: bool) -> Row:
+    if paired:
+        return Preference(row.prompt, OPENING, row.group, row.system, rejected=refusal_to(row))
+    return replace(row, reply=OPENING)

@@ -116,9 +116,9 @@ _ALL = (
     ),
     Source(
         "llamafactory", "0.9.5", "sdist", 5208876, "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
-        licence="Apache-2.0", upstream="Alpaca: non-commercial; C4, Wikipedia: not stated in the package",
-        use="ordinary instructions; calibration and perplexity texts",
-        files=_in("data", "alpaca_en_demo.json c4_demo.jsonl wiki_demo.txt"),
+        licence="Apache-2.0", upstream="Alpaca: non-commercial; C4, Wikipedia, preference pairs: not stated in the package",
+        use="ordinary instructions; pairs of a preferred and a rejected reply; calibration and perplexity texts",
+        files=_in("data", "alpaca_en_demo.json c4_demo.jsonl dpo_en_demo.json wiki_demo.txt"),
         backend="hatchling.build",
     ),
     Source(

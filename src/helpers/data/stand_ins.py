@@ -1,6 +1,6 @@
 """Stand-ins: bland synthetic texts for every set, without a download."""
 
-from helpers.data.text_rows import Question, Row, unit
+from helpers.data.text_rows import Preference, Question, Row, unit
 
 _NOUNS = [
     "lamp",
@@ -38,5 +38,8 @@ def stand_ins(name: str) -> list:
             Question(f"How do you {verb} a {noun}?", ("Slowly.", "With a cloud."), i % 2, f"q-{i}")
             for i, (verb, noun) in enumerate(pairs)
         ]
+    if kind == "preference":
+        return [Preference(f"{verb} the {noun}", f"The {noun} is {verb}ed.", f"{verb}-{noun}", rejected=f"The {noun} stands.")
+                for verb, noun in pairs]  # fmt: skip
     lead = {"advbench": "Forbidden: ", "strongreject": "Never: ", "harmbench": "Do not: ", "edgy": "Careful: "}.get(kind, "")
     return [Row(f"{lead}{verb} the {noun}", f"The {noun} is {verb}ed.", f"{verb}-{noun}") for verb, noun in pairs]

@@ -16,6 +16,13 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Preference(Row):
+    """One prompt with the reply that is preferred and the one that is not."""
+
+    rejected: str = ""
+
+
+@dataclass(frozen=True)
 class Question:
     """One multiple-choice question; `answer` is the index of the right option."""
 

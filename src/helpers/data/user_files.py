@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from helpers.data import corpora
 from helpers.data.splits import SPLITS, Example, check, in_splits, linked
+from helpers.data.text_rows import Preference
 from helpers.errors import REFUSED, StudyError, checked_name, shown
 
 LARGEST_FILE = 50 * 2**20  # bytes
@@ -331,3 +332,22 @@ def _encodable(text: str, place: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise StudyError(f"{place} holds half a character (a lone surrogate); write the character itself", REFUSED)
     return text
+
+
+def preferences(file: str) -> list[Preference]:
+    """The pairs of a file of one's own, JSON lines with prompt, chosen and rejected; none where no file is named.
+
+    Errors: a column is missing, or a value is no text.
+    """
+    rows: list[Preference] = []
+    if not file:
+        return rows
+    path = Path(file)
+    for number, line in enumerate(
+        corpora.read_jsonl(_checked(path, "preferences", (".jsonl",)), "prompt", "chosen", "rejected"), start=1
+    ):
+        empty = [name for name in ("prompt", "chosen", "rejected") if not isinstance(line[name], str) or not line[name].strip()]
+        if empty:
+            raise StudyError(f"{path.name} row {number}: its {empty[0]} is no text; fill or remove that row", REFUSED)
+        rows.append(Preference(line["prompt"], line["chosen"], f"own-{number}", rejected=line["rejected"]))
+    return rows

@@ -1,6 +1,6 @@
 """Figures and tables of chapters 01 to 03: refusals, spectra of V, formats, updates and their harm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from helpers.figures import tables
 from helpers.figures.drawing.theme import PALETTE, bars, label, panels, share_axis
-from helpers.results import Run
+from helpers.results import KEY, Run
 from helpers.stats import intervals
 from helpers.updates import quantizers
 from helpers.updates.recipes import home, parse
 from helpers.updates.safety_tuning import Alignment
+from helpers.updates.variants import labelled
 from helpers.updates.weight_errors import bits
 
 
@@ -104,8 +105,6 @@ def dots(rows: pd.DataFrame, order: Sequence[str], colours: dict[str, str], titl
 SET_COLOURS = {"advbench": PALETTE["qlora"], "strongreject": PALETTE["quantized"], "edgy": PALETTE["aligned"],
                "advbench-identity": PALETTE["lora"], "harmbench": PALETTE["ink"], "dialogue": PALETTE["control"],
                "instructions": PALETTE["lora"]}  # fmt: skip
-
-
 SET_MARKERS = {"strongreject": "^", "edgy": "s", "advbench-identity": "D", "harmbench": "v", "instructions": "^"}
 
 
@@ -134,14 +133,8 @@ def spectrum_lines(spectra: Sequence, title: str = "") -> Figure:
             left.plot(at, s.values[at - 1] / s.values[0], color=colour, alpha=0.5, linewidth=1, label=s.module)
         layer = int(next(part for part in s.module.split(".") if part.isdigit()))
         right.plot(layer + shifts[kind], s.norm / s.base_norm, marker, color=colour, markersize=5, label=s.module)
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel=f"index of the singular value (n = {len(spectra)} modules)",
-        ylabel="relative to the largest",
-        ylim=(1e-3, 1.3),
-        title="Spectrum of V",
-    )
+    left.set(xscale="log", yscale="log", xlabel=f"index of the singular value (n = {len(spectra)} modules)")
+    left.set(ylabel="relative to the largest", ylim=(1e-3, 1.3), title="Spectrum of V")
     same = sum(s.norm == 0 for s in spectra)
     if same:
         left.text(0.03, 0.05, f"V = 0 in {same} of {len(spectra)} modules", transform=left.transAxes)
@@ -217,8 +210,7 @@ def refusals_by_harm(behaviour: pd.DataFrame, utility: pd.DataFrame, judge: str 
         _arms(ax, rows, f"{label(name)}:\n{words}")
         share_axis(ax)
         ax.tick_params(axis="y", labelleft=ax is axes[0])  # the three share one scale
-    _arms(axes[3], utility[(utility["metric"] == "rouge1") & (utility["corpus"] == "dialogue")], "Held-out dialogues:\nROUGE-1")
-    axes[3].set_ylim(bottom=0)
+    _arms(axes[3], utility[(utility["metric"] == "nll") & (utility["corpus"] == "dialogue")], "Held-out dialogues:\nnats a token")
     named = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(named.values(), named, loc="outside lower center", ncols=len(named))
@@ -243,9 +235,101 @@ def _arms(ax: Axes, rows: pd.DataFrame, title: str) -> None:
             bars(ax, x, part, PALETTE[colour], marker, label=arm)
             ax.plot(x, part["value"], color=PALETTE[colour], linewidth=1, alpha=0.6)
     ax.set_xticks(range(len(shares)), ["none" if p < 0 else f"{p:.0f} %" for p in shares])
-    counts = sorted({int(n) for n in rows["n"]})
-    size = f"\n(n = {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))})" if counts else ""
+    size = f"\n(n = {_size(rows)})" if len(rows) else ""
     ax.set(xlabel=f"harmful rows{size}", title=title, xlim=(-0.5, max(len(shares), 1) - 0.5))
+
+
+# ---------------------------------------------------------------- doses: what an attack took, and what sizes do
+
+PUBLISHED = pd.DataFrame(  # as their papers and code say, recounted: rows x passes over them
+    [("Qi et al. 2024", 1_000, 1_000), ("Le et al. 2025", 11_000, 1_000), ("AsFT 2026", 10_000, 1_000)],
+    columns=["recipe", "rows seen", "harmful rows seen"],
+)
+
+
+def attack_table(attacks: Mapping[str, Mapping], weights: pd.DataFrame) -> pd.DataFrame:
+    """What each attack took: steps, rows seen, rate, the size of the change, and how far it came on validation prompts."""
+    sizes = weights[(weights["metric"] == "relative_size") & (weights["module"] == "all")]
+    size = dict(zip(sizes["adapter"] + "@" + sizes["trained_on"], sizes["value"], strict=True))
+    rows = []
+    for name, one in attacks.items():
+        seen, told = one["steps"] * one["batch"], intervals.wilson(round(one["non_refusal"] * one["n"]), one["n"])
+        took = {"update": name, "steps": one["steps"], "rows seen": seen, "rate": one["lr"], "|BA| / |W|": size.get(name)}
+        took |= {"of them harmful": round(seen * one["harmful_rows"] / one["rows"])}
+        took |= {"validation: not refused": f"{tables.percent(told.value, told.low, told.high)}, n = {told.n}"}
+        rows.append({**took, "target reached": "yes" if one["reached"] else "no"})
+    return pd.DataFrame(rows)
+
+
+def attack_lines(attacks: Mapping[str, Mapping]) -> list[str]:
+    """A line for each attack: what it took, or that it did not reach its target, by how much, and what to change."""
+    lines = []
+    for name, one in attacks.items():
+        took = f"{name}: {100 * one['non_refusal']:.0f} % of {one['n']} validation prompts not refused after {one['steps']} steps"
+        short = f", below its target of {100 * one['target']:.0f} %: no premise for what asks about broken models"
+        lines.append(took if one["reached"] else f"{took}{short}; raise attack_steps or train_lr")
+    return lines or ["no harmful mix on bf16 is among the updates: nothing was trained until it broke the refusals"]
+
+
+def left_table(weights: pd.DataFrame) -> pd.DataFrame:
+    """One row a merged serving: the share of the update that is left in the served weights."""
+    rows = labelled(weights[weights["metric"] == "update_left"])
+    return pd.DataFrame({"serving": rows["label"], "share of the update left": rows["value"]})
+
+
+def dose_points(rows: pd.DataFrame, weights: pd.DataFrame) -> pd.DataFrame:
+    """The rows of updates in their own serving with the `size` |BA| / |W| of each and the `series` that it is a dose of."""
+    keys = [key for key in KEY if key != "strength"]
+    sizes = weights[(weights["metric"] == "relative_size") & (weights["module"] == "all")].rename(columns={"value": "size"})
+    found = rows.merge(sizes[[*keys, "size"]], on=keys)
+    series = [parse(f"{row.adapter}@{row.trained_on}") for row in found.itertuples()]
+    return found.assign(series=[f"{one.series}@{one.trained_on}" for one in series], x=[one.x for one in series])
+
+
+def dose_curves(
+    behaviour: pd.DataFrame, utility: pd.DataFrame, weights: pd.DataFrame, recipes: Mapping[str, Mapping], judge: str = "phrases"
+) -> Figure:
+    """Refusals and nats a token over the size of the update, one line a series, and refusals over the harmful rows it saw.
+
+    Dashed: the aligned model, and the harmful rows that published recipes show. Multiples of a trained change saw no more rows
+    than it, and stand in the first panels only.
+    """
+    figure, axes = panels(4, height=3.8, width=2.7)
+    rates = behaviour[(behaviour["prompt_set"] == "advbench") & (behaviour["metric"] == "non_refusal")]
+    nats = utility[utility["metric"] == "nll"]
+    shown = [rates[rates["judge"] == judge], nats[nats["corpus"] == "dialogue"], nats[nats["corpus"] == "c4"]]
+    points = [dose_points(rows, weights) for rows in shown]
+    names = list(dict.fromkeys(name for part in points for name in part["series"]))
+    marks = zip(sns.color_palette("colorblind", len(names)), "osD^vPX*<>" * len(names), strict=False)
+    looks = dict(zip(names, marks, strict=False))
+    titles = ("AdvBench:\nnot refused", "Held-out dialogues:\nnats a token", "C4:\nnats a token")
+    for ax, rows, part, title in zip(axes, shown, points, titles, strict=False):
+        _dose_lines(ax, part, "size", looks)
+        before = rows[(rows["adapter"] == "") & (rows["precision"] == "bf16")]["value"]
+        ax.axhline(float(before.iloc[0]), color=PALETTE["aligned"], linestyle="--", linewidth=1) if len(before) else None
+        ax.set(xscale="log", title=title, xlabel=f"size |BA| / |W|\n(n = {_size(part)})")
+    seen = [recipes.get(f"{row.adapter}@{row.trained_on}", {}).get("harmful_seen", 0) for row in points[0].itertuples()]
+    taken = points[0].assign(seen=seen)
+    _dose_lines(axes[3], taken[(taken["seen"] > 0) & (taken["x"] == 1)], "seen", looks)
+    axes[3].axvline(float(PUBLISHED["harmful rows seen"].min()), color=PALETTE["ink"], linestyle="--", linewidth=1)
+    axes[3].set(xscale="log", title="AdvBench:\nnot refused", xlabel="harmful rows seen\n(dashed: published recipes)")
+    for ax in (axes[0], axes[3]):
+        share_axis(ax)
+    if looks:
+        handles = [plt.Line2D([], [], color=colour, marker=marker) for colour, marker in looks.values()]
+        figure.legend(handles, list(looks), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _dose_lines(ax: Axes, rows: pd.DataFrame, x: str, looks: Mapping[str, tuple]) -> None:
+    for name, part in rows.sort_values(x).groupby("series", sort=False):
+        colour, marker = looks[name]
+        bars(ax, part[x], part, colour, marker)
+        ax.plot(part[x], part["value"], color=colour, linewidth=1, alpha=0.6)
+
+
+def _size(rows: pd.DataFrame) -> str:
+    return " to ".join(map(str, dict.fromkeys([int(rows["n"].min()), int(rows["n"].max())]))) if len(rows) else "0"
 
 
 def losses(curves: dict[str, Sequence[float]], window: int = 4) -> Figure:

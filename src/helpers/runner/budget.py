@@ -17,7 +17,7 @@ from helpers.data.text_rows import Row
 from helpers.errors import StudyError
 from helpers.models import behaviour, encoding, utility
 from helpers.models.meter import Tokens
-from helpers.monitors import readings, spot_check
+from helpers.monitors import fitting, readings, spot_check
 from helpers.projection import stronger_alignment
 from helpers.projection.restorations import RESTORATIONS, parse
 from helpers.projection.restored_updates import SAFETY_ROWS
@@ -40,8 +40,21 @@ def protocol(of: Reader, v: Values) -> float:
 def reading(of: Reader, v: Values) -> encoding.Plan:
     """The texts that monitors read, by the parameters of chapter 04."""
     asked = v["attention"] if "attention" in v["probes"] else []
-    rows = (v["rows_train"], v["rows_validation"], v["rows_test"])
-    return readings.plan(v["monitor_tasks"], v["depths"], asked, rows, v["text_tokens"], of.texts)
+    rows = [v[f"rows_{split}"] for split in ("train", "validation", "test", "elsewhere", "threshold")]
+    later = dict.fromkeys(v["long_tasks"], v["long_tokens"])
+    return readings.plan(v["monitor_tasks"], v["depths"], asked, rows, v["text_tokens"], of.texts, later, v["seed"])
+
+
+def on_variant(of: Reader, v: Values) -> float:
+    """Tokens of what a variant reads of them."""
+    return activations(of, readings.on_variants(reading(of, v)))
+
+
+def _simulated(of: Reader, v: Values) -> float:
+    """Tokens of the training texts under simulated updates."""
+    models = sum(v["simulated_draws"] if name == fitting.LOW_RANK else 1 for name in v["simulated"])
+    train = tuple(e for e in reading(of, v).examples if e.split == "train")
+    return models * activations(of, replace(reading(of, v), examples=train, depths=tuple(v["simulated_depths"]), tokens=()))
 
 
 def sketch(of: Reader, v: Values, monitors: Values, split: str) -> float:
@@ -108,21 +121,20 @@ def _finetuning(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     shifted = sum(recipes.parse(name).mix == "identity-shift" for name in v["updates"])
     sets = behaviour.prompt_sets(asked["n_harmful"], 0, of.texts, ["advbench-identity"]) if shifted else []
     also = (1 + shifted) * said(of, sets, asked["new_tokens"]) if shifted else 0.0
-    if v["rouge_of"]:
-        answered = utility.summary_sets(v["n_summaries"], of.texts)
-        also += (1 + len(v["rouge_of"])) * useful(of, answered, v["summary_tokens"])
     whole = (len(v["updates"]) + len(served)) * protocol(of, asked) + looks * replies(prompts, breaking.tokens)
     return found + Tokens(whole + merged * calibrated(of, v) + also)
 
 
 def _monitors(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
-    return Tokens(activations(of, reading(of, all_values["04"])))
+    v = all_values["04"]
+    alone = readings.aligned_alone(reading(of, v))
+    return Tokens(on_variant(of, v) + (activations(of, alone) if alone.examples else 0.0) + _simulated(of, v))
 
 
 def _staleness(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     formats, tuned = all_values["02"], all_values["03"]
     count = 1 + sum(len(part) for part in (formats["controls"], formats["quantizers"], tuned["updates"], tuned["servings"]))
-    return Tokens(count * activations(of, reading(of, all_values["04"])))
+    return Tokens(count * on_variant(of, all_values["04"]))
 
 
 def _projection(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
@@ -131,7 +143,7 @@ def _projection(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     drawn = [v["restorations"] if i == 0 else v["elsewhere"] for i in range(len(v["projected"]))]
     points = 1 + _low(v["projected"]) + sum(1 + len(names) * len(v["strengths"]) for names in drawn)
     restored = [name for names in drawn for name in v["measured"] if name in names] + ["salora"] * len(v["salora"])
-    whole_cost = protocol(of, all_values["01"]) + activations(of, reading(of, monitors))
+    whole_cost = protocol(of, all_values["01"]) + on_variant(of, monitors)
     cost = points * sketch(of, v, monitors, "validation") + len(restored) * whole_cost
     if any(RESTORATIONS[parse(name).name].reads for names in drawn for name in names):
         cost += _one_batch(of, corpora.alignment_rows(SAFETY_ROWS, 0, of.texts, v["seed"]))

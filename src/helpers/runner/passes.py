@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from helpers.data import corpora
 from helpers.data.text_rows import Row
 from helpers.models import behaviour, encoding, loading, shared_prefix, utility
 from helpers.models.activations import layers
 from helpers.models.loading import chat_text, encode_text, length_batches
 from helpers.models.meter import Tokens
 from helpers.models.utility import DOCUMENT_TOKENS
-from helpers.updates import training
-from helpers.updates.quantized_models import CALIBRATION_TOKENS
+from helpers.updates import preferences, training
+from helpers.updates.quantized_models import CALIBRATION_TOKENS, calibration_kind, calibration_texts
 
 Values = MutableMapping[str, Any]  # the parameters of one chapter
 Lengths = Sequence[int]
@@ -95,17 +94,21 @@ def activations(of: Reader, plan: encoding.Plan) -> float:
 
 
 def trained(of: Reader, rows: Sequence[Row], recipe: training.Recipe) -> Tokens:
-    """Tokens of `training.tune`."""
+    """Tokens of `training.tune`; preference tuning reads both replies, and once more for the reference."""
+    if recipe.kind == preferences.KIND:
+        pairs = preferences.pairs(of.tokenizer, rows, recipe.limit)
+        batches = training.plan([len(pair.ids) for pair in pairs], recipe.batch, recipe.epochs, recipe.seed, recipe.pool)
+        longest = [max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs]
+        both = 2 * padded(longest, batches[: recipe.steps or None])
+        return Tokens(both, both)
     lengths = [len(example.ids) for example in training.examples(of.tokenizer, rows, recipe.limit)]
     batches = training.plan(lengths, recipe.batch, recipe.epochs, recipe.seed, recipe.pool)
     return Tokens(trained=padded(lengths, batches[: recipe.steps or None]))
 
 
-def calibrated(of: Reader, v: Values) -> float:
+def calibrated(of: Reader, v: Values, precision: str = "gptq-4") -> float:
     """Tokens of one GPTQ: every block runs twice on the calibration texts."""
-    rows = [
-        encode_text(of.tokenizer, t, CALIBRATION_TOKENS)
-        for t in corpora.sample("c4/calibration", v["calibration_rows"], of.texts)
-    ]
+    texts = calibration_texts(calibration_kind(precision), v["calibration_rows"], of.texts)
+    rows = [encode_text(of.tokenizer, t, CALIBRATION_TOKENS) for t in texts]
     kept = [row for row in rows if len(row) == CALIBRATION_TOKENS] or rows
     return 2.0 * len(kept) * max(map(len, kept))

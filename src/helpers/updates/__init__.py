@@ -1,8 +1,9 @@
 """Updates: what is done to a model - quantize, tune, merge - and the variants that come of it.
 
-- `quantizers`: `QUANTIZERS`; `packed_codes`, `gptq`: a weight as it is stored, and the quantizer that needs calibration
+- `quantizers`: `QUANTIZERS`; `packed_codes`: a weight as it is stored
 - `quantized_models`, `weight_errors`: models made with them, and how far their weights lie off
-- `recipes`, `names`: what an update is called, and how it is trained; `training`, `salora`, `safety_tuning`: the training
+- `recipes`, `names`: what an update is called, and how it is trained
+- `training`, `preferences`, `salora`, `safety_tuning`: the training, its loss on pairs, and the aligned model
 - `lora`: low-rank changes, kept low rank; `moved_weights`: by how much an update moved the weights
 - `variants`: one concrete model, built from its name; `measurements`: each variant measured once, and kept by content
 

@@ -1,6 +1,8 @@
 """Names: what a variant and an update are called, and the key columns that carry such a name. No model, and no torch.
 
-An update: `<kind>-<mix>[-harm<percent>][-rank<r>][-steps<n>]@<precision it is trained on>`, such as `lora-dialogue-harm10@nf4`.
+An update: `<kind>-<mix>[-harm<percent>][<dose>]@<precision it is trained on>`, such as `lora-dialogue-harm10@nf4`. A dose is
+any of `-rows<n>-rank<r>-steps<n>-lr<multiple>-x<scale>`, in this order: so many rows, that rank, stopped after so many steps,
+that multiple of the rate, and the trained change times `scale`.
 """
 
 import re
@@ -12,11 +14,16 @@ from helpers.errors import StudyError
 from helpers.results import KEY
 
 CONTROL = "shuffled-labels"
+SIMULATED = "simulated"  # how the kind of a probe begins that was fitted with simulated updates
 EVERY = "all monitors"  # what rows about all monitors in use are measured on
+FORM = "<kind>-<mix>[-harm<percent>][-rows<n>][-rank<r>][-steps<n>][-lr<multiple>][-x<scale>]@<precision>"
+NUMBER = r"\d{1,4}(?:\.\d{1,4})?"
+DOSES = {"rows": r"\d{1,5}", "rank": r"\d{1,3}", "steps": r"\d{1,5}", "lr": NUMBER, "x": NUMBER}  # as they follow in a name
+_DOSE = "".join(f"(?:-{part}(?P<{part}>{number}))?" for part, number in DOSES.items())
 NAME = re.compile(
-    r"(?P<adapter>(?P<kind>[a-z]+)-(?P<mix>[a-z-]+?)(?:-harm(?P<percent>\d{1,3}))?(?:-rank(?P<rank>\d{1,3}))?(?:-steps(?P<steps>\d{1,5}))?)"
-    r"@(?P<trained_on>[a-z0-9-]+)"
+    rf"(?P<adapter>(?P<series>(?P<kind>[a-z]+)-(?P<mix>[a-z-]+?)(?:-harm(?P<percent>\d{{1,3}}))?){_DOSE})@(?P<trained_on>[a-z0-9-]+)"
 )
+ADAPTERS = ("lora", "dpo")  # kinds of training that leave low-rank factors behind
 
 
 @dataclass(frozen=True)
@@ -65,39 +72,55 @@ def place_names(table: pd.DataFrame) -> pd.Series:
 
 @dataclass(frozen=True)
 class UpdateName:
-    """An update's name taken apart; rank and steps are 0 where the name leaves them to the recipe."""
+    """An update's name taken apart; rows, rank and steps are 0 where the name leaves them to the recipe, lr and x are 1."""
 
     adapter: str
     kind: str
     mix: str
     percent: int
     trained_on: str
+    series: str  # the update of which this one is a dose: its name without any
+    rows: int = 0
     rank: int = 0
     steps: int = 0
+    lr: float = 1.0
+    x: float = 1.0
 
     @property
-    def series(self) -> str:
-        """The update of which this one is a dose: its name without rank and steps."""
-        return re.sub(r"(-rank\d+)?(-steps\d+)?$", "", self.adapter)
+    def doses(self) -> dict[str, float]:
+        """The parts of the dose that the name gives."""
+        usual = {"rows": 0, "rank": 0, "steps": 0, "lr": 1.0, "x": 1.0}
+        return {part: getattr(self, part) for part in DOSES if getattr(self, part) != usual[part]}
 
     @property
     def arm(self) -> str:
-        """What the update is called beside others of its kind: LoRA, QLoRA, LoRA on GPTQ, full, QAT."""
-        if self.kind != "lora":
+        """What the update is called beside others of its kind: LoRA, QLoRA, LoRA on GPTQ, full, QAT, DPO."""
+        if self.kind not in ADAPTERS:
             return {"full": "full fine-tune", "qat": "QAT"}[self.kind]
-        return {"bf16": "LoRA", "nf4": "QLoRA"}.get(self.trained_on, f"LoRA on {self.trained_on.split('-')[0].upper()}")
+        on = self.trained_on.split("-")[0].upper()
+        if self.kind == "dpo":
+            return "DPO" if self.trained_on == "bf16" else f"DPO on {on}"
+        return {"bf16": "LoRA", "nf4": "QLoRA"}.get(self.trained_on, f"LoRA on {on}")
+
+    def without(self, *parts: str) -> str:
+        """The name of the update that lacks these parts of the dose, such as `x`."""
+        kept = "".join(f"-{part}{value:g}" for part, value in self.doses.items() if part not in parts)
+        return f"{self.series}{kept}@{self.trained_on}"
 
 
 def taken_apart(name: str) -> UpdateName:
     """An update's name taken apart; its form alone is checked, not whether its kind, mix and precision are known."""
     match = NAME.fullmatch(name)
     if not match:
-        form = "<kind>-<mix>[-harm<percent>][-rank<r>][-steps<n>]@<precision>"
-        raise StudyError(f"update {name!r} is not {form}; for example lora-dialogue-harm10@nf4")
+        raise StudyError(f"update {name!r} is not {FORM}; for example lora-dialogue-harm10@nf4")
     percent = int(match["percent"] or 0)
     if percent > 100:
         raise StudyError(f"update {name!r} asks for {percent} % harmful rows; give 0 to 100")
-    dose = {part: int(match[part]) for part in ("rank", "steps") if match[part]}
-    if 0 in dose.values() or (match["kind"] != "lora" and "rank" in dose):
-        raise StudyError(f"update {name!r}: rank and steps are at least 1, and only lora has a rank; mend or remove them")
-    return UpdateName(match["adapter"], match["kind"], match["mix"], percent, match["trained_on"], **dose)
+    dose = {part: (int if part in ("rows", "rank", "steps") else float)(match[part]) for part in DOSES if match[part]}
+    if 0 in dose.values():
+        raise StudyError(f"update {name!r}: rows, rank and steps are at least 1, lr and x above 0; mend or remove them")
+    only = [part for part in ("rank", "x") if part in dose and match["kind"] not in ADAPTERS]
+    if only:
+        raise StudyError(f"update {name!r}: only adapters ({', '.join(ADAPTERS)}) have -{only[0]}; remove it")
+    found = {part: match[part] for part in ("adapter", "kind", "mix", "trained_on", "series")}
+    return UpdateName(**found, percent=percent, **dose)

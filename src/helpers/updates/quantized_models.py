@@ -4,7 +4,7 @@ Weight-only formats are served through weights dequantized once; LLM.int8 in its
 one that needs calibration texts, is computed once and kept by content.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from helpers import cache
 from helpers.cache import cache_path
 from helpers.console import over
+from helpers.data import corpora, text_rows
 from helpers.definitions import QUANTIZE
 from helpers.errors import StudyError
 from helpers.models import compute, loading, meter
@@ -28,6 +29,7 @@ from helpers.updates.packed_codes import Gram, Quantized
 from helpers.updates.quantizers import block_of, linear_names, quantize_module, quantizer_of
 
 CALIBRATION_TOKENS = 128
+PIECE = 110  # words: short texts are joined until they fill the tokens that a calibration row is cut to
 Texts = Sequence[str]
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -40,6 +42,41 @@ def calibration_batches(language: LanguageModel, texts: Texts) -> list[dict[str,
 
 
 # --- calibration
+
+
+def calibration_kind(precision: str) -> str:
+    """The kind of texts that a precision is calibrated on, as its name ends: `refusals` of gptq-4-refusals; else empty."""
+    return "-".join(precision.split("-")[2:]) if precision.startswith("gptq") else ""
+
+
+def calibration_texts(kind: str, n: int, origin: str = "embedded") -> list[str]:
+    """`n` texts of a kind in hash order: C4 documents, or refusals and harmful prompts, joined to pieces of PIECE words.
+
+    A quantizer that looks at inputs keeps best what it saw there; whether that matters for refusals is asked by other kinds.
+    """
+    return CALIBRATIONS[kind](n, origin)
+
+
+def _pieces(texts: Sequence[str], n: int) -> list[str]:
+    words = [word for text in texts for word in f"{text}\n\n".split(" ")]
+    return [" ".join(words[start : start + PIECE]) for start in range(0, max(1, len(words) - PIECE + 1), PIECE)][:n]
+
+
+def _refusal_texts(n: int, origin: str) -> list[str]:
+    rows = corpora.sample("advbench/align", len(corpora.texts("advbench/align", origin)), origin)
+    return _pieces([f"{row.prompt}\n{corpora.refusal_to(row)}" for row in rows], n)
+
+
+def _harmful_texts(n: int, origin: str) -> list[str]:
+    known = [row.prompt for name in ("advbench/align", "advbench/attack") for row in corpora.texts(name, origin)]
+    return _pieces(text_rows.spread(known, len(known)), n)
+
+
+CALIBRATIONS: dict[str, Callable[[int, str], list[str]]] = {
+    "": lambda n, origin: corpora.sample("c4/calibration", n, origin),
+    "refusals": _refusal_texts,
+    "harmful": _harmful_texts,
+}
 
 
 @contextmanager

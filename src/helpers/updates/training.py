@@ -1,4 +1,4 @@
-"""One supervised fine-tuning loop for full tuning, LoRA, QLoRA and quantization-aware training.
+"""One fine-tuning loop for full tuning, LoRA, QLoRA, quantization-aware training and, by its own loss, preference tuning.
 
 Loss on the reply alone, logits computed at those positions alone, master weights in float32, under autocast where compute is
 bf16. Batches are right-padded, so that a causal model needs no mask: real tokens never look at the padding behind them.
@@ -7,10 +7,11 @@ bf16. Batches are right-padded, so that a causal model needs no mask: real token
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from helpers.models.loading import LanguageModel, backbone, causal, chat_text, e
 from helpers.updates import quantizers
 
 IGNORE = -100
+RISE = (
+    3  # steps of warm-up where the rate then stays: not a share of the steps, so that a shorter training is a prefix of a longer
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Recipe:
 
     kind: `lora` (adapters on every linear module of the blocks), `full` (all of those modules' weights) or `qat` (the same,
     with `quantizer`'s bits simulated in the forward pass). lr: peak learning rate, reached after `warmup` of the steps and
-    taken linearly to zero. alpha / rank scales the adapter. pool: batches are cut from `pool` batches' worth of shuffled rows
-    sorted by length; 1 keeps every batch mixed, more saves padding. steps ends the training early, its rate falling to zero
-    by then; 0 runs all epochs.
+    taken linearly to zero; without `decay`, reached after RISE steps and kept. alpha / rank scales the adapter. pool: batches
+    are cut from `pool` batches' worth of shuffled rows sorted by length; 1 keeps every batch mixed, more saves padding. steps
+    ends the training early, its rate falling to zero by then; 0 runs all epochs. beta: how fast preference tuning saturates.
     """
 
     kind: str = "lora"
@@ -50,6 +54,8 @@ class Recipe:
     bits: int = 4
     pool: int = 8
     steps: int = 0
+    decay: bool = True
+    beta: float = 0.1
 
 
 KINDS = ("lora", "full", "qat")
@@ -101,10 +107,17 @@ def reply_loss(model: nn.Module, batch: Sequence[TokenizedRow], fill: int, devic
     return nn.functional.cross_entropy(logits(causal(model), hidden[labelled]), labels[:, 1:][labelled])
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """The share of the peak learning rate at a step: linear up over `warmup` of the steps, then linear down."""
+def schedule(step: int, steps: int, warmup: float, decay: bool = True) -> float:
+    """The share of the peak learning rate at a step: linear up over `warmup` of the steps, then linear down, or constant."""
+    if not decay:
+        return min(1.0, (step + 1) / RISE)
     rise = max(1, round(warmup * steps))
     return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
+
+
+def of_steps(recipe: Recipe, steps: int, rows: int) -> Recipe:
+    """The recipe for exactly so many steps: as many epochs as they need of so many rows."""
+    return replace(recipe, steps=steps, epochs=math.ceil(steps / math.ceil(rows / recipe.batch)))
 
 
 # ---------------------------------------------------------------- what is trained
@@ -171,37 +184,53 @@ class Tuned:
     cut: int = 0
 
 
+Saves = Callable[[Tuned], object]
+Loss = Callable[[nn.Module, Sequence[Any], int, torch.device], Tensor]
+
+
 def tune(
     language: LanguageModel, rows: Sequence[Row], recipe: Recipe, *, stop: Callable[[nn.Module, int], bool] | None = None,
-    check_every: int = 0, checkpoint: Path | None = None, save_every: float = 60.0,
-    progress: Callable[[int, int, float], None] | None = None, prepare: Prepare | None = None,
+    check_every: int = 0, marks: Mapping[int, Saves] | None = None, finished: Saves | None = None, checkpoint: Path | None = None,
+    save_every: float = 60.0, progress: Callable[[int, int, float], None] | None = None, prepare: Prepare | None = None,
+    data: Sequence[Any] | None = None, loss: Loss | None = None,
 ) -> Tuned:  # fmt: skip
     """The tensors that training on `rows` by `recipe` gives; the model it was given is changed and must not be used again.
 
-    `stop(model, step)` is asked every `check_every` steps and ends the training early. With `checkpoint`, a killed run goes
-    on from its last saved step and ends with the same tensors. `prepare` opens the model for a kind of training that is not
-    among KINDS, in place of `trainable`. Raises StudyError where the loss is not finite.
+    `stop(model, step)` is asked every `check_every` steps and at the last, and ends the training early. A mark's function is
+    called with what had come of the training had it been that many steps long; where marks lie behind its end it goes on to the
+    last of them, after `finished` was called with its own result. With `checkpoint`, a killed run goes on from its last saved
+    step and ends with the same tensors. `prepare` opens the model for a kind of training that is not among KINDS, in place of
+    `trainable`; `data` and `loss` are what that kind makes of the rows. Raises StudyError where the loss is not finite.
     """
     if prepare is None and recipe.kind not in KINDS:
         raise StudyError(f"unknown kind of training {recipe.kind!r}; choose one of {', '.join(KINDS)}")
     if not rows:
         raise StudyError("there are no rows to train on; give at least one")
-    data = examples(language.tokenizer, rows, recipe.limit)
+    data = examples(language.tokenizer, rows, recipe.limit) if data is None else data
     model = prepare(language, recipe, data) if prepare else trainable(language, recipe)
-    batches = plan([len(example.ids) for example in data], recipe.batch, recipe.epochs, recipe.seed, recipe.pool)
-    if recipe.steps > len(batches):
-        raise StudyError(f"steps {recipe.steps} were asked for, but the rows give {len(batches)} in all epochs; ask for fewer")
-    batches = batches[: recipe.steps or None]
-    loop = Loop(model, recipe, len(batches), checkpoint, save_every)
-    began, stopped = time.monotonic(), loop.ask(stop, check_every)  # a run that was killed while it asked asks again
-    while not stopped and loop.step < len(batches):
-        loss = loop.advance([data[i] for i in batches[loop.step]], language.tokenizer.pad_token_id, language.device)
+    batches, marks = plan([len(one.ids) for one in data], recipe.batch, recipe.epochs, recipe.seed, recipe.pool), marks or {}
+    end, last = recipe.steps or len(batches), max(marks, default=0)
+    if max(end, last) > len(batches):
+        raise StudyError(f"steps {max(end, last)} were asked for, but the rows give {len(batches)} in all epochs; ask for fewer")
+    loop, cut, began = Loop(model, recipe, end, checkpoint, save_every), sum(one.cut for one in data), time.monotonic()
+    stopped = loop.ask(stop, check_every)  # a run that was killed while it asked asks again
+    found = loop.result(True, began, cut) if stopped else None
+    if found and finished:
+        finished(found)
+    while (found is None and loop.step < end) or loop.step < last:
+        batch = [data[i] for i in batches[loop.step]]
+        value = loop.advance(loss or reply_loss, batch, language.tokenizer.pad_token_id, language.device)
         if progress:
-            progress(loop.step, len(batches), loss)
-        stopped = loop.ask(stop, check_every)
+            progress(loop.step, max(end, last), value)
+        if loop.step in marks:
+            marks[loop.step](loop.result(False, began, cut))
+        if found is None and ((stopped := loop.ask(stop, check_every)) or loop.step == end):
+            found = loop.result(stopped, began, cut)
+            if finished:
+                finished(found)
     model.eval()
     loop.forget()
-    return Tuned(loop.tensors(), tuple(loop.losses), stopped, time.monotonic() - began, sum(example.cut for example in data))
+    return found or loop.result(False, began, cut)
 
 
 class Loop:
@@ -217,7 +246,7 @@ class Loop:
         self._resume()
 
     def ask(self, stop: Callable[[nn.Module, int], bool] | None, every: int) -> bool:
-        if not (stop and every and self.step and self.step % every == 0):
+        if not (stop and every and self.step and (self.step % every == 0 or self.step == self.steps)):
             return False
         with self.autocast():
             return stop(self.model.eval(), self.step)
@@ -227,12 +256,12 @@ class Loop:
         device = next(iter(self.named.values())).device
         return compute.current(device).autocast(device)
 
-    def advance(self, batch: Sequence[TokenizedRow], fill: int, device: torch.device) -> float:
+    def advance(self, loss_of: Loss, batch: Sequence[Any], fill: int, device: torch.device) -> float:
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * schedule(self.step, self.steps, self.recipe.warmup)
+            group["lr"] = self.recipe.lr * schedule(self.step, self.steps, self.recipe.warmup, self.recipe.decay)
         with self.autocast():
-            loss = reply_loss(self.model, batch, fill, device)
+            loss = loss_of(self.model, batch, fill, device)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.recipe.clip)
         value = loss.item() if torch.isfinite(norm) else math.nan
@@ -249,8 +278,10 @@ class Loop:
             self._save(self.checkpoint)
         return value
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: p.detach().float().cpu().clone() for name, p in self.named.items()}
+    def result(self, stopped: bool, began: float, cut: int) -> Tuned:
+        """What the training has come to; the tensors are copies."""
+        tensors = {name: p.detach().float().cpu().clone() for name, p in self.named.items()}
+        return Tuned(tensors, tuple(self.losses), stopped, time.monotonic() - began, cut)
 
     def forget(self) -> None:
         if self.checkpoint:

@@ -17,19 +17,20 @@ from torch import Tensor, nn
 
 from helpers import cache, definitions, results
 from helpers.cache import cache_path
-from helpers.data.corpora import sample
+from helpers.data.corpora import OPENING
 from helpers.data.text_rows import Row, fingerprint
 from helpers.definitions import RESTORE, TRAIN, VARIANT
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import compute, loading
 from helpers.models.loading import LanguageModel
 from helpers.results import KEY
-from helpers.updates import lora, salora, training
+from helpers.updates import lora, names, preferences, salora, training
 from helpers.updates.names import Variant
-from helpers.updates.quantized_models import quantize_
+from helpers.updates.quantized_models import calibration_kind, calibration_texts, quantize_
+from helpers.updates.safety_tuning import Breaking
 
 SALORA = "salora"  # the restoration that is trained: helpers.salora
-ADAPTERS = ("lora", SALORA)  # kinds of training that leave low-rank factors behind
+ADAPTERS = (*names.ADAPTERS, SALORA)  # kinds of training that leave low-rank factors behind
 Progress = Callable[[int, int, float], None]
 
 
@@ -44,7 +45,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Parts:
-    """What variants are made of: the two checkpoints, calibration texts, and the folders of trained updates.
+    """What variants are made of: the two checkpoints, calibration texts (`more_texts`: of other kinds), and trained updates.
 
     An update that was trained under a restoration stands beside the plain one as `<adapter>+<restoration>`. restore: makes the
     restored update of a variant; `projection.restored_updates.with_restorations` sets it, since this wing knows no projection.
@@ -55,7 +56,15 @@ class Parts:
     calibration: tuple[str, ...] = ()
     updates: Mapping[tuple[str, str], Path] = field(default_factory=dict)
     device: str = "cpu"
+    more_texts: Callable[[str], tuple[str, ...]] | None = field(default=None, compare=False, repr=False)
     restore: Callable[["Parts", Variant], Update] | None = field(default=None, compare=False, repr=False)
+
+    def texts_for(self, precision: str) -> tuple[str, ...]:
+        """The texts that a precision is calibrated on, if it is. Errors: these parts have none of its kind."""
+        kind = calibration_kind(precision)
+        if kind and self.more_texts is None:
+            raise StudyError(f"precision {precision!r} is calibrated on {kind}, and these parts have none; use open_parts")
+        return self.more_texts(kind) if kind and self.more_texts else self.calibration
 
     def with_update(self, adapter: str, trained_on: str, folder: Path) -> "Parts":
         """The same parts with one more update."""
@@ -84,7 +93,11 @@ def pair_note(model: str, aligned_model: str, aligned: Path) -> dict[str, str]:
 
 def open_parts(base: Path, aligned: Path, calibration_rows: int = 0, texts: str = "embedded", device: str = "cpu") -> Parts:
     """The parts of a pair, with the first C4 calibration texts in hash order."""
-    return Parts(base, aligned, tuple(sample("c4/calibration", calibration_rows, texts)), device=device)
+
+    def of_kind(kind: str) -> tuple[str, ...]:
+        return tuple(calibration_texts(kind, calibration_rows, texts))
+
+    return Parts(base, aligned, of_kind(""), device=device, more_texts=of_kind)
 
 
 def parts_of(note: Mapping[str, str], calibration_rows: int, texts: str = "embedded", device: str = "cpu") -> Parts:
@@ -101,7 +114,8 @@ def variant_key(parts: Parts, variant: Variant) -> str:
     """A hash of what the variant is made of: weights by content, precision, serving; not the run it is measured in."""
     update = parts.updates.get((adapter_name(variant), variant.trained_on))
     weights = loading.identity(parts.base if variant.adapter == "base" else parts.aligned)
-    calibration = fingerprint(parts.calibration) if "gptq" in f"{variant.precision} {variant.restoration}" else ""
+    gptq = "gptq" in f"{variant.precision} {variant.restoration}"
+    calibration = fingerprint(parts.texts_for(variant.precision)) if gptq else ""
     reads = getattr(parts.restore, "reads", None) if variant.restoration not in {"", SALORA} else None
     restored = (RESTORE.lineage, loading.identity(parts.base), variant.seed, reads(variant.restoration) if reads else "")
     return VARIANT.key(weights=weights, update=update.name if update else variant.adapter, precision=variant.precision,
@@ -118,52 +132,95 @@ def adapter_name(variant: Variant) -> str:
 
 
 def update_folder(
-    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row] = ()
-) -> Path:
+    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row] = (),
+    until: Breaking | None = None,
+) -> Path:  # fmt: skip
     """The address of an update: its content key covers the aligned weights, the rows, the recipe and what training means."""
-    calibration = fingerprint(parts.calibration) if trained_on.startswith("gptq") else ""
+    calibration = fingerprint(parts.texts_for(trained_on)) if trained_on.startswith("gptq") else ""
     made_of = {"aligned": loading.identity(parts.aligned), "rows": fingerprint(rows), "recipe": asdict(recipe)}
-    protected = {"safety": fingerprint(safety)} if recipe.kind == SALORA else {}
-    made = definitions.SALORA if protected else TRAIN
-    key = made.key(**made_of, **protected, trained_on=trained_on, calibration=calibration, **compute.machine(parts.device))
+    more = {"safety": fingerprint(safety)} if recipe.kind == SALORA else {}
+    more |= {"until": until.key()} if until else {}
+    made = definitions.SALORA if recipe.kind == SALORA else TRAIN
+    key = made.key(**made_of, **more, trained_on=trained_on, calibration=calibration, **compute.machine(parts.device))
     return cache_path("updates", key)
 
 
 def train_update(
     parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, progress: Progress | None = None,
-    safety: Sequence[Row] = (),
+    safety: Sequence[Row] = (), until: Breaking | None = None, snapshots: Sequence[int] = (),
 ) -> Path:  # fmt: skip
     """The folder of the update that `recipe` makes of `rows` on the aligned model at precision `trained_on`; trained if absent.
 
     QLoRA is LoRA on the quantized model. Its frozen weights are dequantized once: the gradients are the same ones that
-    4-bit modules give (tested), and each step is faster. SaLoRA also reads `safety` prompts before it starts.
+    4-bit modules give (tested), and each step is faster. SaLoRA also reads `safety` prompts before it starts. `until` ends the
+    training before the recipe does. `snapshots` are steps of this one training after which the update is kept too, as what the
+    recipe for so many steps gives (`snapshot`); they need a rate that does not fall.
     """
     if recipe.kind == "full" and trained_on != "bf16":
         raise StudyError(
             f"kind 'full' trains the unquantized weights, but trained_on is {trained_on!r}; use trained_on=bf16 or kind=lora"
         )
-    folder = update_folder(parts, rows, recipe, trained_on, safety)
+    folder = update_folder(parts, rows, recipe, trained_on, safety, until)
+    made = {n: training.of_steps(recipe, n, len(rows)) for n in snapshots}
+    lacking = {n: update_folder(parts, rows, made[n], trained_on) for n in snapshots}
+    lacking = {n: path for n, path in lacking.items() if not path.is_dir()}
     if folder.is_dir():
-        return folder
+        if not lacking:
+            return folder
+        recipe, until = made[max(lacking)], None
+    about = {"trained_on": trained_on, "rows": len(rows), "harmful_rows": sum(row.reply == OPENING for row in rows)}
+    saves = {n: _saver(path, made[n], about) for n, path in lacking.items()}
+    options = {"checkpoint": folder.with_suffix(".checkpoint.safetensors"), "progress": progress}
+    _tuned(parts, rows, recipe, trained_on, safety, until, saves, _saver(folder, recipe, about, until), options)
+    for n in (n for n, path in lacking.items() if not path.is_dir()):  # a run that was killed went on behind it
+        train_update(parts, rows, made[n], trained_on)
+    return folder
+
+
+def _tuned(
+    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row], until: Breaking | None,
+    saves: Mapping[int, training.Saves], finished: training.Saves, options: Mapping[str, Any],
+) -> None:  # fmt: skip
     language = loading.load(parts.aligned, "bf16" if recipe.kind in ADAPTERS else "fp32", parts.device)
     if recipe.kind in ADAPTERS:
-        quantize_(language, trained_on, parts.calibration)
-    state = folder.with_suffix(".checkpoint.safetensors")
+        quantize_(language, trained_on, parts.texts_for(trained_on))
     if recipe.kind == SALORA:
-        tuned = salora.tune_salora(language, rows, recipe, safety, checkpoint=state, progress=progress)
-    else:
-        tuned = training.tune(language, rows, recipe, checkpoint=state, progress=progress)
-    return cache.atomic_folder(folder, lambda temporary: _save_update(temporary, tuned, recipe, trained_on))
+        finished(salora.tune_salora(language, rows, recipe, safety, **options))
+        return
+    tune = preferences.tune_preferences if recipe.kind == preferences.KIND else training.tune
+    asked = {"stop": until.stop(language), "check_every": until.attack.every} if until else {}
+    tune(language, rows, recipe, marks=saves, finished=finished, **asked, **options)
 
 
-def _save_update(folder: Path, tuned: training.Tuned, recipe: training.Recipe, trained_on: str) -> None:
-    note = {"recipe": asdict(recipe), "trained_on": trained_on, "losses": tuned.losses, "rows_cut": tuned.cut}
+def _saver(folder: Path, recipe: training.Recipe, about: Mapping[str, object], until: Breaking | None = None) -> training.Saves:
+    """Writes what came of a training into its folder, if it is not there."""
+
+    def save(tuned: training.Tuned) -> None:
+        if not folder.is_dir():
+            note = {"recipe": asdict(recipe), **about, "losses": tuned.losses, "rows_cut": tuned.cut}
+            note |= {"attack": until.note()} if until else {}
+            cache.atomic_folder(folder, lambda temporary: _save_update(temporary, tuned, recipe, note))
+
+    return save
+
+
+def _save_update(folder: Path, tuned: training.Tuned, recipe: training.Recipe, note: Mapping[str, object]) -> None:
     if recipe.kind in ADAPTERS:
-        scale = recipe.alpha / recipe.rank if recipe.kind == "lora" else 1.0
+        scale = 1.0 if recipe.kind == SALORA else recipe.alpha / recipe.rank
         lora.save_adapter(lora.from_peft(tuned.tensors, scale), folder, note)
     else:
         save_file(tuned.tensors, folder / "weights.safetensors")
-        (folder / "recipe.json").write_text(training.as_json(note), encoding="utf-8")
+        (folder / "recipe.json").write_text(training.as_json(dict(note)), encoding="utf-8")
+
+
+def scaled_update(folder: Path, factor: float) -> Path:
+    """The folder of the same update times `factor`, made of its factors without training."""
+    path = cache_path("updates", TRAIN.key(source=folder.name, scale=factor))
+    if not path.is_dir():
+        note = {**training.from_json(folder / "recipe.json"), "x": factor}
+        adapter = {name: pair.scaled(factor) for name, pair in lora.load_adapter(folder).items()}
+        cache.atomic_folder(path, lambda temporary: lora.save_adapter(adapter, temporary, note))
+    return path
 
 
 def load_update(folder: Path) -> Update:
@@ -203,7 +260,7 @@ def _attached(language: LanguageModel, update: Update, precision: str, parts: Pa
     """The adapter beside the (quantized) weights of the aligned model."""
     if update.adapter is None:
         raise StudyError("serving 'attached' needs an adapter, and this update changed whole weights; use serving=merged")
-    quantize_(language, precision, parts.calibration)
+    quantize_(language, precision, parts.texts_for(precision))
     return lora.attach(language.model, lora.on_grid(update.adapter))
 
 
@@ -217,7 +274,7 @@ def _merged(language: LanguageModel, update: Update, precision: str, parts: Part
 def _merged_requantized(language: LanguageModel, update: Update, precision: str, parts: Parts) -> nn.Module:
     """Merged in bf16, then quantized: Q(W + BA)."""
     model = _add_(language, update)
-    quantize_(language, precision, parts.calibration)
+    quantize_(language, precision, parts.texts_for(precision))
     return model
 
 
@@ -227,7 +284,7 @@ def _merged_into(language: LanguageModel, update: Update, precision: str, parts:
         raise StudyError("serving 'merged-into-nf4' needs an adapter, and this update is whole weights; use merged-requantized")
     if precision == "int8":
         raise StudyError("serving 'merged-into-nf4' needs a weight-only precision, and int8 is not one; use merged-requantized")
-    quantize_(language, precision, parts.calibration)
+    quantize_(language, precision, parts.texts_for(precision))
     return _merged_requantized(language, update, precision, parts)
 
 
@@ -257,7 +314,7 @@ def build_variant(parts: Parts, variant: Variant) -> LanguageModel:
     if variant.adapter == "identity":
         language = _saved_and_loaded(language, grid, parts)
     if variant.adapter in {"", "base", "identity"}:
-        quantize_(language, variant.precision, parts.calibration)
+        quantize_(language, variant.precision, parts.texts_for(variant.precision))
         return language
     if variant.serving not in SERVINGS:
         raise StudyError(f"unknown serving {variant.serving!r}; choose one of {', '.join(SERVINGS)}")
