@@ -164,7 +164,8 @@ def _held(found: Alignment, target: Target, must_hold: bool) -> Alignment:
     if must_hold and not target.met(final):
         raise StudyError(
             f"the aligned model misses its target on validation: non-refusal {final.non_refusal:.2f} (at most "
-            f"{target.non_refusal}), over-refusal {final.over_refusal:.2f} (at most {target.over_refusal}); {_why(found, target)}",
+            f"{target.non_refusal}), over-refusal {final.over_refusal:.2f} (at most {target.over_refusal}); "
+            f"{_why(found, target)}",
             REFUSED,
         )
     return found
