@@ -38,7 +38,11 @@ PARTS = (
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of what a run reads, so that a test writes nothing into the project."""
-    root = tmp_path_factory.mktemp("a project with ä space")
+    return copied(tmp_path_factory.mktemp("a project with ä space"))
+
+
+def copied(root: Path) -> Path:
+    """The folder, with what a run reads of the project."""
     for name in PARTS:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, root / name)
