@@ -1,7 +1,7 @@
 """Models: load one, let it speak, read its states, and judge what it said.
 
-- `loading`, `built_in`: a folder as a model, and the two models that need none
-- `compute`, `checkpoints`: in which arithmetic, and the tensors of a checkpoint
+- `loading`, `built_in`: a folder as a model, and the models that have a name here
+- `compute`, `checkpoints`: in which arithmetic; a folder fetched and checked, and its tensors
 - `encoding`, `shared_prefix`, `generation`, `activations`: texts as tokens, replies, hidden states
 - `behaviour`, `utility`, `judges`, `judge_types`, `judge_llm`: refusals, severity, perplexity and accuracy
 - `meter`: tokens that went through a model
