@@ -102,7 +102,7 @@ PROBES = Definition(
           "monitors.baselines"),
 )  # fmt: skip
 SIGNALS = Definition(
-    "signals", 1, (VARIANT,), code=("updates.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
+    "signals", 2, (VARIANT,), code=("updates.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
 )
 SKETCH = Definition("sketch", 2, (ACTIVATIONS, MEASURE, PROBES), code=("monitors.spot_check",))
 NEURONS = Definition("neurons", 1, (TRAIN, ENCODE, REPLIES), code=("neurons.neuron_scores",))
@@ -113,12 +113,14 @@ ARMS = Definition(
 # ---------------------------------------------------------------- what chapters compute of it; not kept, so in no key
 
 STALENESS = Definition(
-    "staleness", 1, (PROBES, INTERVALS),
-    code=("monitors.stale", "staleness.drops", "staleness.interaction", "staleness.score_histograms", "staleness.verdicts"),
+    "staleness", 2, (PROBES, INTERVALS),
+    code=("monitors.stale", "staleness.cohorts", "staleness.drops", "staleness.interaction", "staleness.score_histograms",
+          "staleness.verdicts"),
 )  # fmt: skip
 TRIAGE = Definition(
-    "triage", 1, (SIGNALS, INTERVALS), code=("staleness.predictors", "staleness.threshold_rules", "staleness.triage")
-)
+    "triage", 2, (SIGNALS, INTERVALS),
+    code=("staleness.predictors", "staleness.threshold_rules", "staleness.order_measures", "staleness.triage"),
+)  # fmt: skip
 PROJECTION = Definition("projection", 2, (RESTORE, SKETCH, INTERVALS), code=("projection.curves", "projection.recoveries"))
 SUBSPACES = Definition(
     "subspaces", 2, (RESTORE, SKETCH, INTERVALS), code=("projection.quantized_subspaces", "projection.stronger_alignment")

@@ -82,12 +82,32 @@ def test_where_nothing_could_be_ordered_the_chapter_goes_on_and_says_so():
     assert "did not measure what a predictor leans on" in shown.axes[0].texts[0].get_text()
 
 
-def test_the_sentences_name_who_was_best():
-    said = triage.triage_sentences(PLANTED)
+def test_the_sentences_name_who_was_best_and_what_the_judged_one_finds_beyond():
+    rows = table(
+        (triage.JUDGED, "family-4bit", 0.1, "recall_beyond_bits", 0.7),
+        (triage.JUDGED, "family-4bit", 0.2, "recall_beyond_bits", 0.25),
+        (triage.JUDGED, "family", 0.2, "recall_beyond_drift", 0.9),
+    )
+    said = triage.triage_sentences(pd.concat([PLANTED, rows], ignore_index=True))
     assert said == {
         "triage-best": "60 % [50, 70] (forest, free)",
         "triage-simple": "50 % [40, 60] (largest drift first)",
+        "triage-beyond-bits": "0.25 [0.15, 0.35]",
+        "triage-beyond-drift": "(not in this run)",
     }
+
+
+def test_what_is_found_beyond_stands_in_points_by_split_and_predictor():
+    rows = table(
+        (triage.JUDGED, "family-4bit", 0.2, "recall_beyond_bits", 0.25),
+        (triage.JUDGED, "family-4bit", 1.0, "auroc_beyond_drift", -0.05),
+        ("forest, free", "family", 0.2, "recall_beyond_bits", 0.1),
+    )
+    shown = triage.beyond(pd.concat([PLANTED, rows], ignore_index=True))
+    assert list(shown.columns) == ["split", "predictor", "recall at 20 % beyond bits", "auroc beyond drift"]
+    assert shown.iloc[0].tolist() == ["family-4bit", triage.JUDGED, "+25 [+15, +35]", "-5 [-15, +5]"]
+    assert shown.iloc[1].tolist() == ["family", "forest, free", "+10 [+0, +20]", "–"]
+    assert triage.beyond(PLANTED).empty
 
 
 def test_the_rule_is_shown_with_what_it_caught_and_what_it_asks_for():

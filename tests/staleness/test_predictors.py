@@ -22,6 +22,7 @@ def grid(tasks=4, probes=2, layers=3, variants=20, seeds=1):
     return pd.DataFrame({
         "monitor": [f"t{r.t}/p{r.p}/{r.l}" for r in index.itertuples()], "task": "t" + index["t"].astype(str),
         "probe": "p" + index["p"].astype(str), "layer": index["l"], "depth": index["l"] / layers,
+        "pooling": np.where(index["p"] % 2, "mean", "last"),
         "variant": "v" + index["v"].astype(str), "family": [FAMILIES[v % len(FAMILIES)] for v in index["v"]], "seed": index["s"],
     })  # fmt: skip
 
@@ -29,7 +30,7 @@ def grid(tasks=4, probes=2, layers=3, variants=20, seeds=1):
 def planted(signal="score_ks", strength=1.0, seed=0, **sizes):
     """Cells whose drop follows one signal; every other signal is noise."""
     cells, rng = grid(**sizes), np.random.default_rng(seed)
-    noise = {name: rng.standard_normal(len(cells)) for name in SIGNALS if name != "family"}
+    noise = {name: rng.standard_normal(len(cells)) for name in SIGNALS if name not in predictors.NAMED}
     drop = 0.05 * strength * noise[signal] + 0.02 * rng.standard_normal(len(cells))
     return cells.assign(**noise, drop=drop, drop_low=drop - 0.02, stale=drop >= 0.05)
 

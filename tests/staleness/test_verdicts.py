@@ -11,12 +11,12 @@ from support import planted
 from helpers.figures import staleness_tables
 from helpers.monitors import readings
 from helpers.monitors.frozen import Monitor
-from helpers.staleness import verdicts
+from helpers.staleness import interaction, verdicts
 from helpers.staleness.drops import COLUMNS, Observed, Reference
-from helpers.stats import intervals, p_values, paired_aurocs
+from helpers.stats import p_values, paired_aurocs
 from helpers.stats.intervals import MARGINS
 from helpers.updates import names as update_names
-from helpers.updates.names import CONTROL, Variant
+from helpers.updates.names import Variant
 
 TASKS = ("toxicity", "jailbreak")
 ALIGNED = Variant("tiny", 3)
@@ -38,9 +38,12 @@ KINDS = {  # label and family of every kind of variant
 }  # fmt: skip
 
 
-def monitor(task: str, layer: int, cut: float | None = 2.0) -> Monitor:
+def monitor(task: str, layer: int, cut: float | None = 2.0, pooling: str = "mean") -> Monitor:
     """A monitor of which name and threshold count here."""
-    return Monitor(task, "logistic", "mean", layer, layer / 4, 1, 4, 0.0, {} if cut is None else {"5": cut}, 0, 0, "", "tiny", {})
+    cuts = {} if cut is None else {"5": cut}
+    where = {"task": task, "pooling": pooling, "layer": layer, "depth": layer / 4, "width": 1, "layers": 4}
+    known = {"thresholds": cuts, "negatives": 0, "seed": 0, "reads": "", "limit": 0, "model": "tiny", "tensors": {}}
+    return Monitor(kind="logistic", strength=0.0, **where, **known)
 
 
 def observed(aurocs: dict[Variant, float], cut: float | None = 2.0, pairs: int = 150, shift=()) -> Observed:
@@ -58,6 +61,7 @@ def observed(aurocs: dict[Variant, float], cut: float | None = 2.0, pairs: int =
 
 
 CHOSEN = {task: {"monitor": f"{task}/logistic-mean/2", "of": 2} for task in TASKS}
+BEST = {task: {"mean": f"{task}/logistic-mean/2"} for task in TASKS}
 VARIANTS = list(KINDS)
 
 
@@ -80,7 +84,7 @@ def drops(value: float) -> dict:
 def test_every_kind_of_variant_has_its_label_and_family():
     table = verdicts.described(staleness({v: drops(0.0) for v in VARIANTS}))
     assert list(zip(table["label"], table["family"], strict=True)) == list(KINDS.values())
-    assert set(verdicts.FAMILIES) == {family for _, family in KINDS.values()}
+    assert {family for _, family in KINDS.values()} <= set(verdicts.FAMILIES)
 
 
 def test_the_order_is_by_family_and_leaves_the_reference_out():
@@ -95,18 +99,33 @@ def test_the_order_is_by_family_and_leaves_the_reference_out():
     assert qlora == sorted(qlora, key=labels.index)  # within a family as in the table
 
 
+@pytest.mark.parametrize(
+    ("variant", "group"),
+    [
+        (ALIGNED, ""),
+        (replace(ALIGNED, adapter="identity"), "nothing changed"),
+        (replace(ALIGNED, precision="fp32"), "nothing changed"),
+        (replace(ALIGNED, adapter="base"), "before alignment"),
+        *[
+            (replace(ALIGNED, precision=name), "formats, 4 bits and more")
+            for name in ("nf4", "nf4-dq", "int8", "gptq-4", "rtn-8")
+        ],
+        *[(replace(ALIGNED, precision=name), "formats below 4 bits") for name in ("rtn-3", "rtn-2")],
+        (LORA, "LoRA"),
+        (QLORA, "QLoRA"),
+        (replace(QLORA, trained_on="rtn-3", precision="rtn-3"), "fine-tunes below 4 bits"),
+        (replace(LORA, adapter="lora-dialogue-steps6"), ""),  # another dose of an update: in no mean
+        (replace(LORA, adapter="lora-dialogue-rank2"), ""),
+        (replace(LORA, restoration="safelora", strength=0.5), ""),
+        (replace(LORA, adapter="full-dialogue", serving="merged"), "full fine-tune"),
+    ],
+)
+def test_every_variant_is_averaged_in_its_group_or_in_none(variant, group):
+    assert verdicts.group_of(variant) == group
+    assert group in {"", *verdicts.GROUPS}
+
+
 # ---------------------------------------------------------------- doses
-
-
-RECIPES = {
-    "lora-dialogue@bf16": {"rank": 16, "steps": 100},
-    "lora-dialogue-rank4@bf16": {"rank": 4, "steps": 100},
-    "lora-dialogue-steps20@bf16": {"rank": 16, "steps": 20},
-    "lora-dialogue-rank4-steps20@bf16": {"rank": 4, "steps": 20},
-    "lora-dialogue@nf4": {"rank": 16, "steps": 100},
-    "lora-dialogue-harm10@bf16": {"rank": 16, "steps": 100},
-    "lora-dialogue-harm10-rank4@bf16": {"rank": 4, "steps": 100},
-}
 
 
 def attached(name: str) -> Variant:
@@ -114,37 +133,33 @@ def attached(name: str) -> Variant:
     return replace(ALIGNED, adapter=adapter, trained_on=precision, precision=precision, serving="attached")
 
 
-def doses(names, *others) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of those variants, and the rows that were added for doses."""
-    table = staleness({v: drops(0.1) for v in [*map(attached, names), *others]})
-    found = verdicts.with_dose(table, RECIPES)
-    pd.testing.assert_frame_equal(found.loc[: len(table) - 1, list(table)], table)
-    return table, found[len(table) :]
+def weights(**sizes: float) -> pd.DataFrame:
+    """The table `weights` with the size of each adapter, of one module and over all; and a format's error."""
+    told = (("relative_size", "all", 1), ("relative_size", "m", 9), ("relative_error", "all", 5))
+    rows = [(name.replace("_", "-"), *key, size * factor) for name, size in sizes.items() for *key, factor in told]
+    table = pd.DataFrame(rows, columns=["adapter", "metric", "module", "value"])
+    return pd.concat([table.assign(trained_on="bf16"), table.assign(trained_on="nf4", value=99.0)])
 
 
-def test_updates_trained_in_several_doses_stand_once_more_with_each():
-    elsewhere = [replace(attached("lora-dialogue-rank4@bf16"), precision="nf4"), replace(ALIGNED, precision="nf4"), ALIGNED]
-    _, added = doses(RECIPES, *elsewhere)
-    found = {kind: sorted(zip(part["adapter"], part["dose_value"], strict=True)) for kind, part in added.groupby("dose_kind")}
-    assert found == {  # not the one whose rank and steps both changed, nor the one that has no other dose on nf4
-        "rank": [
-            ("lora-dialogue", 16),
-            ("lora-dialogue-harm10", 16),
-            ("lora-dialogue-harm10-rank4", 4),
-            ("lora-dialogue-rank4", 4),
-        ],
-        "steps": [("lora-dialogue", 100), ("lora-dialogue-steps20", 20)],
-    }
-    assert (added["precision"] == "bf16").all()
+SIZES = {"lora_dialogue": 0.4, "lora_dialogue_rank2": 0.1, "lora_dialogue_steps6": 0.2, "lora_identity_shift": 0.7}
 
 
-@pytest.mark.parametrize(
-    "names", [[], ["lora-dialogue@bf16"], ["lora-dialogue@bf16", "lora-dialogue@nf4", "lora-dialogue-rank4-steps20@bf16"]]
-)
-def test_without_several_doses_nothing_is_added(names):
-    table, added = doses(names, ALIGNED, replace(ALIGNED, precision="nf4"))
-    assert added.empty
-    assert len(table) == len(names) + 2
+def test_doses_are_those_of_the_update_with_the_most_of_them_smallest_first():
+    names = ["lora-dialogue@bf16", "lora-dialogue-rank2@bf16", "lora-dialogue-steps6@bf16", "lora-dialogue-rank4@bf16",
+             "lora-dialogue@nf4", "lora-identity-shift@bf16"]  # fmt: skip
+    merged = replace(attached("lora-dialogue@bf16"), serving="merged")
+    table = verdicts.described(staleness({v: drops(0.1) for v in [*map(attached, names), merged, ALIGNED]}))
+    found = verdicts.doses(table, weights(**SIZES))
+    assert found["adapter"].tolist() == ["lora-dialogue-rank2", "lora-dialogue-steps6", "lora-dialogue"]  # rank 4: no size
+    assert found["size"].tolist() == [0.1, 0.2, 0.4]
+    assert found["label"].tolist() == [f"{name} · bf16→bf16 attached" for name in found["adapter"]]
+    assert set(found["series"]) == {"lora-dialogue"}
+
+
+@pytest.mark.parametrize("names", [[], ["lora-dialogue@bf16"], ["lora-dialogue@bf16", "lora-identity-shift@bf16"]])
+def test_without_two_doses_of_one_update_there_are_none(names):
+    table = verdicts.described(staleness({v: drops(0.1) for v in [*map(attached, names), ALIGNED]}))
+    assert verdicts.doses(table, weights(**SIZES)).empty
 
 
 # ---------------------------------------------------------------- three answers
@@ -156,15 +171,15 @@ def answered():
     aurocs = {ALIGNED: 0.9, VARIANTS[1]: 0.9, rtn: 0.6, LORA: 0.895, QLORA: 0.87, replace(ALIGNED, precision="nf4"): 0.898,
               replace(ALIGNED, precision="rtn-2"): 0.85}  # fmt: skip
     seen = observed(aurocs, pairs=400)
-    return seen, verdicts.verdicts(seen, CHOSEN)
+    return seen, verdicts.verdicts(seen, BEST)
 
 
 def test_an_answer_is_a_test_at_the_margin(answered):
     seen, table = answered
-    assert len(table) == len(TASKS) * (len(seen.scores) - 1)  # the aligned model is the reference
-    for row in table.itertuples():
+    assert len(table) == 2 * len(TASKS) * (len(seen.scores) - 1)  # two measures; the aligned model is the reference
+    for row in table[table["measure"] == "ranking"].itertuples():
         ref, variant = seen.references[row.task], next(v for v in seen.scores if v.label == row.label)
-        assert row.monitor == CHOSEN[row.task]["monitor"]
+        assert (row.monitor, row.pooling, row.side) == (CHOSEN[row.task]["monitor"], "mean", "AUROC")
         both = np.array([ref.scores[1], seen.scores[variant][row.task][1]])
         e = paired_aurocs.auroc_contrast(ref.test.labels, both, (1, -1), ref.test.groups).estimate
         assert (row.value, row.low, row.high, row.n) == (e.value, e.low, e.high, 800)
@@ -172,6 +187,7 @@ def test_an_answer_is_a_test_at_the_margin(answered):
 
 def test_holm_is_kept_within_a_family(answered):
     seen, table = answered
+    table = table[table["measure"] == "ranking"]
     assert {family: len(part) for family, part in table.groupby("family")} == {
         "control": 2, "quantization": 6, "LoRA": 2, "QLoRA": 2,
     }  # fmt: skip
@@ -193,7 +209,7 @@ def test_the_words_follow_the_p_values(answered):
     assert (table.loc[worse, "answer"] == "worse").all()
     assert (table.loc[preserved, "answer"] == "preserved").all()
     assert (table.loc[~worse & ~preserved, "answer"] == "inconclusive").all()
-    answers = table.groupby("label")["answer"].agg(set)
+    answers = table[table["measure"] == "ranking"].groupby("label")["answer"].agg(set)
     assert answers["rtn-3"] == {"worse"}
     assert answers["identity"] == {"preserved"}  # the same scores bit by bit
     assert answers["nf4"] == {"preserved"}
@@ -203,41 +219,72 @@ def test_the_words_follow_the_p_values(answered):
 def test_an_unsure_answer_names_the_texts_it_would_take(answered):
     _, table = answered
     names = list(dict.fromkeys(table["label"]))
-    shown = staleness_tables.verdict_table(table, ["absent", *reversed(names)])
-    assert list(shown.columns) == ["variant", *TASKS]
-    assert list(shown["variant"]) == names[::-1]
-    for row in table.itertuples():
-        cell = shown.loc[shown["variant"] == row.label, row.task].item()
-        assert cell.startswith(f"{row.value:+.2f} [{row.low:+.2f}, {row.high:+.2f}] {row.answer}")
-        assert (f"of {row.needed:,})" in cell) == (row.answer == "inconclusive")
+    for measure, rows in table.groupby("measure"):
+        shown = staleness_tables.verdict_table(table, ["absent", *reversed(names)], "mean", measure)
+        assert list(shown.columns) == ["variant", *TASKS]
+        assert list(shown["variant"]) == names[::-1]
+        for row in rows.itertuples():
+            cell = shown.loc[shown["variant"] == row.label, row.task].item()
+            side = "" if measure == "ranking" else f"{row.side} "
+            assert cell.startswith(f"{side}{row.value:+.2f} [{row.low:+.2f}, {row.high:+.2f}] {row.answer}")
+            assert (f"of {row.needed:,})" in cell) == (row.answer == "inconclusive" and row.needed < paired_aurocs.NEVER)
+    assert staleness_tables.verdict_table(table, names, "last", "ranking").empty
 
 
 def test_an_unsure_answer_always_takes_more_texts_than_there_were(answered):
     """Holm asks more of a family's answers than 5 % each, and so does the n that is named."""
     _, table = answered
-    unsure = table[table["answer"] == "inconclusive"]
+    unsure = table[(table["answer"] == "inconclusive") & (table["measure"] == "ranking")]
     assert len(unsure)
     assert (unsure["needed"] > unsure["n"]).all()
 
 
-def test_answers_are_counted_by_family(answered):
+def test_answers_are_counted_by_family_pooling_and_measure(answered):
     _, table = answered
-    counts = staleness_tables.answers(table).set_index("family")
-    assert list(counts.index) == ["control", "quantization", "LoRA", "QLoRA"]
-    assert list(counts.columns) == ["worse", "preserved", "inconclusive"]
-    assert counts.sum(axis=1).to_dict() == {"control": 2, "quantization": 6, "LoRA": 2, "QLoRA": 2}
-    assert counts.to_numpy().sum() == len(table)
-    assert counts.loc["control", "preserved"] == 2
+    counts = staleness_tables.answers(table)
+    assert list(counts.columns) == ["family", "pooling", "measure", "worse", "preserved", "inconclusive"]
+    ranking = counts[counts["measure"] == "ranking"].set_index("family").drop(columns=["pooling", "measure"])
+    assert list(ranking.index) == ["control", "quantization", "LoRA", "QLoRA"]
+    assert ranking.sum(axis=1).to_dict() == {"control": 2, "quantization": 6, "LoRA": 2, "QLoRA": 2}
+    assert counts[["worse", "preserved", "inconclusive"]].to_numpy().sum() == len(table)
+    assert ranking.loc["control", "preserved"] == 2
 
 
 def test_tied_scores_get_no_answer():
-    seen = observed({QLORA: 0.8})
+    seen = observed({QLORA: 0.8}, cut=None)
     for scores in seen.scores[QLORA].values():
         scores[:] = 0.0
-    table = verdicts.verdicts(seen, CHOSEN)
+    table = verdicts.verdicts(seen, BEST)
     assert (table["answer"] == "inconclusive").all()
+    assert set(table["measure"]) == {"ranking"}  # without a threshold there is none to keep
     assert table["value"].isna().all()
-    assert "undefined" in staleness_tables.verdict_table(table, [QLORA.label]).loc[0, "toxicity"]
+    assert "undefined" in staleness_tables.verdict_table(table, [QLORA.label], "mean", "ranking").loc[0, "toxicity"]
+
+
+@pytest.mark.parametrize(("shift", "side"), [(2.0, "alarms"), (-2.0, "caught")])
+def test_scores_that_move_together_keep_the_ranking_and_break_the_threshold(shift, side):
+    """Up, and the harmless are flagged; down, and less is caught: either is worse. Nothing moved: preserved, both of them."""
+    nf4, same = replace(ALIGNED, precision="nf4"), replace(ALIGNED, adapter="identity")
+    table = verdicts.verdicts(observed({nf4: 0.9, same: 0.9}, pairs=600, shift={nf4: shift}), BEST)
+    told = table.set_index(["label", "measure"])
+    assert set(told.loc[("nf4", "ranking"), "answer"]) == {"preserved"}
+    assert set(told.loc[("nf4", "threshold"), "answer"]) == {"worse"}
+    assert set(told.loc[("nf4", "threshold"), "side"]) == {side}
+    assert (told.loc[("nf4", "threshold"), "low"] > 0.05).all()
+    assert set(told.loc[("identity", "threshold"), "answer"]) == {"preserved"}
+
+
+def test_a_threshold_is_worse_by_either_side_at_half_the_level_each():
+    rtn = replace(ALIGNED, precision="rtn-3")
+    seen = observed({rtn: 0.9}, shift={rtn: -0.3})
+    (row,) = verdicts.verdicts(seen, {"toxicity": BEST["toxicity"]}).query("measure == 'threshold'").itertuples()
+    ref = seen.references["toxicity"]
+    change = (ref.scores[1] > 2.0).astype(float) - (seen.scores[rtn]["toxicity"][1] > 2.0)
+    sides = [interaction.mean_contrast(sign * change[ref.test.labels == label], ref.test.groups[ref.test.labels == label], 1.0)
+             for label, sign in ((1, 1), (0, -1))]  # fmt: skip
+    assert row.p_worse == pytest.approx(min(1, 2 * min(paired_aurocs.worse(side, 0.05) for side in sides)))
+    assert row.p_preserved == pytest.approx(max(paired_aurocs.preserved(side, 0.05) for side in sides))
+    assert row.value == max(side.estimate.value for side in sides)
 
 
 # ---------------------------------------------------------------- the broken threshold
@@ -266,49 +313,3 @@ def test_without_a_kept_ranking_or_a_threshold_there_is_no_case():
     assert verdicts.broken_threshold(observed({rtn: 0.6}, shift={rtn: 9.0}), CHOSEN) is None
     assert verdicts.broken_threshold(observed({rtn: 0.9}, cut=None, shift={rtn: 9.0}), CHOSEN) is None
     assert verdicts.broken_threshold(observed({rtn: 0.9}, shift={rtn: 9.0}), CHOSEN, level="1") is None
-
-
-# ---------------------------------------------------------------- shares
-
-
-def flags(*values: float, flag: str = "stale_auroc_05") -> dict:
-    """That flag of monitors, two at each place (layer and pooling), and of a control and a summary that do not count."""
-    names = ("mlp-mean", "lda-mean", "mlp-last", "lda-last")
-    found = {("toxicity", names[i % 4], 1 + i // 4, flag): x for i, x in enumerate(values)}
-    return found | {("toxicity", f"{CONTROL}-mean", 1, flag): 1.0, ("toxicity", "all", 0, f"share_{flag}"): 1.0}
-
-
-def test_shares_count_monitors_and_leave_controls_out():
-    rtn = replace(ALIGNED, precision="rtn-3")
-    nf4 = replace(ALIGNED, precision="nf4")
-    values = {ALIGNED: flags(0, 0), rtn: flags(1, 1, 0, 0, 1, 0), nf4: flags(0, 1, 0, 0, 0, 0), QLORA: flags(1, 1)}
-    table = verdicts.described(staleness(values))
-    shown = staleness_tables.family_table(table)
-    assert list(shown["family"]) == ["control", "quantization", "QLoRA"]
-    row = shown.set_index("family").loc["quantization"]
-    assert (row["task"], row["variants"]) == ("toxicity", 2)
-    units = [
-        f"{label}/{place}" for label in ("rtn-3", "nf4") for place in ("mean/1", "mean/1", "last/1", "last/1", "mean/2", "mean/2")
-    ]
-    e = intervals.rate_interval([1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0], units)
-    assert row["AUROC lost 0.05"] == f"33 % [{100 * e.low:.0f}, {100 * e.high:.0f}] of 12"
-    assert row["AUROC lost 0.10"] == "–"  # never measured
-
-
-def test_sentences_say_what_was_not_in_the_run():
-    rtn = replace(ALIGNED, precision="rtn-3")
-    found = staleness_tables.staleness_sentences(
-        verdicts.described(staleness({ALIGNED: flags(1), rtn: flags(1, 0), QLORA: flags(0, 0, 0)}))
-    )
-    assert set(found) == {"stale-quantized", "stale-lora", "stale-qlora"}
-    assert found["stale-lora"] == "–"
-    assert found["stale-quantized"].startswith("50 % [")
-    assert found["stale-qlora"].startswith("0 % [0, ")
-    assert found["stale-qlora"].endswith("] of 3")
-
-
-def test_the_resampled_angle_of_a_probe_is_the_middle_one():
-    probes = ["logistic-mean"] * 3 + ["lda-mean", "logistic-mean"]
-    table = pd.DataFrame({"probe": probes, "metric": ["resampled_angle"] * 4 + ["auroc"], "value": [10.0, 40.0, 30.0, 5.0, 99.0]})
-    assert staleness_tables.resampled_angles(table) == {"logistic-mean": 30.0, "lda-mean": 5.0}
-    assert staleness_tables.resampled_angles(table[4:]) == {}

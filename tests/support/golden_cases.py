@@ -42,6 +42,7 @@ from helpers.projection.alignment_matrix import Pair
 from helpers.projection.restored_updates import with_restorations
 from helpers.results import Run
 from helpers.staleness import (
+    cohorts,
     drift_signals,
     drops,
     forecast_data,
@@ -59,6 +60,7 @@ from helpers.updates import (
     lora,
     measurements,
     names,
+    preferences,
     quantized_models,
     quantizers,
     recipes,
@@ -376,7 +378,10 @@ def judged():
 
 def train():
     kinds = {"lora": RECIPE, "full": replace(RECIPE, kind="full"), "qat": replace(RECIPE, kind="qat", bits=4)}
+    kinds |= {"steady": replace(RECIPE, decay=False)}
     made = {name: training.tune(loaded(), rows(), recipe) for name, recipe in kinds.items()}
+    pairs = corpora.mix("preference", 6, 34, "tiny", 0)
+    made |= {"dpo": preferences.tune_preferences(loaded(), pairs, replace(RECIPE, kind="dpo"))}
     told = {
         name: [list(tuned.losses), tuned.cut, {key: tensor.norm() for key, tensor in tuned.tensors.items()}]
         for name, tuned in made.items()
@@ -384,7 +389,7 @@ def train():
     quantized = variants.load_update(variants.train_update(pair_of_models(), rows(), RECIPE, "nf4"))
     named = {
         name: asdict(recipes.parse(name))
-        for name in ("lora-dialogue-harm10@nf4", "full-dialogue@bf16", "qat-dialogue-steps2@rtn-4")
+        for name in ("lora-dialogue-harm10-lr0.3-x2@nf4", "full-dialogue@bf16", "qat-dialogue-steps2@rtn-4")
     }
     chosen = recipes.update_recipe(recipes.parse("lora-dialogue-rank2@bf16"), 8, 2, 1e-3, 4, 8, 1)
     return {
@@ -518,7 +523,7 @@ def read():
 
 
 def measure():
-    plan = measurements.protocol(3, 3, 2, 2, 3, 4, 4, ["phrases", "fitted"], "tiny")
+    plan = measurements.protocol(3, 3, 2, 2, 3, 4, ["phrases", "fitted"], "tiny")
     found = measurements.measure(pair_of_models(), [ALIGNED, replace(ALIGNED, precision="rtn-3")], plan)
     words = [
         behaviour.coherent(text, frozenset(["the", "lamp", "is", "bright"]))
@@ -529,6 +534,7 @@ def measure():
         "utility": measurements.utility_rows(found),
         "coherent": words,
         "compared": measurements.comparison_rows(found, ALIGNED),
+        "items": measurements.item_rows(found),
         "quality": measurements.judge_quality("tiny"),
         "nll": found[ALIGNED].loc[found[ALIGNED]["metric"] == "nll", "value"].to_numpy(),
         "reply": utility.summarize_utility(found[ALIGNED][found[ALIGNED]["kind"] == "utility"]),
@@ -630,7 +636,8 @@ def stale():
     return {
         "table": observed().table,
         "interaction": interaction.interaction_rows(observed(), ALIGNED),
-        "verdicts": verdicts.verdicts(observed(), CHOSEN),
+        "verdicts": verdicts.verdicts(observed(), {task: {"mean": name} for task, name in IN_USE.items()}),
+        "shares": cohorts.shares(table),
         "histograms": score_histograms.table(observed(), CHOSEN),
         "families": staleness_tables.family_table(table),
         "order": verdicts.order(table),

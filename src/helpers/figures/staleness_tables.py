@@ -1,18 +1,33 @@
-"""What chapter 05 says of drops: the verdicts and families as tables, the angles of another draw, and sentences."""
+"""What chapter 05 says of drops: tables for people, the sentences above its figures, and those in its prose.
 
-from collections.abc import Sequence
+Nothing here is taken over two poolings, and nothing over the ranking and the threshold at once.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from helpers.figures import tables
-from helpers.staleness.verdicts import FAMILIES
+from helpers.staleness import cohorts
+from helpers.staleness.cohorts import POOLINGS, RANKING, UNFIT
+from helpers.staleness.interaction import TPR
+from helpers.staleness.verdicts import COARSE, FAMILIES, FINE, FLOOR, GROUPS
 from helpers.stats import intervals, paired_aurocs
-from helpers.updates.names import CONTROL, place_names
+from helpers.stats.intervals import MARGINS, Estimate
+from helpers.updates.names import place_names
+
+READS = {"last": "the last token", "mean": "the mean over tokens"}
+NOBODY = "Nothing of this was measured in this run."
+FEW_APART = 0.05  # shares that differ by less are called alike
 
 
-def verdict_table(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """One row a variant, one column a task: the drop with its interval, the answer, and the texts it would take."""
+# ---------------------------------------------------------------- tables for people
+
+
+def verdict_table(table: pd.DataFrame, names: Sequence[str], pooling: str, measure: str) -> pd.DataFrame:
+    """One row a variant, one column a task, for the monitors in use of one pooling: the loss with its interval, the answer, and
+    the texts it would take."""
 
     def cell(row: pd.Series) -> str:
         answer = str(row["answer"])
@@ -20,28 +35,40 @@ def verdict_table(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
             return "undefined: all scores are tied"
         if answer == "inconclusive":
             answer += f" (n {row['n']} of {row['needed']:,})" if row["needed"] < paired_aurocs.NEVER else " (at the margin)"
-        return f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] {answer}"
+        side = "" if row["side"] == "AUROC" else f"{row['side']} "
+        return f"{side}{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] {answer}"
 
+    table = table[(table["pooling"] == pooling) & (table["measure"] == measure)]
+    if table.empty:
+        return pd.DataFrame(columns=["variant"])
     cells = table.assign(cell=table.apply(cell, axis=1)).pivot(index="label", columns="task", values="cell")
     shown = [name for name in names if name in cells.index]
     return cells.loc[shown, list(dict.fromkeys(table["task"]))].reset_index(names="variant").rename_axis(columns=None)
 
 
 def answers(table: pd.DataFrame) -> pd.DataFrame:
-    """How many of a family's monitors in use were shown worse, shown preserved, or neither."""
-    counts = table.groupby(["family", "answer"]).size().unstack("answer", fill_value=0)
+    """How many of a family's monitors in use were shown worse, shown preserved, or neither, by pooling and measure."""
+    counts = table.groupby(["family", "pooling", "measure", "answer"]).size().unstack("answer", fill_value=0)
     counts = counts.reindex(columns=["worse", "preserved", "inconclusive"], fill_value=0)
-    return counts.loc[[name for name in FAMILIES if name in counts.index]].reset_index().rename_axis(columns=None)
+    place = {name: i for i, name in enumerate(FAMILIES)}
+    order = sorted(counts.index, key=lambda key: (place.get(key[0], len(place)), *key[1:]))
+    return counts.loc[order].reset_index().rename_axis(columns=None)
 
 
 def family_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of monitors that lost 0.05 and 0.10 AUROC, by family of updates and task; intervals over places and variants."""
-    real = table[(table["layer"] > 0) & ~table["probe"].str.startswith(CONTROL)]
+    """By group of updates, task and pooling, the share of monitors that each definition calls stale; intervals over places.
+
+    Weak monitors, doses, controls and simulated updates are left out; how many were weak stands in a column.
+    """
+    singles = cohorts.single_monitors(table)
+    singles = singles[(singles["group"] != "") & singles["pooling"].isin(POOLINGS)]
     found = []
-    for family in (name for name in FAMILIES if name in set(real["family"])):
-        for task, rows in real[real["family"] == family].groupby("task", sort=False):
-            cells = {words: _share(rows, flag) for flag, words in FLAGS.items()}
-            found.append({"family": family, "task": task, "variants": rows["label"].nunique(), **cells})
+    for group in (name for name in GROUPS if name in set(singles["group"])):
+        for (task, pooling), rows in singles[singles["group"] == group].groupby(["task", "pooling"], sort=False):
+            kept, weak = rows[~rows["weak"]], rows.loc[rows["weak"], cohorts.MONITOR].drop_duplicates()
+            cells = {words: _share(kept, flag) for flag, words in FLAGS.items()}
+            found.append({"updates": group, "task": task, "reads": READS[pooling], "variants": rows["label"].nunique(), **cells,
+                          "weak": len(weak)})  # fmt: skip
     return pd.DataFrame(found)
 
 
@@ -54,18 +81,189 @@ def _share(rows: pd.DataFrame, flag: str) -> str:
     part = rows[rows["metric"] == flag]
     if not len(part):
         return "–"
-    e = intervals.rate_interval(part["value"], part["label"] + "/" + place_names(part))
+    e = intervals.rate_interval(part["value"], part["label"] + "/" + part["task"] + "/" + place_names(part))
     return tables.Said(f"{tables.percent(e.value, e.low, e.high)} of {e.n}", part, "share")
 
 
-def staleness_sentences(table: pd.DataFrame) -> dict[str, str]:
-    """The share of monitors that lost 0.05 AUROC in the families that the chapter's prose names."""
-    real = table[(table["layer"] > 0) & ~table["probe"].str.startswith(CONTROL)]
-    names = {"stale-quantized": "quantization", "stale-lora": "LoRA", "stale-qlora": "QLoRA"}
-    return {key: _share(real[real["family"] == family], "stale_auroc_05") for key, family in names.items()}
+def weak_table(table: pd.DataFrame) -> pd.DataFrame:
+    """By task and pooling, how many monitors there are, and how many caught too little before any update to lose much."""
+    singles = cohorts.single_monitors(table)
+    every = singles[singles["pooling"].isin(POOLINGS)].drop_duplicates(cohorts.MONITOR)
+    found = every.groupby(["task", "pooling"], sort=False)["weak"].agg(monitors="size", weak="sum").reset_index()
+    words = f"weak: caught less than {100 * cohorts.WEAK_BELOW:.0f} %"
+    return found.assign(pooling=found["pooling"].map(READS)).rename(columns={"pooling": "reads", "weak": words})
+
+
+def dose_table(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFrame) -> pd.DataFrame:
+    """One row a dose: its size, and by pooling the share that is unfit and the mean drop of AUROC over tasks."""
+    rows = []
+    for arm in arms.itertuples():
+        cells = {"dose": arm.adapter, "|BA| / |W|": f"{100 * arm.size:.2f} %"}
+        for pooling in POOLINGS:
+            for words, part in (("unfit", shares), ("AUROC drop", drops)):
+                own = part.loc[(part["label"] == arm.label) & (part["pooling"] == pooling), "value"]
+                shown = f"{100 * own.mean():.0f} %" if words == "unfit" else f"{own.mean():+.3f}"
+                cells[f"{words}, {READS[pooling]}"] = shown if len(own) else "–"
+        rows.append(cells)
+    return pd.DataFrame(rows)
 
 
 def resampled_angles(monitors: pd.DataFrame) -> dict[str, float]:
     """By probe, the middle angle by which a direction turns when only the training texts are drawn anew (table `monitors`)."""
     rows = monitors[monitors["metric"] == "resampled_angle"]
     return rows.groupby("probe")["value"].median().to_dict()
+
+
+# ---------------------------------------------------------------- sentences
+
+
+SAID = {"formats": FINE, "coarse": COARSE, "lora": "LoRA", "qlora": "QLoRA"}
+
+
+def staleness_sentences(table: pd.DataFrame) -> dict[str, str]:
+    """Shares for the prose, by what is broken, pooling and group: such as `threshold-last-lora`, `ranking-mean-formats`."""
+    singles = cohorts.single_monitors(table)
+    told = {"ranking": singles[singles["metric"] == RANKING], "threshold": cohorts.unfit(singles)}
+    found = {}
+    for measure, rows in told.items():
+        rows.attrs |= table.attrs
+        for pooling in POOLINGS:
+            own = rows[(rows["pooling"] == pooling) & ~rows["weak"]]
+            for name, group in SAID.items():
+                metric = RANKING if measure == "ranking" else UNFIT
+                found[f"{measure}-{pooling}-{name}"] = _share(own[own["group"] == group], metric)
+    return found
+
+
+def pooled_share(table: pd.DataFrame, group: str, pooling: str, metric: str) -> Estimate | None:
+    """The share of a pooling's monitors, over all tasks, that a group of updates breaks; None where nothing was measured."""
+    singles = cohorts.single_monitors(table)
+    rows = cohorts.unfit(singles) if metric == UNFIT else singles[singles["metric"] == metric]
+    rows = rows[(rows["group"] == group) & (rows["pooling"] == pooling) & ~rows["weak"]]
+    return cohorts.share(rows)
+
+
+def heat_map_title(drops: pd.DataFrame) -> str:
+    """The sentence above the map of mean drops (`cohorts.by_group`): which cells surely lost more than the margin, and where."""
+    rows = drops[drops["group"] != FLOOR]
+    if rows.empty:
+        return NOBODY
+    sure = rows[rows["low"] > MARGINS["auroc"]]
+    whole = f"of {len(rows)} means"
+    if sure.empty:
+        within = (rows["low"] > -MARGINS["auroc"]) & (rows["high"] < MARGINS["auroc"])
+        if within.all():
+            return f"Rankings survived: all {len(rows)} means lie within {MARGINS['auroc']:g} of no change."
+        return f"No mean surely fell by more than {MARGINS['auroc']:g}; {int(within.sum())} {whole} surely did not."
+    counts = {pooling: int((sure["pooling"] == pooling).sum()) for pooling in POOLINGS}
+    where = " and ".join(f"{count} for {READS[pooling]}" for pooling, count in counts.items() if count)
+    kinds = set(sure["group"])
+    only = " All of them lie in formats below 4 bits." if kinds <= {COARSE} else ""
+    return f"{len(sure)} {whole} surely fell by more than {MARGINS['auroc']:g}: {where}.{only}"
+
+
+def definitions_title(table: pd.DataFrame) -> str:
+    """The sentence above the three definitions: which pooling breaks at its threshold after LoRA, and whether AUROC sees it."""
+    both = {pooling: pooled_share(table, "LoRA", pooling, UNFIT) for pooling in POOLINGS}
+    seen = {pooling: pooled_share(table, "LoRA", pooling, RANKING) for pooling in POOLINGS}
+    known = {pooling: e for pooling, e in both.items() if e is not None}
+    if len(known) < len(POOLINGS):
+        return NOBODY if not known else _one_pooling(known, seen)
+    first, second = sorted(POOLINGS, key=lambda pooling: -known[pooling].value)
+    high, low = known[first], known[second]
+    if high.value - low.value < FEW_APART:
+        head = f"After LoRA both poolings break alike at the threshold ({high.value:.0%} and {low.value:.0%} of monitors)"
+    else:
+        apart = "" if high.low > low.high else " (the intervals overlap)"
+        head = (
+            f"After LoRA {high.value:.0%} of the monitors of {READS[first]} are unfit, {low.value:.0%} of {READS[second]}{apart}"
+        )
+    blind = max((e.value for e in seen.values() if e), default=np.nan)
+    if not np.isfinite(blind):
+        return f"{head}."
+    return f"{head}; by AUROC {blind:.0%} at most." if blind < high.value else f"{head}; AUROC says as much ({blind:.0%})."
+
+
+def _one_pooling(known: Mapping[str, Estimate], seen: Mapping[str, Estimate | None]) -> str:
+    ((pooling, e),) = known.items()
+    ranking = seen[pooling]
+    by = "" if ranking is None else f", {ranking.value:.0%} by AUROC"
+    return f"After LoRA {e.value:.0%} of the monitors of {READS[pooling]} are unfit at their threshold{by}."
+
+
+def refit_title(labelled: pd.DataFrame, pooling: str) -> str:
+    """The sentence above frozen and refitted probes: of the AUROC that a group lost at most, how much a refit brings back."""
+    own = (labelled["probe"] == f"logistic-{pooling}") & ~labelled["group"].isin(["", FLOOR, FAMILIES[1]])
+    means = labelled[own & labelled["metric"].isin(["auroc_drop", "refit_drop"])]
+    means = means.groupby(["group", "metric"])["value"].mean().unstack().reindex(columns=["auroc_drop", "refit_drop"]).dropna()
+    if means.empty:
+        return NOBODY
+    worst = means.loc[means["auroc_drop"].idxmax()]
+    lost, lacking = worst["auroc_drop"], worst["refit_drop"]
+    head = f"{READS[pooling].capitalize()}: the most that a group of updates lost is {lost:.3f} AUROC ({worst.name})"
+    if lost < MARGINS["auroc"]:
+        return f"{head}: nothing for a refit to bring back."
+    if lacking < MARGINS["auroc"]:
+        return f"{head}; a refit lacks {lacking:+.3f}: turned, not lost."
+    return f"{head}; a refit still lacks {lacking:.3f}: {'some' if lacking < lost else 'all'} of the signal is lost."
+
+
+def angle_title(means: pd.DataFrame, resampled: Mapping[str, float]) -> str:
+    """The sentence above the angles: in how many groups directions turned further than another draw of texts turns them."""
+    told = []
+    for probe, rows in means[means["group"] != FLOOR].groupby("probe", sort=False):
+        if probe in resampled:
+            turned = rows.groupby("group")["value"].mean() > resampled[probe]
+            told.append(f"{int(turned.sum())} of {len(turned)} groups for {READS[cohorts.pooling_of(probe)]}")
+    return f"Turned further than by another draw of training texts: {', '.join(told)}." if told else NOBODY
+
+
+def bits_title(rows: pd.DataFrame) -> str:
+    """The sentence above the curves of bits: the fewest bits at which no task's mean surely fell by more than the margin."""
+    told = []
+    for pooling in POOLINGS:
+        own = rows[rows["probe"] == f"all-{pooling}"]
+        broken = own.loc[own["low"] > MARGINS["auroc"], "x"]
+        kept = own.loc[own["x"] > (broken.max() if len(broken) else 0), "x"]
+        if len(own):
+            what = "falls at every number of bits" if kept.empty else f"holds down to {kept.min():.2g} bits"
+            told.append(f"{READS[pooling]} {what}")
+    return f"Ranking, within {MARGINS['auroc']:g}: {', '.join(told)}." if told else NOBODY
+
+
+def dose_title(shares: pd.DataFrame, arms: pd.DataFrame) -> str:
+    """The sentence above the dose curves: what the largest dose breaks that the smallest does not, by pooling."""
+    if len(arms) < 2 or shares.empty:
+        return NOBODY
+    ends = [shares[shares["label"] == arms["label"].iloc[i]].groupby("pooling")["value"].mean() for i in (0, -1)]
+    known = [pooling for pooling in POOLINGS if pooling in ends[0].index and pooling in ends[1].index]
+    if not known:
+        return NOBODY
+    told = [f"{ends[0][pooling]:.0%} to {ends[1][pooling]:.0%} for {READS[pooling]}" for pooling in known]
+    grown = [pooling for pooling in known if ends[1][pooling] - ends[0][pooling] > FEW_APART]
+    word = (
+        "breaks more" if len(grown) == len(known) else "breaks no more" if not grown else f"breaks more of {READS[grown[0]]} only"
+    )
+    times = arms["size"].iloc[-1] / arms["size"].iloc[0]
+    return f"A dose {times:.1f} times as large {word}: unfit {', '.join(told)}."
+
+
+def interaction_title(table: pd.DataFrame) -> str:
+    """The sentence above the interactions: for each pooling over all tasks, more than the sum, equivalent to it, or open."""
+    rows = table[(table["task"] == "all") & table["probe"].isin([f"all-{pooling}" for pooling in POOLINGS])]
+    said = []
+    for pooling in POOLINGS:
+        for suffix, words, margin in (("", "AUROC", MARGINS["auroc"]), (TPR, "what is caught", MARGINS["tpr"])):
+            own = rows[rows["probe"] == f"all-{pooling}"]
+            outer, inner = (own[own["metric"] == f"interaction{suffix}{end}"] for end in ("", "_90"))
+            if len(outer) and len(inner):
+                said.append(f"{READS[pooling]}, {words}: {_beyond_sum(outer, inner, margin)}")
+    return f"QLoRA against the sum of its parts: {'; '.join(said)}." if said else NOBODY
+
+
+def _beyond_sum(outer: pd.DataFrame, inner: pd.DataFrame, margin: float) -> str:
+    """What all updates of a run say together: of the worst of them, so that one that is worse is not averaged away."""
+    if (outer["low"] > 0).any():
+        return "worse" if (outer["low"] > 0).all() else f"worse in {int((outer['low'] > 0).sum())} of {len(outer)} updates"
+    within = (inner["low"] > -margin) & (inner["high"] < margin)
+    return f"equal within {margin:g}" if within.all() else "cannot be told"

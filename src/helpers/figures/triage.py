@@ -7,7 +7,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from helpers.figures import tables
 from helpers.figures.drawing.layout import (
@@ -15,6 +14,7 @@ from helpers.figures.drawing.layout import (
     INK,
     STYLES,
     distinct,
+    headline,
     legend,
     legend_key,
     sample_size,
@@ -22,14 +22,22 @@ from helpers.figures.drawing.layout import (
     spread,
     unmeasured,
 )
-from helpers.figures.drawing.theme import PALETTE, bars, panels, share_axis
+from helpers.figures.drawing.theme import bars, panels, share_axis
+from helpers.figures.staleness import POOLED
+from helpers.figures.staleness_tables import READS
 from helpers.staleness import triage as triage_orders
 from helpers.staleness.drift_signals import SIGNALS
-from helpers.staleness.predictors import ORDERS
+from helpers.staleness.predictors import BITS, DRIFT, ORDERS
+from helpers.stats.intervals import rate_interval
 
-MANY = 500  # dots that are worth more as an image than each as a shape
+BINS = 8  # of a signal, with as many cells each
 SPLITS = {"monitor": "a task never seen", "family": "a kind of update\nnever seen", "seed": "a seed never seen",
-          "monitor and family": "neither task nor\nkind of update seen"}  # fmt: skip
+          "monitor and family": "neither task nor\nkind of update seen",
+          "family-4bit": "a kind never seen,\n4 bits and more"}  # fmt: skip
+SHOWN = ("monitor", "family", "seed", "family-4bit")
+PART = "family-4bit"  # the split that is judged: formats that somebody would ship
+BUDGET = 0.2
+JUDGED = "ridge, free+forward"  # no labels, linear, and named before any result: not the best of many
 
 
 def budget_curves(triage: pd.DataFrame, predictors: Sequence[str] = ()) -> Figure:
@@ -38,7 +46,7 @@ def budget_curves(triage: pd.DataFrame, predictors: Sequence[str] = ()) -> Figur
     At most six orders: `predictors`, or the first six of the table (never the best six: that would be choosing on the test).
     Random order is the grey reference. n: stale cells.
     """
-    rows = triage[triage["metric"] == "recall"]
+    rows = triage[(triage["metric"] == "recall") & triage["split"].isin(SHOWN)]
     names = [name for name in predictors or distinct(rows["predictor"]) if name in set(rows["predictor"])][:6]
     rows = rows[rows["predictor"].isin(names)]
     if rows.empty:
@@ -62,7 +70,7 @@ def budget_curves(triage: pd.DataFrame, predictors: Sequence[str] = ()) -> Figur
         )
     axes[0].set_ylabel("stale cells found")
     legend(figure, {name: legend_key(*style, "-") for name, style in colours.items()}, columns=min(3, 2 * len(splits)))
-    return figure
+    return headline(figure, curves_title(triage, names))
 
 
 def importances(triage: pd.DataFrame, predictor: str | None, words: Mapping[str, str], top: int = 10) -> Figure:
@@ -90,24 +98,41 @@ def importances(triage: pd.DataFrame, predictor: str | None, words: Mapping[str,
     return figure
 
 
-def signal_scatter(cells: pd.DataFrame, signals: Sequence[str]) -> Figure:
-    """AUROC drop of every cell against each of the named signals, one panel a signal, stale cells marked; cells as dots.
+def signal_bins(cells: pd.DataFrame, signals: Sequence[str]) -> Figure:
+    """The share of stale cells by the size of each named signal, a panel a signal, a line a pooling; equally many cells a bin.
 
-    A dot here has no interval drawn: there are thousands, and each one's interval stands in the table `staleness`.
+    Intervals take the variants as units (`rate_interval`), since cells of one variant share its weights. The dashed line is the
+    share of all cells that is stale: what a signal that tells nothing would give everywhere.
     """
-    figure, axes = panels(len(signals), height=3.8, width=4.6)
+    poolings = [name for name in POOLED if name in set(cells["pooling"])]
+    figure, axes = panels(len(signals), height=4.0, width=5.0)
     for ax, name in zip(axes, signals, strict=True):
-        for stale, colour, marker in ((False, GREY, "o"), (True, PALETTE["qlora"], "D")):
-            part = cells[(cells["stale"] == stale) & np.isfinite(cells[name].astype(float))]
-            words = f"{'stale' if stale else 'not stale'} (n = {len(part):,})"
-            ax.scatter(part[name].astype(float), part["drop"], s=9 if not stale else 14, color=colour, marker=marker,
-                       alpha=0.45, linewidths=0, rasterized=len(cells) > MANY, label=words)  # fmt: skip
-        ax.axhline(0, color=INK, linewidth=0.8)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
+        for pooling, offset in zip(poolings, spread(len(poolings), 0.12), strict=True):
+            rows = _binned(cells[cells["pooling"] == pooling], name)
+            colour, marker = POOLED[pooling]
+            bars(ax, rows.index + 1 + offset, rows, colour, marker, markersize=5, elinewidth=1.2, capsize=1.5)
+            ax.plot(rows.index + 1 + offset, rows["value"], color=colour, linewidth=1.1, alpha=0.7, zorder=0.9)
+        ax.axhline(cells["stale"].mean(), color=INK, linewidth=1, linestyle="--")
+        share_axis(ax)
+        ax.set_xticks([1, BINS], ["smallest", "largest"])
         said = SIGNALS[name].words if name in SIGNALS else name.replace("_", " ")
-        ax.set(xlabel=textwrap.fill(said, 46), ylabel="AUROC drop")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, markerscale=1.8)
-    return figure
+        ax.set(xlabel=f"{textwrap.fill(said, 46)}\n(n = {len(cells):,} cells)", xlim=(0.5, BINS + 0.5))
+    axes[0].set_ylabel("stale, of the cells in the bin")
+    keys = {READS[pooling]: legend_key(*POOLED[pooling], "-") for pooling in poolings}
+    legend(figure, keys | {"all cells": legend_key(INK, "", "--")})
+    return headline(figure, bins_title(cells, signals))
+
+
+def _binned(cells: pd.DataFrame, signal: str) -> pd.DataFrame:
+    """One row a bin of the signal: the share of stale cells with its interval over variants; fewer bins where cells are level."""
+    known = cells[np.isfinite(cells[signal].astype(float))]
+    size = known[signal].astype(float).abs() if signal == "mean_shift" else known[signal].astype(float)
+    places = (BINS * (size.rank(method="average") - 0.5) / max(len(size), 1)).astype(int)
+    found = {}
+    for place, rows in known.groupby(places):
+        e = rate_interval(rows["stale"].astype(float), rows["variant"])
+        found[place] = (e.value, e.low, e.high)
+    return pd.DataFrame.from_dict(found, orient="index", columns=["value", "low", "high"])
 
 
 def where_stale(cells: pd.DataFrame, most: int = 6) -> pd.DataFrame:
@@ -146,6 +171,21 @@ def table(result: pd.DataFrame) -> pd.DataFrame:
     return found.loc[order, names].reset_index().rename_axis(columns=None)
 
 
+def beyond(result: pd.DataFrame) -> pd.DataFrame:
+    """One row a predictor and split: what it finds beyond fewest bits first and largest drift first, in points of recall."""
+    rows = result[result["metric"].str.contains("_beyond_")].copy()
+    if rows.empty:
+        return pd.DataFrame(columns=["split", "predictor"])
+    shares = " at " + (100 * rows["budget"]).round().astype(int).astype(str) + " %"
+    kind, _, name = (rows["metric"].str.partition("_beyond_")[i] for i in range(3))
+    rows["column"] = kind + np.where(kind == "recall", shares, "") + " beyond " + name
+    ends = rows[["value", "low", "high"]] * 100
+    rows["cell"] = [f"{v:+.0f} [{low:+.0f}, {high:+.0f}]" for v, low, high in ends.itertuples(index=False)]
+    found = rows.pivot(index=["split", "predictor"], columns="column", values="cell").fillna("–")
+    order = list(dict.fromkeys(zip(rows["split"], rows["predictor"], strict=True)))
+    return found.loc[order, list(dict.fromkeys(rows["column"]))].reset_index().rename_axis(columns=None)
+
+
 def rules(result: pd.DataFrame) -> pd.DataFrame:
     """One row a split: the share of stale cells that the plain rule caught, and the share of all cells it asked to check."""
     rows = result[result["predictor"] == RULE].assign(cell=lambda t: tables.with_intervals(t))
@@ -154,9 +194,47 @@ def rules(result: pd.DataFrame) -> pd.DataFrame:
 
 
 def triage_sentences(result: pd.DataFrame) -> dict[str, str]:
-    """The best predictor and the best simple order as text, for the chapter's prose."""
+    """The best predictor and the best simple order as text, and what the judged predictor finds beyond bits and drift."""
     found = {"triage-best": triage_orders.best(result), "triage-simple": triage_orders.best(result, tuple(ORDERS))}
-    return {key: "(not in this run)" if row is None else _named(result.loc[[row.name]]) for key, row in found.items()}
+    said = {key: "(not in this run)" if row is None else _named(result.loc[[row.name]]) for key, row in found.items()}
+    for name in ("bits", "drift"):
+        rows = _judged(result, f"recall_beyond_{name}")
+        said[f"triage-beyond-{name}"] = tables.of_row(rows, "(not in this run)")
+    return said
+
+
+def _judged(result: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The row of the judged predictor in the judged split, at the budget nearest to 20 %."""
+    rows = result[(result["predictor"] == JUDGED) & (result["split"] == PART) & (result["metric"] == metric)]
+    gap = (rows["budget"] - BUDGET).abs()
+    return rows[gap == gap.min()].iloc[:1]
+
+
+def curves_title(result: pd.DataFrame, names: Sequence[str]) -> str:
+    """The sentence above the budget curves: what the judged predictor finds beyond bits and drift, 4 bits and more."""
+    said = []
+    for name, order in (("bits", BITS), ("drift", DRIFT)):
+        rows = _judged(result, f"recall_beyond_{name}")
+        if len(rows) and order in names:
+            low, high, value = rows[["low", "high", "value"]].iloc[0]
+            answer = "more than" if low > 0 else "less than" if high < 0 else "not surely more than"
+            said.append(f"{answer} {order} ({100 * value:+.0f} points)")
+    if not said:
+        return "Nothing of this run says whether a predictor beats an order that anybody could follow."
+    return f"In formats of 4 bits and more, “{JUDGED}” finds {' and '.join(said)}."
+
+
+def bins_title(cells: pd.DataFrame, signals: Sequence[str]) -> str:
+    """The sentence above the bins: for each signal, the share of stale cells where it is largest against where it is smallest."""
+    if not cells["stale"].any():
+        return "No cell is stale: no signal has anything to tell."
+    said = []
+    for name in signals:
+        rows = _binned(cells, name)
+        if len(rows) > 1:
+            least, most = 100 * rows["value"].iloc[0], 100 * rows["value"].iloc[-1]
+            said.append(f"{most:.0f} % against {least:.0f} % by {name.replace('_', ' ')}")
+    return f"Stale where a signal is largest against where it is smallest: {', '.join(said)}." if said else "All cells are level."
 
 
 def _named(row: pd.DataFrame) -> str:

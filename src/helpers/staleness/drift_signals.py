@@ -29,6 +29,7 @@ class Signal:
 
 SIGNALS: dict[str, Signal] = {
     "family": Signal("free", "kind of update: quantization, LoRA, QLoRA, full fine-tune, QAT"),
+    "pooling": Signal("free", "what the monitor reads: the last token, the mean over tokens, or attention"),
     "bits": Signal("free", "bits per weight that the model is served in"),
     "rank": Signal("free", "rank of the adapter; 0 without one"),
     "scale": Signal("free", "alpha / r of the adapter; 0 without one"),

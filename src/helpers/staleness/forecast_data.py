@@ -23,13 +23,12 @@ from helpers.models.loading import LanguageModel
 from helpers.monitors import probes, readings
 from helpers.monitors.frozen import Monitor
 from helpers.results import KEY, Run
-from helpers.staleness import drift_signals
-from helpers.stats import roc
+from helpers.staleness import cohorts, drift_signals
 from helpers.updates import measurements, moved_weights, quantizers, weight_errors
 from helpers.updates import names as update_names
 from helpers.updates import recipes as update_recipes
 from helpers.updates import variants as model_variants
-from helpers.updates.names import CONTROL, Variant
+from helpers.updates.names import Variant
 from helpers.updates.variants import Parts, build_variant, variant_key
 
 Build = Callable[[], LanguageModel]
@@ -44,7 +43,7 @@ def weight_signals(parts: Parts, variant: Variant, monitors: Sequence[Monitor], 
 
     Kept by content; `build` gives the model where it must be looked at, so that a caller can share it.
     """
-    linear = [m for m in monitors if probes.direction(m.readout) is not None and m.kind != CONTROL]
+    linear = [m for m in monitors if probes.direction(m.readout) is not None and cohorts.is_counted(m.kind)]
     of = {"variant": variant_key(parts, variant), "monitors": [m.hash for m in linear]}
     key = SIGNALS.key(**of, **compute.machine(parts.device))
     make = build or (lambda: build_variant(parts, variant))
@@ -88,21 +87,32 @@ def recipe_signals(variant: Variant, recipes: Mapping[str, Mapping[str, float]],
 
 
 def few_rows(reading: Plan, task: str, count: int) -> readings.Rows:
-    """The first `count` labelled validation texts of a task, half of each class."""
+    """The first `count` labelled validation texts of a task, half of each class; no more are read on variants than `FEW` a class.
+
+    Error: more are asked for.
+    """
+    if count > 2 * readings.FEW:
+        most = 2 * readings.FEW
+        raise StudyError(f"few_labels {count}: variants read {most} labelled validation texts a task; give at most {most}")
     rows = readings.rows_of(reading, task, "validation")
     chosen = np.sort(np.concatenate([np.flatnonzero(rows.labels == label)[: count // 2] for label in (0, 1)]))
     return readings.Rows(rows.index[chosen], rows.labels[chosen], rows.groups[chosen])
 
 
 def base_signals(monitor: Monitor, found: Activations, reading: Plan) -> dict[str, float]:
-    """What is known of a monitor before any update: AUROC and separation, and its direction's share of the largest components."""
-    held, train = (readings.rows_of(reading, monitor.task, split) for split in ("validation", "train"))
-    checked, seen = (readings.scores([monitor], found, reading, part.index)[0] for part in (held, train))
+    """What the training texts say of a monitor before any update: separation, and its direction's share of the largest parts."""
+    train = readings.rows_of(reading, monitor.task, "train")
+    seen = readings.scores([monitor], found, reading, train.index)[0]
     direction, share = probes.direction(monitor.readout), np.nan
     if direction is not None:
         share = drift_signals.principal_share(readings.features(found, reading, monitor, train.index).values, direction)
-    return {"base_auroc": float(roc.auroc(held.labels, checked)), "separation": drift_signals.separation(seen, train.labels),
-            "principal_share": share}  # fmt: skip
+    return {"separation": drift_signals.separation(seen, train.labels), "principal_share": share}
+
+
+def validated(monitors: pd.DataFrame) -> dict[str, float]:
+    """By name of a monitor, its AUROC on all validation texts before any update, from the table `monitors`."""
+    rows = monitors[(monitors["metric"] == "auroc_validation") & (monitors["layer"] > 0)]
+    return dict(zip(rows["task"] + "/" + rows["probe"] + "/" + rows["layer"].astype(str), rows["value"], strict=True))
 
 
 def forward_signals(monitor: Monitor, before: Activations, after: Activations, reading: Plan) -> dict[str, float]:
@@ -140,10 +150,11 @@ def collect(
     count: int, progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """One row a monitor and variant: outcome (`drop`, `drop_low`, `stale`), names, and one column a signal."""
-    real = [monitor for monitor in monitors if monitor.kind != CONTROL]
+    real, reading = [monitor for monitor in monitors if cohorts.is_counted(monitor.kind)], readings.on_variants(reading)
+    ranked = validated(results.read_table(run, "monitors", "04_monitors"))
     aligned = readings.in_double(measurements.stored(parts, Variant(run.model, run.seed), reading))
     with loading.threads(1):
-        known = {monitor.name: base_signals(monitor, aligned, reading) for monitor in real}
+        known = {m.name: {"base_auroc": ranked.get(m.name, np.nan)} | base_signals(m, aligned, reading) for m in real}
     recipes = results.read_note(run, "03_finetuning", "recipes")
     bits = weight_errors.bits(results.read_table(run, "weights")).to_dict()
     tables = []
@@ -177,6 +188,7 @@ def _cells(
             "monitor": m.name,
             "task": m.task,
             "probe": m.probe,
+            "pooling": cohorts.pooling_of(m.probe),
             "layer": m.layer,
             "depth": m.depth,
             "variant": variant.label,

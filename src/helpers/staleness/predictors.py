@@ -22,6 +22,7 @@ from helpers.staleness.drift_signals import SIGNALS
 
 COLUMNS = ("monitor", "task", "variant", "family", "seed", "drop", "stale")
 UNTUNED = ("control", "quantization", "before alignment")  # families without fine-tuning
+NAMED = ("family", "pooling")  # signals that are a name and no number
 Predictor = Callable[[pd.DataFrame, pd.DataFrame, Sequence[str], int], np.ndarray]
 Order = Callable[[pd.DataFrame], np.ndarray]
 Split = Callable[[pd.DataFrame], pd.DataFrame]
@@ -41,7 +42,7 @@ def check_forecast_data(cells: pd.DataFrame) -> None:
         raise StudyError(
             f"{(~np.isfinite(cells['drop'])).sum()} cells have no finite drop; leave them out and count them", REFUSED
         )
-    if infinite := [s for s in present_signals(cells) if s != "family" and np.isinf(cells[s].to_numpy(float)).any()]:
+    if infinite := [s for s in present_signals(cells) if s not in NAMED and np.isinf(cells[s].to_numpy(float)).any()]:
         raise StudyError(f"signal {infinite[0]!r} is infinite in some cells; use nan for what is undefined", REFUSED)
     if cells.duplicated(["monitor", "variant", "seed"]).any():
         raise StudyError("a (monitor, variant, seed) stands in two cells; pass each once", REFUSED)
@@ -92,7 +93,7 @@ def affordable(signals: Sequence[str], price: str) -> list[str]:
 
 
 def _pipeline(model: BaseEstimator, numeric: Sequence[str], named: Sequence[str]) -> Pipeline:
-    """Missing numbers become the median and a column that says so; a family never seen in training becomes no family."""
+    """Missing numbers become the median and a column that says so; a name never seen in training becomes no name."""
     numbers = make_pipeline(SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler())
     names = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     return make_pipeline(make_column_transformer((numbers, list(numeric)), (names, list(named))), model)
@@ -109,19 +110,24 @@ def _risk(model: str, price: str, train: pd.DataFrame, test: pd.DataFrame, signa
     make, target = MODELS[model]
     if train[target].nunique() < 2:  # nothing to tell apart: every cell gets the mean drop, which is no order
         return np.full(len(test), float(train["drop"].mean()))
-    named = [name for name in names if name == "family"]
-    pipeline = _pipeline(make(len(train), seed), [name for name in names if name != "family"], named)
+    named = [name for name in names if name in NAMED]
+    pipeline = _pipeline(make(len(train), seed), [name for name in names if name not in NAMED], named)
     pipeline.fit(features(train, names), train[target].to_numpy(float))
     held = features(test, names)
     return pipeline.predict_proba(held)[:, 1] if target == "stale" else pipeline.predict(held)
 
 
 PREDICTORS: dict[str, Predictor] = {f"{m}, {p}": partial(_risk, m, p) for m in MODELS for p in PRICES}
+BITS, DRIFT = "fewest bits first", "largest drift first"  # the orders that a predictor has to beat
 ORDERS: dict[str, Order] = {
     "random": lambda cells: np.zeros(len(cells)),  # all level, and level cells are drawn by chance: the exact expectation
     "fine-tunes first": lambda cells: (~cells["family"].isin(UNTUNED)).to_numpy(float),
-    "largest drift first": lambda cells: cells["score_ks"].fillna(np.inf).to_numpy(float),
+    BITS: lambda cells: -cells["bits"].fillna(0).to_numpy(float),
+    DRIFT: lambda cells: cells["score_ks"].fillna(np.inf).to_numpy(float),
+    # drift in the space of the traits themselves: how far the mean moved along the monitor's own direction (Nghiem et al. 2026)
+    "largest shift along the probe first": lambda cells: cells["mean_shift"].abs().fillna(np.inf).to_numpy(float),
 }
+NEEDS = {BITS: "bits", DRIFT: "score_ks", "largest shift along the probe first": "mean_shift"}  # the column that an order reads
 
 
 # ---------------------------------------------------------------- splits
@@ -141,6 +147,11 @@ SPLITS: dict[str, Split] = {
     "seed": _by("seed"),
     # both out: training cells share neither task nor family with the fold
     "monitor and family": _by("task", "family"),
+}
+# splits of a part of the cells: their name, the split, and what keeps a cell. A model in fewer than 4 bits, which nobody would
+# ship, is broken in a way that any signal sees: it can hold most of the stale cells, and the forecast is then about it alone.
+PARTS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
+    "family-4bit": ("family", lambda cells: cells["bits"] >= 4),
 }
 
 

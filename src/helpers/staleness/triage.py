@@ -11,10 +11,14 @@ import pandas as pd
 from scipy import stats
 
 from helpers.console import over
-from helpers.errors import StudyError
 from helpers.staleness.drift_signals import SIGNALS
+from helpers.staleness.order_measures import OrderWorth, beyond, check_budget, measured, over_updates, ratio, weightings
 from helpers.staleness.predictors import (
+    BITS,
+    DRIFT,
+    NEEDS,
     ORDERS,
+    PARTS,
     PREDICTORS,
     PRICES,
     SPLITS,
@@ -34,94 +38,11 @@ from helpers.stats import intervals
 BUDGETS = (0.1, 0.2, 0.3)
 ROW = ["predictor", "split", "budget", "metric", "value", "low", "high", "n"]
 FEW = 20  # updates, below which an interval over them is rough
-Ratio = tuple[np.ndarray, np.ndarray]  # numerator and denominator under each weighting of the cells
+BEYOND = {BITS: "bits", DRIFT: "drift"}  # what a predictor is compared with, and how the difference is called
 Row = tuple[str, str, float, str, float, float, float, int]
 
 
-# ---------------------------------------------------------------- metrics: ratios of sums over folds, for many weightings at once
-
-
-def _sums(weights: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Weights (draws x cells) summed over the cells that share a code, 0 .. k - 1: draws x k."""
-    order = np.argsort(codes, kind="stable")
-    return np.add.reduceat(weights[:, order], np.searchsorted(codes[order], np.arange(codes.max() + 1)), axis=1)
-
-
-def _codes(values: np.ndarray) -> np.ndarray:
-    return np.unique(values, return_inverse=True)[1].ravel()
-
-
-def _found(risk: np.ndarray, stale: np.ndarray, weights: np.ndarray, budget: float) -> Ratio:
-    codes = _codes(-risk)
-    level, sick = _sums(weights, codes), _sums(weights * stale, codes)
-    left = budget * level.sum(axis=1, keepdims=True) - (np.cumsum(level, axis=1) - level)
-    share = np.clip(left, 0, level) / np.where(level > 0, level, 1)
-    return (share * sick).sum(axis=1), sick.sum(axis=1)
-
-
-def _concordant(risk: np.ndarray, stale: np.ndarray, weights: np.ndarray) -> Ratio:
-    codes = _codes(risk)
-    sick, well = _sums(weights * stale, codes), _sums(weights * ~stale, codes)
-    return (sick * (np.cumsum(well, axis=1) - well / 2)).sum(axis=1), sick.sum(axis=1) * well.sum(axis=1)
-
-
-def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Centred midranks of the cells under each weighting, draws x cells."""
-    codes = _codes(values)
-    level = _sums(weights, codes)
-    return (np.cumsum(level, axis=1) - (level + level.sum(axis=1, keepdims=True)) / 2)[:, codes]
-
-
-def _agreement(risk: np.ndarray, drop: np.ndarray, weights: np.ndarray) -> Ratio:
-    first, second, size = _ranks(risk, weights), _ranks(drop, weights), weights.sum(axis=1)
-    squares = [np.einsum("bn,bn,bn->b", weights, a, b) for a, b in ((first, first), (second, second), (first, second))]
-    spread = np.sqrt(squares[0] * squares[1])
-    rho = np.divide(squares[2], spread, out=np.zeros_like(spread), where=spread > 1e-9)
-    return rho * size, size * (squares[1] > 1e-9)  # a fold left level counts 0, what chance would give
-
-
-def _check_budget(budget: float) -> None:
-    if not 0 < budget <= 1:
-        raise StudyError(f"budget {budget} is not a share of the cells; give a number above 0 and at most 1")
-
-
 # ---------------------------------------------------------------- evaluation
-
-
-def _weightings(cells: pd.DataFrame, cluster: str) -> np.ndarray:
-    """All cells, then all but those of each cluster: (1 + clusters) x cells."""
-    codes = _codes(cells[cluster].astype(str).to_numpy())
-    return np.vstack([np.ones(len(cells)), codes != np.arange(codes.max() + 1)[:, None]]).astype(float)
-
-
-def _estimate(ratios: Iterable[Ratio], n: int, bounds: tuple[float, float]) -> intervals.Estimate | None:
-    """The ratio of the sums over folds with its interval over clusters; None where it, or it without one, is undefined.
-
-    Each cluster's score is value + (G - 1) (mean of the values without one - value without it), the jackknife's linear form
-    (Tukey 1958), and `mean_interval` takes their mean: so few clusters get Student's t.
-    """
-    above, below = (sum(parts) for parts in zip(*ratios, strict=True))
-    if len(below) < 3 or (below <= 0).any():
-        return None
-    value, without = (above / below)[0], (above / below)[1:]
-    e = intervals.mean_interval(value + (len(without) - 1) * (without.mean() - without), bounds=bounds)
-    return intervals.Estimate(float(value), e.low, e.high, n)
-
-
-def _measured(
-    cells: pd.DataFrame, folds: Sequence[Fold], risk: np.ndarray, weights: np.ndarray, budgets: Sequence[float]
-) -> Iterator[tuple[float, str, intervals.Estimate | None]]:
-    """Budget, metric and estimate of an order; one that is level in every fold has its budget as recall, exactly, and no more."""
-    stale, drop = cells["stale"].to_numpy(bool), cells["drop"].to_numpy(float)
-    sick = int(stale.sum())
-    parts = [(risk[rows], stale[rows], drop[rows], weights[:, rows]) for _, _, rows in folds]
-    level = all(np.ptp(r) == 0 for r, *_ in parts)
-    for budget in budgets if sick else ():
-        exact = intervals.Estimate(budget, budget, budget, sick)
-        yield budget, "recall", exact if level else _estimate((_found(r, s, w, budget) for r, s, _, w in parts), sick, (0, 1))
-    if not level:
-        yield 1.0, "auroc", _estimate((_concordant(r, s, w) for r, s, _, w in parts), len(cells), (0, 1))
-        yield 1.0, "spearman", _estimate((_agreement(r, d, w) for r, _, d, w in parts), len(cells), (-1, 1))
 
 
 def _orders(
@@ -129,10 +50,10 @@ def _orders(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The orders that the cells' columns allow, then every predictor's out-of-fold risk."""
     for name, order in ORDERS.items():
-        if name != "largest drift first" or "score_ks" in cells:
+        if NEEDS.get(name, "family") in cells:
             yield name, order(cells)
         else:
-            notes.append(f"{name}: left out, the cells have no score_ks")
+            notes.append(f"{name}: left out, the cells have no {NEEDS[name]}")
     present = {SIGNALS[name].price for name in present_signals(cells)}
     for name in over("predictors", predictors):
         price = name.rpartition(", ")[2]
@@ -152,8 +73,8 @@ def _rule_rows(
         flags[test] = rule.flags(cells.iloc[test])
         if not rule.tests:
             notes.append(f"plain rule, {split}: nothing to calibrate on without {name}, so all of it is revalidated")
-    flagged = _estimate([(weights @ flags, weights.sum(axis=1))], len(cells), (0, 1))
-    caught = _estimate([(weights @ (flags & stale), weights @ stale)], int(stale.sum()), (0, 1))
+    flagged = over_updates(ratio([(weights @ flags, weights.sum(axis=1))]), len(cells), (0, 1))
+    caught = over_updates(ratio([(weights @ (flags & stale), weights @ stale)]), int(stale.sum()), (0, 1))
     if caught:
         said = "reaches" if caught.low >= 1 - missed else "fails" if caught.high < 1 - missed else "may or may not reach"
         notes.append(
@@ -165,41 +86,68 @@ def _rule_rows(
 
 def evaluate(
     cells: pd.DataFrame, seed: int = 0, budgets: Sequence[float] = BUDGETS, predictors: Sequence[str] = tuple(PREDICTORS),
-    splits: Sequence[str] = tuple(SPLITS), missed: float = 0.10, cluster: str = "variant",
+    splits: Sequence[str] = (*SPLITS, *PARTS), missed: float = 0.10, cluster: str = "variant",
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """The rows predictor, split, budget, metric, value, low, high, n of every order, and notes on what could not be said.
 
     Metrics `recall` at each budget, and at budget 1.0 `auroc` (risk against stale) and `spearman` (risk against drop); the
     `plain rule` has `flagged` and `caught`. All are taken within held-out folds and pooled: recall spends the budget in every
     fold and sums what is found, auroc counts pairs of the same fold, spearman is the mean over folds weighted by cells.
+    `recall_beyond_bits`, `auroc_beyond_drift` and so on: a predictor minus the order of that name, on the same folds.
     n: cells, for recall and caught stale cells. The cells are crossed, monitors by updates; the interval is over updates
     (`cluster`), all seeds of an update together, because the next update is what the reader will meet; the monitors are
     taken as they are, and predictors are not fitted again. What has no interval is left out and noted, never nan.
     """
     check_forecast_data(cells)
     for budget in budgets:
-        _check_budget(budget)
-    for what, asked, names in (("predictor", predictors, PREDICTORS), ("split", splits, SPLITS)):
+        check_budget(budget)
+    for what, asked, names in (("predictor", predictors, PREDICTORS), ("split", splits, (*SPLITS, *PARTS))):
         for name in asked:
             known(what, name, names)
     check_missed(missed)
     known("cluster", cluster, cells.columns)
-    cells, weights, rows, notes = cells.reset_index(drop=True), _weightings(cells, cluster), [], []
-    found = applicable(cells)
+    rows, notes = [], list[str]()
     if not cells["stale"].any():
         notes.append("no cell is stale: there is nothing to find, so recall and AUROC are left out")
-    if len(weights) <= FEW:
-        notes.append(f"{len(weights) - 1} clusters by {cluster}: with fewer than {FEW} the intervals are rough")
+    if cells[cluster].nunique() < FEW:
+        notes.append(f"{cells[cluster].nunique()} clusters by {cluster}: with fewer than {FEW} the intervals are rough")
     for split in over("splits", splits):
-        if split not in found:
+        kept, folds = held_out(cells, split)
+        if folds:
+            rows += _split_rows(kept, split, folds, predictors, seed, budgets, weightings(kept, cluster), missed, notes)
+        else:
             notes.append(f"split {split}: left out, nothing remains to learn from without some fold")
-            continue
-        for name, risk in _orders(cells, found[split], predictors, seed, notes):
-            _note_level(name, split, cells, found[split], risk, notes)
-            rows += _rows(name, split, _measured(cells, found[split], risk, weights, budgets), notes)
-        said = _rule_rows(cells, split, found[split], weights, missed, notes)
-        rows += _rows("plain rule", split, ((1.0, metric, e) for metric, e in said), notes)
     return pd.DataFrame(rows, columns=ROW), list(dict.fromkeys(notes))
+
+
+def held_out(cells: pd.DataFrame, split: str) -> tuple[pd.DataFrame, list[Fold]]:
+    """The cells that a split speaks of, and its folds; no folds where nothing would remain to learn from."""
+    base, keeps = PARTS.get(split, (split, None))
+    if keeps is not None and "bits" not in cells:
+        return cells.iloc[:0], []
+    kept = cells.reset_index(drop=True) if keeps is None else cells[keeps(cells)].reset_index(drop=True)
+    return kept, applicable(kept).get(base, []) if len(kept) else []
+
+
+def _split_rows(
+    cells: pd.DataFrame, split: str, folds: Sequence[Fold], predictors: Sequence[str], seed: int, budgets: Sequence[float],
+    weights: np.ndarray, missed: float, notes: list[str],
+) -> list[Row]:  # fmt: skip
+    """The rows of all orders, predictors and the plain rule on one split."""
+    rows, simple = list[Row](), dict[str, OrderWorth]()
+    count, sick = len(cells), int(cells["stale"].sum())
+    for name, risk in _orders(cells, folds, predictors, seed, notes):
+        _note_level(name, split, cells, folds, risk, notes)
+        order = measured(cells, folds, risk, weights, budgets)
+        if order.level and name in ORDERS and name != "random":
+            continue
+        rows += _rows(name, split, order.estimates(count, sick), notes)
+        simple |= {name: order} if name in BEYOND else {}
+        for base in BEYOND if name in PREDICTORS and not order.level else ():
+            if base in simple:
+                rows += _rows(name, split, beyond(order, simple[base], BEYOND[base], count, sick), notes)
+    said = _rule_rows(cells, split, folds, weights, missed, notes)
+    return rows + _rows("plain rule", split, ((1.0, metric, e) for metric, e in said), notes)
 
 
 def _rows(name: str, split: str, measured: Iterable, notes: list[str]) -> list[Row]:
@@ -216,8 +164,11 @@ def _note_level(name: str, split: str, cells: pd.DataFrame, folds: Sequence[Fold
     level = [fold for fold, _, rows in folds if len(rows) > 1 and np.ptp(risk[rows]) == 0]
     one_class = [fold for fold, train, _ in folds if cells["stale"].iloc[train].nunique() < 2]
     if level and name != "random":
-        where = ", ".join(level) if len(level) < len(folds) else "any fold"
-        notes.append(f"{name}, {split}: no order inside {where}; those cells count as drawn by chance")
+        if len(level) == len(folds) and name in ORDERS:
+            notes.append(f"{name}, {split}: left out, it has no order inside any fold; judge it where kinds of update meet")
+        else:
+            where = ", ".join(level) if len(level) < len(folds) else "any fold"
+            notes.append(f"{name}, {split}: no order inside {where}; those cells count as drawn by chance")
     if one_class and name.startswith("logistic"):
         notes.append(f"{name}, {split}: one class only without {', '.join(one_class)}; the mean drop stands in for a fit")
 
@@ -263,8 +214,8 @@ def importance(
         return pd.DataFrame(columns=ROW), ["no predictor could be scored, so there is none to take apart"]
     predict = PREDICTORS[known("predictor", predictor, PREDICTORS)]
     names = affordable(chosen_signals(cells, signals), predictor.rpartition(", ")[2])
-    folds = applicable(cells).get(known("split", split, SPLITS))
-    if folds is None:
+    cells, folds = held_out(cells, known("split", split, (*SPLITS, *PARTS)))
+    if not folds:
         return pd.DataFrame(columns=ROW), [f"{predictor}, {split}: left out, nothing remains to learn from without some fold"]
     falls: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for position, (_, train, test) in enumerate(over("folds", folds)):

@@ -61,6 +61,13 @@ def unmeasured(what: str) -> Figure:
     return figure
 
 
+def headline(figure: Figure, sentence: str) -> Figure:
+    """The same figure with what it says as a sentence above its panels, in lines that fit the page."""
+    width = int(10.5 * figure.get_size_inches()[0])
+    figure.suptitle(textwrap.fill(sentence, width), x=0.01, ha="left", fontsize=11, weight="bold")
+    return figure
+
+
 def grid(count: int, height: float = 3.1) -> tuple[Figure, list[Axes], list[Axes]]:
     """Panels in rows of three, and the places left over."""
     across, down = min(count, 3), -(-count // 3)
