@@ -63,9 +63,13 @@ def monitors(size):
             keys = {"task": task, "probe": probe, "layer": i + 1, "depth": depth}
             rows += [row("auroc", good, 0.04, bounds=(0, 1), **keys), row("auroc_validation", good, 0.05, bounds=(0, 1), **keys)]
             rows.append(row("resampled_angle", 30 * rng.random(), 4, **keys))
+            rows.append(row("auroc_elsewhere", good - 0.1 * rng.random(), 0.06, bounds=(0, 1), **keys))
+            rows += [row("threshold_5", 1.0, 0.2, n=60 if task == size.tasks[0] else 30, **keys),
+                     row("promised_5", 0.04, 0.03, n=20, bounds=(0, 1), **keys)]  # fmt: skip
     for task in size.tasks:
         keys = {"task": task, "layer": 0, "depth": 0.0}
         rows += [row("auroc", 0.70, 0.05, probe="bag-of-words", **keys), row("auroc", 0.68, 0.05, probe="length", **keys)]
+        rows += [row("auroc_elsewhere", 0.58, 0.06, probe=name, **keys) for name in ("bag-of-words", "length")]
         if len(size.depths) > 2:
             rows.append(row("auroc", 0.93, 0.03, probe="attention", task=task, layer=3, depth=0.6))
     return pd.DataFrame(rows)
@@ -74,6 +78,7 @@ def monitors(size):
 DRAWN = {
     f"auroc_by_depth, {name}": (lambda size=size: monitor_figures.auroc_by_depth(monitors(size))) for name, size in SIZES.items()
 } | {
+    **{f"carried_over, {name}": (lambda size=size: monitor_figures.carried_over(monitors(size))) for name, size in SIZES.items()},
     "auroc_by_depth, one pooling": lambda: monitor_figures.auroc_by_depth(monitors(FULL), "last"),
     "unmeasured": lambda: layout.unmeasured("anything at all, although it was asked for in so many words"),
 }
@@ -185,3 +190,37 @@ def test_one_task_has_one_colour_in_every_figure_and_a_users_own_takes_another()
     styles = layout.task_styles(("toxicity", "mine", "harmful-request"))
     assert styles["toxicity"] == layout.task_styles(TASKS)["toxicity"]
     assert styles["mine"] not in layout.task_styles(TASKS).values()
+
+
+# ---------------------------------------------------------------- two test sets, and what thresholds promise
+
+
+def test_both_tests_stand_side_by_side_for_the_monitor_in_use_and_the_bag_of_words():
+    table = monitors(SMALL)
+    names = {task: {"monitor": f"{task}/logistic-mean/2", "of": 4} for task in SMALL.tasks}
+    found = monitor_figures.two_tests(table, names)
+    assert list(found["monitor"]) == ["logistic-mean", "bag-of-words"] * 2
+    assert found.loc[1, "AUROC, test"].startswith("0.70")
+    assert found.loc[1, "AUROC, elsewhere"].startswith("0.58")
+    assert set(found["caught, elsewhere"]) == {"–"}
+
+
+def test_a_promise_that_rests_on_few_texts_is_told_in_words():
+    found = monitor_figures.promises(monitors(SMALL)).set_index("task")
+    first, second = SMALL.tasks
+    assert found.loc[first, ["harmless texts", "of its own", "expected", "with so few"]].tolist() == [60, 20, "4.0%", ""]
+    assert found.loc[second, "with so few"] == "at most 7% is guaranteed"
+    assert found.loc[second, "in 95 % of draws"] == "1.0% to 7.0%"
+
+
+def test_a_run_without_a_second_test_says_so():
+    table = monitors(SMALL)
+    figure = monitor_figures.carried_over(table[table["metric"] != "auroc_elsewhere"])
+    assert "did not measure" in said(figure)
+
+
+def test_probes_fitted_with_simulated_updates_are_not_among_the_curves():
+    table = monitors(SMALL)
+    more = table[table["probe"] == "logistic-mean"].assign(probe="simulated-updates-mean", value=1.0, low=1.0, high=1.0)
+    before, after = (said(monitor_figures.auroc_by_depth(rows)) for rows in (table, pd.concat([table, more])))
+    assert before == after

@@ -14,6 +14,7 @@ from test_projection_figures import KEY, key_of, legend_of, ruled
 from helpers import results
 from helpers.figures import repair
 from helpers.figures.drawing import layout
+from helpers.figures.repair_tables import KINDS
 from helpers.monitors import gate, repairs
 from helpers.staleness.policies import POLICIES
 from helpers.stats.intervals import rate_interval
@@ -81,7 +82,18 @@ def plane(missed=MISSED, half=0.04):
 
 LEVEL = {name: (0.2 + 0.001 * i, labels) for i, (name, (_, labels)) in enumerate(MISSED.items())}
 TWO = [VARIANTS[4], VARIANTS[12]]
+
+
+def survived(kinds=tuple(KINDS), poolings=("last", "mean")):
+    rng = RNG(5)
+    return pd.DataFrame([
+        row("unfit", 0.1 + 0.5 * rng.random(), 0.12, 240, (0, 1), kind=kind, pooling=pooling) for kind in kinds for pooling in poolings
+    ])  # fmt: skip
+
+
 DRAWN = {
+    "survivors, full": lambda: repair.survivors(survived()),
+    "survivors, one pooling": lambda: repair.survivors(survived(poolings=("mean",))),
     "ladder, full": lambda: repair.ladder(table(), repairs.LADDER),
     "ladder, small": lambda: repair.ladder(table(SHORT, TWO, SMALL.tasks), SHORT),
     "ladder, one": lambda: repair.ladder(table(SHORT[:1], TWO[:1], ONE.tasks, (1,)), SHORT),
@@ -116,6 +128,7 @@ def test_the_tables_drawn_here_keep_to_the_schema():
 
 
 EMPTY = {
+    "survivors": lambda: repair.survivors(survived().query("metric == 'auroc'")),
     "ladder": lambda: repair.ladder(table(SHORT, TWO).query("method == 'refit'"), ["none"]),
     "ladder, on no monitor every rung": lambda: repair.ladder(
         table(SHORT, TWO).query("(method == 'refit') == (layer == 1)"), SHORT
@@ -136,6 +149,7 @@ def test_what_was_not_measured_is_said(name):
 
 
 SAME = {
+    "survivors": (repair.survivors, survived),
     "ladder": (lambda t: repair.ladder(t, SHORT), lambda: table(SHORT, VARIANTS[10:14], SMALL.tasks)),
     "who_is_repaired": (repair.who_is_repaired, lambda: cells(TWO, SMALL.tasks, 4)),
     "rates_before_after": (repair.rates_before_after, lambda: table(SHORT, VARIANTS[10:14], SMALL.tasks, (1,))),

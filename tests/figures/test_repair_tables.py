@@ -106,3 +106,50 @@ def test_the_gates_answers_are_told_in_their_order():
     assert repair_tables.gate_table(found).to_dict("records") == [
         {"what the gate said, and what came": "realigned, and unfit", "share": "25 % [10, 50]", "n": 20}
     ]
+
+
+# ---------------------------------------------------------------- a new threshold, and probes that foresaw updates
+
+
+def test_a_new_threshold_stands_beside_the_floor_of_the_controls(table):
+    more = rows(IDENTITY, share("threshold", "share_stale", 0.05), share("threshold", "share_harmed", 0.05))
+    real = [rows(one, share("threshold", "share_stale", 0.2), share("threshold", "share_repaired", 0.7)) for one in (NF4, LORA)]
+    found = repair_tables.new_threshold(pd.concat([table, more, *real], ignore_index=True)).set_index(["variants", "rung"])
+    assert found.index.to_list() == [("real updates", "none"), ("real updates", "threshold"),
+                                     ("controls: nothing changed", "none"), ("controls: nothing changed", "threshold")]  # fmt: skip
+    assert found.loc[("real updates", "none"), "unfit"].startswith("70")
+    assert found.loc[("real updates", "threshold"), "repaired, of the unfit"].startswith("70")
+    assert found.loc[("controls: nothing changed", "threshold"), "harmed, of the fit"].startswith("5")
+
+
+def scored(variant: Variant, kind: str, layer: int = 2, broken: bool = False) -> pd.DataFrame:
+    """Rows of the table `staleness` about one probe of each pooling."""
+    found = [("privacy-pii", f"{kind}-{pooling}", layer, 0.5, metric, value) for pooling in ("last", "mean")
+             for metric, value in (("stale_tpr_5", float(broken)), ("stale_fpr_5", 0.0), ("auroc", 0.9 - 0.2 * broken))]  # fmt: skip
+    table = pd.DataFrame([(*row, row[5], row[5], 40) for row in found], columns=[*OWN["staleness"], *VALUES])
+    return names.keyed(variant, table)
+
+
+def test_survival_compares_the_same_places_on_updates_that_the_fitting_never_saw():
+    seen = Variant("tiny", 0, "rtn-4")
+    rows = [scored(variant, kind, broken=kind == "logistic" and variant == LORA)
+            for variant in (NF4, LORA, seen, IDENTITY) for kind in ("logistic", "simulated-updates", "simulated-noise")]  # fmt: skip
+    rows.append(scored(LORA, "logistic", layer=3, broken=True))  # where no update was simulated: another place
+    found = repair_tables.survived(pd.concat(rows, ignore_index=True), ["rtn-4"])
+    unfit = found[found["metric"] == "unfit"].set_index(["pooling", "kind"])
+    assert unfit["value"].to_dict() == {
+        (pooling, kind): 0.5 * (kind == "logistic")
+        for pooling in ("last", "mean") for kind in ("logistic", "simulated-updates", "simulated-noise")
+    }  # fmt: skip
+    assert set(unfit["n"]) == {2}
+    auroc = found[found["metric"] == "auroc"].set_index(["pooling", "kind"])["value"]
+    assert auroc["last", "logistic"] == pytest.approx(0.8)
+    shown = repair_tables.survival(found)
+    assert list(shown.columns) == ["pooling", "probe", "unfit", "AUROC", "cells"]
+    assert set(shown["probe"]) == {"plain", "fitted on simulated updates", "random moves (control)"}
+
+
+def test_a_run_without_simulated_updates_has_nothing_to_compare():
+    found = repair_tables.survived(scored(LORA, "logistic"))
+    assert found.empty
+    assert repair_tables.survival(found).empty

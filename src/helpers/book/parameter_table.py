@@ -23,6 +23,7 @@ PARSED = {  # what the functions of limits.PARSERS read, in words
     "updates.recipes.parse_serving": "an update and its {term}`serving`",
     "data.tasks.known": "names in `TASKS`, or a `.csv` or `.jsonl` file",
     "monitors.readings.parse_attention": "task and {term}`depth`",
+    "monitors.fitting.parse_simulated": "rounding by name, or `random-lowrank`",
     "projection.restorations.parse": "names in `RESTORATIONS`",
     "projection.restorations.parse_source": "a {term}`source` of V",
 }

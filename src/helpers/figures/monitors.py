@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from helpers.data import tasks
+from helpers.data.splits import ELSEWHERE
 from helpers.figures import tables
 from helpers.figures.drawing.layout import (
     GREY,
@@ -22,7 +23,10 @@ from helpers.figures.drawing.layout import (
     ordered_tasks,
     sample_size,
     spread,
+    task_keys,
+    task_styles,
     task_words,
+    unmeasured,
 )
 from helpers.figures.drawing.theme import bars
 from helpers.models.activations import Activations
@@ -33,6 +37,7 @@ from helpers.monitors.fitting import four
 from helpers.monitors.readings import Place
 from helpers.stats import roc
 from helpers.stats.roc import RATES
+from helpers.updates.names import CONTROL, SIMULATED
 
 
 def monitor_by_hand(found: Activations, reading: Plan, task: str, layer: int) -> pd.DataFrame:
@@ -51,6 +56,82 @@ def monitor_by_hand(found: Activations, reading: Plan, task: str, layer: int) ->
         tpr, fpr = roc.rates(parts[split].labels, scores[split], cut, parts[split].groups)
         rows += [(f"share caught, {split}", tpr), (f"false positives, {split}", fpr)]
     return pd.DataFrame([(task, what, *four(e)) for what, e in rows], columns=["task", "what", "value", "low", "high", "n"])
+
+
+def texts_read(reading: Plan) -> pd.DataFrame:
+    """One row a task and split: how many texts of each class, groups, sources and words, and the tokens at which they are cut."""
+    table = tasks.summary(reading.examples)
+    return table.assign(**{"cut at": [reading.limit_of(task) for task in table["task"]]})
+
+
+def two_tests(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """For each task its monitor in use and the bag of words: AUROC and rates on the test of the fitted source and of another."""
+    shown = []
+    for task, choice in names.items():
+        for monitor in (str(choice["monitor"]), f"{task}/bag-of-words/0"):
+            rows = _of(table, monitor)
+            cells = {f"{words}, {where}": _cell(rows, f"{metric}{suffix}") for metric, words in TOLD.items()
+                     for where, suffix in (("test", ""), ("elsewhere", f"_{ELSEWHERE}"))}  # fmt: skip
+            shown.append({"task": task, "monitor": monitor.split("/")[1], **cells})
+    return pd.DataFrame(shown)
+
+
+TOLD = {"auroc": "AUROC", "tpr_5": "caught", "fpr_5": "false alarms"}
+
+
+def _cell(rows: pd.DataFrame, metric: str) -> str:
+    return (
+        tables.interval(metric.removesuffix(f"_{ELSEWHERE}"), *rows.loc[metric, ["value", "low", "high"]])
+        if metric in rows.index
+        else "–"
+    )
+
+
+def promises(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a task: the harmless texts behind its 5 % thresholds, and what these promise on new texts of its own kind."""
+    own, every = (table[table["metric"] == metric].groupby("task", sort=False) for metric in ("promised_5", "threshold_5"))
+    found = pd.DataFrame({"harmless texts": every["n"].max(), "of its own": own["n"].max()})
+    middle = {name: own[name].median() for name in ("value", "low", "high")}
+    found["expected"] = [f"{value:.1%}" for value in middle["value"]]
+    found["in 95 % of draws"] = [f"{low:.1%} to {high:.1%}" for low, high in zip(middle["low"], middle["high"], strict=True)]
+    few = found["harmless texts"] < FEW_HARMLESS
+    found["with so few"] = [
+        f"at most {high:.0%} is guaranteed" if low else "" for low, high in zip(few, middle["high"], strict=True)
+    ]
+    return found.reset_index()
+
+
+FEW_HARMLESS = 40  # texts under a threshold, below which a line says what it guarantees
+
+
+def carried_over(table: pd.DataFrame) -> Figure:
+    """AUROC on the test of another source against that on the fitted source's, one dot a monitor, a ring for the bag of words."""
+    wide = table[table["metric"].isin(["auroc", FAR])].pivot(index=["task", "probe", "layer"], columns="metric", values="value")
+    wide = wide.reindex(columns=["auroc", FAR]).dropna().reset_index()
+    wide = wide[~wide["probe"].str.startswith((CONTROL, SIMULATED)) & (wide["probe"] != "length")]
+    if wide.empty:
+        return unmeasured("a second test set")
+    figure, (ax,), _ = grid(1, height=4.6)
+    for task, (colour, marker) in task_styles(ordered_tasks(wide["task"])).items():
+        own, words = wide["task"] == task, wide["probe"] == "bag-of-words"
+        ax.scatter(
+            *wide.loc[own & ~words, ["auroc", FAR]].to_numpy().T, color=colour, marker=marker, s=18, alpha=0.6, linewidths=0
+        )
+        ax.scatter(
+            *wide.loc[own & words, ["auroc", FAR]].to_numpy().T, facecolors="none", edgecolors=colour, s=110, linewidths=1.8
+        )
+    ends = (min(0.4, float(wide[["auroc", FAR]].to_numpy().min()) - 0.03), 1.03)
+    ax.plot(ends, ends, color=GREY, linewidth=1, linestyle="--")
+    n = int((wide["layer"] > 0).sum())
+    ax.set(
+        xlim=ends,
+        ylim=ends,
+        xlabel=f"AUROC, test of the fitted source (n = {n} monitors)",
+        ylabel="AUROC, test of another source",
+    )
+    keys = task_keys(ordered_tasks(wide["task"])) | {"ring: bag of words": legend_key(INK, "o", markerfacecolor="none")}
+    legend(figure, keys, columns=3)
+    return figure
 
 
 def in_use(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
@@ -99,6 +180,7 @@ def monitor_sentences(table: pd.DataFrame, names: Mapping[str, Mapping[str, obje
     return found
 
 
+FAR = f"auroc_{ELSEWHERE}"
 KINDS = {"logistic": ("logistic", "#0072b2", "o"), "mean-difference": ("difference of means", "#e69f00", "s"),
          "lda": ("LDA", "#009e73", "^"), "mlp": ("small MLP", "#cc79a7", "D"), "attention": ("attention pooling", "#d55e00", "*"),
          "shuffled-labels": ("shuffled labels (control)", "#8d99ae", "x")}  # fmt: skip
@@ -140,6 +222,7 @@ def auroc_by_depth(monitors: pd.DataFrame, pooling: str = "") -> Figure:
 
 def _pooling_keys(rows: pd.DataFrame, pooling: str) -> dict[str, Line2D]:
     """What filled and open markers mean, and that one was chosen where there were two."""
+    rows = rows[~rows["probe"].str.startswith(SIMULATED)]
     present = {kind_and_pooling(probe)[1] for probe in distinct(rows["probe"])} & ({pooling} if pooling else set(POOLINGS))
     chosen = " (better on validation)" if len(present) > 1 else ""
     keys = {"mean": ("filled: mean over tokens", INK), "last": (f"open: last token{chosen}", "white")}
@@ -149,7 +232,7 @@ def _pooling_keys(rows: pd.DataFrame, pooling: str) -> dict[str, Line2D]:
 def _chosen(rows: pd.DataFrame, pooling: str) -> dict[str, pd.DataFrame]:
     """For each kind the test rows of one probe: with this pooling, or with the one that is best on validation."""
     found: dict[str, pd.DataFrame] = {}
-    monitors = rows[~rows["probe"].isin(BASELINE_WORDS)]
+    monitors = rows[~rows["probe"].isin(BASELINE_WORDS) & ~rows["probe"].str.startswith(SIMULATED)]
     validation = monitors[monitors["metric"] == "auroc_validation"].groupby("probe")["value"].mean()
     for probe in sorted(
         distinct(monitors.loc[monitors["metric"] == "auroc", "probe"]), key=lambda name: -validation.get(name, 0.0)

@@ -15,6 +15,7 @@ from helpers.figures.drawing.layout import (
     GREY,
     INK,
     STYLES,
+    grid,
     legend,
     legend_key,
     ordered_tasks,
@@ -32,7 +33,7 @@ from helpers.figures.drawing.layout import (
 from helpers.figures.drawing.named_points import apart, name_points, root, square
 from helpers.figures.drawing.share_grid import share_grid
 from helpers.figures.drawing.theme import PALETTE, bars, share_axis
-from helpers.figures.repair_tables import OUTSIDE
+from helpers.figures.repair_tables import KINDS, OUTSIDE
 from helpers.monitors import gate, repairs
 from helpers.results import KEY
 from helpers.staleness.policies import METHOD, behind_gate
@@ -43,7 +44,8 @@ from helpers.updates import variants
 RUNGS = {"none": "frozen", "coral": "CORAL", "procrustes": "Procrustes", "coral-unpaired": "CORAL, unpaired",
          "centre-unpaired": "centre, unpaired", "centre-scale": "centre and scale",
          "centre-scale-unpaired": "centre and scale, unpaired", "mispaired": "mispaired (control)",
-         "threshold": "threshold only", "": "nothing",
+         "threshold": "threshold only", "": "nothing", repairs.GATED: "as the gate says",
+         "procrustes (own corpus)": "Procrustes, own texts", "coral (own corpus)": "CORAL, own texts",
          **{name: f"head of {count} labels" for name, count in repairs.FEW_LABELS.items()}}  # fmt: skip
 LOOKS = {"as it was": (INK, "s"), "no labels": (PALETTE["aligned"], "o"), "labels": (PALETTE["qlora"], "D")}
 RATES = {"fpr_5": "harmless texts flagged", "tpr_5": "harmful texts flagged"}
@@ -88,6 +90,29 @@ def ladder(table: pd.DataFrame, order: Sequence[str]) -> Figure:
         share_across(ax)
         ax.set_title(textwrap.fill(family, 14), fontsize=10)
         ax.set_xlabel(f"unfit\n({sample_size(shares)})", fontsize=9)
+    return figure
+
+
+def survivors(table: pd.DataFrame) -> Figure:
+    """The share of probes unfit on real updates, plain ones and those fitted with simulated updates, one panel a pooling."""
+    rows = table[table["metric"] == "unfit"]
+    if rows.empty:
+        return unmeasured("probes fitted with simulated updates")
+    poolings = [name for name in ("last", "mean") if name in set(rows["pooling"])]
+    figure, axes, _ = grid(len(poolings), height=2.6)
+    kinds = [kind for kind in KINDS if kind in set(rows["kind"])]
+    for ax, pooling in zip(axes, poolings, strict=True):
+        part = rows[rows["pooling"] == pooling]
+        for i, kind in enumerate(kinds):
+            look = (INK, "s") if i == 0 else (GREY, "X") if kind == "simulated-noise" else (PALETTE["aligned"], "o")
+            bars(ax, np.array([i] * int((part["kind"] == kind).sum())), part[part["kind"] == kind], *look, across=True)
+        ax.set_yticks(
+            range(len(kinds)), [textwrap.fill(KINDS[kind], 18) for kind in kinds] if ax is axes[0] else [], fontsize=8.5
+        )
+        ax.set_ylim(len(kinds) - 0.5, -0.5)
+        ax.set_title({"last": "last token", "mean": "mean over tokens"}[pooling], fontsize=10)
+        share_across(ax)
+        ax.set_xlabel(f"unfit on real updates\n({sample_size(part)})", fontsize=9)
     return figure
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from helpers.figures import tables
-from helpers.monitors.repairs import LADDER, RUNGS
+from helpers.monitors.repairs import GATED, LADDER, RUNGS
+from helpers.staleness import cohorts
 from helpers.staleness.policies import METHOD, POLICIES, SHARES
-from helpers.stats.intervals import Estimate, mean_interval
+from helpers.stats.intervals import Estimate, mean_interval, rate_interval
 from helpers.updates import recipes, variants
 from helpers.updates.names import Variant
 from helpers.updates.variants import from_table, variant_codes
@@ -100,6 +102,78 @@ def balance(table: pd.DataFrame) -> pd.DataFrame:
             for name in methods]  # fmt: skip
     return pd.DataFrame(rows)
 
+
+# ---------------------------------------------------------------- a new threshold, and probes that foresaw updates
+
+KINDS = {"logistic": "plain", "simulated-updates": "fitted on simulated updates",
+         "simulated-removed": "their directions taken out", "simulated-noise": "random moves (control)"}  # fmt: skip
+
+
+def new_threshold(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a rung and kind of variant: monitors unfit, mended and harmed; on controls, where nothing changed, the floor."""
+    rows = table[(table["task"] == ALL) & (table["probe"] == ALL)]
+    real = on_updates(rows)
+    families = np.array([recipes.family(variant) for variant in from_table(rows)] or [""])
+    controls = rows[families[variant_codes(rows)] == "control"]
+    found = []
+    for words, part in (("real updates", real), ("controls: nothing changed", controls)):
+        for method in ("none", "threshold", GATED, "procrustes (own corpus)"):
+            own = part[part["method"] == method]
+            cells = {name: _percent(_over(own[own["metric"] == metric])) for metric, name in BALANCE.items()}
+            found += [{"variants": words, "rung": method, **cells}] if len(own) else []
+    return pd.DataFrame(found)
+
+
+def _over(rows: pd.DataFrame) -> Estimate:
+    values = rows["value"]
+    if len(values) == 1:  # one control: its own interval
+        return Estimate(*rows[["value", "low", "high"]].iloc[0], 1)
+    return mean_interval(values, bounds=(0.0, 1.0)) if len(values) else Estimate(np.nan, np.nan, np.nan, 0)
+
+
+def foreseen(staleness: pd.DataFrame, seen: Sequence[str]) -> pd.DataFrame:
+    """The rows on real updates of plain logistic probes and of those fitted with simulated ones, where both were fitted; columns
+    kind, pooling and place. The precisions that the fitting has `seen` are left out where nothing was tuned, and so are restored
+    variants."""
+    rows = staleness[
+        staleness["probe"].str.startswith(tuple(KINDS)) & (staleness["layer"] > 0) & (staleness["restoration"] == "")
+    ]
+    rows = rows.assign(kind=rows["probe"].str.rpartition("-")[0], pooling=rows["probe"].str.rpartition("-")[2])
+    rows = rows.assign(place=rows["task"] + "/" + rows["pooling"] + "/" + rows["layer"].astype(str))
+    there = rows.groupby("place")["kind"].transform("nunique") == rows["kind"].nunique()
+    known = (rows["adapter"] == "") & rows["precision"].isin(seen)
+    return rows[there & ~known] if rows["kind"].nunique() > 1 else rows.iloc[:0]
+
+
+def survived(staleness: pd.DataFrame, seen: Sequence[str] = ()) -> pd.DataFrame:
+    """One row a kind, pooling and metric, on real updates: the share unfit at its frozen threshold, and the mean AUROC."""
+    rows = foreseen(staleness, seen)
+    flags = cohorts.unfit(rows)
+    found = []
+    for metric, own in (("unfit", flags), ("auroc", rows[rows["metric"] == "auroc"])):
+        own = on_updates(own) if len(own) else own
+        for (kind, pooling), part in own.groupby(["kind", "pooling"], sort=False):
+            spread = rate_interval if metric == "unfit" else partial(mean_interval, bounds=(0.0, 1.0))
+            e = spread(part["value"], part["place"])
+            found.append((kind, pooling, metric, e.value, e.low, e.high, e.n))
+    order = {kind: i for i, kind in enumerate(KINDS)}
+    table = pd.DataFrame(found, columns=["kind", "pooling", "metric", "value", "low", "high", "n"])
+    return table.sort_values(
+        ["metric", "pooling", "kind"], key=lambda c: c.map(order) if c.name == "kind" else c, ignore_index=True
+    )
+
+
+def survival(found: pd.DataFrame) -> pd.DataFrame:
+    """`survived`, for people."""
+    cells = found.assign(cell=[tables.interval("recall" if row.metric == "unfit" else "auroc", row.value, row.low, row.high)
+                               for row in found.itertuples()])  # fmt: skip
+    wide = cells.pivot(index=["pooling", "kind"], columns="metric", values="cell").reindex(columns=["unfit", "auroc"])
+    n = found[found["metric"] == "unfit"].set_index(["pooling", "kind"])["n"]
+    wide = wide.assign(cells=n).rename(columns={"auroc": "AUROC"}).reset_index().rename_axis(columns=None)
+    return wide.assign(kind=wide["kind"].map(KINDS)).rename(columns={"kind": "probe"})
+
+
+# ---------------------------------------------------------------- the gate
 
 GATE = {
     "unfit_deployed": "passed as it is, and unfit",

@@ -103,6 +103,7 @@ class Session(Run):
         from helpers.updates import measurements
 
         reading, frozen, in_use = self.monitors()
+        reading = readings.on_variants(reading)
         found = measurements.stored(parts or self.parts(updates="03_finetuning"), variant, reading)
         named, rows = {monitor.name: monitor for monitor in frozen}, []
         for task, name in in_use.items():
