@@ -87,7 +87,7 @@ def _words(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    found = []
+    found: list[int] = []
     for word in _words(text):
         first, _, last = word.partition("-")
         if not first.isdecimal() or ("-" in word and not (last.isdecimal() and int(first) <= int(last) < int(first) + 1000)):

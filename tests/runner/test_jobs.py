@@ -498,7 +498,7 @@ def test_a_run_that_keeps_no_chapters_and_no_tables_is_done_and_read_from_its_pa
     results.put_together(folder)
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "tables" / "utility.parquet"), whole)
     (folder / "tables" / "utility.parquet").unlink()  # one of them gone while others may be there is damage
-    assert not statuses.spared(folder, "tables/utility.parquet")
+    assert not statuses.replaceable(folder, "tables/utility.parquet")
 
 
 def test_several_seeds_are_named_by_their_ends(toy, told):

@@ -18,7 +18,7 @@ from helpers.folders import file_hash, left_out, run_folders
 from helpers.study.chapters import READS_ALL_RUNS, PlannedRun, needs
 from helpers.study.fingerprints import holds, marks
 
-SPARED = ("executed", "tables")  # folders of a run that can be made again: drawn by the chapters, put together from parts
+REPLACEABLE = ("executed", "tables")  # folders of a run that can be made again: drawn by the chapters, put together from parts
 
 
 def status_path(folder: Path, chapter: str) -> Path:
@@ -83,14 +83,14 @@ def _reason(folder: Path, entry: dict, fresh: str, hashes: Mapping[str, str]) ->
         return "not run yet"
     if entry.get("fingerprint") != fresh:
         return _changed(entry)
-    damaged = [name for name in entry.get("files", {}) if file_hash(folder / name) != hashes[name] and not spared(folder, name)]
+    damaged = [name for name in entry.get("files", {}) if file_hash(folder / name) != hashes[name] and not replaceable(folder, name)]
     return f"{damaged[0]} is missing or damaged" if damaged else ""
 
 
-def spared(folder: Path, name: str) -> bool:
+def replaceable(folder: Path, name: str) -> bool:
     """Whether a file belongs to what a run can do without, all of it: its chapters as they ran, its tables beside their parts."""
     place = name.partition("/")[0]
-    return place in SPARED and not (folder / place).is_dir()
+    return place in REPLACEABLE and not (folder / place).is_dir()
 
 
 def _changed(entry: dict) -> str:
