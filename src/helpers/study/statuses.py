@@ -83,7 +83,8 @@ def _reason(folder: Path, entry: dict, fresh: str, hashes: Mapping[str, str]) ->
         return "not run yet"
     if entry.get("fingerprint") != fresh:
         return _changed(entry)
-    damaged = [name for name in entry.get("files", {}) if file_hash(folder / name) != hashes[name] and not replaceable(folder, name)]
+    recorded = [name for name in entry.get("files", {}) if not replaceable(folder, name)]
+    damaged = [name for name in recorded if file_hash(folder / name) != hashes[name]]
     return f"{damaged[0]} is missing or damaged" if damaged else ""
 
 
