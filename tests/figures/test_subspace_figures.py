@@ -194,3 +194,52 @@ def test_dashed_is_the_aligned_model_and_dotted_each_update_over_its_own_rows():
         ends_of = [segment for c in dotted for segment in c.get_segments()]
         assert [segment[0][0] for segment in ends_of] == rows[rows["adapter"] != ""]["value"].tolist()
         assert [sorted(segment[:, 1]) for segment in ends_of] == [[-0.5, 10.5], [10.5, 21.5]]
+
+
+# ---------------------------------------------------------------- by the size of V
+
+
+def by_dose():
+    """SafeLoRA with V once and 16 times as large, from full precision and from NF4: what `projection.curves` gives of it."""
+    rows = []
+    for name, kept, values in (
+        ("safelora", 0.005, {"damage_left": 0.02, "against_removed": 0.0, "gain_kept": 0.6}),
+        ("safelora:nf4-both", 0.004, {"damage_left": 0.03, "against_exact": 0.01}),
+        ("safelora-x16", 0.08, {"damage_left": 0.3, "against_removed": 0.28}),
+        ("safelora-x16:nf4-both", 0.07, {"damage_left": 0.5, "against_exact": 0.2}),
+        ("zero", 0.0, {"damage_left": 0.02}),
+    ):
+        keys = {**KEY, "adapter": "lora-dialogue-harm10", "trained_on": "bf16", "serving": "attached", "restoration": name}
+        for m in range(3):
+            rows.append(row("kept", kept * (1 + m), 0, 1, module=f"m.{m}", layers_changed=1, measured_on="", **keys))
+        at = {"module": "", "layers_changed": 2, **keys, "strength": 0.5}
+        rows += [row("non_refusal", 0.4, 0.1, 12, measured_on=on, **at) for on in ("advbench/test", "equal utility/test")]
+        rows += [row(metric, value, 0.1, 12, (-1, 1), measured_on="harmful/test", **at) for metric, value in values.items()]
+    return pd.DataFrame(rows)
+
+
+def test_what_a_restoration_makes_of_a_larger_v_stands_by_its_size():
+    found = subspace_figures.dose_table(by_dose(), subspaces(["nf4-both", "nf4-both x16"]), "safelora")
+    assert list(zip(found["V"], found["from"], strict=True)) == [
+        ("x1", "bf16"), ("x1", "nf4-both"), ("x16", "bf16"), ("x16", "nf4-both"),
+    ]  # fmt: skip
+    assert found["norm kept"].tolist() == ["1 %", "0.8 %", "16 %", "14 %"]  # medians over modules
+    assert found["minus removed"].fillna("").str.partition(" ")[0].tolist() == ["+0", "", "+28", ""]
+    assert found["minus exact V"].fillna("").str.partition(" ")[0].tolist() == ["", "+1", "", "+20"]
+    assert found["overlap"].notna().tolist() == [False, True, False, True]
+    assert (found["strength"] == "50 % of modules").all()
+    assert "update" not in found
+    assert found["gain kept"].tolist()[0].startswith("60 %")
+
+
+def test_a_restoration_that_was_not_drawn_has_no_doses():
+    found = subspace_figures.dose_table(by_dose(), subspaces(["nf4-both"]), "orthogonal-keep")
+    assert found.to_numpy().tolist() == [["the restoration was not drawn"]]
+
+
+def test_a_larger_v_is_named_where_sources_are_told_apart():
+    words = subspace_figures._source_words(["safelora", "safelora:nf4-both", "safelora-x16", "safelora-x16:nf4-both", "zero"])
+    assert list(words.values()) == [
+        "SafeLoRA, V from bf16", "SafeLoRA, V from nf4-both", "SafeLoRA, 16 V from bf16", "SafeLoRA, 16 V from nf4-both",
+        "same modules removed",
+    ]  # fmt: skip

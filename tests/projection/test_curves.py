@@ -400,6 +400,16 @@ def test_at_equal_utility_the_curve_is_read_between_its_points():
     assert kept["value"] == pytest.approx(2 / 3)
 
 
+def test_equal_utility_is_shown_by_update_and_method():
+    whole = {ALIGNED: labels(0.1, nll=BEFORE), LORA: labels(0.9, nll=LEARNED)}
+    seen = planted({0.5: labels(0.4, nll=between(0.5))}) | planted({0.5: labels(0.8, nll=between(0.9))}, name="shrink")
+    shown = projection_tables.equal_utility(curves.compared_rows(drawn_of(whole, seen)))
+    assert shown["method"].tolist() == ["SafeLoRA", "whole update shrunk"]
+    assert shown["strength"].tolist() == ["33 % of modules", "50 % taken off"]
+    assert shown["gain kept"].str.startswith(("67 %", "90 %")).all()
+    assert shown["beyond the aligned model"].str.contains("points").all()
+
+
 def test_a_curve_that_does_not_cross_is_told_where_it_comes_nearest():
     whole = {ALIGNED: labels(0.1, nll=BEFORE), LORA: labels(0.9, nll=LEARNED)}
     seen = planted({0.25: labels(0.8, nll=between(0.99)), 0.5: labels(0.4, nll=between(0.9))})
