@@ -19,7 +19,8 @@ from helpers.monitors.baselines import BASELINES
 ORIGINS = ["tiny", pytest.param("embedded", marks=pytest.mark.real)]
 EVERY = pytest.mark.parametrize("name", TASKS)
 IN_TEST = {"harmful-request": 100, "refusal-compliance": 100, "privacy-pii": 95, "toxicity": 35, "jailbreak": 100}
-# of the second test: texts to be flagged, and harmless texts of a threshold that can be had
+TWICE = pytest.mark.parametrize("name", elsewhere.ELSEWHERE)
+# texts of the second test that are to be flagged
 ELSEWHERE = {"harmful-request": 180, "refusal-compliance": 20, "privacy-pii": 70, "toxicity": 200, "jailbreak": 30}
 
 
@@ -113,7 +114,7 @@ def test_stand_ins_need_no_source_and_can_be_learned(monkeypatch):
 # ---------------------------------------------------------------- other sources, thresholds, and the draw of a seed
 
 
-@EVERY
+@TWICE
 @pytest.mark.parametrize("origin", ORIGINS)
 def test_a_second_test_and_texts_for_thresholds_share_nothing_with_the_first_or_with_what_trains(name, origin):
     rows = examples(name, origin, 1000, 20, 1000, 1000, 200)
@@ -130,7 +131,7 @@ def test_a_second_test_and_texts_for_thresholds_share_nothing_with_the_first_or_
     assert not trained & {row.group for row in rows if row.split != "train"}
 
 
-@EVERY
+@TWICE
 def test_own_harmless_texts_come_first_where_a_threshold_is_set(name):
     rows = examples(name, "tiny", 12, 8, 12, threshold=60)
     asked = of(rows, "threshold")

@@ -86,9 +86,8 @@ TWO = [VARIANTS[4], VARIANTS[12]]
 
 def survived(kinds=tuple(KINDS), poolings=("last", "mean")):
     rng = RNG(5)
-    return pd.DataFrame([
-        row("unfit", 0.1 + 0.5 * rng.random(), 0.12, 240, (0, 1), kind=kind, pooling=pooling) for kind in kinds for pooling in poolings
-    ])  # fmt: skip
+    places = itertools.product(kinds, poolings)
+    return pd.DataFrame([row("unfit", 0.1 + 0.5 * rng.random(), 0.12, 240, (0, 1), kind=k, pooling=p) for k, p in places])
 
 
 DRAWN = {

@@ -1,5 +1,7 @@
 """What the table `realignment` says to a reader, on a small table planted by hand."""
 
+import itertools
+
 import pandas as pd
 import pytest
 
@@ -115,32 +117,30 @@ def test_a_new_threshold_stands_beside_the_floor_of_the_controls(table):
     more = rows(IDENTITY, share("threshold", "share_stale", 0.05), share("threshold", "share_harmed", 0.05))
     real = [rows(one, share("threshold", "share_stale", 0.2), share("threshold", "share_repaired", 0.7)) for one in (NF4, LORA)]
     found = repair_tables.new_threshold(pd.concat([table, more, *real], ignore_index=True)).set_index(["variants", "rung"])
-    assert found.index.to_list() == [("real updates", "none"), ("real updates", "threshold"),
-                                     ("controls: nothing changed", "none"), ("controls: nothing changed", "threshold")]  # fmt: skip
+    controls = "controls: nothing changed"
+    assert found.index.to_list() == [(who, rung) for who in ("real updates", controls) for rung in ("none", "threshold")]
     assert found.loc[("real updates", "none"), "unfit"].startswith("70")
     assert found.loc[("real updates", "threshold"), "repaired, of the unfit"].startswith("70")
-    assert found.loc[("controls: nothing changed", "threshold"), "harmed, of the fit"].startswith("5")
+    assert found.loc[(controls, "threshold"), "harmed, of the fit"].startswith("5")
 
 
 def scored(variant: Variant, kind: str, layer: int = 2, broken: bool = False) -> pd.DataFrame:
     """Rows of the table `staleness` about one probe of each pooling."""
-    found = [("privacy-pii", f"{kind}-{pooling}", layer, 0.5, metric, value) for pooling in ("last", "mean")
-             for metric, value in (("stale_tpr_5", float(broken)), ("stale_fpr_5", 0.0), ("auroc", 0.9 - 0.2 * broken))]  # fmt: skip
+    values = {"stale_tpr_5": float(broken), "stale_fpr_5": 0.0, "auroc": 0.9 - 0.2 * broken}
+    found = [("privacy-pii", f"{kind}-{pooling}", layer, 0.5, *item) for pooling in ("last", "mean") for item in values.items()]
     table = pd.DataFrame([(*row, row[5], row[5], 40) for row in found], columns=[*OWN["staleness"], *VALUES])
     return names.keyed(variant, table)
 
 
 def test_survival_compares_the_same_places_on_updates_that_the_fitting_never_saw():
     seen = Variant("tiny", 0, "rtn-4")
-    rows = [scored(variant, kind, broken=kind == "logistic" and variant == LORA)
-            for variant in (NF4, LORA, seen, IDENTITY) for kind in ("logistic", "simulated-updates", "simulated-noise")]  # fmt: skip
+    kinds = ("logistic", "simulated-updates", "simulated-noise")
+    every = itertools.product((NF4, LORA, seen, IDENTITY), kinds)
+    rows = [scored(variant, kind, broken=kind == "logistic" and variant == LORA) for variant, kind in every]
     rows.append(scored(LORA, "logistic", layer=3, broken=True))  # where no update was simulated: another place
     found = repair_tables.survived(pd.concat(rows, ignore_index=True), ["rtn-4"])
     unfit = found[found["metric"] == "unfit"].set_index(["pooling", "kind"])
-    assert unfit["value"].to_dict() == {
-        (pooling, kind): 0.5 * (kind == "logistic")
-        for pooling in ("last", "mean") for kind in ("logistic", "simulated-updates", "simulated-noise")
-    }  # fmt: skip
+    assert unfit["value"].to_dict() == {(p, kind): 0.5 * (kind == "logistic") for p in ("last", "mean") for kind in kinds}
     assert set(unfit["n"]) == {2}
     auroc = found[found["metric"] == "auroc"].set_index(["pooling", "kind"])["value"]
     assert auroc["last", "logistic"] == pytest.approx(0.8)

@@ -130,7 +130,7 @@ def carried_over(table: pd.DataFrame) -> Figure:
         ylabel="AUROC, test of another source",
     )
     keys = task_keys(ordered_tasks(wide["task"])) | {"ring: bag of words": legend_key(INK, "o", markerfacecolor="none")}
-    legend(figure, keys, columns=3)
+    legend(figure, keys, columns=2)
     return figure
 
 
