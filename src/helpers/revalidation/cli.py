@@ -72,7 +72,7 @@ def revalidate(options: argparse.Namespace) -> dict[str, Any]:
                     budget=options.budget, depths=(options.depth,), texts_limit=options.texts_limit, device=options.device,
                     threads=options.threads)  # fmt: skip
     folder = Path(options.out)
-    report_files.ready(folder)
+    report_files.ready(folder, asked.monitors)
     report = _of_scores(asked, folder) if asked.scores else _of_models(asked, folder)
     for line in report_files.report_lines(report):
         say(line)

@@ -27,6 +27,7 @@ from helpers.revalidation.observe import ObservedPair
 from helpers.revalidation.options import Options
 from helpers.revalidation.policy import Policy
 from helpers.revalidation.repair import Mended
+from helpers.revalidation.report.files import REPAIRED
 from helpers.revalidation.screening import Screened
 from helpers.revalidation.watches import Judged
 from helpers.seeding import derive_seed
@@ -60,7 +61,7 @@ def run(options: Options, say: Say = print) -> Outcome:
 def save(outcome: Outcome, folder: Path) -> list[Path]:
     """The folders below `folder` that now hold monitors: `repaired` and `monitors`, each only where there are any."""
     saved = []
-    for name, found in (("repaired", outcome.repaired), ("monitors", outcome.fitted)):
+    for name, found in ((REPAIRED, outcome.repaired), ("monitors", outcome.fitted)):
         if found:
             frozen.save(found, folder / name)
             saved.append(folder / name)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,18 @@ import numpy as np
 
 from helpers.data import user_files
 from helpers.data.user_files import ScoreRow
-from helpers.errors import StudyError
+from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, shown
 from helpers.revalidation import error_rates, screening, verdict, watches
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.options import Options, check_required, with_policy
 from helpers.revalidation.policy import Policy
 from helpers.seeding import derive_seed
+from helpers.stats import roc
 from helpers.stats.roc import RATES
+
+ENOUGH = 20  # rows, below which nothing is said of their scale
+SAME_ORDER = 0.95  # rank correlation: an update that lost something changes the order
+OTHER_SCALE = 5.0  # times the spread
 
 
 def run_scores(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -35,7 +41,30 @@ def scored(options: Options) -> dict[str, list[ScoreRow]]:
         raise StudyError(f"--scores was given with --{given[0]}; scores need no model and no text, so leave that out")
     found = user_files.scores(Path(options.scores))
     check_required(options.required, list(found))
+    for monitor, rows in found.items():
+        _check_rows(monitor, rows)
     return found
+
+
+def _check_rows(monitor: str, rows: Sequence[ScoreRow]) -> None:
+    """Raises StudyError where rows are counted twice under other ids, or the two sides are not on one scale."""
+    pairs = Counter((one.before, one.after, one.label) for one in rows)
+    if len(pairs) >= ENOUGH and min(pairs.values()) > 1:
+        what = f"each of its {len(pairs)} rows stands {min(pairs.values())} times under other ids"
+        raise StudyError(f"monitor {shown(monitor)}: {what}; give each item once", REFUSED)
+    before, after = np.array([(one.before, one.after) for one in rows]).T
+    old, new = (float(np.subtract(*np.percentile(side, [75, 25]))) for side in (before, after))
+    order = roc.midranks(np.stack([before, after]))
+    if len(rows) < ENOUGH or not min(old, new) > 0 or np.corrcoef(order)[0, 1] < SAME_ORDER:
+        return
+    bounded = [bool((side >= 0).all() and (side <= 1).all()) for side in (before, after)]
+    times = max(new / old, old / new)
+    if times >= OTHER_SCALE or (bounded[0] != bounded[1] and times >= 2):
+        what = f"its scores after spread {new / old:.3g} times as far as before, in the same order"
+        raise StudyError(
+            f"monitor {shown(monitor)}: {what}: another scale, to which no threshold carries over; give both on one",
+            NOT_COMPARABLE,
+        )
 
 
 def score_report(options: Options) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from helpers.revalidation.report import html, markdown, schema, wording
 from helpers.revalidation.report.wording import Report
 
 FILES = ("schema.json", "report.html", "report.md", "junit.xml", "report.json")  # the JSON last: it says that the rest is there
+REPAIRED = "repaired"  # folder of the monitors that a run mended
 BIGGEST = 50_000_000  # bytes of a report that is read
 
 
@@ -67,11 +68,16 @@ def rendered(report: Report) -> dict[str, str]:
     return {name: texts[name] for name in FILES}
 
 
-def ready(folder: Path) -> None:
-    """Nothing, if a report can be written into `folder`: new, empty, or holding an older report. For before any work is done."""
+def ready(folder: Path, monitors: str = "") -> None:
+    """Nothing, if a report can be written into `folder`: new, empty, or holding an older report. For before any work is done.
+
+    monitors: the folder of those that are revalidated, which must not be the repaired ones there: a new report removes them.
+    """
     shown = wording.clean(str(folder), 200)
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise StudyError(f"--out {shown} is a file; name a folder that is new, or that holds an older report")
+    if monitors and Path(monitors).resolve() == (folder / REPAIRED).resolve():
+        raise StudyError(f"--monitors are those that lie in --out {shown}, and would be removed there; name another folder")
     place = folder if os.path.isdir(folder) else next(up for up in folder.absolute().parents if os.path.lexists(up))
     if not os.path.isdir(place) or not os.access(place, os.R_OK | os.W_OK | os.X_OK):
         raise StudyError(f"--out {shown} cannot be written; mend the rights of its folder, or name another", ENVIRONMENT)
@@ -89,7 +95,9 @@ def _ours(path: Path) -> bool:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """The paths of the five files, all written or none; an older report in the folder is replaced, other files there stay."""
+    """The paths of the five files, all written or none; an older report in the folder is replaced, with the monitors that it had
+    repaired; other files there stay.
+    """
     folder = Path(folder)
     ready(folder)
     texts = rendered(report)
@@ -110,7 +118,16 @@ def write(report: Report, folder: Path) -> list[Path]:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    _forget(folder / REPAIRED)
     return [folder / name for name in FILES]
+
+
+def _forget(folder: Path) -> None:
+    """Removes the monitors that an older run repaired, under an update that the new report does not tell of."""
+    for name in ("monitors.json", "monitors.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or holds other files
+        folder.rmdir()
 
 
 def _swap(work: Path, folder: Path) -> None:
