@@ -12,6 +12,7 @@ from support.bland import example, refused
 from helpers.data.text_rows import Row
 from helpers.errors import REFUSED
 from helpers.models import activations, checkpoints, encoding, generation, loading, shared_prefix
+from helpers.neurons import neuron_scores
 from helpers.projection import alignment_matrix, safelora
 from helpers.updates import lora, moved_weights, quantized_models, quantizers, training, variants
 from helpers.updates.names import Variant
@@ -159,6 +160,21 @@ def test_what_moved_is_told_by_module_and_writers_are_those_that_add_to_the_resi
     assert moved_weights.relative_change(changes, 4) == pytest.approx(0.1, rel=1e-3)
     assert changes["writes"].sum() == 2 * families.SIZES["num_hidden_layers"]  # one of each attention, one of each MLP
     assert moved_weights.output_overlap(changes, 4) > 0
+
+
+def test_neurons_are_found_where_the_mlp_is_gated_and_refused_in_one_line_where_it_is_not(name, folder, language):
+    if name == "gpt-neox":
+        with refused(REFUSED, "'gpt_neox'", "gate_proj, up_proj, down_proj in every block"):
+            neuron_scores.mlps(language.model)
+        return
+    other = loading.load(folder, "fp32")
+    with torch.no_grad():
+        for mlp in neuron_scores.mlps(other.model):
+            mlp.down_proj.weight.mul_(1.1)
+    seen = neuron_scores.evidence(language, other, PROMPTS[:1], ROWS[:2], 4, 0)
+    for kind, scores in neuron_scores.score_neurons(seen, ["snip", "wanda", "activation-contrast"]).items():
+        assert tuple(scores.shape) == (families.SIZES["num_hidden_layers"], families.SIZES["intermediate_size"]), kind
+        assert scores.max() > 0
 
 
 def test_a_plain_text_opens_as_the_tokenizer_opens_one(language, tiny_model):

@@ -384,7 +384,7 @@ def test_what_cannot_be_scored_is_refused_in_one_line(seen, tiny):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     other = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=300))
-    with refused(REFUSED, "'gpt2'", "gate_proj, up_proj, down_proj", "llama"):
+    with refused(REFUSED, "'gpt2'", "gate_proj, up_proj, down_proj", "Llama"):
         replace(seen, aligned=replace(seen.aligned, model=other))
     with refused(REFUSED, "'Linear'"):
         neuron_scores.mlps(nn.Linear(2, 2))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models import generation
-from helpers.models.loading import LanguageModel, causal
+from helpers.models.loading import LanguageModel, backbone
 from helpers.neurons.neuron_scores import at_replies, hooked, shape
 from helpers.updates.training import TokenizedRow
 
@@ -45,7 +45,7 @@ def patched(base: LanguageModel, aligned: LanguageModel, mask: Mask) -> Iterator
     Dynamic activation patching (Chen et al. 2024, arXiv 2406.14144): before every pass of the base model the aligned one reads
     the same tokens, with keys and values of its own. A base model that goes on from a cache begun elsewhere is refused.
     """
-    receiver, donor = causal(base.model).model, causal(aligned.model).model
+    receiver, donor = backbone(base.model), backbone(aligned.model)
     if receiver is donor:
         raise StudyError("patching needs two models, but base and aligned are one object; load them apart")
     mask = _fitting(_fitting(mask, aligned.model), base.model)

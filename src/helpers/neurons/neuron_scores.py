@@ -20,7 +20,7 @@ from helpers.data.text_rows import Row
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models import generation
 from helpers.models.encoding import token_batches
-from helpers.models.loading import FAMILIES, LanguageModel, causal, chat_text, encode_text, logits, pad
+from helpers.models.loading import LanguageModel, backbone, blocks, causal, chat_text, encode_text, logits, pad
 from helpers.updates.training import TokenizedRow, examples
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -34,10 +34,10 @@ Hook = Callable[[int, Tensor], Tensor | None]
 
 def mlps(model: nn.Module) -> list[nn.Module]:
     """The MLP of each block; a model whose blocks are built otherwise is refused by its type."""
-    found = [getattr(block, "mlp", None) for block in getattr(getattr(causal(model), "model", None), "layers", ())]
+    found = [getattr(block, "mlp", None) for block in (blocks(model) if hasattr(causal(model), "config") else ())]
     if not found or not all(hasattr(mlp, name) for mlp in found for name in PROJECTIONS):
         kind = getattr(getattr(causal(model), "config", None), "model_type", type(model).__name__)
-        supported = f"{', '.join(PROJECTIONS)} in every block (families {', '.join(sorted(FAMILIES))})"
+        supported = f"{', '.join(PROJECTIONS)} in every block, such as Llama, Qwen, Gemma or OLMo 2"
         raise StudyError(f"model type {kind!r} has no neurons of the supported form; use a model with {supported}", REFUSED)
     return found
 
@@ -147,7 +147,7 @@ def at_replies(
 def _inputs(model: nn.Module, ids: Tensor, places: Tensor, projection: str) -> Float[Tensor, "layer place d"]:
     found = []
     with hooked(model, lambda _, inputs: found.append(inputs[places]), projection):
-        causal(model).model(input_ids=ids, use_cache=False)
+        backbone(model)(input_ids=ids, use_cache=False)
     return torch.stack(found)
 
 
@@ -170,7 +170,7 @@ def _snip(language: LanguageModel, texts: Sequence[TokenizedRow]) -> Float[Tenso
 
 def _reply_losses(model: nn.Module, embedded: Tensor, ids: Tensor, places: Tensor) -> Float[Tensor, " place"]:
     """Negative log-likelihoods, each divided by the length of its reply: their sum over a text is the text's mean."""
-    hidden = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    hidden = backbone(model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
     losses = cross_entropy(logits(model, hidden[places]), ids.roll(-1, 1)[places], reduction="none")
     return losses / places.sum(1, keepdim=True).expand_as(places)[places]
 
