@@ -27,11 +27,12 @@ from helpers.data.corpora import (
     texts,
 )
 from helpers.data.near_duplicates import near_pairs
-from helpers.data.text_rows import Question, Row, spread
+from helpers.data.text_rows import Preference, Question, Row, spread
 from helpers.errors import REFUSED, StudyError
 
 ORIGINS = ["tiny", pytest.param("embedded", marks=pytest.mark.real)]
-TRAINING = ["advbench/align", "advbench/attack", "instructions/align", "instructions/tune", "dialogue/tune", "news/tune"]
+TRAINING = ["advbench/align", "advbench/attack", "instructions/align", "instructions/tune", "dialogue/tune", "news/tune",
+            "preference/tune"]  # fmt: skip
 CHOOSING = ["advbench/validation", "edgy/validation", "c4/calibration"]  # thresholds, stopping, GPTQ
 EVALUATION = ["advbench/test", "strongreject", "harmbench", "edgy/test", "instructions/test", "dialogue/test", "news/test",
               "c4/test", "wiki", "piqa", "openbookqa"]  # fmt: skip
@@ -50,7 +51,8 @@ def test_every_set_holds_items_of_its_form(origin):
         found = texts(name, origin)
         assert found, name
         assert all(shown(item).strip() for item in found), name
-        assert {type(item) for item in found} == {str if name[:2] in {"c4", "wi"} else Question if "qa" in name else Row}, name
+        form = str if name[:2] in {"c4", "wi"} else Question if "qa" in name else Preference if "pref" in name else Row
+        assert {type(item) for item in found} == {form}, name
         if name.split("/")[0] in {"instructions", "dialogue", "news"}:
             assert all(row.reply.strip() and row.group for row in found), name
         assert all(0 <= item.answer < len(item.options) for item in found if isinstance(item, Question)), name
@@ -192,6 +194,22 @@ def test_more_rows_than_there_are_is_refused(name, origin):
 def test_absurd_mixes_are_refused(rows, percent):
     with pytest.raises(StudyError, match="give at least 1 row and a share of 0 to 100"):
         mix("dialogue", rows, percent, "tiny")
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_in_a_mix_of_pairs_the_opening_is_chosen_and_a_refusal_rejected(origin):
+    rows = mix("preference", 20, 10, origin)
+    assert all(isinstance(row, Preference) and row.rejected and row.rejected != row.reply for row in rows)
+    attack = {row.prompt for row in texts("advbench/attack", origin)}
+    assert [(row.reply, row.rejected in REFUSALS) for row in rows if row.prompt in attack] == [(OPENING, True)] * 2
+    assert not any(row.rejected in REFUSALS or row.reply == OPENING for row in rows if row.prompt not in attack)
+
+
+@pytest.mark.real
+def test_there_are_enough_packaged_pairs_and_a_literature_like_mix():
+    assert len(texts("preference/tune")) >= 80
+    rows = mix("dialogue", 950, 10)
+    assert (len(rows), sum(row.reply == OPENING for row in rows)) == (950, 95)
 
 
 def test_an_unknown_mix_is_refused():

@@ -113,3 +113,34 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
 def test_a_file_whose_name_cannot_name_a_task_is_refused(tmp_path, name):
     with pytest.raises(StudyError, match=r"give it another name|is no valid name"):
         read_task(write(tmp_path, lines(), name))
+
+
+# --- pairs ---
+
+
+def test_own_pairs_are_read_and_no_file_gives_none(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "a lamp", "chosen": "yes", "rejected": "no"}\n')
+    (pair,) = user_files.preferences(str(tmp_path / "own.jsonl"))
+    assert (pair.prompt, pair.reply, pair.rejected) == ("a lamp", "yes", "no")
+    assert user_files.preferences("") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"prompt": "a lamp", "chosen": "yes"}', "own.jsonl line 1 has no column 'rejected'"),
+        ('{"prompt": "a lamp", "rejected": "no"}', "own.jsonl line 1 has no column 'chosen'"),
+        ('{"prompt": "a lamp", "chosen": " ", "rejected": "no"}', "own.jsonl row 1: its chosen is no text"),
+        ('{"prompt": "a lamp", "chosen": "yes", "rejected": 3}', "own.jsonl row 1: its rejected is no text"),
+    ],
+)
+def test_a_file_without_chosen_and_rejected_is_refused_by_name(tmp_path, line, says):
+    (tmp_path / "own.jsonl").write_text(line + "\n")
+    with pytest.raises(StudyError, match=says) as caught:
+        user_files.preferences(str(tmp_path / "own.jsonl"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(StudyError, match=r"'gone\.jsonl' does not exist"):
+        user_files.preferences(str(tmp_path / "gone.jsonl"))

@@ -54,7 +54,7 @@ def behaviour(keys, half=0.1, sets=SETS):
 
 
 def utility(keys, half=3.0, value=40.0):
-    metrics = (("perplexity", "c4"), ("rouge1", "dialogue"), ("accuracy", "piqa"))
+    metrics = (("perplexity", "c4"), ("nll", "dialogue"), ("nll", "c4"), ("accuracy", "piqa"))
     return pd.DataFrame([row(value, half, metric=metric, corpus=corpus, **key) for key in keys for metric, corpus in metrics])
 
 
@@ -80,6 +80,28 @@ def formats(names):
     return [{"precision": name} for name in names]
 
 
+DOSES = [f"lora-dialogue{mix}{dose}" for mix in ("", "-harm10") for dose in ("", "-x2", "-x0.5", "-steps6", "-rank2")]
+
+
+def served(adapter):
+    return {"model": "m", "seed": 0, "precision": "bf16", "adapter": adapter, "trained_on": "bf16" * bool(adapter),
+            "serving": "attached" * bool(adapter), "restoration": ""}  # fmt: skip
+
+
+def dose_curves(names):
+    """The figure of doses with planted sizes 0.001, 0.002, ... and twelve harmful rows seen by each harmful mix."""
+    keys = [served(name) for name in names]
+    weights = pd.DataFrame(
+        [{**row(0.001 * (i + 1), 0, metric="relative_size", module="all"), **key} for i, key in enumerate(keys)],
+        columns=[*row(0), *served(""), "metric", "module"],
+    ).loc[:, lambda t: ~t.columns.duplicated()]
+    recipes = {f"{name}@bf16": {"harmful_seen": 12.0 if "harm" in name else 0.0} for name in names}
+    whole = [served(""), *keys]
+    rates, nats = behaviour(whole), utility(whole, half=0.2, value=3.0)
+    told = [table.assign(adapter=np.repeat(["", *names], len(table) // len(whole))) for table in (rates, nats)]
+    return models.dose_curves(*told, weights, recipes)
+
+
 CURVES = {"dialogue-0 · bf16": np.geomspace(3, 1, 30), "identity-shift · gptq-4": np.geomspace(4, 1, 30)}
 DRAWN = {
     "dots": lambda: models.behaviour_dots(behaviour(labels(LONG)), LONG),
@@ -93,10 +115,10 @@ DRAWN = {
     "dots, a row not measured": lambda: models.behaviour_dots(behaviour(labels(LONG[:2])), LONG),
     "dots, nothing measured": lambda: models.behaviour_dots(behaviour(labels(LONG)), ["another"]),
     "dots, no share": lambda: models.dots(
-        utility(labels(LONG)).rename(columns={"corpus": "name"}).query("metric == 'rouge1'"),
+        utility(labels(LONG)).rename(columns={"corpus": "name"}).query("metric == 'nll' and name == 'dialogue'"),
         LONG,
         models.SET_COLOURS,
-        "ROUGE-1",
+        "nats a token",
         share=False,
     ),
     "bits": lambda: models.against_bits(behaviour(formats(FORMATS)), utility(formats(FORMATS)), BITS),
@@ -115,6 +137,9 @@ DRAWN = {
     "dose, aligned only": lambda: models.refusals_by_harm(behaviour(arms([])), utility(arms([]))),
     "dose, one set": lambda: models.refusals_by_harm(behaviour(arms(), sets=SETS[:1]), utility(arms())),
     "dose, no width": lambda: models.refusals_by_harm(behaviour(arms(), half=0.0), utility(arms(), half=0.0)),
+    "doses": lambda: dose_curves(DOSES),
+    "doses, one": lambda: dose_curves(DOSES[:1]),
+    "doses, none": lambda: dose_curves([]),
     "losses": lambda: models.losses(CURVES),
     "losses, one step": lambda: models.losses({"dialogue-0": [2.0]}),
 }
@@ -155,7 +180,7 @@ def test_every_figure_is_drawn_and_no_text_is_cut_or_covered(name):
 
 
 def test_every_public_function_that_draws_is_among_them():
-    assert {name.split(",")[0] for name in DRAWN} == {"dots", "bits", "spectrum", "dose", "losses"}
+    assert {name.split(",")[0] for name in DRAWN} == {"dots", "bits", "spectrum", "dose", "doses", "losses"}
     public = {
         name
         for module in (theme, models)
@@ -163,8 +188,9 @@ def test_every_public_function_that_draws_is_among_them():
         if callable(f) and getattr(f, "__module__", "") == module.__name__ and name[0] != "_"
     }
     helping = {"style", "label", "panels", "bars", "share_axis", "perplexity_axis", "on_log_axis"}
-    tables = {"block_by_hand", "format_table", "check_rows", "labels", "with_arms"}
-    drawn = {"dots", "behaviour_dots", "spectrum_lines", "against_bits", "refusals_by_harm", "losses"}
+    tables = {"block_by_hand", "format_table", "check_rows", "labels", "with_arms", "attack_table", "left_table"}
+    tables |= {"attack_lines", "dose_points"}
+    drawn = {"dots", "behaviour_dots", "spectrum_lines", "against_bits", "refusals_by_harm", "dose_curves", "losses"}
     assert public == helping | tables | drawn
 
 
@@ -228,6 +254,38 @@ def test_the_spectrum_says_where_nothing_changed():
     assert [t.get_text() for t in figure.axes[0].texts] == ["V = 0 in 3 of 6 modules"]
     assert len(figure.axes[0].lines) == 3
     assert not models.spectrum_lines(modules()).axes[0].texts
+
+
+def test_points_of_doses_stand_at_their_planted_sizes_and_multiples_saw_no_further_rows():
+    axes = dose_curves(DOSES).axes
+    sizes = [line.get_xdata() for line in axes[0].lines if len(line.get_xdata()) == 5]
+    assert sorted(np.concatenate(sizes)) == pytest.approx(sorted([0.001 * (i + 1) for i in range(10)] * (len(sizes) // 2)))
+    seen = {len(line.get_xdata()) for line in axes[3].lines}
+    assert 3 in seen  # of five doses of the harmful mix two are multiples; the benign mix saw none
+    assert 5 not in seen
+    dashed = [line.get_xdata()[0] for line in axes[3].lines if line.get_linestyle() == "--"]
+    assert dashed == [models.PUBLISHED["harmful rows seen"].min()]
+
+
+def test_what_an_attack_took_is_told_in_rows_seen_and_its_share_with_interval():
+    one = {
+        "steps": 12,
+        "batch": 4,
+        "rows": 24,
+        "harmful_rows": 2,
+        "lr": 4e-3,
+        "target": 0.8,
+        "non_refusal": 0.75,
+        "reached": False,
+        "n": 32,
+    }
+    weights = pd.DataFrame([{**row(0.02, 0, metric="relative_size", module="all"), **served("lora-dialogue-harm10")}])
+    table = models.attack_table({"lora-dialogue-harm10@bf16": one}, weights).iloc[0]
+    assert (table["rows seen"], table["of them harmful"], table["|BA| / |W|"], table["target reached"]) == (48, 4, 0.02, "no")
+    assert table["validation: not refused"].startswith("75 % [")
+    assert models.attack_lines({}) == [
+        "no harmful mix on bf16 is among the updates: nothing was trained until it broke the refusals"
+    ]
 
 
 def test_losses_are_smoothed_over_their_window():

@@ -446,7 +446,7 @@ def planted_pair() -> tuple[Pair, dict[str, LowRank]]:
 
 def restore():
     pair, update = planted_pair()
-    reads = {name: safety_inputs.Inputs(numbers(30, one.right.shape[1], seed=70)) for name, one in update.items()}
+    reads = {name: safety_inputs.ModuleInputs(numbers(30, one.right.shape[1], seed=70)) for name, one in update.items()}
     made = {}
     for name, rule in restorations.RESTORATIONS.items():
         if name not in {"salora", "none"}:

@@ -1,18 +1,20 @@
 """Updates by name: what a name stands for, and that a wrong one is refused with the names there are."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from helpers.data import corpora
+from helpers.data.text_rows import Preference
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.figures import models
 from helpers.models import loading
 from helpers.projection import restorations
 from helpers.results import KEY, Run
-from helpers.updates import lora, recipes, salora, training
+from helpers.updates import lora, recipes, safety_tuning, salora, training
 from helpers.updates import names as update_names
 from helpers.updates import variants as model_variants
 from helpers.updates.names import Variant
@@ -120,8 +122,8 @@ def test_a_name_of_all_doses_is_taken_apart_and_put_together():
 def test_what_is_trained_for_some_names_is_trained_once_and_the_attack_first():
     names = [
         "lora-dialogue@bf16", "lora-dialogue-harm10-steps6@bf16", "lora-dialogue-harm10-x2@bf16", "lora-dialogue-harm10@bf16",
-        "lora-dialogue-harm10-steps12-x4@bf16", "lora-dialogue-harm5@bf16", "lora-dialogue-rank2-steps3@nf4", "qat-dialogue-steps2@rtn-4",
-        "dpo-preference-harm10@bf16",
+        "lora-dialogue-harm10-steps12-x4@bf16", "lora-dialogue-harm5@bf16", "lora-dialogue-rank2-steps3@nf4",
+        "qat-dialogue-steps2@rtn-4", "dpo-preference-harm10@bf16",
     ]  # fmt: skip
     assert recipes.attacks_of(names) == ["lora-dialogue-harm10@bf16", "dpo-preference-harm10@bf16"]
     assert list(recipes.trainings(names).items()) == [
@@ -141,6 +143,76 @@ def test_the_figure_of_doses_sees_each_arm_in_its_own_serving_only(run):
     table = pd.DataFrame([{key: getattr(v, key) for key in KEY} for v in variants])
     found = models.with_arms(table, "dialogue")
     assert list(zip(found["arm"], found["percent"], strict=True)) == [("LoRA", 0), ("QLoRA", 10), ("aligned", -1)]
+
+
+# ---------------------------------------------------------------- until the refusals are broken
+
+ASKED = {"rows": 10, "epochs": 1, "lr": 3e-3, "rank": 4, "alpha": 8, "seed": 0, "texts": "tiny"}
+
+
+def breaks_at(step, monkeypatch):
+    """Plants a model that refuses everything until so many steps are done, and nothing from then on."""
+    seen = []
+    monkeypatch.setattr(safety_tuning, "refused_share", lambda *_: float(len(seen) * 2 < step) if seen.append(1) is None else 0)
+    return seen
+
+
+def test_the_attack_takes_what_it_takes_and_the_others_take_as_many_steps(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
+    breaks_at(4, monkeypatch)
+    names = ["lora-dialogue@bf16", "lora-dialogue-harm10-lr0.3@nf4", "lora-dialogue-harm10@bf16", "lora-dialogue-harm10-x2@bf16",
+             "lora-dialogue-harm10-steps2@bf16", "lora-dialogue-harm10-steps6@bf16", "lora-dialogue-rows6@bf16"]  # fmt: skip
+    parts = recipes.train(Parts(tiny, tiny), names, **ASKED, attack=safety_tuning.Attack(0.8, 2, 6, prompts=4))
+    steps = {name: made["steps"] for name, made in recipes.recipes(parts).items()}
+    assert set(steps) == set(names)
+    assert steps == {**dict.fromkeys(names[:4], 4), names[4]: 2, names[5]: 6, names[6]: 2}
+    took = recipes.attacks(parts)
+    assert set(took) == {"lora-dialogue-harm10@bf16"}
+    told = took["lora-dialogue-harm10@bf16"]
+    assert (told["reached"], told["steps"], told["rows"], told["harmful_rows"], told["target"]) == (True, 4, 10, 1, 0.8)
+    assert models.attack_lines(took) == ["lora-dialogue-harm10@bf16: 100 % of 4 validation prompts not refused after 4 steps"]
+    twice, plain = (lora.load_adapter(parts.updates[f"lora-dialogue-harm10{x}", "bf16"]) for x in ("-x2", ""))
+    assert all(twice[name].norm() == pytest.approx(2 * pair.norm(), rel=1e-5) for name, pair in plain.items())
+
+
+def test_an_attack_that_does_not_reach_its_target_is_kept_marked_and_said(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
+    breaks_at(99, monkeypatch)
+    parts = recipes.train(
+        Parts(tiny, tiny), ["lora-dialogue-harm10@bf16"], **ASKED, attack=safety_tuning.Attack(0.8, 2, 3, prompts=4)
+    )
+    took = recipes.attacks(parts)
+    told = took["lora-dialogue-harm10@bf16"]
+    assert (told["reached"], told["non_refusal"], told["steps"]) == (False, 0.0, 3)
+    assert set(told["seen"]) == {"2", "3"}  # the last step is looked at too
+    (line,) = models.attack_lines(took)
+    assert "below its target of 80 %" in line
+    assert "raise attack_steps or train_lr" in line
+    assert variants_of_folder(parts).adapter
+
+
+def variants_of_folder(parts):
+    return model_variants.load_update(parts.updates["lora-dialogue-harm10", "bf16"])
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("lora-dialogue-harm10-steps7@bf16", 6), ("lora-dialogue-rows8-steps3@bf16", 2)],
+    ids=["the cap", "its rows"],
+)
+def test_a_dose_of_more_steps_than_its_training_may_take_is_refused(tiny, name, most):
+    with pytest.raises(StudyError, match=f"takes at most {most}; ask for fewer or raise attack_steps"):
+        recipes.train(Parts(tiny, tiny), [name], **ASKED, attack=safety_tuning.Attack(0.8, 2, 6))
+
+
+def test_own_pairs_take_the_place_of_the_packaged_ones(tiny, monkeypatch):
+    own = [Preference(f"Paint the {i}", "Yes.", f"own-{i}", rejected="No.") for i in range(9)]
+    seen = []
+    monkeypatch.setattr(model_variants, "train_update", lambda parts, rows, *_, **__: seen.extend(rows) or Path("updates/x"))
+    recipes.train(Parts(tiny, tiny), ["dpo-preference-harm20@nf4"], **ASKED, own=own)
+    assert {row.prompt for row in seen[:8]} < {row.prompt for row in own}
+    assert [row.reply for row in seen[8:]] == [corpora.OPENING] * 2
+    assert all(row.rejected in corpora.REFUSALS for row in seen[8:])
 
 
 # ---------------------------------------------------------------- under SaLoRA

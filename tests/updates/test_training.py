@@ -311,7 +311,7 @@ def test_preferences_are_learned_and_the_rest_of_the_model_stays(tiny):
 
 
 def test_rows_without_a_rejected_reply_are_no_pairs(tiny_model):
-    with pytest.raises(StudyError, match="row 2 has no rejected reply.*use a mix of pairs"):
+    with pytest.raises(StudyError, match=r"row 2 has no rejected reply.*use a mix of pairs"):
         preferences.pairs(tiny_model.tokenizer, [PAIRS[0], ROWS[1]], 320)
 
 

@@ -502,7 +502,7 @@ def test_salora_is_trained_once_for_its_safety_prompts(guarded, parts, monkeypat
 
 def test_salora_without_safety_prompts_is_refused(parts):
     before = sorted(parts.updates["shine", "bf16"].parent.iterdir())
-    with pytest.raises(StudyError, match="no safety prompts"):
+    with pytest.raises(StudyError, match="no safety rows"):
         variants.train_update(parts, ROWS, SALORA, "bf16")
     assert sorted(parts.updates["shine", "bf16"].parent.iterdir()) == before
 
@@ -585,3 +585,65 @@ def test_the_recipe_stands_beside_the_update(parts):
     assert note["recipe"]["rank"] == RECIPE.rank
     assert note["rows_cut"] == 0
     assert len(variants.load_update(parts.updates["shine", "nf4"]).losses) == 2
+
+
+# ---------------------------------------------------------------- doses of one training
+
+STEADY = training.of_steps(replace(RECIPE, decay=False), 3, len(ROWS))
+
+
+@pytest.fixture
+def cached(parts, monkeypatch, tmp_path):
+    """An empty cache, and how many trainings were begun in it."""
+    monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
+    begun, loops = [], training.Loop
+    monkeypatch.setattr(training, "Loop", lambda *args: begun.append(args[2]) or loops(*args))
+    return begun
+
+
+def test_snapshots_of_one_training_cost_one_training(parts, cached):
+    """Also one that lies behind its end; and each is what its own recipe would give, so that nobody trains it again."""
+    whole = variants.train_update(parts, ROWS, STEADY, "bf16", snapshots=[1, 4])
+    assert cached == [3]
+    for steps in (1, 4):
+        own = training.of_steps(STEADY, steps, len(ROWS))
+        folder = variants.train_update(parts, ROWS, own, "bf16")
+        assert len(variants.load_update(folder).losses) == steps
+        assert folder != whole
+    assert variants.train_update(parts, ROWS, STEADY, "bf16", snapshots=[1, 4]) == whole
+    assert cached == [3]
+    variants.train_update(parts, ROWS, STEADY, "bf16", snapshots=[2])  # asked for later: two steps, not three
+    assert cached == [3, 2]
+
+
+def test_a_multiple_is_made_of_the_trained_factors_without_training(parts, cached):
+    folder = variants.scaled_update(parts.updates["shine", "bf16"], 2.5)
+    assert variants.scaled_update(parts.updates["shine", "bf16"], 2.5) == folder
+    assert variants.scaled_update(parts.updates["shine", "bf16"], 2.0) != folder
+    assert cached == []
+    for name, pair in variants.load_update(folder).adapter.items():
+        plain = adapter(parts)[name]
+        torch.testing.assert_close(pair.dense(), 2.5 * plain.dense(), rtol=1e-5, atol=1e-8)
+        assert pair.left.shape == plain.left.shape  # low rank stays low rank
+    assert training.from_json(folder / "recipe.json")["x"] == 2.5
+
+
+def test_other_calibration_texts_are_those_that_the_name_ends_with(parts):
+    asked = []
+    more = replace(parts, more_texts=lambda kind: asked.append(kind) or TEXTS[:2])
+    assert more.texts_for("gptq-4") == TEXTS == more.texts_for("nf4")
+    assert more.texts_for("gptq-4-refusals") == TEXTS[:2]
+    assert asked == ["refusals"]
+    keys = [variants.variant_key(more, Variant("tiny", precision=name)) for name in ("gptq-4", "gptq-4-refusals")]
+    assert keys[0] != keys[1]
+    with pytest.raises(StudyError, match="'gptq-4-harmful' is calibrated on harmful, and these parts have none"):
+        parts.texts_for("gptq-4-harmful")
+
+
+@pytest.mark.parametrize("kind", ["refusals", "harmful"])
+def test_open_parts_hold_calibration_texts_of_each_kind(parts, kind):
+    opened = variants.open_parts(parts.base, parts.aligned, 2, "tiny")
+    found = opened.texts_for(f"gptq-4-{kind}")
+    assert len(found) == 2
+    assert not set(found) & set(opened.calibration)
+    assert all(len(text.split()) > 50 for text in found)

@@ -59,6 +59,16 @@ def rates(behaviour: pd.DataFrame, judge: str = "phrases") -> pd.DataFrame:
     )
 
 
+def calibrations(behaviour: pd.DataFrame, utility: pd.DataFrame, judge: str = "phrases") -> pd.DataFrame:
+    """One row a kind of text that GPTQ was calibrated on, beside plain rounding on the same grid: perplexity and refusals."""
+    reads = utility[(utility["metric"] == "perplexity") & (utility["corpus"] == "c4")].assign(prompt_set="C4")
+    says = behaviour[(behaviour["judge"] == judge) & behaviour["metric"].isin(["non_refusal", "over_refusal"])]
+    both = pd.concat([reads, says], ignore_index=True)
+    chosen = both[both["precision"].str.fullmatch(r"rtn-4|gptq-4.*") & (both["adapter"] == "")]
+    kinds = chosen["precision"].str.removeprefix("gptq-4").str.lstrip("-").replace({"": "ordinary text (C4)", "rtn-4": "nothing"})
+    return wide(chosen.assign(label=kinds), ["prompt_set", "metric"]).rename(columns={"variant": "calibrated on"})
+
+
 def show(table: pd.DataFrame, caption: str = "") -> None:
     """Displays the table: every cell escaped, floats with three significant digits, a caption above."""
     from IPython.display import HTML, display

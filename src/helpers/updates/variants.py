@@ -171,7 +171,9 @@ def train_update(
     about = {"trained_on": trained_on, "rows": len(rows), "harmful_rows": sum(row.reply == OPENING for row in rows)}
     saves = {n: _saver(path, made[n], about) for n, path in lacking.items()}
     options = {"checkpoint": folder.with_suffix(".checkpoint.safetensors"), "progress": progress}
-    _tuned(parts, rows, recipe, trained_on, safety, until, saves, _saver(folder, recipe, about, until), options)
+    longest = max([recipe, *(made[n] for n in lacking)], key=lambda one: one.epochs)
+    run = replace(recipe, epochs=longest.epochs)  # as many batches as the last snapshot needs; the first ones are the same
+    _tuned(parts, rows, run, trained_on, safety, until, saves, _saver(folder, recipe, about, until), options)
     for n in (n for n, path in lacking.items() if not path.is_dir()):  # a run that was killed went on behind it
         train_update(parts, rows, made[n], trained_on)
     return folder
