@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -164,6 +165,15 @@ def test_a_chapter_that_read_other_runs_is_compared_only_with_these(seeds, asked
     if asked == (1,):
         with pytest.raises(StudyError, match="nothing is left to compare"):
             verification.comparable(seeds(1), ["11"])
+
+
+def test_a_lean_seed_is_compared_in_the_chapters_that_it_has(seeds, tmp_path):
+    (tmp_path / "results/cpu/tiny/seed-2/status/06_triage.json").unlink()
+    plan = seeds(0, 1, 2)
+    with pytest.raises(StudyError, match="cpu, tiny, seed 2 has no 06_triage to compare with"):
+        verification.comparable(plan, ["06"])
+    lean = replace(plan, left_out={plan.runs[2]: frozenset({"06_triage"})})
+    assert verification.comparable(lean, ["06"]) == ["06_triage"]
 
 
 def test_what_a_chapter_needs_runs_with_it(seeds):

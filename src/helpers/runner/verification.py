@@ -52,7 +52,7 @@ def verify(
         if stamp:
             for (old, new), one in zip(pairs, plan.runs, strict=True):
                 with locked(old, f"results/{one.profile}/{one.place}"):
-                    restamp(old, new, asked, list(plan.chapters(one)))
+                    restamp(old, new, [name for name in asked if name in plan.chapters(one)], list(plan.chapters(one)))
             say(f"stamped: {', '.join(asked)}")
     return {"profile": profile, "code": 0, "tables": rows}
 
@@ -67,7 +67,7 @@ def comparable(plan: StudyPlan, names: Sequence[str]) -> list[str]:
         if without:
             say(f"note: {', '.join(without)}: not compared, for {name} read runs that are not asked for; name them with --seed")
     for one in plan.runs:
-        absent = [name for name in asked if not statuses.status(plan.root / one.folder, name)]
+        absent = [name for name in asked if name in plan.chapters(one) and not statuses.status(plan.root / one.folder, name)]
         if absent:
             raise StudyError(
                 f"{one.label} has no {absent[0]} to compare with; run it: make study PROFILE={one.profile}", NOT_COMPARABLE
