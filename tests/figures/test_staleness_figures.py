@@ -112,7 +112,7 @@ SIZED = {
     "frozen_and_refit": lambda s: staleness_figures.frozen_and_refit(staleness(s), "mean"),
     "angles": lambda s: staleness_figures.angles(staleness(s), RESAMPLED),
     "drop_by_bits": lambda s: staleness_figures.drop_by_bits(staleness(s), BITS),
-    "dose_curves": lambda s: staleness_figures.dose_curves(*curves(s)),
+    "monitors_by_dose": lambda s: staleness_figures.monitors_by_dose(*curves(s)),
     "interaction_dots": lambda s: staleness_figures.interaction_dots(interaction(s)),
 }
 DRAWN = {
@@ -124,7 +124,9 @@ DRAWN = {
     "interaction_dots, all measures": lambda: staleness_figures.interaction_dots(
         interaction(FULL), list(staleness_figures.MEASURES)[2:]
     ),
-    "dose_curves, many doses": lambda: staleness_figures.dose_curves(*curves(FULL, (0.4, 0.5, 0.6, 0.9, 1, 1.1, 2, 3.9, 4, 9))),
+    "monitors_by_dose, many doses": lambda: staleness_figures.monitors_by_dose(
+        *curves(FULL, (0.4, 0.5, 0.6, 0.9, 1, 1.1, 2, 3.9, 4, 9))
+    ),
     "score_histograms, full": lambda: staleness_figures.score_histograms(*scores(), ("aligned", LONG)),
     "score_histograms, small": lambda: staleness_figures.score_histograms(*scores(n=15), groups=np.tile(np.arange(15), 2)),
     "score_histograms, far off": lambda: staleness_figures.score_histograms(*scores(shift=400.0)),
@@ -183,7 +185,7 @@ EMPTY = {
     "frozen_and_refit": lambda: staleness_figures.frozen_and_refit(staleness(SMALL).query("metric != 'refit_auroc'"), "last"),
     "angles": lambda: staleness_figures.angles(staleness(SMALL).query("metric != 'direction_angle'"), RESAMPLED),
     "drop_by_bits": lambda: staleness_figures.drop_by_bits(staleness(SMALL), BITS),
-    "dose_curves": lambda: staleness_figures.dose_curves(arms(1), *curves(SMALL)[1:]),
+    "monitors_by_dose": lambda: staleness_figures.monitors_by_dose(arms(1), *curves(SMALL)[1:]),
     "interaction_dots": lambda: staleness_figures.interaction_dots(interaction(SMALL).query("layer > 0")),
 }
 
@@ -193,15 +195,15 @@ def test_what_was_not_measured_is_said(name):
     check_page(EMPTY[name](), measured=False)
 
 
-@mostly_slow("two drawings of each figure", "heat_map", "dose_curves")
+@mostly_slow("two drawings of each figure", "heat_map", "monitors_by_dose")
 @pytest.mark.parametrize("name", [name for name in SIZED if name != "drop_by_bits"])
 def test_the_order_of_a_tables_rows_changes_nothing(name):
-    tables = {"dose_curves": curves, "interaction_dots": lambda s: (interaction(s, adapters=("lora-dialogue",)),),
+    tables = {"monitors_by_dose": curves, "interaction_dots": lambda s: (interaction(s, adapters=("lora-dialogue",)),),
               "heat_map": lambda s: (means(s),), "three_definitions": lambda s: (staleness(s), shares(s))}  # fmt: skip
     further = {"three_definitions": ["last"], "frozen_and_refit": ["last"], "angles": [RESAMPLED]}.get(name, [])
     told = tables.get(name, lambda s: (staleness(s),))(SMALL)
     draw = getattr(staleness_figures, name)
-    turned = [table if i == 0 and name == "dose_curves" else table[::-1] for i, table in enumerate(told)]
+    turned = [table if i == 0 and name == "monitors_by_dose" else table[::-1] for i, table in enumerate(told)]
     check_same(draw(*told, *further), draw(*turned, *further))
 
 
@@ -312,7 +314,7 @@ def test_bits_fall_to_the_right_and_the_unquantized_model_stands_at_zero():
 
 def test_doses_stand_at_their_size_with_the_floor_of_their_pooling():
     told = curves(FULL)
-    figure = staleness_figures.dose_curves(*told)
+    figure = staleness_figures.monitors_by_dose(*told)
     top, other, low, last = figure.axes
     places = np.array(sorted(x for x, _ in points(other))).reshape(4, -1)  # the tasks of a dose a little apart
     assert np.exp(np.log(places).mean(axis=1)) == pytest.approx([0.2, 0.4, 0.8, 1.6], rel=1e-6)

@@ -96,7 +96,7 @@ def test_the_table_of_doses_has_a_row_a_dose_and_a_column_a_pooling():
     rows = pd.DataFrame(
         [("two", "last", 0.5), ("two", "last", 0.7), ("four", "mean", 0.1)], columns=["label", "pooling", "value"]
     )
-    shown = told.dose_table(arms, rows, rows).set_index("dose")
+    shown = told.table_of_doses(arms, rows, rows).set_index("dose")
     assert shown.loc["a-x2", ["|BA| / |W|", "unfit, the last token", "AUROC drop, the last token"]].tolist() == [
         "0.80 %",
         "60 %",

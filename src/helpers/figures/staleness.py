@@ -20,10 +20,12 @@ from helpers.figures import staleness_tables, tables
 from helpers.figures.drawing.layout import (
     GREY,
     INK,
-    headline,
+    POOLED,
+    READS,
     legend,
     legend_key,
     limits,
+    message,
     ordered_tasks,
     row_numbers,
     row_panels,
@@ -39,7 +41,6 @@ from helpers.figures.drawing.layout import (
 from helpers.figures.drawing.task_lines import floor_line, lines_by_task, ticks_apart
 from helpers.figures.drawing.theme import PALETTE, bars, panels, share_axis
 from helpers.figures.drawing.two_heaps import two_heaps
-from helpers.figures.staleness_tables import READS
 from helpers.staleness.cohorts import POOLINGS
 from helpers.staleness.verdicts import FLOOR, GROUPS
 from helpers.stats import roc
@@ -54,7 +55,6 @@ MEASURES = {"interaction": ("QLoRA beyond its\nparts, in AUROC", "worse than\nth
             "training_by_serving": ("served on what it\nwas trained on", "worse")}  # fmt: skip
 PARTS = ("interaction", "interaction_tpr")
 ROUNDED = ("rtn-8", "rtn-4", "rtn-3", "rtn-2")
-POOLED = {"last": (PALETTE["qlora"], "D"), "mean": (PALETTE["aligned"], "o")}
 TURNED = {"logistic-last": "logistic, the last token", "logistic-mean": "logistic, the mean over tokens"}
 DROP = "mean drop of AUROC"
 MOST = 30  # rows of interactions that can still be told apart
@@ -110,7 +110,7 @@ def heat_map(drops: pd.DataFrame, margin: float = MARGINS["auroc"]) -> Figure:
     past = "both" if drops["value"].abs().max() > limit else "neither"
     bar = figure.colorbar(image, ax=axes, orientation="horizontal", aspect=50, shrink=0.6, pad=0.02, extend=past)
     bar.set_label(f"{DROP} over a task's monitors of one pooling\nframed: the whole interval above {margin:g}")
-    return headline(figure, staleness_tables.heat_map_title(drops))
+    return message(figure, staleness_tables.heat_map_title(drops))
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, groups: pd.Series, tasks: Sequence[str], margin: float, limit: float):
@@ -166,7 +166,7 @@ def three_definitions(labelled: pd.DataFrame, shares: pd.DataFrame, pooling: str
         ax.set_xlabel(f"stale, of each task's monitors\n({sample_size(here)} cells)", fontsize=9)
     legend(figure, task_keys(styles) | {"floor: nothing changed": legend_key(INK, "", "--")}, columns=3)
     sentence = staleness_tables.definitions_title(labelled)
-    return headline(figure, f"Monitors of {READS[pooling]}. {sentence}")
+    return message(figure, f"Monitors of {READS[pooling]}. {sentence}")
 
 
 # ---------------------------------------------------------------- lost or turned
@@ -199,7 +199,7 @@ def frozen_and_refit(labelled: pd.DataFrame, pooling: str) -> Figure:
             "refit on the variant": legend_key(PALETTE["qlora"], "D", markerfacecolor="white"),
             "frozen, before the update": legend_key(INK, "", "--")}  # fmt: skip
     legend(figure, keys)
-    return headline(figure, staleness_tables.refit_title(labelled, pooling))
+    return message(figure, staleness_tables.refit_title(labelled, pooling))
 
 
 def _ends(ax: Axes, means: pd.DataFrame, groups: pd.Series) -> None:
@@ -241,7 +241,7 @@ def angles(labelled: pd.DataFrame, resampled: Mapping[str, float]) -> Figure:
         ax.set(title=TURNED[probe], xlabel=f"degrees ({sample_size(here)} training texts){note}",
                xlim=(-0.02 * most, 1.03 * most))  # fmt: skip
     legend(figure, task_keys(styles), columns=5)
-    return headline(figure, staleness_tables.angle_title(means, resampled))
+    return message(figure, staleness_tables.angle_title(means, resampled))
 
 
 # ---------------------------------------------------------------- doses and parts
@@ -273,10 +273,10 @@ def drop_by_bits(labelled: pd.DataFrame, bits: pd.Series) -> Figure:
         ax.set(title=READS[pooling], xlabel=f"fewer bits per weight →{n}", ylim=limits(rows))
     axes[0].set_ylabel(DROP)
     legend(figure, task_keys(styles), columns=5)
-    return headline(figure, staleness_tables.bits_title(rows))
+    return message(figure, staleness_tables.bits_title(rows))
 
 
-def dose_curves(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFrame) -> Figure:
+def monitors_by_dose(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFrame) -> Figure:
     """Unfit monitors (above) and mean AUROC drop (below) against |BA| / |W|, one panel a pooling, one line a task.
 
     arms: `verdicts.doses`; shares and drops: `cohorts.by_group` of `unfit` and `mean_auroc_drop`, by label. The dashed line is
@@ -304,7 +304,7 @@ def dose_curves(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFrame) -
     axes[0, 0].set_ylabel("unfit at the threshold")
     axes[1, 0].set_ylabel(DROP)
     legend(figure, task_keys(styles) | {"floor: nothing changed": legend_key(INK, "", "--")}, columns=3)
-    return headline(figure, staleness_tables.dose_title(dosed[0], arms))
+    return message(figure, staleness_tables.dose_title(dosed[0], arms))
 
 
 def interaction_dots(interaction: pd.DataFrame, measures: Sequence[str] = PARTS) -> Figure:
@@ -330,7 +330,7 @@ def interaction_dots(interaction: pd.DataFrame, measures: Sequence[str] = PARTS)
         _beside(ax, rows[rows["metric"] == measure], blocks, measure)
     keys = {READS[name]: legend_key(*POOLED[name]) for name in POOLINGS}
     legend(figure, keys)
-    return headline(figure, staleness_tables.interaction_title(interaction))
+    return message(figure, staleness_tables.interaction_title(interaction))
 
 
 def _beside(ax: Axes, part: pd.DataFrame, blocks: pd.Series, measure: str) -> None:
@@ -344,6 +344,6 @@ def _beside(ax: Axes, part: pd.DataFrame, blocks: pd.Series, measure: str) -> No
     ax.set_title(title, fontsize=10)
     unit = "share caught" if measure.endswith("_tpr") else "AUROC"
     ax.set(xlim=(-reach, reach), ylim=(len(blocks) - 0.5, -1.6), xlabel=f"difference of\ndrops of {unit}\n({sample_size(part)})")
-    style = {"va": "center", "fontsize": 8, "style": "italic", "transform": ax.get_yaxis_transform()}
-    ax.text(0.97, -1.0, side, ha="right", **style)
-    ax.text(0.03, -1.0, "better", ha="left", **style)
+    words: dict[str, Any] = {"va": "center", "fontsize": 8, "style": "italic", "transform": ax.get_yaxis_transform()}
+    ax.text(0.97, -1.0, side, ha="right", **words)
+    ax.text(0.03, -1.0, "better", ha="left", **words)

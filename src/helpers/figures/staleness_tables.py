@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.figures import tables
+from helpers.figures.drawing.layout import READS
 from helpers.staleness import cohorts
 from helpers.staleness.cohorts import POOLINGS, RANKING, UNFIT
 from helpers.staleness.interaction import TPR
@@ -17,7 +18,6 @@ from helpers.stats import intervals, paired_aurocs
 from helpers.stats.intervals import MARGINS, Estimate
 from helpers.updates.names import place_names
 
-READS = {"last": "the last token", "mean": "the mean over tokens"}
 NOBODY = "Nothing of this was measured in this run."
 FEW_APART = 0.05  # shares that differ by less are called alike
 
@@ -94,7 +94,7 @@ def weak_table(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(pooling=found["pooling"].map(READS)).rename(columns={"pooling": "reads", "weak": words})
 
 
-def dose_table(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFrame) -> pd.DataFrame:
+def table_of_doses(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFrame) -> pd.DataFrame:
     """One row a dose: its size, and by pooling the share that is unfit and the mean drop of AUROC over tasks."""
     rows = []
     for arm in arms.itertuples():

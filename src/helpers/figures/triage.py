@@ -12,19 +12,19 @@ from helpers.figures import tables
 from helpers.figures.drawing.layout import (
     GREY,
     INK,
+    POOLED,
+    READS,
     STYLES,
     distinct,
-    headline,
     legend,
     legend_key,
+    message,
     sample_size,
     shade_rows,
     spread,
     unmeasured,
 )
 from helpers.figures.drawing.theme import bars, panels, share_axis
-from helpers.figures.staleness import POOLED
-from helpers.figures.staleness_tables import READS
 from helpers.staleness import triage as triage_orders
 from helpers.staleness.drift_signals import SIGNALS
 from helpers.staleness.predictors import BITS, DRIFT, ORDERS
@@ -65,12 +65,12 @@ def budget_curves(triage: pd.DataFrame, predictors: Sequence[str] = ()) -> Figur
         ax.set_xticks(budgets, [f"{budget:.0f} %" for budget in budgets])
         ax.set(
             title=SPLITS.get(split, split),
-            xlabel=f"cells revalidated ({sample_size(here)} stale)",
+            xlabel=f"cells revalidated\n({sample_size(here)} stale)",
             xlim=(budgets[0] - 4, budgets[-1] + 4),
         )
     axes[0].set_ylabel("stale cells found")
     legend(figure, {name: legend_key(*style, "-") for name, style in colours.items()}, columns=min(3, 2 * len(splits)))
-    return headline(figure, curves_title(triage, names))
+    return message(figure, curves_title(triage, names))
 
 
 def importances(triage: pd.DataFrame, predictor: str | None, words: Mapping[str, str], top: int = 10) -> Figure:
@@ -120,7 +120,7 @@ def signal_bins(cells: pd.DataFrame, signals: Sequence[str]) -> Figure:
     axes[0].set_ylabel("stale, of the cells in the bin")
     keys = {READS[pooling]: legend_key(*POOLED[pooling], "-") for pooling in poolings}
     legend(figure, keys | {"all cells": legend_key(INK, "", "--")})
-    return headline(figure, bins_title(cells, signals))
+    return message(figure, bins_title(cells, signals))
 
 
 def _binned(cells: pd.DataFrame, signal: str) -> pd.DataFrame:

@@ -299,7 +299,7 @@ def _shares(layers: Sequence[int], values: Sequence[Mapping[str, Estimate]]) -> 
     found = {}
     for flag in dict.fromkeys(name for own in values for name in own if name.startswith("stale_")):
         told = [(own[flag].value, layer) for layer, own in zip(layers, values, strict=True) if flag in own]
-        found[f"share_{flag}"] = rate_interval(*zip(*told, strict=True))
+        found[f"share_{flag}"] = rate_interval([value for value, _ in told], [layer for _, layer in told])
     return found
 
 

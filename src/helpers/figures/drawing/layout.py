@@ -19,6 +19,8 @@ TASK_WORDS = {"harmful-request": "harmful request", "refusal-compliance": "refus
 STYLES = (("#0072b2", "o"), ("#e69f00", "s"), ("#009e73", "^"), ("#d55e00", "D"), ("#cc79a7", "v"), ("#56b4e9", "P"),
           ("#1b2a41", "X"))  # fmt: skip
 POOLINGS = ("mean", "last")
+READS = {"last": "the last token", "mean": "the mean over tokens"}  # what a pooling reads, in words
+POOLED = {"last": (PALETTE["qlora"], "D"), "mean": (PALETTE["aligned"], "o")}  # colour and marker of each
 
 
 # ---------------------------------------------------------------- parts of a page
@@ -61,7 +63,7 @@ def unmeasured(what: str) -> Figure:
     return figure
 
 
-def headline(figure: Figure, sentence: str) -> Figure:
+def message(figure: Figure, sentence: str) -> Figure:
     """The same figure with what it says as a sentence above its panels, in lines that fit the page."""
     width = int(10.5 * figure.get_size_inches()[0])
     figure.suptitle(textwrap.fill(sentence, width), x=0.01, ha="left", fontsize=11, weight="bold")

@@ -40,8 +40,8 @@ def two_heaps(
     figure.supylabel("share of the class", fontsize=10)
     keys = [*(Rectangle((0, 0), 1, 1, **style) for style in CLASSES.values()), legend_key(INK, "", "-")]
     counts = [int((labels == label).sum()) for label in CLASSES]
-    words = (*(f"{CALLED[label]} (n = {count})" for label, count in zip(CLASSES, counts, strict=True)), "frozen threshold")
-    figure.legend(keys, words, loc="outside lower center", ncols=3)
+    called = (*(f"{CALLED[label]} (n = {count})" for label, count in zip(CLASSES, counts, strict=True)), "frozen threshold")
+    figure.legend(keys, called, loc="outside lower center", ncols=3)
     return figure
 
 
