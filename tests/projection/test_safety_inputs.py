@@ -13,7 +13,7 @@ from helpers.errors import USAGE
 from helpers.models import loading
 from helpers.projection import restorations, restored_updates, safety_inputs
 from helpers.projection.alignment_matrix import Pair
-from helpers.projection.safety_inputs import Inputs
+from helpers.projection.safety_inputs import ModuleInputs
 from helpers.updates import quantizers
 from helpers.updates.lora import LowRank
 from helpers.updates.names import Variant
@@ -32,7 +32,7 @@ def update() -> LowRank:
 
 
 def planted(noise: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs that lie in a few directions but for some noise, and these directions."""
+    """ModuleInputs that lie in a few directions but for some noise, and these directions."""
     frame = torch.linalg.qr(gaussian(D_IN, PLANTED, seed=3))[0]
     return gaussian(TOKENS, PLANTED, seed=4) @ frame.T + noise * gaussian(TOKENS, D_IN, seed=5), frame
 
@@ -40,7 +40,7 @@ def planted(noise: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
 def prepared(update: LowRank, states: torch.Tensor, name: str, form: str = "factors") -> restorations.Prepared:
     pair = Pair(*({"m": gaussian(D_OUT, D_IN, seed=i)}.__getitem__ for i in (6, 7)), ("m",))
     given = update if form == "factors" else update.dense()
-    return restorations.prepare({"m": given}, pair, name, 0, inputs={"m": Inputs(states)})
+    return restorations.prepare({"m": given}, pair, name, 0, inputs={"m": ModuleInputs(states)})
 
 
 def dense(change) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_what_harmful_prompts_span_is_taken_away_and_nothing_else(update):
 @pytest.mark.parametrize("tokens", [7, TOKENS])  # fewer tokens than inputs, and more
 def test_the_directions_are_the_right_singular_vectors(tokens):
     states = gaussian(tokens, D_IN, seed=9) * 0.8 ** torch.arange(D_IN)
-    found, exact = Inputs(states).directions, torch.linalg.svd(states, full_matrices=False).Vh.T
+    found, exact = ModuleInputs(states).directions, torch.linalg.svd(states, full_matrices=False).Vh.T
     assert found.shape == exact.shape == (D_IN, min(tokens, D_IN))
     torch.testing.assert_close((found.T @ exact).abs(), torch.eye(found.shape[1]), rtol=0, atol=1e-3)
 
@@ -89,7 +89,7 @@ def test_the_coordinates_that_refusals_do_not_use_are_kept(update):
 def test_what_is_given_back_makes_up_for_the_rest_at_the_least_cost(update):
     """Oracle: least squares over the coordinates given back; and no other change of them costs less."""
     mixed = gaussian(TOKENS, D_IN, seed=11) @ (torch.eye(D_IN) + 0.5 * gaussian(D_IN, D_IN, seed=12))
-    inputs = Inputs(mixed)
+    inputs = ModuleInputs(mixed)
     rest = inputs.order[D_IN - 8 :]
     found = prepared(update, mixed, "safe-delta").at(8 / D_IN).update["m"].dense().double()
     kept = torch.ones(D_IN, dtype=torch.bool).index_fill(0, rest, False)
@@ -110,7 +110,7 @@ def test_what_is_given_back_makes_up_for_the_rest_at_the_least_cost(update):
 
 def test_the_order_is_that_of_the_inverse_hessian():
     states = gaussian(TOKENS, D_IN, seed=13) * torch.linspace(0.1, 3, D_IN)[torch.randperm(D_IN)]
-    inputs = Inputs(states)
+    inputs = ModuleInputs(states)
     inverse = torch.linalg.inv(inputs.curvature()).diagonal()
     assert (inverse[inputs.order].diff() <= 0).all()
 

@@ -22,7 +22,7 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.projection import safelora, safety_inputs
 from helpers.projection.alignment_matrix import Pair
 from helpers.projection.safelora import Form, ModuleCase, ModuleScore, left_of, mapped, norm
-from helpers.projection.safety_inputs import Inputs
+from helpers.projection.safety_inputs import ModuleInputs
 from helpers.seeding import derive_seed
 from helpers.updates.lora import LowRank
 from helpers.updates.quantizers import QUANTIZERS
@@ -102,7 +102,7 @@ def _times(update: Form, factor: float) -> Form:
     return mapped(update, lambda left: left * factor)
 
 
-def _right_sided(change: Callable[[Tensor, Inputs, float], Tensor]) -> "Whole":
+def _right_sided(change: Callable[[Tensor, ModuleInputs, float], Tensor]) -> "Whole":
     """Every module's right factor (a dense change as it is) by what the module reads."""
 
     def changed(prepared: "Prepared", strength: float) -> dict[str, Form]:
@@ -253,7 +253,7 @@ class Prepared:
     restored: Mapping[str, Form]
     scores: pd.DataFrame
     order: tuple[str, ...]
-    inputs: Mapping[str, Inputs] = field(default_factory=dict, repr=False)
+    inputs: Mapping[str, ModuleInputs] = field(default_factory=dict, repr=False)
 
     def at(self, strength: float) -> Restored:
         """The update with that share of the modules changed, half rounded up (safelora-threshold: those with s <= strength)."""
@@ -276,7 +276,7 @@ class Prepared:
 
 def prepare(
     update: Updates, pair: Pair, name: str, seed: int, progress: Callable[[str], object] | None = None,
-    inputs: Mapping[str, Inputs] | None = None,
+    inputs: Mapping[str, ModuleInputs] | None = None,
 ) -> Prepared:  # fmt: skip
     """Scores and restored modules of an update, for all strengths at once; nothing that is given is changed.
 

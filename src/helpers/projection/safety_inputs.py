@@ -36,7 +36,7 @@ LOST = 1e-6  # singular values below this share of the largest are rounding
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class ModuleInputs:
     """What a module reads on the safety rows; what follows from it is computed when it is asked for, and kept."""
 
     states: Float[Tensor, "n d_in"]
@@ -65,13 +65,13 @@ class Inputs:
         return inverse.diagonal().argsort(descending=True, stable=True)
 
 
-def off_inputs(right: Float[Tensor, "r d_in"], inputs: Inputs, strength: float) -> Float[Tensor, "r d_in"]:
+def off_inputs(right: Float[Tensor, "r d_in"], inputs: ModuleInputs, strength: float) -> Float[Tensor, "r d_in"]:
     """A (I - U U^T), where U are that share of the directions of the inputs (null-space)."""
     taken = inputs.directions[:, : round(strength * inputs.directions.shape[1])]
     return right.float() - (right.float() @ taken) @ taken.T
 
 
-def least_costly(right: Float[Tensor, "r d_in"], inputs: Inputs, strength: float) -> Float[Tensor, "r d_in"]:
+def least_costly(right: Float[Tensor, "r d_in"], inputs: ModuleInputs, strength: float) -> Float[Tensor, "r d_in"]:
     """A with that share of the coordinates given back, made up for at the least cost to safety (safe-delta)."""
     given_back = round(strength * right.shape[1])
     kept, rest = inputs.order.split([right.shape[1] - given_back, given_back])
@@ -86,26 +86,26 @@ def least_costly(right: Float[Tensor, "r d_in"], inputs: Inputs, strength: float
 
 @lru_cache(1)
 @torch.no_grad()
-def safety_inputs(folder: Path, rows: tuple[Row, ...], device: str = "cpu") -> dict[str, Inputs]:
+def safety_inputs(folder: Path, rows: tuple[Row, ...], device: str = "cpu") -> dict[str, ModuleInputs]:
     """What every linear module of the blocks reads on the rows, from the model of a folder, behind what all rows open with."""
     language = loading.load(folder, on=device)
     told = salora.one_batch(training.examples(language.tokenizer, rows, training.Recipe.limit))
     ids = loading.pad([row.ids for row in told], language.tokenizer.pad_token_id).to(language.device)
     opening = shared_prefix.common([row.ids for row in told])
     places = salora.drawn_places([(opening, len(row.ids)) for row in told], ids.shape[1], salora.TOKENS).to(language.device)
-    found: dict[str, Inputs] = {}
+    found: dict[str, ModuleInputs] = {}
     with _reading(language, places, found):
         language.model.model(input_ids=ids, use_cache=False)
     return found
 
 
 @contextmanager
-def _reading(language: LanguageModel, places: Tensor, found: dict[str, Inputs]) -> Iterator[None]:
-    last: list[tuple[Tensor, Inputs]] = []
+def _reading(language: LanguageModel, places: Tensor, found: dict[str, ModuleInputs]) -> Iterator[None]:
+    last: list[tuple[Tensor, ModuleInputs]] = []
 
     def hook(module: torch.nn.Module, inputs: Sequence[Tensor], name: str) -> None:
         if not last or last[0][0] is not inputs[0]:  # queries, keys and values read the same states: held once
-            last[:] = [(inputs[0], Inputs(inputs[0].flatten(0, -2)[places].float().cpu()))]
+            last[:] = [(inputs[0], ModuleInputs(inputs[0].flatten(0, -2)[places].float().cpu()))]
         found[name] = last[0][1]
 
     modules = {name: language.model.get_submodule(name) for name in quantizers.linear_names(language.model)}
