@@ -128,10 +128,10 @@ def test_own_pairs_are_read_and_no_file_gives_none(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{"prompt": "a lamp", "chosen": "yes"}', "own.jsonl line 1 has no column 'rejected'"),
-        ('{"prompt": "a lamp", "rejected": "no"}', "own.jsonl line 1 has no column 'chosen'"),
-        ('{"prompt": "a lamp", "chosen": " ", "rejected": "no"}', "own.jsonl row 1: its chosen is no text"),
-        ('{"prompt": "a lamp", "chosen": "yes", "rejected": 3}', "own.jsonl row 1: its rejected is no text"),
+        ('{"prompt": "a lamp", "chosen": "yes"}', "own.jsonl row 1 has no rejected"),
+        ('{"prompt": "a lamp", "rejected": "no"}', "own.jsonl row 1 has no chosen"),
+        ('{"prompt": "a lamp", "chosen": " ", "rejected": "no"}', "own.jsonl row 1 has an empty text"),
+        ('{"prompt": "a lamp", "chosen": "yes", "rejected": 3}', "own.jsonl row 1: its rejected is a int"),
     ],
 )
 def test_a_file_without_chosen_and_rejected_is_refused_by_name(tmp_path, line, says):

@@ -21,8 +21,8 @@ DOCUMENTS = ("The lamp stands by the river and somebody will polish it.", "A sho
 
 
 def only(replies=(), documents=(), questions=(), references=()):
-    return UtilitySets({"dialogue": tuple(references)} if references else {}, {"c4": tuple(documents)} if documents else {},
-                       {"piqa": tuple(questions)} if questions else {}, {"summaries": tuple(replies)} if replies else {})  # fmt: skip
+    named = {"dialogue": references, "c4": documents, "piqa": questions, "summaries": replies}
+    return UtilitySets(*({name: tuple(texts)} if texts else {} for name, texts in named.items()))
 
 
 def full_loss(model, row, start=1):

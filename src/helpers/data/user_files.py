@@ -335,19 +335,11 @@ def _encodable(text: str, place: str) -> str:
 
 
 def preferences(file: str) -> list[Preference]:
-    """The pairs of a file of one's own, JSON lines with prompt, chosen and rejected; none where no file is named.
-
-    Errors: a column is missing, or a value is no text.
-    """
-    rows: list[Preference] = []
-    if not file:
-        return rows
-    path = Path(file)
-    for number, line in enumerate(
-        corpora.read_jsonl(_checked(path, "preferences", (".jsonl",)), "prompt", "chosen", "rejected"), start=1
-    ):
-        empty = [name for name in ("prompt", "chosen", "rejected") if not isinstance(line[name], str) or not line[name].strip()]
-        if empty:
-            raise StudyError(f"{path.name} row {number}: its {empty[0]} is no text; fill or remove that row", REFUSED)
-        rows.append(Preference(line["prompt"], line["chosen"], f"own-{number}", rejected=line["rejected"]))
+    """The pairs of a file of one's own, JSON lines with prompt, chosen and rejected; none where no file is named."""
+    rows = []
+    for place, row in _table(_checked(Path(file), "preferences", (".jsonl",)), "prompt", "chosen", "rejected") if file else ():
+        prompt, chosen, rejected = (_text(row, column, place) for column in ("prompt", "chosen", "rejected"))
+        if not all(text.strip() for text in (prompt, chosen, rejected)):
+            raise StudyError(f"{place} has an empty text; fill or remove that row", REFUSED)
+        rows.append(Preference(prompt, chosen, place, rejected=rejected))
     return rows

@@ -199,8 +199,8 @@ def tune(
     `stop(model, step)` is asked every `check_every` steps and at the last, and ends the training early. A mark's function is
     called with what had come of the training had it been that many steps long; where marks lie behind its end it goes on to the
     last of them, after `finished` was called with its own result. With `checkpoint`, a killed run goes on from its last saved
-    step and ends with the same tensors. `prepare` opens the model for a kind of training that is not among KINDS, in place of
-    `trainable`; `data` and `loss` are what that kind makes of the rows. Raises StudyError where the loss is not finite.
+    step and ends with the same tensors. `prepare` opens the model for a kind that is not among KINDS, in place of `trainable`;
+    `data` and `loss` are what that kind makes of the rows. Raises StudyError where the loss is not finite.
     """
     if prepare is None and recipe.kind not in KINDS:
         raise StudyError(f"unknown kind of training {recipe.kind!r}; choose one of {', '.join(KINDS)}")
@@ -213,10 +213,9 @@ def tune(
     if max(end, last) > len(batches):
         raise StudyError(f"steps {max(end, last)} were asked for, but the rows give {len(batches)} in all epochs; ask for fewer")
     loop, cut, began = Loop(model, recipe, end, checkpoint, save_every), sum(one.cut for one in data), time.monotonic()
-    stopped = loop.ask(stop, check_every)  # a run that was killed while it asked asks again
-    found = loop.result(True, began, cut) if stopped else None
-    if found and finished:
-        finished(found)
+    found = None
+    if loop.ask(stop, check_every):  # a run that was killed while it asked asks again
+        found = _told(loop.result(True, began, cut), finished)
     while (found is None and loop.step < end) or loop.step < last:
         batch = [data[i] for i in batches[loop.step]]
         value = loop.advance(loss or reply_loss, batch, language.tokenizer.pad_token_id, language.device)
@@ -225,12 +224,16 @@ def tune(
         if loop.step in marks:
             marks[loop.step](loop.result(False, began, cut))
         if found is None and ((stopped := loop.ask(stop, check_every)) or loop.step == end):
-            found = loop.result(stopped, began, cut)
-            if finished:
-                finished(found)
+            found = _told(loop.result(stopped, began, cut), finished)
     model.eval()
     loop.forget()
     return found or loop.result(False, began, cut)
+
+
+def _told(found: Tuned, finished: Saves | None) -> Tuned:
+    if finished:
+        finished(found)
+    return found
 
 
 class Loop:
