@@ -321,10 +321,10 @@ def _named(plan, place):
 
 def test_halves_cut_no_group_and_each_has_both_classes(reading):
     rows = readings.rows_of(reading, "toxicity", "test")
-    side = readings.halves(rows)
+    side = readings.hashed_halves(rows)
     for half in (0, 1):
         assert set(rows.labels[side == half]) == {0, 1}
         assert not set(rows.groups[side == half]) & set(rows.groups[side != half])
     assert abs(int(side.sum()) * 2 - len(side)) <= 2
     flipped = readings.Rows(rows.index[::-1], rows.labels[::-1], rows.groups[::-1])
-    np.testing.assert_array_equal(readings.halves(flipped), side[::-1])
+    np.testing.assert_array_equal(readings.hashed_halves(flipped), side[::-1])

@@ -192,7 +192,7 @@ def _harmless(name: str, origin: str) -> list[Example]:
     corpus, texts = elsewhere.HARMLESS[name]
     rows = _stand_ins(name, 200, "harmless ", ("",))
     if origin == "embedded":
-        rows = [Example(name, "", 0, "", *text, corpus) for text in text_rows.spread(texts(), MOST_HARMLESS, name)]
+        rows = [Example(name, "", 0, "", ask, told, corpus) for ask, told in text_rows.spread(texts(), MOST_HARMLESS, name)]
     one = {row.group: replace(row, split=THRESHOLD) for row in reversed(linked(rows))}
     return sorted(one.values(), key=lambda row: text_rows.unit(row.group))
 

@@ -114,12 +114,9 @@ def carried_over(table: pd.DataFrame) -> Figure:
     figure, (ax,), _ = grid(1, height=4.6)
     for task, (colour, marker) in task_styles(ordered_tasks(wide["task"])).items():
         own, words = wide["task"] == task, wide["probe"] == "bag-of-words"
-        ax.scatter(
-            *wide.loc[own & ~words, ["auroc", FAR]].to_numpy().T, color=colour, marker=marker, s=18, alpha=0.6, linewidths=0
-        )
-        ax.scatter(
-            *wide.loc[own & words, ["auroc", FAR]].to_numpy().T, facecolors="none", edgecolors=colour, s=110, linewidths=1.8
-        )
+        dots, ring = wide[own & ~words], wide[own & words]
+        ax.scatter(dots["auroc"], dots[FAR], color=colour, marker=marker, s=18, alpha=0.6, linewidths=0)
+        ax.scatter(ring["auroc"], ring[FAR], facecolors="none", edgecolors=colour, s=110, linewidths=1.8)
     ends = (min(0.4, float(wide[["auroc", FAR]].to_numpy().min()) - 0.03), 1.03)
     ax.plot(ends, ends, color=GREY, linewidth=1, linestyle="--")
     n = int((wide["layer"] > 0).sum())

@@ -127,7 +127,7 @@ def new_threshold(table: pd.DataFrame) -> pd.DataFrame:
 def _over(rows: pd.DataFrame) -> Estimate:
     values = rows["value"]
     if len(values) == 1:  # one control: its own interval
-        return Estimate(*rows[["value", "low", "high"]].iloc[0], 1)
+        return Estimate(float(values.iloc[0]), float(rows["low"].iloc[0]), float(rows["high"].iloc[0]), 1)
     return mean_interval(values, bounds=(0.0, 1.0)) if len(values) else Estimate(np.nan, np.nan, np.nan, 0)
 
 

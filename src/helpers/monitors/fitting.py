@@ -124,16 +124,17 @@ def _frozen(
     where = f"{place.task}, {place.kind}, layer {place.layer}"
     own = named_seed(seed, f"{place.task}/{place.kind}/{place.pooling}/{place.layer}")
     if place.kind.startswith(SIMULATED):
-        known = Moved(
-            known.rows, tuple(one.pooled[f"{place.pooling}/{place.layer}"][_of_training(reading, place)] for one in moved)
-        )
+        rows, name = _of_training(reading, place), f"{place.pooling}/{place.layer}"
+        known = Moved(known.values, tuple(one.pooled[name][rows] for one in moved))
     readout = probes.fit_probe(place.kind, known, train.labels, held, validation.labels, own, where)
     negatives = [
         probes.score(readout, readings.features(found, reading, place, part), where) if len(part) else np.empty(0)
         for part in readings.harmless(reading, place.task)
     ]
-    read = {"pooling": place.pooling, "layer": place.layer, "limit": reading.limit_of(place.task)}
-    return frozen_monitors.freeze(readout, negatives[0], others=negatives[1], task=place.task, seed=own, **read, **who)
+    return frozen_monitors.freeze(
+        readout, negatives[0], others=negatives[1], task=place.task, pooling=place.pooling, layer=place.layer,
+        limit=reading.limit_of(place.task), seed=own, **who,
+    )  # fmt: skip
 
 
 def _of_training(reading: Plan, place: Place) -> np.ndarray:

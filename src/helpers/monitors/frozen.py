@@ -133,7 +133,8 @@ def promised(own: Float[np.ndarray, " n"], cut: float) -> Estimate:
     """
     n, above = len(own), int((np.asarray(own) > cut).sum())
     a, b = above + 1, max(n - above, 1)
-    return Estimate(a / (a + b), *(float(special.betaincinv(a, b, share)) for share in (0.025, 0.975)), n)
+    low, high = (float(special.betaincinv(a, b, share)) for share in (0.025, 0.975))
+    return Estimate(a / (a + b), low, high, n)
 
 
 def _read_only(tensor: np.ndarray) -> np.ndarray:

@@ -73,7 +73,9 @@ def plan(
     strange = [task for task in later if task not in monitor_tasks]
     if strange:
         raise StudyError(f"long_tasks names task {strange[0]!r}, which is not among monitor_tasks; add it there or leave it out")
-    found = {name: tasks.examples(name, origin, *rows, seed=seed) for name in monitor_tasks}
+    train, validation, test, second, harmless_texts = (*rows, 0, 0)[:5]
+    sizes = {"train": train, "validation": validation, "test": test, "elsewhere": second, "threshold": harmless_texts}
+    found = {name: tasks.examples(name, origin, **sizes, seed=seed) for name in monitor_tasks}
     for name, part in found.items():
         check(part, name)
     tokens = tuple((found[name][0].task, depth) for name, depth in asked)  # a file's task is called as the file is
@@ -124,7 +126,7 @@ def merged(reading: Plan, shared: Activations, alone: Activations) -> Activation
     return Activations(shared.layers, pooled, tokens, offsets, counts)
 
 
-def halves(rows: Rows) -> np.ndarray:
+def hashed_halves(rows: Rows) -> np.ndarray:
     """The half, 0 or 1, of each row by the hash of its group; groups of both classes and of one alone are dealt out evenly.
 
     What is chosen on one half is judged on the other.
@@ -153,7 +155,8 @@ def harmless(reading: Plan, task: str) -> tuple[np.ndarray, np.ndarray]:
     """Places of the texts that a task's thresholds are set on: those of the task's own, and those of another source."""
     kept = [(i, bool(e.corpus)) for i, e in enumerate(reading.examples)
             if e.task == task and not e.label and e.split in ("validation", THRESHOLD)]  # fmt: skip
-    return tuple(np.array([i for i, other in kept if other == side], dtype=int) for side in (False, True))
+    own, others = (np.array([i for i, other in kept if other == side], dtype=int) for side in (False, True))
+    return own, others
 
 
 def has(reading: Plan, task: str, split: str) -> bool:

@@ -48,10 +48,10 @@ def measure(case: RepairCase, monitors: Sequence[Monitor]) -> list[Measured]:
         for side in (old, none)
     )
     measured = []
-    for one, *pair in zip(found, drops, losses, strict=True):
+    for one, drop, loss in zip(found, drops, losses, strict=True):
         name = one.monitor.name
         split = _gain_on_other_half(test, none[name], one.scores, picked[name])
-        measured.append(_measured(one, old[name], test, *pair, split))
+        measured.append(_measured(one, old[name], test, drop, loss, split))
     return measured
 
 
@@ -60,7 +60,7 @@ def _picked(test: Rows, before: np.ndarray, after: np.ndarray) -> list[np.ndarra
 
     What is picked and judged on the same texts looks worse than it is, and seems to recover by whatever is done to it.
     """
-    side, found = readings.halves(test), []
+    side, found = readings.hashed_halves(test), []
     for half in (0, 1):
         own = side == half
         if len(set(test.labels[own].tolist())) == len(set(test.labels[~own].tolist())) == 2:

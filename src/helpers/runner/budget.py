@@ -41,7 +41,7 @@ def reading(of: Reader, v: Values) -> encoding.Plan:
     """The texts that monitors read, by the parameters of chapter 04."""
     asked = v["attention"] if "attention" in v["probes"] else []
     rows = [v[f"rows_{split}"] for split in ("train", "validation", "test", "elsewhere", "threshold")]
-    later = dict.fromkeys(v["long_tasks"], v["long_tokens"])
+    later = {task: int(v["long_tokens"]) for task in v["long_tasks"]}
     return readings.plan(v["monitor_tasks"], v["depths"], asked, rows, v["text_tokens"], of.texts, later, v["seed"])
 
 

@@ -249,7 +249,7 @@ def picked_by_halves(rows: Rows, before: np.ndarray, after: np.ndarray) -> np.nd
     All no where a half lacks a class. What is picked and judged on the same texts looks worse than it is, and what is compared
     with it seems to recover: picked on one half, it is judged on the other.
     """
-    side, picked = readings.halves(rows), np.zeros((2, len(before)), dtype=bool)
+    side, picked = readings.hashed_halves(rows), np.zeros((2, len(before)), dtype=bool)
     if any(len(set(rows.labels[side == half].tolist())) < 2 for half in (0, 1)):
         return picked
     for half in (0, 1):
@@ -265,7 +265,7 @@ def on_other_half(rows: Rows, before: np.ndarray, refit: np.ndarray, picked: np.
     n counts the texts of these halves. A monitor that only one half picked counts half as much as one of both: weighted by n,
     the mean over many monitors is not biased by the picking.
     """
-    side, found = readings.halves(rows), []
+    side, found = readings.hashed_halves(rows), []
     for half in np.flatnonzero(picked):
         other = side != half
         both = np.array([before[other], refit[other]])
