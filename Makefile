@@ -23,7 +23,7 @@ TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: study architecture test test-all cover check golden book bench clean lock lock-check doctor env help
+.PHONY: study architecture test test-all cover check golden coverage power book bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
@@ -54,6 +54,12 @@ architecture: .venv/.stamp  ## draw the wings in ARCHITECTURE.md from the import
 
 golden: .venv/.stamp  ## record the golden values of new definitions, and code that gives the old ones still
 	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m support.golden
+
+coverage: .venv/.stamp  ## simulate how often intervals hold what was planted, for the book (some minutes)
+	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m support.coverage
+
+power: .venv/.stamp  ## what each claim will decide with more seeds or items, from the committed runs, for the book
+	@OMP_NUM_THREADS=1 $(BIN)/python -m helpers.book.power
 
 book: .venv/.stamp  ## build the book from executed chapters; no model is touched (PROFILE=)
 	@$(BIN)/python -m helpers book $(NARROW)

@@ -61,7 +61,7 @@ TEXTS = Definition(  # which are drawn, and their splits
           "data.pii_templates", "data.elsewhere", "data.tasks", "data.user_files"),
 )  # fmt: skip
 INTERVALS = Definition(
-    "intervals", 1,
+    "intervals", 2,
     code=("stats.intervals", "stats.over_seeds", "stats.kappa", "stats.p_values", "stats.roc", "stats.paired_aurocs"),
 )  # fmt: skip
 MODELS = Definition(  # a folder as a model; text as tokens; batches
@@ -131,8 +131,9 @@ REALIGN = Definition(
           "monitors.repair_ladder", "staleness.policies"),
 )  # fmt: skip
 FINDINGS = Definition(
-    "findings", 1, (INTERVALS,),
-    code=("study.selections", "study.evidence", "study.monitor_evidence", "study.claims", "study.findings"),
+    "findings", 2, (INTERVALS,),
+    code=("study.paired_items", "study.selections", "study.evidence", "study.monitor_evidence", "study.repair_evidence",
+          "study.claims", "study.reasons", "study.findings"),
 )  # fmt: skip
 
 DEFINITIONS: dict[str, Definition] = {one.name: one for one in list(globals().values()) if isinstance(one, Definition)}

@@ -39,14 +39,29 @@ TABLES = {
 }  # fmt: skip
 
 
-def forest(table):
-    return findings.forest(all_findings.judge(table)[1], table)
+def forest(table, group=""):
+    return findings.forest(all_findings.judge(table)[1], table, group)
 
 
-@mostly_slow("shorter labels of the same figures", "two models")
+@mostly_slow("shorter labels of the same figures", "two models-monitors")
+@pytest.mark.parametrize("group", findings.GROUPS)
 @pytest.mark.parametrize("name", TABLES)
-def test_no_text_of_the_forest_is_cut_or_covered(name):
-    check_page(forest(TABLES[name]()))
+def test_no_text_of_the_forest_is_cut_or_covered(name, group):
+    check_page(forest(TABLES[name](), group))
+
+
+def test_the_groups_share_the_claims_out():
+    table = scattered()
+    texts = [{text.get_text() for text in forest(table, group).axes[0].texts} & set(CLAIMS) for group in findings.GROUPS]
+    assert sorted(claim for found in texts for claim in found) == sorted(CLAIMS)
+
+
+def test_a_seed_that_had_nothing_to_show_is_a_ring_and_no_dot():
+    table = scattered().assign(premise=0.1, counts=lambda t: t["seed"] != 1, seen=None)
+    ax = forest(table, "models").axes[0]
+    rings = [line for line in ax.lines if str(line.get_label()).endswith("a seed without its premise")]
+    assert rings
+    assert {line.get_markerfacecolor() for line in rings} == {"white"}
 
 
 @mostly_slow("shorter labels of the same figures", "two models", "nothing")
@@ -66,7 +81,7 @@ def looked_at(seeds=3, most=1.0):
     """What `findings.overlook` gives: rates anywhere between 0 and 1, with intervals that hold them."""
     rng, rows = np.random.default_rng(seeds), []
     for update in UPDATES:
-        for asked_for in ("refusals", "monitors"):
+        for asked_for in ("refusals", "last", "mean"):
             values = rng.uniform(0, most, seeds)
             rows += [(update, asked_for, "embedded", str(seed), v, v, v, 32) for seed, v in enumerate(values)]
             mean = values.mean()

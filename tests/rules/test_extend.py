@@ -30,6 +30,7 @@ from helpers.projection import restorations
 from helpers.runner import plans
 from helpers.staleness import drift_signals
 from helpers.study import findings
+from helpers.study.selections import Address
 from helpers.updates import quantizers
 from helpers.updates.quantizers import relative_error
 
@@ -271,12 +272,9 @@ def test_the_neuron_score_keeps_the_contract(dtype):
 
 @pytest.mark.parametrize(("change", "verdict"), [(0.3, "supported"), (0.0, "contradicted")])
 def test_the_claim_is_judged_by_its_own_rows(change, verdict):
-    row = {"reference": "aligned", "judge": "phrases", "metric": "change_in_non_refusal", "prompt_set": "advbench", "n": 100}
-    table = pd.DataFrame([
-        {**test_claims.KEY, "precision": precision, **row, "value": value, "low": value - 0.02, "high": value + 0.02}
-        for precision, value in (("rtn-2", change), ("rtn-3", 0.9))
-    ])  # fmt: skip
-    dots = findings.by_seed([("embedded", seed, {"comparisons": table}) for seed in range(3)])
+    rates = {"bf16": 0.04, "rtn-2": 0.04 + change, "rtn-3": 0.9}
+    rows = [row for p, rate in rates.items() for row in test_claims.labels(Address(p), "advbench", rate, 100, "refused")]
+    dots = findings.by_seed([("embedded", seed, {"items": pd.DataFrame(rows)}) for seed in range(3)])
     found, _ = findings.judge(dots)
     (own,) = found[found["claim"] == "X1"].itertuples()
     assert (own.verdict, own.estimate, own.seeds) == (verdict, pytest.approx(change), 3)

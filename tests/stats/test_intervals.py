@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from support.coverage import discordance_coverage
 from support.simulated import assert_covers, coverage
 from support.tiers import mostly_slow, slow
 
 from helpers.errors import StudyError
 from helpers.stats.intervals import (
     Estimate,
+    exact_ends,
     group_scores,
     grouped_bootstrap,
     mean_interval,
@@ -67,6 +69,41 @@ def test_mean_interval_covers_20_skewed_values_where_students_does_not():
 
     assert 0.93 <= coverage(mean_interval, draw, 1.0, repeats=2000, seed=14).value <= 0.97
     assert coverage(student, draw, 1.0, repeats=2000, seed=14).high < 0.94
+
+
+def test_a_correction_of_skewness_invents_no_mass_where_groups_are_few():
+    """The fault: Hall's cubic transform gave 16 values about 11, the largest of them 49, an upper end of 49."""
+    values = np.array([4.0, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 12, 15, 49])
+    found = mean_interval(values, bounds=(0, 100))
+    plain = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert plain.high < found.high < 1.5 * plain.high
+    for n in (10, 16, 32, 49):
+        rare = np.r_[np.zeros(n - 1), 1.0]  # as skewed as n values can be
+        error = stats.t.ppf(0.975, n - 1) * stats.sem(rare)
+        assert mean_interval(rare).high < rare.mean() + 3 * error
+
+
+# --- few discordant pairs ---
+
+
+@mostly_slow("the same simulation at other sizes", "96-0.01-0.01")
+@pytest.mark.parametrize(("gained", "lost"), [(0.0, 0.0), (0.01, 0.01), (0.03, 0.0), (0.02, 0.05)])
+@pytest.mark.parametrize("n", [32, 96, 200])
+def test_few_discordant_pairs_are_covered(n, gained, lost):
+    assert discordance_coverage(n, gained, lost, 1000).high >= 0.95
+
+
+@pytest.mark.parametrize("n", [32, 96, 140])
+def test_exact_ends_of_none_and_of_shares_are_clopper_and_pearsons(n):
+    low, high = exact_ends(np.zeros(n), (-1, 1))
+    assert (low, high) == pytest.approx((-(1 - 0.02 ** (1 / n)), 1 - 0.02 ** (1 / n)))
+    for count in (0, 3, n - 2, n):
+        found = exact_ends(np.r_[np.ones(count), np.zeros(n - count)], (0, 1))
+        assert found == pytest.approx(tuple(stats.binomtest(count, n).proportion_ci(method="exact")))
+    assert exact_ends(np.r_[np.ones(15), np.zeros(n - 15)], (0, 1)) is None
+    assert exact_ends(np.r_[np.ones(5), -np.ones(5), np.zeros(n - 10)], (-1, 1)) is None
+    few = np.r_[np.ones(3), -np.ones(2), np.zeros(n - 5)]
+    assert exact_ends(-few, (-1, 1)) == pytest.approx(tuple(-end for end in exact_ends(few, (-1, 1))[::-1]))
 
 
 def test_ignoring_clusters_covers_far_too_little():

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from scipy import stats
+from support.coverage import EFFECTS, SPREADS, crossed_coverage
 from support.simulated import assert_covers, coverage
 from support.tiers import mostly_slow
 
 from helpers.errors import StudyError
 from helpers.stats.intervals import Estimate, mean_interval, wilson
-from helpers.stats.over_seeds import mean_of, over_seeds, two_level
+from helpers.stats.over_seeds import MEASURES, SHARES, crossed, mean_of, over_seeds, spread_over_seeds, two_level
 
 
 @mostly_slow("the same simulation at other sizes")
@@ -66,9 +67,64 @@ def test_two_level_covers_other_seeds_and_other_groups(seeds, spread):
     assert_covers(coverage(two_level, draw, 0.0, repeats=500, seed=7), 0.93, 0.98)
 
 
+@mostly_slow("the same simulation at other sizes", "5-96-1.2-effect of 0.75")
+@pytest.mark.parametrize("what", EFFECTS)
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("n", [32, 96, 200])
+@pytest.mark.parametrize("seeds", [5, 8])
+def test_labels_of_prompts_crossed_with_seeds_are_covered(seeds, n, spread, what):
+    """At 5 seeds and more, effects of 0.3 to 0.75; with 3 seeds that lie far apart it is less, which `make coverage` tells."""
+    assert_covers(crossed_coverage(seeds, n, spread, EFFECTS[what], 600), 0.93, 0.975)
+
+
 def test_seeds_that_agree_on_constant_values_are_not_certain():
     same = two_level([np.zeros(50)] * 3, bounds=(-1, 1))
     assert same.low < 0 < same.high
+    measures = two_level([np.zeros(50)] * 3, bounds=(-1, 1), kind=MEASURES)
+    assert (measures.low, measures.high) == (0.0, 0.0)  # what was measured bit by bit the same
+
+
+def test_few_labels_that_differ_get_exact_ends_and_shares_none():
+    rows = np.zeros((3, 100))
+    rows[:, 0] = 1.0  # one prompt, gained in every seed
+    found, plain = two_level(rows, bounds=(-1, 1)), two_level(rows, bounds=(-1, 1), kind=SHARES)
+    tail = 0.025
+    low = stats.beta.ppf(0.2 * tail, 1, 100) - stats.beta.ppf(1 - 0.8 * tail, 1, 100)
+    high = stats.beta.ppf(1 - 0.8 * tail, 2, 99)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.low < plain.low < 0.01 < plain.high < found.high
+
+
+def test_what_differs_between_strata_is_no_error():
+    rng = np.random.default_rng(3)
+    rows, sets = rng.normal(size=(3, 60)), np.repeat(["a", "b"], 30)
+    moved = rows + np.where(sets == "a", 5.0, -5.0)
+    plain, apart = two_level(rows, strata=sets), two_level(moved, strata=sets)
+    assert (apart.value, apart.low, apart.high) == pytest.approx((plain.value, plain.low, plain.high))
+    wide = two_level(moved)
+    assert wide.high - wide.low > 5 * (plain.high - plain.low)
+    own = two_level(moved[:1], strata=sets)
+    assert own.high - own.low < 2 < two_level(moved[:1]).high - two_level(moved[:1]).low
+
+
+def test_the_width_is_what_its_parts_make_at_any_number_of_seeds_and_items():
+    rng = np.random.default_rng(4)
+    rows = 0.5 * rng.normal(size=(5, 1)) + rng.normal(size=40) + rng.normal(size=(5, 40))
+    e, spread = crossed(rows)
+    assert e.high - e.value == pytest.approx(spread.half_width())
+    assert np.hypot(*spread.parts()) == pytest.approx(spread.half_width())
+    more = spread.half_width(500, 40_000)
+    assert more < 0.1 * spread.half_width()
+    assert spread.half_width(5, 40_000) == pytest.approx(stats.t.ppf(0.975, 4) * np.sqrt(spread.seed / 5), rel=0.02)
+    parts = [mean_interval(row) for row in rows]
+    assert spread_over_seeds(parts).half_width() == pytest.approx(over_seeds(parts).high - over_seeds(parts).value, rel=0.05)
+
+
+def test_a_90_percent_interval_of_estimates_is_narrower_by_what_normal_ones_are():
+    one = [Estimate(0.1, 0.0, 0.2, 50)] * 4
+    assert over_seeds(one, 0.90).high == pytest.approx(0.1 + 0.1 * 1.6449 / 1.9600, abs=1e-5)
+    assert over_seeds(one[:1], 0.90).high == over_seeds(one, 0.90).high
+    assert over_seeds(one[:1]) == one[0]
 
 
 def test_over_seeds_by_hand():

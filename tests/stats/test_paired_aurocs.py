@@ -52,7 +52,7 @@ def test_variance_is_delongs_without_groups_and_obuchowskis_with(drawn):
     labels, scores, groups = drawn
     covariance = plain_delong(labels, scores)
     for weights in ((1, 0, 0), (1, -1, 0), (0.5, 0.5, -1)):
-        found = paired_aurocs.auroc_contrast(labels, scores, weights)
+        found = paired_aurocs.auroc_contrast(labels, scores, weights, guarded=False)
         assert found.se == pytest.approx(np.sqrt(np.array(weights) @ covariance @ weights))
     clustered = paired_aurocs.auroc_contrast(labels, scores[:1], [1], groups)
     assert clustered.se == pytest.approx(np.sqrt(plain_obuchowski(labels, scores[0], groups)))
@@ -74,7 +74,7 @@ def test_the_published_example():
     published = [((1, 0, 0), 0.7366, 0.0927), ((0, 1, 0), 0.7258, 0.1028), ((0, 0, 1), 0.6478, 0.1000),
                  ((1, -1, 0), 0.0108, 0.0953), ((0, -1, 1), -0.0780, 0.1046)]  # fmt: skip
     for weights, value, se in published:
-        found = paired_aurocs.auroc_contrast(labels, scores, weights)
+        found = paired_aurocs.auroc_contrast(labels, scores, weights, guarded=False)
         assert (found.estimate.value, found.se) == pytest.approx((value, se), abs=5e-5)
 
 
@@ -151,6 +151,33 @@ def test_drops_cover_when_a_few_positives_fail_altogether(failing):
     # The control: the normal quantile on DeLong's standard error.
     normal = [Estimate(0, c.estimate.value - 1.96 * c.se, c.estimate.value + 1.96 * c.se, 0) for c in found]
     assert held(normal, truth).value < held([c.estimate for c in found], truth).value
+
+
+@mostly_slow("the same simulation at other sizes", "38")
+@pytest.mark.parametrize("n", [20, 38, 49])
+def test_few_pairs_of_which_some_fail_outright_are_covered_and_not_called_preserved(n):
+    """Plain DeLong sees a failure only where one fell among the pairs; the guard reckons with one that did not."""
+    rng, labels, groups = np.random.default_rng(22), two_classes(n), pairs(n)
+    before = noise(rng, 1500, groups, 0.6) + shift(0.97) * labels
+    moved = before + 0.15 * rng.normal(size=before.shape)
+    after = np.where(labels & (rng.random(before.shape) < 0.05), -10.0, moved)
+    truth = 0.97 - 0.95 * float(stats.norm.cdf(shift(0.97) / np.sqrt(2 * (1 + 0.15**2 / 2))))
+    plain, guarded = (paired_aurocs.many_contrasts(labels, before, after, groups, guarded=one) for one in (False, True))
+    assert held([c.estimate for c in plain], truth).high < 0.93  # the fault
+    assert held([c.estimate for c in guarded], truth).high >= 0.95
+    assert rejections([paired_aurocs.preserved(c, MARGIN) for c in plain]).low > 0.055
+    assert rejections([paired_aurocs.preserved(c, MARGIN) for c in guarded]).low <= 0.055
+
+
+def test_the_guard_ends_where_groups_are_many_and_leaves_single_aurocs_alone():
+    rng = np.random.default_rng(23)
+    for n, same in ((49, False), (50, True)):
+        labels, scores = two_classes(n), rng.normal(size=(2, 2 * n)) + two_classes(n)
+        both = [paired_aurocs.auroc_contrast(labels, scores, DROP, pairs(n), guarded=one).se for one in (False, True)]
+        assert (both[0] == both[1]) == same
+        assert both[1] ** 2 - both[0] ** 2 == pytest.approx(0.0 if same else 1 / n**2)
+        one = [paired_aurocs.auroc_contrast(labels, scores[:1], [1], pairs(n), guarded=g).se for g in (False, True)]
+        assert one[0] == one[1]
 
 
 def four_scores(rng, labels, groups, effects):
@@ -230,7 +257,8 @@ def test_with_the_rows_needed_four_in_five_are_decided(auroc):
 
     def drops(labels, repeats):
         groups = np.arange(labels.size)
-        return paired_aurocs.many_contrasts(labels, *before_and_after(rng, repeats, groups, labels, (0.9, auroc), 0.9), groups)
+        sides = before_and_after(rng, repeats, groups, labels, (0.9, auroc), 0.9)
+        return paired_aurocs.many_contrasts(labels, *sides, groups, guarded=False)
 
     pilot = drops(labels, 400)
     typical = paired_aurocs.Contrast(Estimate(0.9 - auroc, 0, 0, 200), float(np.sqrt(np.mean([c.se**2 for c in pilot]))), 198)

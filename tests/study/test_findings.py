@@ -15,7 +15,7 @@ from helpers.figures import findings_tables
 from helpers.stats.intervals import Estimate
 from helpers.stats.over_seeds import over_seeds
 from helpers.study import findings
-from helpers.study.claims import CLAIMS, UNITS, Component
+from helpers.study.claims import CLAIMS, LEVELS, UNITS, Component
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, answer, over_models, verdict
 
 S, C, U, N = SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN
@@ -92,6 +92,67 @@ def test_more_seeds_that_agree_never_turn_an_answer_into_its_opposite(kind):
     assert seen == {S, C, U}
 
 
+def test_sameness_is_two_one_sided_tests_and_so_a_90_percent_interval():
+    """The fault: sameness was asked of the 95 % interval, a test at 2.5 %."""
+    near = dots(half=1.08)
+    own = near[(near["claim"] == "N2") & (near["component"] == 1)]
+    assert (own["high"] > 0.05).all()  # the 95 % interval of each seed reaches beyond the margin
+    part = findings.judge(near)[1].query("claim == 'N2' and component == 1").iloc[0]
+    assert part["high"] == pytest.approx(1.08 * 0.05 * 1.6449 / 1.96, rel=1e-3)
+    assert part["answer"] == SUPPORTED
+
+
+def test_methods_of_one_family_are_corrected_together_and_their_intervals_say_so():
+    table = dots(skip={("M6", place) for place in range(3, 9)})
+    rows = [("M6", place, "embedded", seed, 0.05, 0.05 - half, 0.05 + half, 100) for seed in range(3)
+            for place, half in zip(range(3, 9), (0.03, 0.04, 0.045, 0.048, 0.048, 0.048), strict=True)]  # fmt: skip
+    family = pd.DataFrame(rows, columns=findings.DOTS[:8])
+    parts = findings.judge(pd.concat([table, family]))[1].query("claim == 'M6' and component >= 3")
+    assert list(parts["answer"]) == [SUPPORTED, *[INCONCLUSIVE] * 5]  # by itself each of them leaves 0 out
+    assert ((parts["low"] > 0) == (parts["answer"] == SUPPORTED)).all()
+    alone = findings.judge(pd.concat([table, family[family["component"] == 8]]))[1].query("claim == 'M6' and component == 8")
+    assert list(alone["answer"]) == [SUPPORTED]
+
+
+# ---------------------------------------------------------------- premises, reasons and seeds that differ
+
+
+def with_premises(held, values=(0.5,) * 5):
+    """Claim S2 alone, each seed with its damage and whether that counts."""
+    rows = [("S2", place, "embedded", seed, -value, -value - 0.02, -value + 0.02, 100, 0.5 if one else 0.05, one, None)
+            for place in (1, 2, 3, 4) for seed, (one, value) in enumerate(zip(held, values, strict=True))]  # fmt: skip
+    return pd.DataFrame(rows, columns=findings.DOTS)
+
+
+def test_seeds_without_a_premise_are_shown_and_do_not_count(tmp_path):
+    table = with_premises((True, True, True, False, True), (0.5, 0.5, 0.5, 0.0, 0.5))
+    found, parts = findings.judge(table)
+    first = parts.query("claim == 'S2' and component == 1").iloc[0]
+    assert (first["seeds"], first["premise"], first["estimate"], first["answer"]) == (4, "4 of 5", -0.5, SUPPORTED)
+    run = results.Run("cpu", "embedded", 0, tmp_path / "cpu" / "embedded" / "seed-0")
+    rows = results.checked("components", findings.component_rows(run, parts, table))
+    shown = rows[(rows["metric"] == "premise") & (rows["component"] == "1")]
+    assert dict(zip(shown["of_seed"], shown["value"], strict=True)) == {"0": 0.5, "1": 0.5, "2": 0.5, "3": 0.05, "4": 0.5}
+    assert found.set_index("claim").loc["S2", "reason"] == ""
+
+
+def test_too_few_seeds_with_a_premise_are_named_as_the_reason():
+    found, _ = findings.judge(with_premises((True, False, False, False, True)))
+    row = found.set_index("claim").loc["S2"]
+    assert row["verdict"] == INCONCLUSIVE
+    assert row["reason"].startswith("not refused, minus the update's: no premise: at least 20 points of damage in 2 of 5 seeds")
+    none = findings.judge(with_premises((False,) * 5))[0].set_index("claim").loc["S2"]
+    assert (none["verdict"], none["seeds"]) == (INCONCLUSIVE, 0)  # measured, and nothing that counts
+    assert "in 0 of 5 seeds" in none["reason"]
+
+
+def test_seeds_that_say_opposite_things_are_counted_and_not_only_widened():
+    rows = [("S1", 1, "embedded", seed, v, v - 0.02, v + 0.02, 100) for seed, v in enumerate((0.5, 0.01, 0.5))]
+    found, parts = findings.judge(pd.DataFrame(rows, columns=findings.DOTS[:8]))
+    assert parts.query("claim == 'S1' and component == 1").iloc[0]["took"] == "so in 2 of 3 seeds, the opposite in 1"
+    assert "so in 2 of 3 seeds" in found.set_index("claim").loc["S1", "reason"]
+
+
 # ---------------------------------------------------------------- one claim, several models
 
 
@@ -100,12 +161,13 @@ def test_more_seeds_that_agree_never_turn_an_answer_into_its_opposite(kind):
     [
         ([S], S), ([C], C), ([U], U), ([N], NOT_RUN),
         ([S, S, S], S), ([C, C], C), ([S, C], MIXED), ([C, S], MIXED), ([U, S, C], MIXED), ([S, S, C], MIXED),
-        ([U, S], U), ([U, C], U), ([U, N], U), ([U, S, S], U), ([S, U], S), ([C, U], C), ([S, N], S), ([C, U, N], C),
-        ([S, S, U], S),
+        ([U, S], U), ([U, C], MIXED), ([U, N], U), ([U, S, S], U), ([S, U], U), ([C, U], MIXED), ([S, N], U), ([C, U, N], MIXED),
+        ([S, S, U], U),
         ([N, S], NOT_RUN), ([N, S, C], NOT_RUN), ([N, N], NOT_RUN),
     ],
 )  # fmt: skip
-def test_a_verdict_follows_the_headline_unless_the_parts_contradict_one_another(answers, wanted):
+def test_a_claim_is_a_conjunction(answers, wanted):
+    """The fault: a headline that was decided carried parts that were not."""
     assert verdict(answers) == wanted
 
 
@@ -114,11 +176,8 @@ def test_a_verdict_keeps_to_its_rules_whatever_the_answers():
         for answers in itertools.product((S, C, U, N), repeat=length):
             found = verdict(answers)
             assert (found == NOT_RUN) == (answers[0] == N)
-            if found in (S, C):
-                assert answers[0] == found
-                assert ({S, C} - {found}).isdisjoint(answers)
-            if found == MIXED:
-                assert {S, C} <= set(answers)
+            assert (found in (S, C)) == (set(answers) in ({S}, {C}))
+            assert (found == MIXED) == (answers[0] != N and C in answers and set(answers) != {C})
             assert found == verdict((answers[0], *answers[:0:-1]))  # the order of the others is nothing
 
 
@@ -143,13 +202,13 @@ def dots(claimed=True, seeds=range(3), model="embedded", skip=(), half=0.2, shif
     for claim, found in CLAIMS.items():
         for place, part in enumerate(found.components, 1):
             unit = UNITS[part.unit]
-            away = {"above": 3.0, "below": -3.0, "within": 0.0 if claimed else 3.0}[part.side]
+            away = {"above": 3.0, "below": -3.0, "within": 0.0 if claimed else 3.0 + part.margin / unit.step}[part.side]
             value = part.bound + unit.step * (away if claimed or part.side == "within" else -away)
             reach = half * unit.step
             rows += [(claim, place, model, seed, value + shift * seed * unit.step, value + shift * seed * unit.step - reach,
                       value + shift * seed * unit.step + reach, 100)
                      for seed in seeds if (claim, place) not in skip]  # fmt: skip
-    return pd.DataFrame(rows, columns=findings.DOTS)
+    return pd.DataFrame(rows, columns=findings.DOTS[:8])
 
 
 def verdicts(table):
@@ -174,7 +233,7 @@ def test_a_finding_shows_the_headline_over_seeds():
         head = CLAIMS[row["claim"]].components[0]
         each = [Estimate(*e) for e in dots(shift=0.1).query(f"claim == '{row['claim']}' and component == 1")
                 [["value", "low", "high", "n"]].itertuples(index=False, name=None)]  # fmt: skip
-        e = over_seeds(each, bounds=UNITS[head.unit].bounds)
+        e = over_seeds(each, LEVELS[head.side], UNITS[head.unit].bounds)
         assert [row["estimate"], row["low"], row["high"], row["n"]] == [e.value, e.low, e.high, e.n]
         first = parts[(parts["claim"] == row["claim"]) & (parts["component"] == 1)].iloc[0]
         assert first["estimate"] == row["estimate"]
@@ -191,7 +250,8 @@ def test_what_was_not_measured():
     assert set(table["verdict"]) == {NOT_RUN}
     assert table[["estimate", "low", "high"]].isna().all(axis=None)
     assert (table[["n", "seeds"]] == 0).all(axis=None)
-    assert verdicts(dots(skip={("S2", 3)}))["S2"] == SUPPORTED
+    assert verdicts(dots(skip={("S2", 3)}))["S2"] == INCONCLUSIVE  # a conjunct is missing
+    assert verdicts(dots(skip={("M1", 5)}))["M1"] == SUPPORTED  # what stands beside is none
     table, parts = findings.judge(dots(seeds=[]))
     assert set(table["verdict"]) == {NOT_RUN}
     assert len(parts) == sum(len(claim.components) for claim in CLAIMS.values())
@@ -246,12 +306,14 @@ def test_runs_of_three_seeds_become_a_finding():
     runs = [("tiny", seed, {"subspaces": overlap_table(0.8 + seed / 100)}) for seed in (2, 0, 1)]
     table, parts = findings.collect(runs)
     row = table.set_index("claim").loc["Q1"]
-    assert row["verdict"] == SUPPORTED
+    assert row["verdict"] == INCONCLUSIVE
+    assert row["reason"] == "not refused, minus that with the exact V: not run"
     assert (row["estimate"], row["n"], row["seeds"]) == (pytest.approx(0.81), 63, 3)
     assert set(table.loc[table["claim"] != "Q1", "verdict"]) == {NOT_RUN}
     assert parts.set_index(["claim", "component"]).loc[("Q1", 2), "answer"] == NOT_RUN
     seen = findings.by_seed(runs)
     assert list(seen.columns) == findings.DOTS
+    assert seen["premise"].isna().all()
     assert seen[["model", "seed"]].to_numpy().tolist() == [["tiny", 0], ["tiny", 1], ["tiny", 2]]
     assert list(findings.collect([])[0]["verdict"]) == [NOT_RUN] * len(CLAIMS)
 
@@ -297,7 +359,8 @@ def test_every_sentence_is_there_and_plain(table):
     found, parts = findings.judge(table)
     texts = findings_tables.claim_sentences(found, parts)
     wanted = {f"{claim.lower()}-{key}" for claim, judged in CLAIMS.items()
-              for key in ("verdict", "estimate", "words", "literature", *range(1, len(judged.components) + 1))}  # fmt: skip
+              for key in ("verdict", "estimate", "words", "literature", "reason",
+                          *range(1, len(judged.components) + 1))}  # fmt: skip
     assert set(texts) == wanted
     for text in [*texts.values(), *findings_tables.claims_overview(found).astype(str).to_numpy().ravel()]:
         assert text
@@ -312,9 +375,10 @@ def test_sentences_say_the_numbers():
     assert texts["s1-estimate"] == "+20 points [+19, +21] (3 seeds, n = 300)"
     assert texts["s1-1"] == "not refused, minus the aligned's: +20 points [+19, +21], claimed above +5 points (supported)"
     assert texts["n2-1"].endswith("0 points [-1, +1], claimed between -5 and +5 points (supported)")
-    assert texts["m1-1"] == "mean AUROC drop: -0.060 AUROC [-0.066, -0.054], claimed below +0.03 AUROC (supported)"
+    assert texts["m1-1"] == "mean AUROC drop: last token: -0.060 AUROC [-0.066, -0.054], claimed below +0.03 AUROC (supported)"
     assert findings_tables.claim_sentences(*findings.judge(dots(seeds=[])))["s1-estimate"] == "(not in this run)"
-    assert texts["m4-words"] == f"I{texts['m4-1'][1:]}. I{texts['m4-2'][1:]}."
+    assert texts["s1-words"] == f"N{texts['s1-1'][1:]}. N{texts['s1-2'][1:]}."
+    assert texts["m1-5"].endswith("claimed below 25 % (supported, beside the claim)")
     assert texts["s1-literature"] == CLAIMS["S1"].literature
     two = findings_tables.claim_sentences(*findings.judge(pd.concat([dots(), dots(False, model="other")])))
     assert two["s1-1"].startswith("embedded, not refused")
@@ -339,13 +403,13 @@ def test_verdicts_are_counted():
     table = pd.concat([dots(skip={("S1", 2), ("M6", 1)}), dots(False).query("claim == 'S1' and component == 2")])
     counts = findings_tables.about(findings.judge(table)[0], [], ROWS)
     assert {name: count for name, count in counts.items() if name != "runs-words"} == {
-        "count-supported": "15", "count-contradicted": "0", "count-mixed": "1", "count-inconclusive": "0", "count-not-run": "1"
+        "count-supported": "19", "count-contradicted": "0", "count-mixed": "1", "count-inconclusive": "0", "count-not-run": "1"
     }  # fmt: skip
 
 
 def test_one_claim_by_hand_is_its_seeds_beside_its_bounds():
     table = findings_tables.claim_by_hand(dots(shift=1.0), "N2")
-    assert list(table["seed"]) == [0, 1, 2] * 2
+    assert list(table["seed"]) == [0, 1, 2] * 6
     assert list(table["component"]) == [c.name for c in CLAIMS["N2"].components for _ in range(3)]
     assert table.loc[1, ["ours", "n", "claimed"]].tolist() == ["+5 points [+4, +6]", 100, "between -5 and +5 points"]
     assert len(findings_tables.claim_by_hand(dots(seeds=[]), "S1")) == 0
@@ -353,7 +417,7 @@ def test_one_claim_by_hand_is_its_seeds_beside_its_bounds():
 
 def test_the_overview_has_a_row_a_claim():
     table = findings_tables.claims_overview(findings.judge(dots(seeds=[0]))[0])
-    assert list(table.columns) == ["claim", "in words", "ours", "literature", "verdict", "chapter"]
+    assert list(table.columns) == ["claim", "in words", "ours", "literature", "verdict", "why", "chapter"]
     assert table["verdict"].unique().tolist() == ["inconclusive (1 seed)"]
     assert table.loc[7, "ours"] == "not refused, minus the aligned's: +20 points [+19, +21]"
     assert set(findings_tables.claims_overview(findings.judge(dots(seeds=[]))[0])["ours"]) == {"not run"}
@@ -364,7 +428,7 @@ def test_the_overview_has_a_row_a_claim():
     [("points", "above", 0.0, 0.0, "above 0 points"), ("share", "below", 0.25, 0.0, "below 25 %"),
      ("AUROC", "below", 0.03, 0.0, "below +0.03 AUROC"), ("points", "within", 0.0, 0.05, "between -5 and +5 points"),
      ("degrees", "above", 0.0, 0.0, "above 0°"), ("overlap", "above", 0.5, 0.0, "above 0.5"),
-     ("ROUGE-1", "above", -2.0, 0.0, "above -2 ROUGE-1")],
+     ("nats", "below", 0.1, 0.0, "below +0.1 nats")],
 )  # fmt: skip
 def test_what_a_claim_asks(unit, side, bound, margin, text):
     assert findings_tables.asked(unit, side, bound, margin) == text

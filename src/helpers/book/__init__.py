@@ -3,6 +3,7 @@
 - `pages`, `site`: pages from notebooks, and what is done to the built site; `appendices`, `parameter_table`, `provenance`:
   pages made from the project itself; `explore`, `explore_data`: the page Explore; `exercises`, `exercise_form`: questions,
   checked, and as a chapter holds them
+- `claim_pages`, `power`: verdicts with their reasons, coverage, and what more seeds or items would decide
 - `markup`: text as Markdown and HTML, escaped
 
 May import: figures, study, runner, the science and the root files. Nothing imports it but the command line.

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -111,9 +112,16 @@ def _explore(root: Path, folder: Path) -> str:
     return explore.explore_page(root, folder)
 
 
+def _claims(name: str, root: Path, folder: Path) -> str:
+    from helpers.book import claim_pages  # for the same reason
+
+    return claim_pages.CLAIM_PARTS[name](root, folder)
+
+
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
+    **{name: partial(_claims, name) for name in ("reasons", "power", "coverage", "later")},
     "explore": _explore,
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
     "provenance": lambda root, folder: provenance.provenance_page(root, folder, book_chapters(root)),

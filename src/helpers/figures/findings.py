@@ -22,7 +22,8 @@ LOOKS = {"supported": ("#007a59", "o", True), "contradicted": ("#c44e00", "X", T
          "inconclusive": (QUIET, "o", False), "not run": (GREY, "_", False)}  # fmt: skip
 CLAIMED = "#e3f2ec"
 TICKS = (1, 3, 10, 30, 100, 300, 1000)
-STEP_WORDS = "a step is 5 percentage points, 0.03 AUROC, 0.1 of a correlation or overlap, 5°, or 2 points of ROUGE-1"
+STEP_WORDS = "a step is 5 percentage points, 0.03 AUROC, 0.1 of a correlation or overlap, 0.1 nats, 5°, or once the scale"
+GROUPS = {"monitors": "M", "models": "SQ", "ours": "N"}  # claims by the letter they begin with
 
 
 def towards(row: Mapping, value: float, low: float, high: float) -> tuple[float, float, float]:
@@ -43,12 +44,14 @@ def towards(row: Mapping, value: float, low: float, high: float) -> tuple[float,
 # ---------------------------------------------------------------- all components
 
 
-def forest(components: pd.DataFrame, dots: pd.DataFrame | None = None) -> Figure:
+def forest(components: pd.DataFrame, dots: pd.DataFrame | None = None, group: str = "") -> Figure:
     """Every component with its interval over seeds and a grey dot a seed, as steps from its bound: right of the line, as claimed.
 
-    `components` and `dots` are what `findings.judge` and `findings.by_seed` give. Several models stand above one another; the
-    seeds and n beside a verdict are those of the headline, the first component.
+    `components` and `dots` are what `findings.judge` and `findings.by_seed` give; `group`: the claims about monitors, about
+    models, or ours, unless all of them. What stands beside a claim is written in grey, and a seed that had nothing to show is a
+    ring. Several models stand above one another; seeds and n beside a verdict are those of the headline, the first component.
     """
+    components = components[components["claim"].str[0].isin(list(GROUPS.get(group, "MSQN")))]
     if not components["seeds"].any():
         return unmeasured("any of the claims")
     places, heads, names, height = _places(components)
@@ -101,10 +104,15 @@ def _row(ax: Axes, place: float, row: Mapping, dots: pd.DataFrame) -> float:
         return 0.0
     colour, marker, filled = LOOKS[row["answer"]]
     v, a, b = towards(row, row["estimate"], row["low"], row["high"])
-    seeds = [towards(row, x, x, x)[0] for x in dots["value"]]
+    counts = dots["counts"].astype(bool) if "counts" in dots else pd.Series(True, index=dots.index)
+    seeds, idle = ([towards(row, x, x, x)[0] for x in dots.loc[one, "value"]] for one in (counts, ~counts))
     name = f"{row['claim']}, {row['name']}"
     ax.plot(seeds, [place + 0.26] * len(seeds), "o", color=SEED, markersize=2.6, markeredgewidth=0, zorder=2,
             label=f"{name}, one seed")  # fmt: skip
+    if idle:
+        ax.plot(idle, [place + 0.26] * len(idle), "o", color=GREY, markersize=2.6, markerfacecolor="white", markeredgewidth=0.6,
+                zorder=2, label=f"{name}, a seed without its premise")  # fmt: skip
+    seeds = [*seeds, *idle]
     ax.errorbar([v], [place], xerr=[[max(v - a, 0.0)], [max(b - v, 0.0)]], fmt=marker, color=colour, elinewidth=1.6, markersize=5,
                 markerfacecolor=colour if filled else "white", zorder=3, label=name)  # fmt: skip
     return max(abs(x) for x in (v, a, b, *seeds))
@@ -135,15 +143,16 @@ def _write(ax: Axes, x: float, y: float, text: str, **options) -> None:
 
 def _words(ax: Axes, components: pd.DataFrame, places: list[float], names: Mapping[float, str]) -> None:
     """The columns of text beside the strip: what is measured, ours, and what is claimed."""
+    quiet = set(components.loc[components["beside"].astype(bool), "name"])
     for place, name in names.items():
-        _write(ax, 0.045, place, name)
+        _write(ax, 0.045, place, name, color=QUIET if name in quiet else INK)
     for place, row in zip(places, components.to_dict("records"), strict=True):
         if place not in names:
             _write(ax, 0.075, place, row["model"], color=QUIET)
         _write(ax, 0.65, place, said(row["unit"], row["estimate"], row["low"], row["high"]))
         wanted = asked(row["unit"], row["side"], row["bound"], row["margin"], words=False)
         _write(ax, 0.995, place, wanted, ha="right", color=QUIET)
-    _write(ax, 0.65, -0.9, "ours, 95 % interval", color=QUIET)
+    _write(ax, 0.65, -0.9, "ours, with interval", color=QUIET)
     _write(ax, 0.995, -0.9, "claimed", color=QUIET, ha="right")
     ax.text(0.1, -0.9, "as claimed", va="center", fontsize=7, color=INK)
 
@@ -199,22 +208,23 @@ def headline(findings: pd.DataFrame) -> Figure:
             ax.text(2.7 + 0.44 * place, line, claim, va="center", ha="center", fontsize=8, color="white" if filled else colour,
                     weight="bold", bbox={"boxstyle": "round,pad=0.22", "facecolor": colour if filled else "white",
                                          "edgecolor": colour, "linewidth": 1.2})  # fmt: skip
-    ax.set(xlim=(0, 2.5 + 0.44 * 17), ylim=(len(shown) - 0.5, -0.5))
+    ax.set(xlim=(0, 2.5 + 0.44 * len(CLAIMS)), ylim=(len(shown) - 0.5, -0.5))
     ax.axis("off")
     return figure
 
 
 # ---------------------------------------------------------------- a first look
 
-ASKED = {"refusals": ("Harmful prompts not refused", "lora"), "monitors": ("Monitors that fail at their threshold", "aligned")}
+ASKED = {"refusals": ("Harmful prompts not refused", "lora"), "last": ("Unfit monitors, last token", "aligned"),
+         "mean": ("Unfit monitors, mean of tokens", "aligned")}  # fmt: skip
 
 
 def first_look(rows: pd.DataFrame) -> Figure:
-    """What updates do to refusals and to monitors, a line an update: the mean over seeds with its interval, each seed small."""
+    """What updates do to refusals and to monitors of either pooling, a line an update: mean over seeds with its interval."""
     if rows.empty:
         return unmeasured("refusals or monitors")
     updates = list(dict.fromkeys(rows["update"]))
-    figure, axes = plt.subplots(1, len(ASKED), figsize=(9.0, 0.9 + 0.42 * len(updates)), sharey=True, constrained_layout=True)
+    figure, axes = plt.subplots(1, len(ASKED), figsize=(10.4, 0.9 + 0.42 * len(updates)), sharey=True, constrained_layout=True)
     for ax, (asked_for, (title, colour)) in zip(axes, ASKED.items(), strict=True):
         own = rows[rows["asked"] == asked_for]
         pooled, single = own[own["seed"] == ALL], own[own["seed"] != ALL]
@@ -224,7 +234,7 @@ def first_look(rows: pd.DataFrame) -> Figure:
         for row in pooled.itertuples():
             ax.text(1.03, updates.index(row.update), f"{100 * row.value:.0f} %", va="center", fontsize=8.5, color=INK)
         counts = " to ".join(f"{n:,}" for n in sorted({pooled["n"].min(), pooled["n"].max()})) if len(pooled) else "0"
-        ax.set(title=title, xlim=(-0.03, 1.03), ylim=(len(updates) - 0.5, -0.5), xlabel=f"share, 95 % interval (n = {counts})")
+        ax.set(title=title, xlim=(-0.03, 1.03), ylim=(len(updates) - 0.5, -0.5), xlabel=f"share (n = {counts})")
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(updates)), updates)

@@ -30,7 +30,7 @@ def asked(unit: str, side: str, bound: float, margin: float = 0.0, words: bool =
 
 
 def claims_overview(findings: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim in plain text: the claim, ours with its interval, the literature's figure, the verdict, the chapter."""
+    """One row a claim in plain text: the claim, ours with its interval, the literature's, the verdict and why, the chapter."""
     heads = [CLAIMS[claim].components[0] for claim in findings["claim"]]
     numbers = zip(heads, findings[["estimate", "low", "high"]].itertuples(index=False, name=None), strict=True)
     ours = ["not run" if pd.isna(e[0]) else f"{head.name}: {said(head.unit, *e)}" for head, e in numbers]
@@ -38,7 +38,8 @@ def claims_overview(findings: pd.DataFrame) -> pd.DataFrame:
         f"{verdict} ({counted(n)})" if n else verdict for verdict, n in zip(findings["verdict"], findings["seeds"], strict=True)
     ]
     return pd.DataFrame({"claim": findings["claim"], "in words": findings["statement"], "ours": ours,
-                         "literature": findings["literature"], "verdict": seeds, "chapter": findings["chapter"]})  # fmt: skip
+                         "literature": findings["literature"], "verdict": seeds,
+                         "why": [why or "decided" for why in findings["reason"]], "chapter": findings["chapter"]})  # fmt: skip
 
 
 def counted(seeds: int) -> str:
@@ -50,7 +51,7 @@ def claim_sentences(findings: pd.DataFrame, components: pd.DataFrame) -> dict[st
     """Texts for the book, the same keys whatever was run.
 
     Of each claim `m1-verdict`, `m1-estimate` (the headline), `m1-1`, `m1-2` .. (its components; where several models were run,
-    each of them), `m1-words` (all components as sentences) and `m1-literature`.
+    each of them), `m1-words` (all components as sentences), `m1-literature`, and `m1-reason` (what is undecided, and why).
     """
     texts: dict[str, str] = {}
     several = components["model"].nunique() > 1
@@ -65,6 +66,7 @@ def claim_sentences(findings: pd.DataFrame, components: pd.DataFrame) -> dict[st
         lines = [texts[f"{key}-{place}"] for place in range(1, parts["component"].max() + 1)]
         texts[f"{key}-words"] = " ".join(f"{line[0].upper()}{line[1:]}." for line in lines)
         texts[f"{key}-literature"] = row["literature"]
+        texts[f"{key}-reason"] = row["reason"] or f"{row['verdict']}: nothing is left open"
     return texts
 
 
@@ -80,7 +82,7 @@ def sourced(texts: Mapping[str, str], table: pd.DataFrame) -> dict[str, str]:
 def _sourced(text: str, own: pd.DataFrame, kind: str) -> str:
     if kind == "literature":
         return text
-    if kind in {"verdict", "words"}:
+    if kind in {"verdict", "words", "reason"}:
         return tables.Said(text, own, "verdict")
     return tables.Said(text, own[own["component"] == ("1" if kind == "estimate" else kind)], "verdict")
 
@@ -88,7 +90,8 @@ def _sourced(text: str, own: pd.DataFrame, kind: str) -> str:
 def _in_words(row: Mapping) -> str:
     wanted = asked(row["unit"], row["side"], row["bound"], row["margin"])
     seen = said(row["unit"], row["estimate"], row["low"], row["high"])
-    return f"{row['name']}: {seen}, claimed {wanted}" + (f" ({row['answer']})" if row["seeds"] else "")
+    notes = [row["answer"], "beside the claim" * bool(row["beside"]), row["took"]]
+    return f"{row['name']}: {seen}, claimed {wanted}" + (f" ({', '.join(filter(None, notes))})" if row["seeds"] else "")
 
 
 def about(findings: pd.DataFrame, runs: Sequence[Run], table: pd.DataFrame) -> dict[str, str]:

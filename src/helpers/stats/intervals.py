@@ -15,8 +15,15 @@ from scipy import special, stats
 from helpers.errors import StudyError
 
 # How much worse still counts as "the same"; set before any result was looked at. Differences, except FPR, a ratio to the
-# nominal rate, and perplexity, a share of the value before.
-MARGINS = {"auroc": 0.03, "tpr": 0.05, "fpr_ratio": 2.0, "refusal": 0.05, "perplexity": 0.05}
+# nominal rate, and perplexity, a share of the value before. nll: nats a token, a seventh of the 0.7 that the benign update was
+# seen to learn before this margin was set. interaction: of an AUROC, a third of its margin, since it is what is left of three.
+MARGINS = {
+    **{"auroc": 0.03, "tpr": 0.05, "fpr_ratio": 2.0, "refusal": 0.05, "perplexity": 0.05},
+    **{"nll": 0.1, "interaction": 0.01},
+}
+
+MANY = 50  # groups, from which on a cubic correction of skewness is trusted
+RARE = 10  # groups that differ, below which a mean of differences gets exact ends
 
 Bounds = tuple[float, float]
 Values = Sequence[Any] | np.ndarray  # one a row: numbers, labels, or the names of groups
@@ -107,16 +114,23 @@ def _constant_bounds(value: float, units: int, bounds: Bounds | None, level: flo
 
 
 def _skewed_t(scores: np.ndarray, level: float) -> Bounds:
-    """Student's interval, each end widened where Hall's (1992) skewness-corrected interval reaches further."""
+    """Student's interval, each end widened where one that is corrected for skewness reaches further.
+
+    From `MANY` groups on by Hall's (1992) cubic transform; below, where that may invent mass which no group has, by its linear
+    part alone, s g (1 + 2 t^2) / (6 n) with g the sample skewness (Johnson 1978), which is never above s / 1.5.
+    """
     n, mean, error = scores.size, scores.mean(), stats.sem(scores)
     t = stats.t.ppf((1 + level) / 2, n - 1)
     ends = np.array([mean - t * error, mean + t * error])
     skew = float(stats.skew(scores, bias=False)) if n > 2 else 0.0
     if abs(skew) < 1e-6:
         return float(ends[0]), float(ends[1])
-    quantiles = np.array([t, -t]) / np.sqrt(n)
-    hall = mean - scores.std(ddof=1) * 3 / skew * (np.cbrt(1 + skew * (quantiles - skew / (6 * n))) - 1)
-    return float(min(ends[0], hall[0])), float(max(ends[1], hall[1]))
+    if n < MANY:
+        other = ends + scores.std(ddof=1) * skew * (1 + 2 * t**2) / (6 * n)
+    else:
+        quantiles = np.array([t, -t]) / np.sqrt(n)
+        other = mean - scores.std(ddof=1) * 3 / skew * (np.cbrt(1 + skew * (quantiles - skew / (6 * n))) - 1)
+    return float(min(ends[0], other[0])), float(max(ends[1], other[1]))
 
 
 def scores_interval(scores: np.ndarray, n: int, level: float, bounds: Bounds | None) -> Estimate:
@@ -131,11 +145,38 @@ def scores_interval(scores: np.ndarray, n: int, level: float, bounds: Bounds | N
     return Estimate(value, low, high, n)
 
 
+def exact_ends(scores: np.ndarray, bounds: Bounds, level: float = 0.95) -> Bounds | None:
+    """Exact ends of the mean of scores within `bounds` of which few differ from 0 (or few from an end); None where many do.
+
+    Clopper and Pearson (1934) on the summed gains and losses of the G groups, as shares of the range: each counts at most 1. Of
+    two-sided scores (paired differences) low = L(gains) - U(losses) and high = U(gains) - L(losses), four fifths of an end's
+    error going to U and a fifth to L: together at least the level (Bonferroni). One-sided scores (shares) are one count.
+    """
+    size, tail = scores.size, (1 - level) / 2
+    up, down = np.clip(scores, 0, None).sum() / bounds[1], -np.clip(scores, None, 0).sum() / min(bounds[0], -1e-300)
+    if bounds[0] == 0:
+        few = min((scores != 0).sum(), (scores != bounds[1]).sum()) < RARE
+        return (bounds[1] * _least(up, size, tail), bounds[1] * _most(up, size, tail)) if few else None
+    if (scores != 0).sum() >= RARE:
+        return None
+    least, most = (np.array([f(count, size, part * tail) for count in (up, down)]) for f, part in ((_least, 0.2), (_most, 0.8)))
+    return float(bounds[1] * least[0] + bounds[0] * most[1]), float(bounds[1] * most[0] + bounds[0] * least[1])
+
+
+def _least(count: float, size: int, tail: float) -> float:
+    return float(special.betaincinv(count, size - count + 1, tail)) if count > 0 else 0.0
+
+
+def _most(count: float, size: int, tail: float) -> float:
+    return float(special.betaincinv(count + 1, size - count, 1 - tail)) if count < size else 1.0
+
+
 def mean_interval(values: Values, groups: Values | None = None, level: float = 0.95, bounds: Bounds | None = None) -> Estimate:
     """The mean over rows with an interval over groups, in the units of `values`.
 
-    Cluster-robust t with G - 1 degrees of freedom, widened by Hall's cubic transform for skewness (Hall 1992, JRSS B 54).
-    Chosen over the bootstrap because it covers with 10 groups as with 1,000, and needs no seed. Where all groups agree the
+    Cluster-robust t with G - 1 degrees of freedom, widened for skewness: from 50 groups on by Hall's cubic transform (Hall 1992,
+    JRSS B 54), below by its linear part. Chosen over the bootstrap because it needs no seed and covers 93 % or more from 10
+    groups on, save where the skewness is far above that of an exponential. Where all groups agree the
     scatter says nothing: the bounds are nan, or, with `bounds` = the range that a value can have, what an unseen share of
     other groups could still do to the mean (exact binomial). Rates near 0 or 1 belong to `rate_interval`.
     """

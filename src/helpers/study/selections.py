@@ -1,27 +1,78 @@
 """Selections: the rows of one run's tables that evidence is made of, and what rows come to as one estimate.
 
-Means over variants rest on the same texts, means over tasks on different ones (`over_seeds.mean_of`). Differences that no
-table holds paired come from two rates as if these were independent; they rest on the same texts, so that is rather wide.
+Means over variants rest on the same texts, means over tasks on different ones (`over_seeds.mean_of`). What rests on the same
+items or monitors is compared item by item (`paired_items`); `minus` is for two numbers that share nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
 from helpers import results
 from helpers.stats.intervals import Estimate, square_and_add
 from helpers.stats.over_seeds import mean_of
+from helpers.study.paired_items import Seen
 from helpers.updates.names import UpdateName, taken_apart
 
 Tables = Mapping[str, pd.DataFrame]
-Evidence = Callable[[Tables], Estimate | None]
+Evidence = Callable[[Tables], Seen | None]
 Wanted = str | float | Sequence[str]
+Made = TypeVar("Made")
 
-FORMATS = ("nf4", "int8", "gptq-4")  # "quantization" in the claims
+FORMATS = ("nf4", "int8", "fp4", "gptq-4", "rtn-4")  # "quantization" in the claims: 4 bits and more
+FEWER = ("rtn-3", "rtn-2")  # which nobody would ship, and which count apart
 LOW_BASES = ("nf4", "gptq-4")  # the quantized bases that updates are trained on
 HARMFUL, BENIGN, SHIFT = "lora-dialogue-harm10", "lora-dialogue", "lora-identity-shift"
+PREFERRED = {"dpo-preference": BENIGN, "dpo-preference-harm10": HARMFUL}  # preference tuning, and the tuning it is held against
+INTO_NF4 = "merged-into-nf4"
 VARIANT = ["precision", "adapter", "trained_on", "serving", "restoration"]  # with strength, within one model and seed
+NO_STRENGTH = -1.0
+
+
+class Address(NamedTuple):
+    """The key columns of a variant within one model and seed; a strength of -1: it has none."""
+
+    precision: str = "bf16"
+    adapter: str = ""
+    trained_on: str = ""
+    serving: str = ""
+    restoration: str = ""
+    strength: float = NO_STRENGTH
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered(Mapping):
+    """Tables, and what was made of them once for all components that read it."""
+
+    tables: Tables
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return self.tables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+
+def kept(make: Callable[[Tables], Made]) -> Callable[[Tables], Made]:
+    """A function of tables that looks first at what these remember of it."""
+
+    @wraps(make)
+    def found(tables: Tables) -> Made:
+        memo = getattr(tables, "memo", None)
+        if memo is None:
+            return make(tables)
+        if make.__qualname__ not in memo:
+            memo[make.__qualname__] = make(tables)
+        return memo[make.__qualname__]
+
+    return found
 
 
 def select(tables: Tables, name: str, **where: Wanted) -> pd.DataFrame:
@@ -50,18 +101,28 @@ def over_tasks(found: pd.DataFrame, column: str = "task") -> Estimate | None:
     return mean([mean(part) for _, part in found.groupby(column)], shared=False)
 
 
+def over_cells(found: pd.DataFrame, column: str = "task") -> Estimate | None:
+    """The mean over all rows, each counting once; rows of one task share its texts, those of different tasks none."""
+    parts = [part for _, part in found.groupby(column)]
+    return mean_of([mean_of(estimates(part), True) for part in parts], False, [len(part) for part in parts]) if parts else None
+
+
 def minus(new: Estimate | None, old: Estimate | None) -> Estimate | None:
-    """new - old, as if independent; None where either is missing."""
+    """new - old of two independent estimates; None where either is missing."""
     return None if new is None or old is None else square_and_add(old, new, 0.0)
 
 
 def trained(found: pd.DataFrame, keep: Callable[[UpdateName], bool]) -> pd.DataFrame:
-    """The rows about updates, without restoration, whose name `keep` accepts; doses of other rank or steps are left out."""
+    """The rows about updates, without restoration, whose name `keep` accepts; doses of an update are left out."""
     found = found[(found["trained_on"] != "") & (found["restoration"] == "")]
     names = found["adapter"] + "@" + found["trained_on"]
-    updates = {name: taken_apart(name) for name in names.unique()}
-    kept = [name for name, update in updates.items() if update.series == update.adapter and keep(update)]
-    return found[names.isin(kept)]
+    kept_names = [name for name in names.unique() if is_main(taken_apart(name)) and keep(taken_apart(name))]
+    return found[names.isin(kept_names)]
+
+
+def is_main(named: UpdateName) -> bool:
+    """Whether an update is no dose of another."""
+    return named.series == named.adapter
 
 
 def is_lora(named: UpdateName) -> bool:
@@ -74,11 +135,16 @@ def any_kind(named: UpdateName) -> bool:
     return True
 
 
-def formats_alone(found: pd.DataFrame) -> pd.DataFrame:
+def formats_alone(found: pd.DataFrame, formats: Sequence[str] = FORMATS) -> pd.DataFrame:
     """The rows about the aligned model in few bits."""
-    return found[(found["adapter"] == "") & (found["restoration"] == "") & found["precision"].isin(FORMATS)]
+    return found[(found["adapter"] == "") & (found["restoration"] == "") & found["precision"].isin(list(formats))]
 
 
 def home(adapter: str, precision: str, **more: object) -> dict[str, Any]:
     """The key columns of an update served as it was trained."""
     return {"adapter": adapter, "precision": precision, "trained_on": precision, "serving": "attached", "restoration": "", **more}
+
+
+def at_home(adapter: str, precision: str) -> Address:
+    """The address of an update served as it was trained."""
+    return Address(precision, adapter, precision, "attached")

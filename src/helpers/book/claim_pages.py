@@ -1,0 +1,73 @@
+"""Claim pages: what the book's pages show of verdicts, power and coverage, made from tables and never typed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.book.appendices import finished
+from helpers.book.markup import table, text
+from helpers.book.power import PLANS
+from helpers.figures.findings_tables import asked, claim_sentences
+from helpers.study import findings
+from helpers.study.claims import CLAIMS, UNITS
+
+TABLES = Path("book") / "_static" / "tables"
+LATER = ("N3", "N4", "N5", "N6")
+MISSING = "This table is not made yet."
+
+
+def reasons(root: Path, run: Path) -> str:
+    """Every claim with its verdict, and of what is undecided or mixed the parts that are, each with its reason."""
+    found = finished(run.parents[1])
+    judged, _ = findings.collect([(each.model, each.seed, findings.run_tables(each.folder)) for each in found])
+    rows = [(row.claim, text(CLAIMS[row.claim].short), text(row.verdict), text(row.reason)) for row in judged.itertuples()]
+    return table(("claim", "in short", "verdict", "what is open, and why"), rows)
+
+
+def _read(root: Path, name: str) -> pd.DataFrame | None:
+    path = root / TABLES / f"{name}.csv"
+    return pd.read_csv(path) if path.is_file() and path.stat().st_size else None
+
+
+def power(root: Path, run: Path) -> str:
+    """Half widths of every component under each plan, in bold where the estimate would be decided."""
+    found = _read(root, "power")
+    if found is None:
+        return MISSING
+    heads = ("claim", "part", "asked", "seen", *(f"{seeds} seeds, items x {times}" for seeds, times in PLANS))
+    rows = []
+    for (claim, name), own in found.groupby(["claim", "name"], sort=False):
+        first = own.iloc[0]
+        unit = UNITS[first["unit"]]
+        wanted = asked(first["unit"], first["side"], first["bound"], first["margin"])
+        cells = [(unit.written(r.half_width)[0].lstrip("+"), r.items, r.decides) for r in own.itertuples()]
+        shown = [f"{'**' * decides}±{half} (n {items}){'**' * decides}" for half, items, decides in cells]
+        rows.append((text(claim), text(name), text(wanted), text(unit.written(first["estimate"])[0]), *shown))
+    return table(heads, rows)
+
+
+def coverage(root: Path, run: Path) -> str:
+    """How often intervals held what was planted, by estimator, seeds, items and how far seeds lie apart."""
+    found = _read(root, "coverage")
+    if found is None:
+        return MISSING
+    rows = [(text(r.what), str(r.seeds), str(r.n), f"{r.spread:g}", f"{100 * r.coverage:.1f} %",
+             f"{100 * r.low:.1f} to {100 * r.high:.1f} %") for r in found.itertuples()]  # fmt: skip
+    heads = ("estimator and truth", "seeds", "items", "seed sd, log odds", "holds the truth", "95 % of that")
+    return table(heads, rows)
+
+
+def later(root: Path, run: Path) -> str:
+    """The claims that older runs do not know, in plain words: what is claimed, the verdict, and what each part found."""
+    found = finished(run.parents[1])
+    judged, parts = findings.collect([(each.model, each.seed, findings.run_tables(each.folder)) for each in found])
+    texts, lines = claim_sentences(judged, parts), []
+    for claim in LATER:
+        words = CLAIMS[claim]
+        lines.append(f"**{claim}. {text(words.statement)}** **{texts[f'{claim.lower()}-verdict']}.** "
+                     f"{text(texts[f'{claim.lower()}-words'])} *Literature:* {text(words.literature)}.\n")  # fmt: skip
+    return "\n".join(lines)
+
+
+CLAIM_PARTS: dict[str, Callable[[Path, Path], str]] = {"reasons": reasons, "power": power, "coverage": coverage, "later": later}
