@@ -78,7 +78,7 @@ def _logistic(rows: int, seed: int) -> BaseEstimator:
 
 def _forest(rows: int, seed: int) -> BaseEstimator:
     few = min(rows, 500)  # rows a tree: cells of one update are much alike, so more of them cost time and tell little
-    return RandomForestRegressor(40, max_samples=few, max_features=0.4, min_samples_leaf=5, random_state=seed, n_jobs=1)
+    return RandomForestRegressor(24, max_samples=few, max_features=0.4, min_samples_leaf=5, random_state=seed, n_jobs=1)
 
 
 MODELS = {"ridge": (_ridge, "drop"), "logistic": (_logistic, "stale"), "forest": (_forest, "drop")}
