@@ -17,6 +17,7 @@ from helpers.monitors import readings
 from helpers.monitors.probes import PROBES
 from helpers.monitors.readings import Place
 from helpers.monitors.readouts import Pooled, Ragged
+from helpers.updates.names import SIMULATED
 
 SIZES = {"rows": (4, 3, 5), "limit": 16, "origin": "tiny"}
 
@@ -117,12 +118,15 @@ def test_a_split_without_rows_is_refused(reading):
 
 def test_the_places_are_tasks_by_layers_by_poolings_by_kinds(reading):
     found = list(readings.places(reading, list(PROBES), planted.DEPTH))
-    pooled = [kind for kind in PROBES if kind != "attention"]
+    pooled = [kind for kind in PROBES if kind != "attention" and not kind.startswith(SIMULATED)]
     expected = {(t, k, p, layer) for t in ("toxicity", "jailbreak") for k in pooled for p in POOLINGS for layer in (2, 4)}
     assert {(p.task, p.kind, p.pooling, p.layer) for p in found} == expected | {("toxicity", "attention", "", 2)}
     assert len(found) == 2 * 2 * 2 * len(pooled) + 1
     assert all(place.depth == place.layer / planted.DEPTH for place in found)
     assert not list(readings.places(dataclasses.replace(reading, tokens=()), ["attention"], planted.DEPTH))
+    foreseen = [p for p in readings.places(reading, list(PROBES), planted.DEPTH, (2,)) if p.kind.startswith(SIMULATED)]
+    assert {(p.pooling, p.layer) for p in foreseen} == {(pooling, 2) for pooling in POOLINGS}
+    assert len(foreseen) == 2 * 2 * 3
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
