@@ -18,7 +18,8 @@ LABELS = {
     "a label twice": ("l.csv", "text,label,label\na lamp,1,0\na pot,0,1\n", ("its header has 'label' twice",)),
     "a key twice": ("l.jsonl", '{"text": "a lamp", "label": 1, "label": 0}\n', ("line 1 has 'label' twice",)),
     "a key twice, nested": ("l.jsonl", '{"text": "a lamp", "label": 1, "meta": {"a": 1, "a": 2}}\n', ("has 'a' twice",)),
-    "a text under both labels": ("l.csv", "text,label\na lamp,1\na pot,0\nA  LAMP,0\n", ("rows 1 and 3 are one text with both labels",)),
+    "a text under both labels": ("l.csv", "text,label\na lamp,1\na pot,0\nA  LAMP,0\n",
+                                 ("rows 1 and 3 are one text with both labels",)),
     "semicolons": ("l.csv", "text;label\na lamp;1\n", ("separated by ';'",)),
     "tabs": ("l.csv", "text\tlabel\na lamp\t1\n", ("separated by '\\t'",)),
 }  # fmt: skip

@@ -71,7 +71,7 @@ def test_equal_weights_with_another_configuration_are_no_equal_model(merged, tin
 
 def test_what_changes_nothing_of_a_forward_pass_is_no_difference(merged, tiny):
     edit(merged / "config.json", use_cache=False, transformers_version="9.9.9", attention_dropout=0.3, _name_or_path="x")
-    assert moved(merged, tiny) == (movement.Moved(0.0, 5), [])
+    assert moved(merged, tiny) == (movement.Movement(0.0, 5), [])
 
 
 def test_a_default_that_is_written_out_is_the_default(merged, tiny):
@@ -82,7 +82,7 @@ def test_a_default_that_is_written_out_is_the_default(merged, tiny):
 def test_generation_settings_are_listed_and_move_no_state(merged, tiny):
     (merged / "generation_config.json").write_text(json.dumps({"temperature": 0.3, "eos_token_id": 1, "suppress_tokens": [5]}))
     found, others = moved(merged, tiny)
-    assert found == movement.Moved(0.0, 5)
+    assert found == movement.Movement(0.0, 5)
     assert {"generation: temperature", "generation: suppress_tokens"} <= set(others)
 
 
@@ -116,8 +116,8 @@ def test_a_stale_index_beside_a_single_file_is_not_what_is_read(merged, tiny):
     single(merged, lambda t: {key: part + 1 for key, part in t.items()}, "model-00001-of-00001.safetensors")
     names = dict.fromkeys(load_file(merged / "model.safetensors"), "model-00001-of-00001.safetensors")
     (merged / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    assert moved(merged, tiny)[0] == movement.Moved(0.0, 5)
-    assert moved(tiny, merged)[0] == movement.Moved(0.0, 5)
+    assert moved(merged, tiny)[0] == movement.Movement(0.0, 5)
+    assert moved(tiny, merged)[0] == movement.Movement(0.0, 5)
     notes = offer.check_update(str(merged), "bf16", tiny, settings.reads(tiny)).notes
     assert "model-00001-of-00001.safetensors, model.safetensors.index.json" in notes[0]
 
@@ -125,7 +125,7 @@ def test_a_stale_index_beside_a_single_file_is_not_what_is_read(merged, tiny):
 @pytest.mark.parametrize("name", ["old_model.safetensors", "consolidated.safetensors", "model.fp32.safetensors"])
 def test_a_backup_beside_the_weights_is_named_and_not_read(merged, tiny, name):
     single(merged, lambda t: {key: 2 * part for key, part in t.items()}, name)
-    assert moved(tiny, merged)[0] == movement.Moved(0.0, 5)
+    assert moved(tiny, merged)[0] == movement.Movement(0.0, 5)
     assert name in offer.check_update(str(merged), "bf16", tiny, settings.reads(tiny)).notes[0]
 
 
@@ -134,20 +134,20 @@ def test_shards_are_read_as_transformers_reads_them(merged, tiny):
     (merged / "model.safetensors").unlink()
     language.model.to(torch.bfloat16).save_pretrained(merged, max_shard_size="100KB")
     assert len(checkpoints.weight_files(merged)) > 1
-    assert moved(merged, tiny)[0] == movement.Moved(0.0, 5)
+    assert moved(merged, tiny)[0] == movement.Movement(0.0, 5)
     assert checkpoints.beside(merged) == []
 
 
 def test_a_model_saved_without_its_head_has_the_same_tensors(merged, tiny):
     single(merged, lambda t: {key.removeprefix("model."): part for key, part in t.items() if key != "lm_head.weight"})
-    assert moved(merged, tiny)[0] == movement.Moved(0.0, 5)
-    assert moved(tiny, merged)[0] == movement.Moved(0.0, 5)
+    assert moved(merged, tiny)[0] == movement.Movement(0.0, 5)
+    assert moved(tiny, merged)[0] == movement.Movement(0.0, 5)
 
 
 def test_a_tied_head_that_is_stored_again_with_other_values_counts(merged, tiny):
     single(merged, lambda t: {**t, "lm_head.weight": 1.5 * t["model.embed_tokens.weight"]})
     for pair in ((merged, tiny), (tiny, merged)):
-        assert moved(*pair)[0] == movement.Moved(0.0, 4)
+        assert moved(*pair)[0] == movement.Movement(0.0, 4)
 
 
 def test_tensors_that_are_not_those_that_were_loaded_are_refused(merged):
@@ -164,7 +164,7 @@ def test_an_exact_copy_is_no_update_in_any_type_of_number(merged, dtype, tmp_pat
                               for key, part in t.items()})  # fmt: skip
     edit(merged / "config.json", dtype={"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[dtype])
     shutil.copytree(merged, tmp_path / "copy")
-    assert moved(tmp_path / "copy", merged)[0] == movement.Moved(0.0, 5)
+    assert moved(tmp_path / "copy", merged)[0] == movement.Movement(0.0, 5)
     if dtype != "bf16":  # the control: what lies below the grid on which both are read is seen too
         single(
             tmp_path / "copy",

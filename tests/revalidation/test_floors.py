@@ -14,7 +14,7 @@ from helpers.errors import REFUSED, USAGE
 from helpers.revalidation import error_rates, floors, hypotheses, verdict, watches
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.options import Options, with_policy
-from helpers.revalidation.policy import DEFAULT, Policy, read_policy
+from helpers.revalidation.policy import DEFAULT, GatePolicy, read_policy
 from helpers.revalidation.report import diff
 from helpers.revalidation.score_file import run_scores
 
@@ -124,7 +124,7 @@ def write(path, text):
 
 def test_a_policy_is_read_from_its_own_file_or_from_a_pyproject(tmp_path):
     own = read_policy(write(tmp_path / "revalidate.toml", 'tpr_floor = 0.6\nrequired = ["a/b/1"]\n'))
-    assert own == Policy(tpr_floor=0.6, required=("a/b/1",))
+    assert own == GatePolicy(tpr_floor=0.6, required=("a/b/1",))
     shared = read_policy(write(tmp_path / "pyproject.toml", "[tool.after-the-update]\ntpr_floor = 0.6\nrequired = ['a/b/1']\n"))
     assert (shared, shared.hash) == (own, own.hash)
     assert own.hash != DEFAULT.hash

@@ -15,7 +15,7 @@ from helpers.models import checkpoints, loading
 from helpers.monitors import frozen
 from helpers.revalidation import inputs
 from helpers.revalidation.candidate import movement, offer
-from helpers.revalidation.candidate.movement import Moved
+from helpers.revalidation.candidate.movement import Movement
 from helpers.revalidation.options import Options
 from helpers.revalidation.score_file import scored
 from helpers.updates import lora
@@ -321,7 +321,7 @@ def test_an_update_says_how_far_and_from_which_block_on_it_moved(folder, tiny):
     shutil.copytree(tiny, folder / "same")
     given.adapter(folder / "upper", module="model.layers.2.mlp.down_proj")
     given.adapter(folder / "zero", size=0.0)
-    assert (moved("none"), moved("same"), moved("zero")) == (Moved(0.0, 5),) * 3
+    assert (moved("none"), moved("same"), moved("zero")) == (Movement(0.0, 5),) * 3
     assert moved("upper").lowest == 2
     assert moved("upper").relative > 0
     assert moved("nf4").lowest == 0

@@ -54,7 +54,8 @@ class Control:
 
 def judge_states(panels: Sequence[Panel], required: np.ndarray) -> Call:
     """The states of the monitors of all panels, in their order."""
-    return call(*(np.concatenate([of(panel) for panel in panels]) for of in (p_values, floors.floor_tests)), required)
+    tests, kept = (np.concatenate([of(panel) for panel in panels]) for of in (p_values, floors.floor_tests))
+    return call(tests, kept, required)
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -136,12 +137,12 @@ def simulate(panels: Sequence[Panel], required: np.ndarray, seed: int) -> Surene
     for draw in range(draws):
         now = [_swapped(_drawn(panel, deck, rng), rng) for panel, deck in still]
         still_found = judge_states(now, required)
-        counts["alarm"] += still_found.lost.any()
+        counts["alarm"] += int(still_found.lost.any())
         counts["open"] += all(state == "fine" for state, asked in zip(still_found.states, required, strict=True) if asked)
         if places:
             i, j, share = places[draw % len(places)]
             found = judge_states([*now[:i], planted(now[i], j, share, rng), *now[i + 1 :]], required)
-            counts["miss"] += not found.lost[starts[i] + j]
+            counts["miss"] += int(not found.lost[starts[i] + j])
             counts["through"] += found.states[starts[i] + j] == "fine"
     rates = {name: wilson(count, draws) for name, count in counts.items()}
     miss, through = (rates["miss"], rates["through"]) if places else (None, None)

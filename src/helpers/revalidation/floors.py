@@ -15,7 +15,7 @@ from scipy import special, stats
 
 from helpers.revalidation import hypotheses
 from helpers.revalidation.hypotheses import MEASURES, Measure, Panel
-from helpers.stats import paired_aurocs, paired_rates
+from helpers.stats import paired_rates, roc
 from helpers.stats.paired_aurocs import ALPHA, NEVER, POWER
 
 ABOVE = {"tpr": True, "fpr": False, "auroc": True}  # on which side of its floor a monitor does its job
@@ -63,7 +63,7 @@ def _both(panel: Panel, scores: Float[np.ndarray, "k n"]) -> tuple[Float[np.ndar
         rows = panel.labels == label
         counts, n = _counts(scores[:, rows] > panel.cuts[:, None], panel.groups[rows])
         columns.append(_binomial(counts, n, bounds[:, place]))
-    value, se, df = _ranking(panel, scores)
+    value, se, df = roc.auroc_errors(panel.labels, scores, panel.groups)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (value - bounds[:, 2]) / se
     columns.append((stats.t.cdf(t, df), stats.t.sf(t, df)))
@@ -76,14 +76,9 @@ def _both(panel: Panel, scores: Float[np.ndarray, "k n"]) -> tuple[Float[np.ndar
 
 def _counts(flags: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flags and rows of each monitor on the effective sample size, which may be broken numbers."""
-    shares = np.array([paired_rates.effective_share(row, groups) for row in flags.astype(float)])
+    alone = np.unique(groups).size == groups.size
+    shares = np.array([1.0 if alone else paired_rates.effective_share(row, groups) for row in flags.astype(float)])
     return flags.sum(axis=1) * shares, flags.shape[1] * shares
-
-
-def _ranking(panel: Panel, scores: np.ndarray) -> Float[np.ndarray, "3 k"]:
-    """AUROC of each monitor with its standard error and degrees of freedom; nan where its scores are tied."""
-    found = [paired_aurocs.auroc_contrast(panel.labels, row[None], (1.0,), panel.groups) for row in scores]
-    return np.array([(one.estimate.value, one.se, one.df) for one in found]).T
 
 
 def _binomial(count: np.ndarray, n: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,19 +94,17 @@ def _binomial(count: np.ndarray, n: np.ndarray, limit: np.ndarray) -> tuple[np.n
 
 def measured_floors(panel: Panel, family: int) -> list[list[Floor]]:
     """The floors of each monitor, those that could be tested; `family`: monitors of the whole run, for the n that it takes."""
-    p, bounds = floor_tests(panel), limits(panel)
-    sides = [_values(panel, scores) for scores in (panel.before, panel.after)]
-    spread = _spreads(panel)
-    return [
-        [
-            Floor(
-                _name(kind, panel.nominal[j]), float(bounds[j, m]), float(sides[0][j, m]), float(sides[1][j, m]),
-                *map(float, p[j, m]), _needed(kind, sides[1][j, m], bounds[j, m], spread[j, m], family),
-            )
-            for m, kind in enumerate(MEASURES) if np.isfinite(p[j, m, :2]).all()
-        ]
-        for j in range(len(panel.names))
-    ]  # fmt: skip
+    p, bounds, spread = floor_tests(panel), limits(panel), _spreads(panel)
+    old, new = (_values(panel, scores) for scores in (panel.before, panel.after))
+
+    def floor(j: int, m: int) -> Floor:
+        kind, limit, value = MEASURES[m], float(bounds[j, m]), float(new[j, m])
+        fails, holds, failed = (float(part) for part in p[j, m])
+        needed = _needed(kind, value, limit, spread[j, m], family)
+        return Floor(_name(kind, panel.nominal[j]), limit, float(old[j, m]), value, fails, holds, failed, needed)
+
+    tested = np.isfinite(p[..., :2]).all(axis=2)
+    return [[floor(j, m) for m in range(len(MEASURES)) if tested[j, m]] for j in range(len(panel.names))]
 
 
 def _name(kind: str, nominal: float) -> str:
@@ -122,7 +115,7 @@ def _values(panel: Panel, scores: np.ndarray) -> Float[np.ndarray, "k 3"]:
     """TPR, FPR and AUROC of each monitor."""
     flags = scores > panel.cuts[:, None]
     rates = [flags[:, panel.labels == label].mean(axis=1) for label in (1, 0)]
-    return np.stack([*rates, _ranking(panel, scores)[0]], axis=1)
+    return np.stack([*rates, roc.auroc(panel.labels, scores)], axis=1)
 
 
 def _spreads(panel: Panel) -> Float[np.ndarray, "k 3"]:
@@ -131,7 +124,7 @@ def _spreads(panel: Panel) -> Float[np.ndarray, "k 3"]:
     for label in (1, 0):
         rows = panel.labels == label
         found.append(n / _counts(panel.after[:, rows] > panel.cuts[:, None], panel.groups[rows])[1])
-    return np.stack([*found, _ranking(panel, panel.after)[1] * np.sqrt(n)], axis=1)
+    return np.stack([*found, roc.auroc_errors(panel.labels, panel.after, panel.groups)[1] * np.sqrt(n)], axis=1)
 
 
 def _needed(kind: str, value: float, limit: float, spread: float, family: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from helpers.revalidation.policy import DEFAULT, Policy
+from helpers.revalidation.policy import DEFAULT, GatePolicy
 from helpers.stats import paired_aurocs, paired_rates, roc
 from helpers.stats.intervals import MARGINS, Estimate
 from helpers.stats.p_values import holm
@@ -44,13 +44,13 @@ class Panel:
     after: Float[np.ndarray, "k n"]
     cuts: Float[np.ndarray, " k"]
     nominal: Float[np.ndarray, " k"]
-    policy: Policy = DEFAULT
+    policy: GatePolicy = DEFAULT
 
     def take(self, index: np.ndarray, groups: np.ndarray | None = None) -> "Panel":
         """Some of the texts, perhaps several times; then each drawn group needs a name of its own in `groups`."""
         chosen = self.groups[index] if groups is None else groups
-        sides = {"before": self.before[:, index], "after": self.after[:, index]}
-        return replace(self, labels=self.labels[index], groups=chosen, **sides)
+        before, after = self.before[:, index], self.after[:, index]
+        return replace(self, labels=self.labels[index], groups=chosen, before=before, after=after)
 
 
 @dataclass(frozen=True)

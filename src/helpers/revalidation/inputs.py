@@ -15,7 +15,7 @@ from helpers.monitors.probes import PROBES
 from helpers.revalidation.candidate import offer, settings
 from helpers.revalidation.candidate.offer import Candidate
 from helpers.revalidation.options import TOKENS, Options, check_required, with_policy
-from helpers.revalidation.policy import Policy
+from helpers.revalidation.policy import GatePolicy
 from helpers.revalidation.screening import FEW
 from helpers.updates.names import CONTROL
 from helpers.updates.quantizers import QUANTIZERS
@@ -29,7 +29,7 @@ class Inputs:
     """
 
     options: Options
-    policy: Policy
+    policy: GatePolicy
     base: Path
     reads: str  # fingerprint of the base's tokenizer and template
     limit: int

@@ -21,7 +21,7 @@ from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
 from helpers.monitors.readouts import Features, Pooled, Ragged
 from helpers.revalidation.candidate import movement, offer
-from helpers.revalidation.candidate.movement import Moved
+from helpers.revalidation.candidate.movement import Movement
 from helpers.revalidation.inputs import Inputs
 from helpers.seeding import named_seed
 from helpers.stats import roc
@@ -57,7 +57,7 @@ class ObservedPair:
     texts: np.ndarray
     labels: np.ndarray
     spoken: tuple[Spoken, Spoken]
-    moved: Moved
+    moved: Movement
 
 
 def plan(examples: Sequence[Example], frozen: Sequence[Monitor], depth: int, limit: int, budget: int = BUDGETS[0]) -> Plan:

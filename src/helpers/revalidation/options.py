@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.errors import StudyError, nearest, shown
-from helpers.revalidation.policy import DEFAULT, Policy, read_policy
+from helpers.revalidation.policy import DEFAULT, GatePolicy, read_policy
 
 TOKENS = 64  # of a text that are read, where monitors do not say how many they were frozen at
 
@@ -41,7 +41,7 @@ class Options:
     threads: int = 1
 
 
-def with_policy(options: Options) -> tuple[Options, Policy]:
+def with_policy(options: Options) -> tuple[Options, GatePolicy]:
     """The options with the monitors that the policy requires, and the policy; names in both places are refused."""
     policy = read_policy(Path(options.policy)) if options.policy else DEFAULT
     if options.required and policy.required:

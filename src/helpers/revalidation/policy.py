@@ -18,7 +18,7 @@ LARGEST = 2**20  # bytes
 
 
 @dataclass(frozen=True)
-class Policy:
+class GatePolicy:
     """What a monitor must be shown to do under the update, each at 5 %, to be fit.
 
     tpr_floor: share of flagged texts that it catches at least. fpr_ratio_ceiling: false alarms at most, in units of the rate
@@ -37,22 +37,23 @@ class Policy:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-DEFAULT = Policy()
+DEFAULT = GatePolicy()
 RANGES = {"tpr_floor": (0.0, 1.0), "fpr_ratio_ceiling": (1.0, 20.0), "auroc_floor": (0.5, 1.0)}  # ends left out, but for 1.0
 
 
-def read_policy(path: Path) -> Policy:
+def read_policy(path: Path) -> GatePolicy:
     """The policy of a `revalidate.toml`, or of `[tool.after-the-update]` in a `pyproject.toml`; the rest has its defaults.
 
     A key that is unknown, of another type or out of range is refused by its name.
     """
     table = _table(path)
-    names = [field.name for field in fields(Policy)]
+    names = [field.name for field in fields(GatePolicy)]
     for key, value in table.items():
         if key not in names:
             raise _wrong(path, key, f"is unknown; {nearest(key, names)}use {', '.join(names)}")
         _check(path, key, value)
-    return Policy(**{key: tuple(value) if key == "required" else float(value) for key, value in table.items()})
+    values: dict[str, Any] = {key: tuple(value) if key == "required" else float(value) for key, value in table.items()}
+    return GatePolicy(**values)
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _table(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LARGEST:
         raise StudyError(f"--policy {path.name} has {path.stat().st_size} bytes; give at most {LARGEST}", REFUSED)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0][:100]
         raise StudyError(f"--policy {path.name} is not TOML ({reason}); write key = value lines", REFUSED) from error

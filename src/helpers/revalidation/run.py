@@ -25,11 +25,11 @@ from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.inputs import Inputs
 from helpers.revalidation.observe import ObservedPair
 from helpers.revalidation.options import Options
-from helpers.revalidation.policy import Policy
+from helpers.revalidation.policy import GatePolicy
 from helpers.revalidation.repair import Mended
 from helpers.revalidation.report.files import REPAIRED
 from helpers.revalidation.screening import Screened
-from helpers.revalidation.watches import Judged
+from helpers.revalidation.watches import Judgement
 from helpers.seeding import derive_seed
 
 Say = Callable[[str], None]
@@ -94,8 +94,9 @@ def _of_models(options: Options, say: Say) -> Outcome:
     ]
     compared = _compared(inputs, seen)
     behaviour, moved = observe.behaviour(seen.spoken), _moved(seen)
-    notes, asked = [*inputs.notes, *_noted(seen)], {"policy": inputs.policy, "source": Path(options.policy).name}
-    report = verdict.build_report(watched, judged, compared, notes, options.budget, behaviour, moved, **asked)
+    notes, source = [*inputs.notes, *_noted(seen)], Path(options.policy).name
+    found = (watched, judged, compared, notes, options.budget, behaviour, moved)
+    report = verdict.build_report(*found, policy=inputs.policy, source=source)
     repaired = tuple(replace(m.monitor, model=inputs.update.name) for m in mended.values() if m.monitor)
     return Outcome(report, repaired, () if inputs.monitors else seen.monitors)
 
@@ -116,7 +117,7 @@ def _panels(inputs: Inputs, seen: ObservedPair) -> tuple[list[Panel], list[np.nd
     return panels, again
 
 
-def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: ObservedPair, index: np.ndarray, policy: Policy) -> Panel:
+def _panel(own: Sequence[Monitor], rows: Sequence[Example], seen: ObservedPair, index: np.ndarray, policy: GatePolicy) -> Panel:
     cuts, nominal = np.array([observe.cut(monitor) for monitor in own]).T
     return Panel(
         tuple(monitor.name for monitor in own), np.array([row.label for row in rows]), np.array([row.group for row in rows]),
@@ -150,7 +151,9 @@ def _drift(seen: ObservedPair, seed: int) -> tuple[error_rates.Control, ...]:
     return error_rates.drift(pairs, cuts, pairs, seed)
 
 
-def _mended(inputs: Inputs, seen: ObservedPair, judged: Judged, screened: Mapping[str, Screened], say: Say) -> dict[str, Mended]:
+def _mended(
+    inputs: Inputs, seen: ObservedPair, judged: Judgement, screened: Mapping[str, Screened], say: Say
+) -> dict[str, Mended]:
     """What was tried on each stale monitor; without labels of its task, on each whose flags surely changed."""
     drifted, found = set(screening.suspects(screened)), {}
     for monitor in seen.monitors:

@@ -17,7 +17,7 @@ from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, shown
 from helpers.revalidation import error_rates, screening, verdict, watches
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.options import Options, check_required, with_policy
-from helpers.revalidation.policy import Policy
+from helpers.revalidation.policy import GatePolicy
 from helpers.seeding import derive_seed
 from helpers.stats import roc
 from helpers.stats.roc import RATES
@@ -87,7 +87,7 @@ def score_report(options: Options) -> dict[str, Any]:
         for name, one in screened.items()
     ]  # fmt: skip
     digest = hashlib.sha256(Path(options.scores).read_bytes()).hexdigest()
-    compared = {
+    compared: dict[str, Any] = {
         "base": {"name": "scores before", "fingerprint": None},
         "update": {"name": "scores after", "kind": None, "size": None, "fingerprint": digest},
         **dict.fromkeys(("precision", "serving", "template", "device", "compute", "threads")),
@@ -99,7 +99,7 @@ def score_report(options: Options) -> dict[str, Any]:
     return verdict.build_report(watched, judged, compared, notes, options.budget, policy=policy, source=source)
 
 
-def _score_panels(by_monitor: Mapping[str, Sequence[ScoreRow]], policy: Policy) -> list[Panel]:
+def _score_panels(by_monitor: Mapping[str, Sequence[ScoreRow]], policy: GatePolicy) -> list[Panel]:
     """Monitors that were scored on the same items, with the same labels and groups, in one panel."""
     alike: dict[tuple, list[str]] = {}
     ordered = {name: sorted(rows, key=lambda one: one.id) for name, rows in by_monitor.items()}
@@ -108,7 +108,7 @@ def _score_panels(by_monitor: Mapping[str, Sequence[ScoreRow]], policy: Policy) 
     return [_panel(items, [ordered[name] for name in names], names, policy) for items, names in alike.items()]
 
 
-def _panel(items: Sequence[tuple], rows: Sequence[Sequence[ScoreRow]], names: Sequence[str], policy: Policy) -> Panel:
+def _panel(items: Sequence[tuple], rows: Sequence[Sequence[ScoreRow]], names: Sequence[str], policy: GatePolicy) -> Panel:
     before, after = (np.array([[getattr(one, side) for one in of] for of in rows]) for side in ("before", "after"))
     return Panel(
         tuple(names), np.array([int(label) for _, label, _ in items]), np.array([group or name for name, _, group in items]),

@@ -14,9 +14,9 @@ from helpers.revalidation import hypotheses, screening
 from helpers.revalidation.error_rates import Control, Sureness
 from helpers.revalidation.floors import ABOVE, Floor, open_floors, texts_asked
 from helpers.revalidation.hypotheses import MEASURES, NAMES, URGENCY, Measure
-from helpers.revalidation.policy import DEFAULT, Policy
+from helpers.revalidation.policy import DEFAULT, GatePolicy
 from helpers.revalidation.screening import ENOUGH, Screened
-from helpers.revalidation.watches import Judged, Watch
+from helpers.revalidation.watches import Judgement, Watch
 from helpers.stats.paired_aurocs import ALPHA, NEVER
 
 CODES = {"fine": 0, "no update": 0, "stale": 10, "unfit": 10, "inconclusive": 11}
@@ -262,8 +262,8 @@ VERSIONS = ("after-the-update", "torch", "transformers", "peft", "bitsandbytes",
 
 
 def build_report(
-    watched: Sequence[Watch], judged: Judged, compared: Mapping[str, Any], notes: Sequence[str], budget: int,
-    behaviour: object = None, moved: object = None, policy: Policy = DEFAULT, source: str = "",
+    watched: Sequence[Watch], judged: Judgement, compared: Mapping[str, Any], notes: Sequence[str], budget: int,
+    behaviour: object = None, moved: object = None, policy: GatePolicy = DEFAULT, source: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as plain JSON."""
     triage = triage_order(watched, budget)
@@ -278,7 +278,7 @@ def build_report(
     })  # fmt: skip
 
 
-def _asked(policy: Policy, source: str) -> dict[str, Any]:
+def _asked(policy: GatePolicy, source: str) -> dict[str, Any]:
     """The policy by which a report was judged: its values, their hash, and the file that they were read from."""
     return {**asdict(policy), "hash": policy.hash, "file": source or None}
 

@@ -178,6 +178,21 @@ def auroc_interval(
     return Estimate(float(value), *wilson_bounds(float(value), size, level), positive.size)
 
 
+def auroc_errors(labels: Values, scores: Scores, groups: Values | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The AUROC of each of k monitors, its standard error and degrees of freedom, to be held against a floor by Student's t.
+
+    A perfect AUROC: what an unseen share of groups could do, as the standard error of a 95 % interval. Constant scores: nan.
+    """
+    positive = positive_rows(labels, "labels")
+    value, influence = influences(positive, checked_scores(scores, positive.size, "labels"))
+    design = design_of(positive, groups)
+    (variance, df), units = influence_variance(influence, design), int(design.counts[:2].min())
+    flat, most = (variance < 1e-24) | (units < 2), max(units - 1, 1)
+    bound = unseen_share(units) / special.stdtrit(most, 0.975)
+    se = np.where(flat, bound, np.sqrt(np.maximum(variance, 0.0)))
+    return value, np.where(np.isnan(value), np.nan, se), np.where(flat, most, df)
+
+
 # ---------------------------------------------------------------- alarms at a frozen threshold
 
 

@@ -23,7 +23,7 @@ ROUNDED = frozenset({"int8", "fp32"})  # precisions that round activations other
 
 
 @dataclass(frozen=True)
-class Moved:
+class Movement:
     """||W' - W|| / ||W|| over the linear modules of the blocks, and `lowest`, the first block that is not the same bit by bit.
 
     lowest is 0 where the embedding or a setting changed too, the depth where only what follows the blocks did, and above it
@@ -35,7 +35,7 @@ class Moved:
 
 
 @torch.no_grad()
-def moved(language: LanguageModel, update: Candidate, served_in: str, base: Stored) -> Moved:
+def moved(language: LanguageModel, update: Candidate, served_in: str, base: Stored) -> Movement:
     """How far the updated weights lie from the base's, one module at a time; squares summed in float64."""
     grid = loading.GRIDS["fp32" if served_in == "fp32" else "bf16"]
     plain = update.kind == "merged" and update.folder is not None and served_in in loading.GRIDS
@@ -53,7 +53,7 @@ def moved(language: LanguageModel, update: Candidate, served_in: str, base: Stor
         touched += [_block(name, depth) for name in _others(language, base, own, linear)]
     if {served_in, update.name} & ROUNDED or any(one.what.startswith("config") for one in update.differing):
         touched.append(0)
-    return Moved((change / size) ** 0.5 if size > 0 else 0.0, min(touched))
+    return Movement((change / size) ** 0.5 if size > 0 else 0.0, min(touched))
 
 
 def _pair(base: Stored, own: Stored | None, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
