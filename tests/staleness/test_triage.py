@@ -300,15 +300,16 @@ def test_an_order_by_bits_finds_what_lies_in_few_bits_and_nothing_else():
     """All the stale cells of the whole grid lie in 2 bits: the predictor finds no more than the bits tell. Without that format
     the drift that truly tells is seen, and the bits are worth nothing."""
     cells = crushed(tasks=3, layers=2)
-    cells.loc[(cells["bits"] > 4) & (np.arange(len(cells)) % 4 > 0), "stale"] = False
-    table, _ = triage.evaluate(cells, predictors=["ridge, free+forward"], splits=["monitor", "family-4bit"])
-    whole = row(table, "recall_beyond_bits", split="monitor", budget=0.2)
-    assert row(table, "recall", BITS, "monitor", 0.2)["low"] > 0.6
-    assert whole["high"] < 0.25
-    part = row(table, "recall_beyond_bits", split="family-4bit", budget=0.2)
-    assert part["low"] > 0.1
-    assert part["n"] == (cells["stale"] & (cells["bits"] > 4)).sum()
-    assert row(table, "auroc_beyond_bits", split="family-4bit")["low"] > 0.05
+    mostly = cells.assign(stale=cells["stale"] & ((cells["bits"] < 4) | (np.arange(len(cells)) % 8 == 0)))
+    whole = triage.evaluate(mostly, predictors=["ridge, free+forward"], splits=["monitor"])[0]
+    assert row(whole, "recall", BITS, "monitor", 0.2)["low"] > 0.6
+    assert row(whole, "recall_beyond_bits", split="monitor", budget=0.2)["high"] < 0.25
+    part = triage.evaluate(cells, predictors=["ridge, free+forward"], splits=["family-4bit"])[0]
+    e = row(part, "recall_beyond_bits", split="family-4bit", budget=0.2)
+    assert e["low"] > 0.1  # within these families all have as many bits: the order is worth what chance is
+    assert e["n"] == (cells["stale"] & (cells["bits"] > 4)).sum()
+    assert row(part, "auroc_beyond_bits", split="family-4bit")["low"] > 0.05
+    assert BITS not in set(part["predictor"])
     assert set(cells.loc[cells["bits"] < 4, "family"]) == {"quantization"}
 
 

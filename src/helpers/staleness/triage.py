@@ -139,10 +139,10 @@ def _split_rows(
     for name, risk in _orders(cells, folds, predictors, seed, notes):
         _note_level(name, split, cells, folds, risk, notes)
         order = measured(cells, folds, risk, weights, budgets)
+        simple |= {name: order} if name in BEYOND else {}  # level in every fold, it is worth what chance is
         if order.level and name in ORDERS and name != "random":
             continue
         rows += _rows(name, split, order.estimates(count, sick), notes)
-        simple |= {name: order} if name in BEYOND else {}
         for base in BEYOND if name in PREDICTORS and not order.level else ():
             if base in simple:
                 rows += _rows(name, split, beyond(order, simple[base], BEYOND[base], count, sick), notes)
