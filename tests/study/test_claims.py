@@ -412,7 +412,7 @@ CASES = {
     **both(("N5", 3), 1.0, {"noise": 0.0, "true": 1.0}, -1.0),
     **both(("N5", 5), 0.0, {"simulated_auroc": -0.1}, -0.1),
     ("N6", 1): (0.04, {"rates": {"dpo": 0.9}}, 0.6),
-    ("N6", 2): (0.02, {"rates": {"dpo-harm": 0.1}}, -0.6),
+    ("N6", 2): (0.02, {"rates": {"dpo-harm": 0.1}}, -0.5),
     **both(("N6", 3), 0.0, {"dpo": {"privacy-pii": 1.0, "refusal-compliance": 1.0, "toxicity": 1.0}}, 0.5),
     **both(("N6", 5), 0.0, {"dpo_drop": 0.1}, 0.1),
 }
@@ -554,7 +554,9 @@ def test_formats_below_4_bits_stand_apart(claimed):
 
 def test_monitors_that_caught_little_from_the_start_are_left_out(claimed):
     weak = claimed["monitors"].assign(value=lambda t: t["value"].where(t["probe"] != "lda-last", 0.1))
-    flagged = claimed["staleness"].assign(value=lambda t: t["value"].where(t["probe"] != "lda-last", 1.0))
+    table = claimed["staleness"]
+    flagged = table.assign(value=table["value"].where((table["probe"] != "lda-last") | (table["adapter"] == ""), 1.0))
+    flagged.loc[flagged["metric"].str.startswith("stale_fpr"), "value"] = 0.0
     seen = [CLAIMS["M2"].components[2].estimate({"staleness": flagged, "monitors": m}) for m in (claimed["monitors"], weak)]
     assert [float(one.values.mean()) for one in seen] == pytest.approx([0.75, 0.5])
 

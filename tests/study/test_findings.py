@@ -203,7 +203,7 @@ def dots(claimed=True, seeds=range(3), model="embedded", skip=(), half=0.2, shif
         for place, part in enumerate(found.components, 1):
             unit = UNITS[part.unit]
             away = {"above": 3.0, "below": -3.0, "within": 0.0 if claimed else 3.0 + part.margin / unit.step}[part.side]
-            value = part.bound + unit.step * (away if claimed or part.side == "within" else -away)
+            value = float(np.clip(part.bound + unit.step * (away if claimed or part.side == "within" else -away), *unit.bounds))
             reach = half * unit.step
             rows += [(claim, place, model, seed, value + shift * seed * unit.step, value + shift * seed * unit.step - reach,
                       value + shift * seed * unit.step + reach, 100)

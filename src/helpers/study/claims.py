@@ -155,7 +155,7 @@ CLAIMS: dict[str, Claim] = {
         "privacy monitors suffer most", DUAN,
         "a big drop for 57.1 % of privacy and 7.9 % of refusal-compliance monitors (second-hand)", "05",
         (*by_pooling(points, "unfit, privacy minus refusal", partial(M.apart, "unfit"), **more, bound=0.0),
-         *by_pooling(points, "lost 0.05, privacy minus refusal", partial(M.apart, "lost"), **more, bound=0.0),
+         *by_pooling(points, "lost, privacy minus refusal", partial(M.apart, "lost"), **more, bound=0.0),
          *by_pooling(points, "unfit, privacy minus the next", partial(M.least_apart, "unfit"), **more, bound=0.0)),
     ),
     "M4": Claim(
@@ -187,7 +187,7 @@ CLAIMS: dict[str, Claim] = {
         "realignment repairs monitors", f"{DUAN}, version 2",
         "a replication: AUROC 0.606 to 0.805 for a mean-pooled probe, 0.575 to 0.569 for a single-token one (second-hand)", "10",
         (*by_pooling(points, "unfit, before minus after", partial(R.mended, R.GATED), **more, bound=0.0),
-         *(points(f"{method}: unfit, before minus after", **more, bound=0.0, beside=True, family="methods",
+         *(points(f"{method}: unfit mended", **more, bound=0.0, beside=True, family="methods",
                   estimate=R.mended_anywhere(method)) for method in R.METHODS)),
     ),
     "M7": Claim(

@@ -169,6 +169,7 @@ def component_rows(run: results.Run, components: pd.DataFrame, dots: pd.DataFram
     Where a part has a premise, rows with metric `premise` say how much each seed had to show; seeds that fall short stand there
     with their number and take no part in "all".
     """
+    dots = dots.reindex(columns=[*dots.columns, *(name for name in DOTS if name not in dots)])
     pooled_rows = components[components["seeds"] > 0].rename(columns={"estimate": "value"}).assign(of_seed=ALL)
     single_rows = dots.assign(
         of_seed=dots["seed"].astype(str), unit=[_unit(*where) for where in zip(dots["claim"], dots["component"], strict=True)]
