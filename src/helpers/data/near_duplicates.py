@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -24,15 +24,20 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     return re.compile(rf"(?:[^\W_]|['{marks}])+"), re.compile(rf"[{DENSE}]+")
 
 
+@lru_cache(2**16)  # the same texts are held against many others
 def words(text: str) -> frozenset[str]:
     """The set of words of a text in small letters, in any script; of one without letters and digits, pairs of its signs."""
     if text.isascii():
         found = set(re.findall(r"[a-z0-9']+", text.lower()))
     else:
         word, dense = _patterns()
-        found = set()
-        for one in word.findall(unicodedata.normalize("NFKC", text).casefold()):
-            found |= {pair for run in dense.findall(one) for pair in _pairs(run)} | set(dense.sub(" ", one).split())
+        plain = unicodedata.normalize("NFKC", text).casefold()
+        if not dense.search(plain):
+            found = set(word.findall(plain))
+        else:
+            ones = word.findall(plain)
+            found = {pair for one in ones for run in dense.findall(one) for pair in _pairs(run)}
+            found |= {part for one in ones for part in dense.sub(" ", one).split()}
     return frozenset(found or _pairs("".join(text.split())))
 
 
