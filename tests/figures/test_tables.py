@@ -68,3 +68,14 @@ def test_a_way_from_rows_to_a_text_that_does_not_exist_is_refused():
 )
 def test_units_follow_the_metric(metric, text):
     assert tables.interval(metric, 55.3, 40.5, 104.0) == text
+
+
+def test_calibrations_are_compared_on_one_grid_and_a_run_without_them_says_so():
+    keys = {"adapter": "", "judge": "phrases", "low": 0.1, "high": 0.9, "n": 20}
+    names = ["gptq-4", "gptq-4-refusals", "rtn-4", "nf4"]
+    says = pd.DataFrame(
+        [{**keys, "precision": name, "prompt_set": "advbench", "metric": "non_refusal", "value": 0.5} for name in names]
+    )
+    reads = pd.DataFrame([{**keys, "precision": name, "corpus": "c4", "metric": "perplexity", "value": 60.0} for name in names])
+    assert tables.calibrations(says, reads)["calibrated on"].tolist() == ["ordinary text (C4)", "refusals", "nothing"]
+    assert len(tables.calibrations(says[3:], reads[3:])) == 1

@@ -65,6 +65,8 @@ def calibrations(behaviour: pd.DataFrame, utility: pd.DataFrame, judge: str = "p
     says = behaviour[(behaviour["judge"] == judge) & behaviour["metric"].isin(["non_refusal", "over_refusal"])]
     both = pd.concat([reads, says], ignore_index=True)
     chosen = both[both["precision"].str.fullmatch(r"rtn-4|gptq-4.*") & (both["adapter"] == "")]
+    if chosen.empty:
+        return pd.DataFrame({"calibrated on": ["no format on this grid is in this run"]})
     kinds = chosen["precision"].str.removeprefix("gptq-4").str.lstrip("-").replace({"": "ordinary text (C4)", "rtn-4": "nothing"})
     return wide(chosen.assign(label=kinds), ["prompt_set", "metric"]).rename(columns={"variant": "calibrated on"})
 
