@@ -102,7 +102,7 @@ def test_what_differs_between_strata_is_no_error():
     plain, apart = two_level(rows, strata=sets), two_level(moved, strata=sets)
     assert (apart.value, apart.low, apart.high) == pytest.approx((plain.value, plain.low, plain.high))
     wide = two_level(moved)
-    assert wide.high - wide.low > 5 * (plain.high - plain.low)
+    assert wide.high - wide.low > 4 * (plain.high - plain.low)
     own = two_level(moved[:1], strata=sets)
     assert own.high - own.low < 2 < two_level(moved[:1]).high - two_level(moved[:1]).low
 
@@ -111,7 +111,7 @@ def test_the_width_is_what_its_parts_make_at_any_number_of_seeds_and_items():
     rng = np.random.default_rng(4)
     rows = 0.5 * rng.normal(size=(5, 1)) + rng.normal(size=40) + rng.normal(size=(5, 40))
     e, spread = crossed(rows)
-    assert e.high - e.value == pytest.approx(spread.half_width())
+    assert min(e.high - e.value, e.value - e.low) == pytest.approx(spread.half_width())
     assert np.hypot(*spread.parts()) == pytest.approx(spread.half_width())
     more = spread.half_width(500, 40_000)
     assert more < 0.1 * spread.half_width()

@@ -153,7 +153,7 @@ def exact_ends(scores: np.ndarray, bounds: Bounds, level: float = 0.95) -> Bound
     error going to U and a fifth to L: together at least the level (Bonferroni). One-sided scores (shares) are one count.
     """
     size, tail = scores.size, (1 - level) / 2
-    up, down = np.clip(scores, 0, None).sum() / bounds[1], -np.clip(scores, None, 0).sum() / min(bounds[0], -1e-300)
+    up, down = np.clip(scores, 0, None).sum() / bounds[1], np.clip(scores, None, 0).sum() / min(bounds[0], -1e-300)
     if bounds[0] == 0:
         few = min((scores != 0).sum(), (scores != bounds[1]).sum()) < RARE
         return (bounds[1] * _least(up, size, tail), bounds[1] * _most(up, size, tail)) if few else None
