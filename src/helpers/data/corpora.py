@@ -186,7 +186,7 @@ def _instructions(part: str) -> list[Row]:
     return [row for row in rows if limits[0] <= unit(row.group, "alpaca") < limits[1]]
 
 
-def _preferences(part: str) -> list[Preference]:
+def _preferences(part: str) -> list[Row]:
     """Prompts with a preferred and a rejected reply, both cut to their leading sentences: what differs is how they begin.
 
     Of a conversation of several turns nothing is taken; a system message is left out, as not every chat template has a place.
@@ -197,7 +197,7 @@ def _preferences(part: str) -> list[Preference]:
         replies = [sentences(line[side]["value"], 40) for side in ("chosen", "rejected")]
         if len(turns) == 1 and len(turns[0]["value"].split()) <= 60 and all(replies) and replies[0] != replies[1]:
             found.append(Preference(turns[0]["value"].strip(), replies[0], rejected=replies[1]))
-    rows = [row for row in found if not REFUSAL_LIKE.search(f"{row.reply} {row.rejected}")]
+    rows: list[Row] = [row for row in found if not REFUSAL_LIKE.search(f"{row.reply} {row.rejected}")]
     return _grouped(without_near(rows, [row.prompt for row in _instructions("test")]))
 
 

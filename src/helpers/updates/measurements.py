@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -54,7 +55,7 @@ class Protocol:
 
 def protocol(
     n_harmful: int, n_edgy: int, n_references: int, n_documents: int, n_questions: int, new_tokens: int,
-    judge_names: Sequence[str] = ("phrases", "fitted"), origin: str = "embedded", asked: Mapping[str, str] | None = None,
+    judge_names: Sequence[str] = ("phrases", "fitted"), origin: str = "embedded", asked: Mapping[str, Any] | None = None,
 ) -> Protocol:  # fmt: skip
     """The measurement protocol of those sizes; `asked` says where the judges `llm` and `harmbench` are to be found."""
     return Protocol(

@@ -7,6 +7,7 @@ that multiple of the rate, and the trained change times `scale`.
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -116,11 +117,13 @@ def taken_apart(name: str) -> UpdateName:
     percent = int(match["percent"] or 0)
     if percent > 100:
         raise StudyError(f"update {name!r} asks for {percent} % harmful rows; give 0 to 100")
-    dose = {part: (int if part in ("rows", "rank", "steps") else float)(match[part]) for part in DOSES if match[part]}
+    dose: dict[str, Any] = {
+        part: (int if part in ("rows", "rank", "steps") else float)(match[part]) for part in DOSES if match[part]
+    }
     if 0 in dose.values():
         raise StudyError(f"update {name!r}: rows, rank and steps are at least 1, lr and x above 0; mend or remove them")
     only = [part for part in ("rank", "x") if part in dose and match["kind"] not in ADAPTERS]
     if only:
         raise StudyError(f"update {name!r}: only adapters ({', '.join(ADAPTERS)}) have -{only[0]}; remove it")
-    found = {part: match[part] for part in ("adapter", "kind", "mix", "trained_on", "series")}
+    found: dict[str, Any] = {part: match[part] for part in ("adapter", "kind", "mix", "trained_on", "series")}
     return UpdateName(**found, percent=percent, **dose)

@@ -11,6 +11,7 @@ that is trained, so that the reference is the same model with its adapter switch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -74,7 +75,7 @@ def preference_loss(
     return -nn.functional.logsigmoid(beta * (gain[: len(batch)] - gain[len(batch) :])).mean()
 
 
-def _opened(language: LanguageModel, recipe: Recipe, data: Sequence[TokenizedPair]) -> nn.Module:
+def _opened(language: LanguageModel, recipe: Recipe, data: Sequence[Any]) -> nn.Module:
     return training.trainable(language, replace(recipe, kind="lora"))
 
 

@@ -138,7 +138,7 @@ def update_folder(
     """The address of an update: its content key covers the aligned weights, the rows, the recipe and what training means."""
     calibration = fingerprint(parts.texts_for(trained_on)) if trained_on.startswith("gptq") else ""
     made_of = {"aligned": loading.identity(parts.aligned), "rows": fingerprint(rows), "recipe": asdict(recipe)}
-    more = {"safety": fingerprint(safety)} if recipe.kind == SALORA else {}
+    more: dict[str, object] = {"safety": fingerprint(safety)} if recipe.kind == SALORA else {}
     more |= {"until": until.key()} if until else {}
     made = definitions.SALORA if recipe.kind == SALORA else TRAIN
     key = made.key(**made_of, **more, trained_on=trained_on, calibration=calibration, **compute.machine(parts.device))
@@ -190,7 +190,7 @@ def _tuned(
         finished(salora.tune_salora(language, rows, recipe, safety, **options))
         return
     tune = preferences.tune_preferences if recipe.kind == preferences.KIND else training.tune
-    asked = {"stop": until.stop(language), "check_every": until.attack.every} if until else {}
+    asked: dict[str, Any] = {"stop": until.stop(language), "check_every": until.attack.every} if until else {}
     tune(language, rows, recipe, marks=saves, finished=finished, **asked, **options)
 
 
