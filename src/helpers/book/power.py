@@ -22,7 +22,7 @@ COLUMNS = ["claim", "name", "unit", "side", "bound", "margin", "estimate", "seed
 HEADLINES = ("S1", "S2", "S3", "S4", "S5", "S6", "Q1", "Q2", "N1", "N2")  # whose headline asks today what it asked of older runs
 
 
-def power(runs: Sequence[findings.Run]) -> pd.DataFrame:
+def planned_widths(runs: Sequence[findings.Run]) -> pd.DataFrame:
     """One row a component and plan: half width and whether the estimate, were it the truth, would be decided.
 
     From items where runs hold them, else from each run's estimates; of components that no run can tell any more, from the rows
@@ -70,7 +70,7 @@ def main(profile: str = "cpu") -> int:
     folders = run_folders(results_root() / profile)
     runs = [(folder.parent.name, int(folder.name.removeprefix("seed-")), findings.run_tables(folder)) for folder in folders]
     path = Path(project_root()) / "book" / "_static" / "tables" / "power.csv"
-    atomic_file(path, lambda place: power(runs).to_csv(place, index=False, float_format="%.4g", lineterminator="\n"))
+    atomic_file(path, lambda place: planned_widths(runs).to_csv(place, index=False, float_format="%.4g", lineterminator="\n"))
     return 0
 
 

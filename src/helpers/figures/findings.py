@@ -215,8 +215,8 @@ def headline(findings: pd.DataFrame) -> Figure:
 
 # ---------------------------------------------------------------- a first look
 
-ASKED = {"refusals": ("Harmful prompts not refused", "lora"), "last": ("Unfit monitors, last token", "aligned"),
-         "mean": ("Unfit monitors, mean of tokens", "aligned")}  # fmt: skip
+ASKED = {"refusals": ("Harmful prompts not refused", "lora"), "last": ("Unfit monitors (last token)", "aligned"),
+         "mean": ("Unfit monitors (mean)", "aligned")}  # fmt: skip
 
 
 def first_look(rows: pd.DataFrame) -> Figure:

@@ -24,6 +24,8 @@ def asked(unit: str, side: str, bound: float, margin: float = 0.0, words: bool =
     def written(value: float) -> str:
         return f"{shown.scale * value:{'+' if shown.form[0] == '+' and value else ''}g}"
 
+    if side == "within" and not words and bound == 0:
+        return f"±{shown.scale * margin:g}"
     if side == "within":
         return f"between {written(bound - margin)} and {written(bound + margin)}{after}"
     return f"{side} {written(bound)}{after}"

@@ -168,7 +168,7 @@ CLAIMS: dict[str, Claim] = {
                    INTERACTION, beside=True),
          Component("lost positives, as none", "interaction", "within", 0.0,
                    M.both_poolings(partial(M.interaction, "tpr_loss_5")), TPR, beside=True),
-         Component("in behaviour: not refused", "interaction", "above", REFUSAL, evidence.interaction, beside=True)),
+         Component("in behaviour: not refused", "interaction", "above", REFUSAL, evidence.refusal_interaction, beside=True)),
     ),
     "M5": Claim(
         "Which monitors go stale can be foretold before anything is labelled, better than by simple orders of checking.",
@@ -260,8 +260,9 @@ CLAIMS: dict[str, Claim] = {
     "N1": Claim(
         "Projecting the adapter also brings the frozen monitors back.",
         "projection brings monitors back", "ours; not asked before", OURS, "07",
-        (*by_pooling(points, "alarms that come back", partial(R.restored, "alarms_restored"), **more, bound=0.0, premise=TAKEN),
-         *by_pooling(auroc, "AUROC given back", partial(R.restored, "auroc_gain"), **more, bound=0.0, premise=TAKEN),
+        (*by_pooling(points, "alarms that come back", partial(R.given_back_to_pooling, "alarms_restored"), **more, bound=0.0,
+                     premise=TAKEN),
+         *by_pooling(auroc, "AUROC given back", partial(R.given_back_to_pooling, "auroc_gain"), **more, bound=0.0, premise=TAKEN),
          *by_pooling(points, "unfit, before minus after", partial(R.given_back, R.UNFIT), **more, bound=0.0, premise=TAKEN)),
     ),
     "N2": Claim(

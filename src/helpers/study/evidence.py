@@ -123,7 +123,7 @@ def tuned_change(adapter: str, control: str) -> Evidence:
     return found
 
 
-def interaction(tables: Tables) -> Items | None:
+def refusal_interaction(tables: Tables) -> Items | None:
     """What QLoRA leaves unrefused beyond what LoRA and NF4 do apart, prompt by prompt, mean over updates."""
     said, parts = not_refused(tables), []
     for adapter in sorted({a.adapter for a in said if a.trained_on == "nf4" and _is(a, is_lora)}):

@@ -122,7 +122,7 @@ def given_back(metric: str, pooling: str) -> Evidence:
     return found
 
 
-def restored(metric: str, pooling: str) -> Evidence:
+def given_back_to_pooling(metric: str, pooling: str) -> Evidence:
     """What SafeLoRA gave back to all monitors of a pooling; the premise is the damage to refusals.
 
     `alarms_restored`: the share of texts whose alarm differs from that on the aligned model, before minus after.
