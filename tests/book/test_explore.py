@@ -104,9 +104,9 @@ def triage() -> pd.DataFrame:
 
 def judged() -> pd.DataFrame:
     numbers = {"M1": (0.01, 0.005, 0.012), "M4": (0.01, -0.02, 0.04), "N2": (0.0, -0.02, 0.03), "S2": (-0.2, -0.5, -0.1)}
-    found = [(name, CLAIMS[name].source, CLAIMS[name].statement, *e, 90, 3, CLAIMS[name].literature, "inconclusive", "05")
+    found = [(name, CLAIMS[name].source, CLAIMS[name].statement, *e, 90, 3, CLAIMS[name].literature, "inconclusive", "05", "")
              for name, e in numbers.items()]  # fmt: skip
-    return pd.DataFrame([*found, ("M2", "", "", np.nan, np.nan, np.nan, 0, 0, "", "not run", "05")], columns=findings.COLUMNS)
+    return pd.DataFrame([*found, ("M2", "", "", np.nan, np.nan, np.nan, 0, 0, "", "not run", "05", "not run")], columns=findings.COLUMNS)
 
 
 def write(root: Path, without: tuple[str, ...] = ()) -> Path:
