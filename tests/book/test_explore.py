@@ -447,10 +447,10 @@ def test_a_choice_keeps_the_others_within_reach(found):
 
 @NEEDS_NODE
 def test_another_bound_is_said_to_prove_nothing_where_it_changes_the_answer(found):
-    read = "return given[1].map((at) => explore.FIGURES.bound.read(given[0], { claim: 1, at }))"  # M4: 0.01 [-0.02, 0.04] above 0
-    set_, moved, little = node(read, [found["bound"], [0, -10, 1]])
+    read = "return given[1].map((at) => explore.FIGURES.bound.read(given[0], { claim: 1, at }))"  # M4: 0.01 [-0.02, 0.04], above 0.01
+    set_, moved, little = node(read, [found["bound"], [0, -12, 1]])
     assert "the headline is inconclusive." in set_
-    assert "would be supported; with the bound that was set, above 0 AUROC, it is inconclusive" in moved
+    assert "would be supported; with the bound that was set, above +0.01 AUROC, it is inconclusive" in moved
     assert "proves nothing" in moved
     assert "proves nothing" not in little
 
