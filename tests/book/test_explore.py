@@ -106,7 +106,8 @@ def judged() -> pd.DataFrame:
     numbers = {"M1": (0.01, 0.005, 0.012), "M4": (0.01, -0.02, 0.04), "N2": (0.0, -0.02, 0.03), "S2": (-0.2, -0.5, -0.1)}
     found = [(name, CLAIMS[name].source, CLAIMS[name].statement, *e, 90, 3, CLAIMS[name].literature, "inconclusive", "05", "")
              for name, e in numbers.items()]  # fmt: skip
-    return pd.DataFrame([*found, ("M2", "", "", np.nan, np.nan, np.nan, 0, 0, "", "not run", "05", "not run")], columns=findings.COLUMNS)
+    open_ = ("M2", "", "", np.nan, np.nan, np.nan, 0, 0, "", "not run", "05", "not run")
+    return pd.DataFrame([*found, open_], columns=findings.COLUMNS)
 
 
 def write(root: Path, without: tuple[str, ...] = ()) -> Path:
@@ -447,7 +448,7 @@ def test_a_choice_keeps_the_others_within_reach(found):
 
 @NEEDS_NODE
 def test_another_bound_is_said_to_prove_nothing_where_it_changes_the_answer(found):
-    read = "return given[1].map((at) => explore.FIGURES.bound.read(given[0], { claim: 1, at }))"  # M4: 0.01 [-0.02, 0.04], above 0.01
+    read = "return given[1].map((at) => explore.FIGURES.bound.read(given[0], { claim: 1, at }))"  # M4: 0.01 [-0.02, 0.04]
     set_, moved, little = node(read, [found["bound"], [0, -12, 1]])
     assert "the headline is inconclusive." in set_
     assert "would be supported; with the bound that was set, above +0.01 AUROC, it is inconclusive" in moved
