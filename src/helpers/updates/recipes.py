@@ -31,7 +31,6 @@ PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
 KINDS = (*training.KINDS, preferences.KIND)
 BATCH = 4  # rows of a batch of adapters
 SALORA_LR = 1 / 3
-DPO_LR = 1 / 4  # preference tuning saturates, and at the adapters' rate both replies become unlikely
 FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the usual ratio
 
 
@@ -82,9 +81,10 @@ def update_recipe(
     if named.rank:  # alpha / rank stays, so that only the rank differs
         common = replace(common, rank=named.rank, alpha=alpha * named.rank / rank)
     if named.kind in ADAPTERS:
-        scaled = replace(common, decay=False, lr=common.lr * (DPO_LR if named.kind == preferences.KIND else 1))
         count = named.rows or rows
-        return training.of_steps(scaled, named.steps or (0 if named.rows else steps) or passes(named, rows, epochs), count)
+        return training.of_steps(
+            replace(common, decay=False), named.steps or (0 if named.rows else steps) or passes(named, rows, epochs), count
+        )
     bits = int(named.trained_on.split("-")[1]) if named.kind == "qat" else common.bits
     return replace(common, lr=FULL_LR * common.lr, batch=8, bits=bits, steps=named.steps)
 
