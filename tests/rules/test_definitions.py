@@ -265,7 +265,7 @@ def rows():
 
 def small() -> measurements.Protocol:
     """The smallest protocol."""
-    return measurements.protocol(1, 1, 1, 1, 1, 2, 2, ["phrases"], "tiny")
+    return measurements.protocol(1, 1, 1, 1, 1, 2, ["phrases"], "tiny")
 
 
 KEPT = {
@@ -334,8 +334,8 @@ def test_an_aligned_model_is_kept_for_the_judge_and_the_prompts_that_end_its_tra
 
 
 def test_an_update_is_kept_for_what_quantizes_and_converts_it():
-    assert {"lowrank v1", "quantize v1", "models v1"} <= set(definitions.TRAIN.lineage)
-    assert {"train v1", "salora v1"} <= set(definitions.SALORA.lineage)
+    assert {str(one) for one in (definitions.LOWRANK, definitions.QUANTIZE, definitions.MODELS)} <= set(definitions.TRAIN.lineage)
+    assert {str(definitions.TRAIN), str(definitions.SALORA)} <= set(definitions.SALORA.lineage)
 
 
 # ---------------------------------------------------------------- what a status says of itself

@@ -29,7 +29,7 @@ from helpers.revalidation.policy import GatePolicy
 from helpers.revalidation.repair import Mended
 from helpers.revalidation.report.files import REPAIRED
 from helpers.revalidation.screening import Screened
-from helpers.revalidation.watches import Judgement
+from helpers.revalidation.watches import LabelEvidence
 from helpers.seeding import derive_seed
 
 Say = Callable[[str], None]
@@ -152,7 +152,7 @@ def _drift(seen: ObservedPair, seed: int) -> tuple[error_rates.Control, ...]:
 
 
 def _mended(
-    inputs: Inputs, seen: ObservedPair, judged: Judgement, screened: Mapping[str, Screened], say: Say
+    inputs: Inputs, seen: ObservedPair, judged: LabelEvidence, screened: Mapping[str, Screened], say: Say
 ) -> dict[str, Mended]:
     """What was tried on each stale monitor; without labels of its task, on each whose flags surely changed."""
     drifted, found = set(screening.suspects(screened)), {}

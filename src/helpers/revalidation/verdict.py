@@ -16,7 +16,7 @@ from helpers.revalidation.floors import ABOVE, Floor, open_floors, texts_asked
 from helpers.revalidation.hypotheses import MEASURES, NAMES, URGENCY, Measure
 from helpers.revalidation.policy import DEFAULT, GatePolicy
 from helpers.revalidation.screening import ENOUGH, Screened
-from helpers.revalidation.watches import Judgement, Watch
+from helpers.revalidation.watches import LabelEvidence, Watch
 from helpers.stats.paired_aurocs import ALPHA, NEVER
 
 CODES = {"fine": 0, "no update": 0, "stale": 10, "unfit": 10, "inconclusive": 11}
@@ -262,7 +262,7 @@ VERSIONS = ("after-the-update", "torch", "transformers", "peft", "bitsandbytes",
 
 
 def build_report(
-    watched: Sequence[Watch], judged: Judgement, compared: Mapping[str, Any], notes: Sequence[str], budget: int,
+    watched: Sequence[Watch], judged: LabelEvidence, compared: Mapping[str, Any], notes: Sequence[str], budget: int,
     behaviour: object = None, moved: object = None, policy: GatePolicy = DEFAULT, source: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as plain JSON."""

@@ -46,7 +46,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class LabelEvidence:
     """What labels show of the monitors of all panels: by name its call and measures, and how sure that is."""
 
     panels: tuple[Panel, ...]
@@ -55,10 +55,10 @@ class Judgement:
     controls: tuple[error_rates.Control, ...]
 
 
-def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence[np.ndarray] | None, seed: int) -> Judgement:
+def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence[np.ndarray] | None, seed: int) -> LabelEvidence:
     """Tests, states, controls and simulated errors of all monitors with labels, as one family."""
     if not panels:
-        return Judgement((), {}, None, ())
+        return LabelEvidence((), {}, None, ())
     names = [name for panel in panels for name in panel.names]
     asked = np.array([required[name] for name in names])
     call = error_rates.judge_states(panels, asked)
@@ -72,7 +72,7 @@ def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence
         error_rates.shuffled(panels, derive_seed(seed, "shuffled")),
         error_rates.noised(panels, asked, derive_seed(seed, "noised")),
     )
-    return Judgement(tuple(panels), watches, error_rates.simulate(panels, asked, derive_seed(seed, "simulate")), controls)
+    return LabelEvidence(tuple(panels), watches, error_rates.simulate(panels, asked, derive_seed(seed, "simulate")), controls)
 
 
 def _shown(call: Call, i: int, measures: Sequence[Measure], floors: Sequence[Floor]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ UNKNOWN: dict[str, Any] = {
 }  # of a monitor without labels  # fmt: skip
 
 
-def watch(judged: Judgement, name: str, same: bool, **known: Any) -> Watch:
+def watch(judged: LabelEvidence, name: str, same: bool, **known: Any) -> Watch:
     """All that is known of one monitor; one that sees no update is told so, unless labels show that it never did its job."""
     shown = judged.watches.get(name, UNKNOWN)
     unseen = {"state": "no update"} if same and shown["state"] != "unfit" else {}
