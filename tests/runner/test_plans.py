@@ -81,6 +81,15 @@ def test_lean_seeds_leave_chapters_out_and_change_parameters_and_the_others_do_n
         assert prints["01_models"] != plan.fingerprints(whole)["01_models"]  # another seed
 
 
+def test_of_several_entries_for_lean_seeds_the_last_that_has_begun_holds(profiles):
+    root, path = profiles
+    later = 'lean:\n  - from_seed: 3\n    skip: ["05"]\n  - from_seed: 1\n    changes: {quantizers: [nf4]}\n'
+    path.write_text(f"model: tiny\nseed: [0, 2, 7]\nquantizers: [int8, nf4]\n{later}")
+    plan = plans.check(root, "own")
+    assert [plan.values[run]["02_quantization"]["quantizers"] for run in plan.runs] == [["int8", "nf4"], ["nf4"], ["int8", "nf4"]]
+    assert [len(plan.notebooks) - len(plan.chapters(run)) for run in plan.runs] == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -69,10 +69,13 @@ class Lean:
 LEAN = {"from_seed": 0, "skip": [""], "changes": {}}  # the form of `lean` in a profile
 
 
-def lean_seeds(value: Any, notebooks: Mapping[str, Path], where: str) -> Lean | None:
-    """The checked entry `lean` of a profile; None where it has none."""
-    if value is None:
-        return None
+def lean_seeds(value: Any, notebooks: Mapping[str, Path], where: str) -> list[Lean]:
+    """The checked entry `lean` of a profile, or entries, in the order of the seeds from which each holds."""
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    return sorted((_lean(entry, notebooks, where) for entry in entries), key=lambda lean: lean.from_seed)
+
+
+def _lean(value: Any, notebooks: Mapping[str, Path], where: str) -> Lean:
     if not isinstance(value, dict) or not set(value) <= set(LEAN) or "from_seed" not in value:
         raise StudyError(f"parameter 'lean' is {shown(value)} (from {where}); give from_seed, and skip or changes")
     seed = parameters.checked("lean.from_seed", value["from_seed"], 0, limits.LIMITS["seed"], where)
@@ -114,8 +117,8 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
             chosen = {**overrides, **{name: value for name, value in named.items() if name in defaults}}
             if "aligned_model" in defaults and (chat := _chat_of(model)):
                 chosen.setdefault("aligned_model", chat)
-            if lean and seed >= lean.from_seed:
-                chosen, left_out[run] = {**chosen, **lean.changes}, frozenset(lean.skip)
+            for stage in [stage for stage in lean if seed >= stage.from_seed][-1:]:
+                chosen, left_out[run] = {**chosen, **stage.changes}, frozenset(stage.skip)
             values[run] = parameters.resolve(notebooks, chosen, known, where)
             runs.append(run)
     _check_devices(values.values())
