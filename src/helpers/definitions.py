@@ -73,7 +73,7 @@ QUANTIZE = Definition(
 )  # fmt: skip
 LOWRANK = Definition("lowrank", 1, code=("updates.lora",))
 REPLIES = Definition("replies", 1, (MODELS,), code=("models.generation",))
-JUDGES = Definition("judges", 1, code=("models.judge_types", "models.judges", "models.judge_llm"))
+JUDGES = Definition("judges", 2, code=("models.judge_types", "models.judges", "models.judge_llm"))
 
 # ---------------------------------------------------------------- models that are made, and kept
 
@@ -91,8 +91,8 @@ VARIANT = Definition("variant", 1, (QUANTIZE, LOWRANK), code=("updates.variants"
 
 # ---------------------------------------------------------------- what is measured on a model, and kept
 
-ENCODE = Definition("encode", 1, (MODELS,), code=("models.encoding",))
-ACTIVATIONS = Definition("activations", 1, (VARIANT, ENCODE), code=("models.activations",))
+ENCODE = Definition("encode", 2, (MODELS,), code=("models.encoding",))
+ACTIVATIONS = Definition("activations", 2, (VARIANT, ENCODE), code=("models.activations",))
 MEASURE = Definition(
     "measure", 2, (VARIANT, REPLIES, JUDGES), code=("models.behaviour", "models.utility", "updates.measurements")
 )

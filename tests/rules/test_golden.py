@@ -44,7 +44,7 @@ def test_a_changed_formula_fails_by_the_name_of_its_definition(monkeypatch):
         return real(1.001 * weight, gram)
 
     monkeypatch.setitem(quantizers.QUANTIZERS, "rtn-4", thinner)
-    with pytest.raises(AssertionError, match=r"^quantize v1 gives other numbers: raise its number or mend it; quantize/kept/rtn"):
+    with pytest.raises(AssertionError, match=rf"^{QUANTIZE} gives other numbers: raise its number or mend it; quantize/kept/rtn"):
         golden.check(QUANTIZE)
 
 
@@ -58,13 +58,13 @@ WILSON = intervals.wilson_bounds
 
 def test_what_a_formula_calls_is_watched_too(monkeypatch):
     monkeypatch.setattr(intervals, "wilson_bounds", wider)
-    with pytest.raises(AssertionError, match=r"^intervals v1 gives other numbers"):
+    with pytest.raises(AssertionError, match=f"^{INTERVALS} gives other numbers"):
         golden.check(INTERVALS)
 
 
 def test_a_raised_number_without_its_golden_values_fails_and_says_what_to_do():
-    with pytest.raises(AssertionError, match=r"intervals v2 has no golden values; run make golden and commit intervals-v2\.json"):
-        golden.check(replace(INTERVALS, version=2))
+    with pytest.raises(AssertionError, match=r"intervals v9 has no golden values; run make golden and commit intervals-v9\.json"):
+        golden.check(replace(INTERVALS, version=9))
 
 
 # ---------------------------------------------------------------- the trip-wire, and what `make golden` does
@@ -78,12 +78,12 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_code_that_moved_is_told_and_recorded_and_its_values_stay(folder, monkeypatch):
-    assert golden.record(INTERVALS) == "intervals v1: values written"
-    assert golden.record(INTERVALS) == "intervals v1: unchanged"
+    assert golden.record(INTERVALS) == f"{INTERVALS}: values written"
+    assert golden.record(INTERVALS) == f"{INTERVALS}: unchanged"
     before = json.loads(golden.path_of(INTERVALS).read_text())
     monkeypatch.setattr(fingerprints, "code_hash", lambda modules: "moved")
-    assert golden.check(INTERVALS) == "the code of intervals v1 moved; its golden values hold: run make golden to record it"
-    assert golden.record(INTERVALS) == "intervals v1: code recorded, values hold"
+    assert golden.check(INTERVALS) == f"the code of {INTERVALS} moved; its golden values hold: run make golden to record it"
+    assert golden.record(INTERVALS) == f"{INTERVALS}: code recorded, values hold"
     after = json.loads(golden.path_of(INTERVALS).read_text())
     assert after == before | {"code": "moved"}
     assert golden.check(INTERVALS) == ""
@@ -96,8 +96,8 @@ def test_golden_values_are_never_replaced(folder, monkeypatch):
     with pytest.raises(AssertionError, match="raise its number or mend it"):
         golden.record(INTERVALS)
     assert golden.path_of(INTERVALS).read_bytes() == before
-    assert golden.record(replace(INTERVALS, version=2)) == "intervals v2: values written"
-    assert sorted(path.name for path in folder.iterdir()) == ["intervals-v1.json", "intervals-v2.json"]
+    assert golden.record(replace(INTERVALS, version=9)) == "intervals v9: values written"
+    assert sorted(path.name for path in folder.iterdir()) == [golden.path_of(INTERVALS).name, "intervals-v9.json"]
 
 
 # ---------------------------------------------------------------- what counts as the same
