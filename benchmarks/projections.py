@@ -11,6 +11,7 @@ so small matrices mean nothing.
 """
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -177,9 +178,12 @@ def write(folder: Path, sizes: Sizes, side: str) -> None:
     shapes = {"self_attn.q_proj": (sizes.d_model,) * 2, "self_attn.o_proj": (sizes.d_model,) * 2,
               "mlp.up_proj": (sizes.d_mlp, sizes.d_model), "mlp.down_proj": (sizes.d_model, sizes.d_mlp)}  # fmt: skip
     layer = {name: getattr(planted(name, *shape), side) for name, shape in shapes.items()}
+    weight_map: dict[str, str] = {}
     for i in range(sizes.layers):
         tensors = {f"model.layers.{i}.{name}.weight": weight for name, weight in layer.items()}
         save_file(tensors, folder / f"model-{i:05}.safetensors")
+        weight_map |= dict.fromkeys(tensors, f"model-{i:05}.safetensors")
+    (folder / checkpoints.INDEX).write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
 
 
 def on_disk(sizes: Sizes, repeats: int) -> None:

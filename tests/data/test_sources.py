@@ -391,7 +391,7 @@ def test_the_table_is_sound():
         assert set(source.file_sha256) <= set(source.files)
         assert all(len(bytes.fromhex(digest)) == 32 for digest in (source.sha256, *source.file_sha256.values()))
         suffixes = {Path(inside).suffix for inside in source.files.values()}
-        assert suffixes <= {".gguf", ".prompt", ".csv", ".json", ".jsonl", ".txt"}
+        assert suffixes <= {".gguf", ".prompt", ".yaml", ".csv", ".json", ".jsonl", ".txt"}
         assert all((source.licence, source.upstream, source.use, source.files))
     for module in (sources, source_list, downloads, archives):
         assert "://" not in Path(module.__file__).read_text("utf-8")

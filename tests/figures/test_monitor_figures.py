@@ -80,6 +80,7 @@ DRAWN = {
 } | {
     **{f"carried_over, {name}": (lambda size=size: monitor_figures.carried_over(monitors(size))) for name, size in SIZES.items()},
     "auroc_by_depth, one pooling": lambda: monitor_figures.auroc_by_depth(monitors(FULL), "last"),
+    "message": lambda: layout.message(monitor_figures.auroc_by_depth(monitors(SMALL)), 12 * "What is seen here takes lines. "),
     "unmeasured": lambda: layout.unmeasured("anything at all, although it was asked for in so many words"),
 }
 

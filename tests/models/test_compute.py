@@ -26,8 +26,8 @@ PLAN = Plan(
 
 @pytest.fixture(scope="module")
 def parts(tiny) -> Parts:
-    """The tiny model as its own aligned one."""
-    return Parts(tiny, tiny, TEXTS)
+    """The tiny model as its own aligned one, with the same calibration texts of every kind."""
+    return Parts(tiny, tiny, TEXTS, more_texts=lambda kind: TEXTS)
 
 
 @pytest.fixture(scope="module")

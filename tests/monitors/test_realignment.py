@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.monitors import frozen, probes, realignment
 from helpers.monitors.probes import PROBES, Readout
-from helpers.monitors.readouts import Pooled, score_linear
+from helpers.monitors.readouts import Moved, Pooled, score_linear
 from helpers.monitors.realignment import REALIGNMENTS, Map, fit_map, halves
+from helpers.updates.names import SIMULATED
 
 KINDS = list(REALIGNMENTS)
 PAIRED = [name for name in KINDS if REALIGNMENTS[name].paired and name != "mispaired"]
@@ -50,6 +51,8 @@ def uneven(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def probe(kind: str, n: int, d: int, gap: float = 4.0) -> Readout:
     train, validation = (Pooled(states(n, d, seed, gap)) for seed in (1, 2))
+    if kind.startswith(SIMULATED):  # under one simulated update, which moves each text a little
+        train = Moved(train.values, (train.values + 0.1 * np.random.default_rng(3).normal(size=(n, d)),))
     return probes.fit_probe(kind, train, labels(n), validation, labels(n))
 
 

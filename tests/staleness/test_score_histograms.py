@@ -23,7 +23,8 @@ CUT = 1.25
 
 
 def monitor(task: str, layer: int, cut: float | None = CUT) -> Monitor:
-    return Monitor(task, "logistic", "mean", layer, layer / 4, 1, 4, 0.0, {} if cut is None else {"5": cut}, 0, 0, "", "tiny", {})
+    cuts = {} if cut is None else {"5": cut}
+    return Monitor(task, "logistic", "mean", layer, layer / 4, 1, 4, 0.0, cuts, 0, 0, "", 0, "tiny", {})
 
 
 def observed(pairs: int = 60, cut: float | None = CUT) -> Observed:

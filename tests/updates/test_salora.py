@@ -231,7 +231,7 @@ def test_what_is_trained_is_b_and_a_alone(tiny):
     begun = {name: p.detach().clone() for name, p in loop.named.items()}
     assert len(begun) == 2 * len(quantizers.linear_names(loading.load(tiny).model))
     assert {min(p.shape) for p in begun.values()} == {RECIPE.rank}  # not 2r: the other half is fixed
-    loop.advance(rows_of(language)[:4], 2, language.device)
+    loop.advance(training.reply_loss, rows_of(language)[:4], 2, language.device)
     assert not any(torch.equal(p, begun[name]) for name, p in loop.named.items())
     after = dict(model.named_buffers())
     assert all(torch.equal(t, after[name]) and not after[name].requires_grad for name, t in buffers.items())

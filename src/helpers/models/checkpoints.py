@@ -186,10 +186,10 @@ def shards(folder: Path) -> dict[str, Path]:
 
 def _indexed(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted({str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(f"{folder.name}/{index.name} is not a shard index; fetch the whole model again", REFUSED) from error
-    paths = [folder / name for name in names]
     for path in paths:
         if path.parent != folder or not path.is_file():
             raise StudyError(
@@ -250,8 +250,18 @@ def checkpoint(folder: Path) -> Weights:
 def _of_checkpoint(folder: Path, owners: dict[str, Path], module: str) -> Tensor:
     name = _spelled(owners, f"{module}.weight")
     if name is None:
+        _check_promise(folder, f"{module}.weight")
         raise StudyError(f"module {module!r} is not in {folder.name}; base and aligned must be one architecture", NOT_COMPARABLE)
     return _tensor(owners[name], name)
+
+
+def _check_promise(folder: Path, name: str) -> None:
+    """Refuses a checkpoint whose index promises a tensor that no shard holds: it was not fetched whole."""
+    promised = {} if (folder / SINGLE).is_file() else _json(folder / INDEX).get("weight_map", {})
+    if key := _spelled(promised, name):
+        raise StudyError(
+            f"{folder.name}/{promised[key]} cannot give {name!r} as its index says; fetch the whole model again", REFUSED
+        )
 
 
 def stored(path: Path) -> Weights:
