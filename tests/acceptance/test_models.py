@@ -13,10 +13,11 @@ from support.tiers import slow
 from test_study import copied, run_in
 
 from helpers.errors import REFUSED
+from helpers.runner import plans
 from helpers.study import chapters
 
 WHOLE = ("qwen2", "gemma3", "olmo2")
-pytestmark = slow("whole studies of eleven kernels each; test_families takes every family through every wing")
+WHOLE_STUDIES = slow("whole studies of eleven kernels each; test_families takes every family through every wing")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,13 @@ def finished(project, cache, tmp_path_factory) -> dict[str, Path]:
     return {name: project / "results" / "smoke" / name / "seed-0" for name in WHOLE}
 
 
+def test_the_study_of_all_families_is_one_plan(project, tmp_path):
+    plan = plans.check(project, "smoke", models=[str(families.write(name, tmp_path / name)) for name in WHOLE])
+    assert [Path(run.model).name for run in plan.runs] == list(WHOLE)
+    assert all(set(plan.chapters(run)) == set(chapters.discover(project)) for run in plan.runs)
+
+
+@WHOLE_STUDIES
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_chapter_runs_on_a_model_of_another_family(finished, project, name):
     manifest = json.loads((finished[name] / "manifest.json").read_text())
@@ -49,6 +57,7 @@ def test_every_chapter_runs_on_a_model_of_another_family(finished, project, name
     assert len(neurons)
 
 
+@WHOLE_STUDIES
 def test_findings_are_over_all_models_and_few_seeds_decide_none(finished):
     place = finished[WHOLE[0]].parents[1] / "findings.parquet"
     table = pd.read_parquet(place)
@@ -59,6 +68,7 @@ def test_findings_are_over_all_models_and_few_seeds_decide_none(finished):
     assert (table.loc[table["verdict"] != "not run", "seeds"] <= len(WHOLE)).all()
 
 
+@WHOLE_STUDIES
 def test_an_alignment_that_does_not_hold_is_one_line_with_its_reason(project, cache, tmp_path):
     """Planted: a random model, which cannot be aligned, and a profile that asks for it."""
     text = (project / "profiles" / "smoke.yaml").read_text().replace("must_hold: false", "must_hold: true")

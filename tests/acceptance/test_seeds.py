@@ -23,7 +23,7 @@ LEAN = """lean:
     quantizers: [nf4]
     updates: [lora-dialogue@bf16, lora-dialogue-harm10@bf16, lora-dialogue-harm10@nf4]
 """
-pytestmark = slow("two studies side by side; locks, lean seeds and what is stale are decided on toys")
+TWO_STUDIES = slow("two studies side by side; locks, lean seeds and what is stale are decided on toys")
 
 
 def started(root: Path, cache: Path, *words: str) -> subprocess.Popen:
@@ -43,10 +43,17 @@ def ended(child: subprocess.Popen) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[Path, list[Path]]:
-    """A project, and the folders of its two seeds: run side by side, seed 1 killed once chapter 02 is done, then once more."""
-    root, cache = copied(tmp_path_factory.mktemp("project")), tmp_path_factory.mktemp("cache")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project with the profile `pair`: smoke, from seed 1 on lean."""
+    root = copied(tmp_path_factory.mktemp("project"))
     (root / "profiles" / "pair.yaml").write_text((root / "profiles" / "smoke.yaml").read_text() + LEAN)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(project, tmp_path_factory) -> tuple[Path, list[Path]]:
+    """The project, and the folders of its two seeds: run side by side, seed 1 killed once chapter 02 is done, then once more."""
+    root, cache = project, tmp_path_factory.mktemp("cache")
     folders = [root / "results" / "pair" / "tiny" / f"seed-{seed}" for seed in (0, 1)]
     first, second = (started(root, cache, "--seed", str(seed)) for seed in (0, 1))
     while second.poll() is None and not (folders[1] / "status" / "02_quantization.json").is_file():
@@ -60,6 +67,16 @@ def runs(tmp_path_factory) -> tuple[Path, list[Path]]:
     return root, folders
 
 
+def test_the_plan_of_the_profile_leaves_the_lean_seed_without_what_it_skips(project):
+    plan = plans.check(project, "pair", seeds=[0, 1])
+    whole, lean = plan.runs
+    skipped = set(plan.chapters(whole)) - set(plan.chapters(lean))
+    assert {name[:2] for name in skipped} == {"05", "06", "08", "09", "10"}
+    found = [plan.values[run]["02_quantization"]["quantizers"] for run in plan.runs]
+    assert found[1] == ["nf4"] != found[0]
+
+
+@TWO_STUDIES
 def test_both_seeds_are_whole_and_nothing_is_left_to_do(runs, monkeypatch):
     root, folders = runs
     monkeypatch.setenv("AFTER_UPDATE_RESULTS", str(root / "results"))
@@ -71,6 +88,7 @@ def test_both_seeds_are_whole_and_nothing_is_left_to_do(runs, monkeypatch):
         assert set(manifest["chapters"]) == set(plan.chapters(run))
 
 
+@TWO_STUDIES
 def test_a_lean_seed_counts_where_it_measured_and_nowhere_else(runs):
     root, folders = runs
     assert not (folders[1] / "tables" / "triage.parquet").exists()
