@@ -74,7 +74,7 @@ def test_a_block_holds_its_lines_as_they_are(value):
 def test_every_parameter_of_every_chapter_stands_there_once_with_its_default_and_its_chapters():
     found = [row for row in cells(APPENDICES["parameters"](ROOT, ROOT)) if row[0] != "parameter"]
     names = [re.match("<code>(.*?)</code>", row[0])[1] for row in found]
-    declared = {name: {} for name in parameters.RUNNER}
+    declared = {name: {} for name in (*parameters.RUNNER, "lean")}
     for chapter, path in chapters.discover(ROOT).items():
         for name, value in parameters.declared(path).items():
             declared.setdefault(name, {})[chapter] = value
@@ -92,7 +92,7 @@ def test_every_value_that_a_profile_sets_differently_stands_in_the_table_or_belo
     shown, below = parameter_table.parameter_table(ROOT).split("\n\n", 1)
     rows = {re.match(r"\| `(\w+)`", line)[1]: line for line in shown.splitlines()[2:]}
     folds = {name.replace("\\", ""): text for name, text in re.findall(r"::::\{dropdown\} ([^\n]*)\n(.*?)::::", below, re.DOTALL)}
-    defaults = parameters.consistent(chapters.discover(ROOT)) | parameters.RUNNER
+    defaults = parameters.consistent(chapters.discover(ROOT)) | parameters.RUNNER | {"lean": []}
     set_there = {n: v for n, v in parameters.profile(profile, ROOT / "profiles").items() if v != defaults[n]}
     assert set_there or profile == "quick"
     for name, value in set_there.items():
@@ -287,7 +287,7 @@ def test_the_hashes_shown_are_those_of_the_files_themselves():
 @pytest.mark.skipif(not RUNS, reason="no finished run of cpu")
 def test_the_spread_is_that_of_the_findings(monkeypatch):
     from helpers.study import findings
-    from helpers.study.claims import CLAIMS
+    from helpers.study.claims import CLAIMS, UNITS
 
     asked, told = [], []
 
@@ -302,11 +302,11 @@ def test_the_spread_is_that_of_the_findings(monkeypatch):
     assert sorted(asked) == sorted((run.parent.name, int(run.name[5:])) for run in RUNS)
     heads = dots[dots["component"] == 1]
     assert [row[0].split()[0] for row in rows[1:]] == [claim for claim in CLAIMS if claim in set(heads["claim"])]
-    own = heads[heads["claim"] == "M1"].sort_values("seed")["value"]
-    assert rows[1][2:] == [
-        *(f"{value:+.3f}".replace("+0.000", "0.000").replace("-0.000", "0.000") for value in own),
-        f"{own.max() - own.min():.3f}",
-    ]
+    first = rows[1][0].split()[0]
+    own = heads[heads["claim"] == first].sort_values("seed")["value"]
+    unit = UNITS[CLAIMS[first].components[0].unit]
+    assert len(own)
+    assert rows[1][2:] == [*unit.written(*own), unit.written(own.max() - own.min())[0].lstrip("+")]
 
 
 def test_every_appendix_stands_in_a_page_and_the_changelog_names_this_version():

@@ -116,7 +116,11 @@ def spread(root: Path, run: Path) -> str:
                 text(apart),
             )
         )
-    return table(("claim", "measured", *(text(e.label) for e in found), "apart"), rows) if rows else NONE
+    if not rows:
+        return NONE
+    lacking = [claim for claim in CLAIMS if claim not in set(dots["claim"])]
+    said = f"\nNot measured in these runs: {text(', '.join(lacking))}.\n" if lacking else ""
+    return table(("claim", "measured", *(text(e.label) for e in found), "apart"), rows) + said
 
 
 UNKNOWN = "not measured"

@@ -1,5 +1,6 @@
 """Claim pages: what the book's pages show of verdicts, power and coverage, made from tables and never typed."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,30 @@ from helpers.book.markup import table, text
 from helpers.book.power import PLANS
 from helpers.figures.findings_tables import asked, claim_sentences
 from helpers.study import findings
-from helpers.study.claims import CLAIMS, UNITS
+from helpers.study.claims import CLAIMS, RULES_SET, UNITS
 
 TABLES = Path("book") / "_static" / "tables"
 LATER = ("N3", "N4", "N5", "N6")
 MISSING = "This table is not made yet."
+
+
+def older_rules(profile: Path) -> list[str]:
+    """The sets of rules, by date, that judged the stored runs of a profile and are not the present ones."""
+    notes = profile.glob("*/seed-*/parts/11_findings/rules.json")
+    return sorted({json.loads(note.read_text(encoding="utf-8"))["set"] for note in notes} - {RULES_SET})
+
+
+def rules(root: Path, run: Path) -> str:
+    """A box that says which rules judged what is shown, where these are not the present ones; else nothing."""
+    older = older_rules(run.parents[1])
+    if not older:
+        return ""
+    return (
+        f":::{{warning}}\nThe runs shown here were judged by the rules of {text(' and '.join(older))}. The present rules are those "
+        f"of {RULES_SET}: the page on {{ref}}`power <power>` applies them to the same runs, and says *not run* where these lack "
+        "what they ask for. The verdicts of chapter 11, and all that are taken from it, are the older ones until the runs are "
+        "made anew.\n:::\n"
+    )
 
 
 def reasons(root: Path, run: Path) -> str:
@@ -70,4 +90,10 @@ def later(root: Path, run: Path) -> str:
     return "\n".join(lines)
 
 
-CLAIM_PARTS: dict[str, Callable[[Path, Path], str]] = {"reasons": reasons, "power": power, "coverage": coverage, "later": later}
+CLAIM_PARTS: dict[str, Callable[[Path, Path], str]] = {
+    "rules": rules,
+    "reasons": reasons,
+    "power": power,
+    "coverage": coverage,
+    "later": later,
+}

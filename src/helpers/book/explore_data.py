@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import results
+from helpers.book.claim_pages import older_rules
 from helpers.cache import plain
 from helpers.errors import StudyError
 from helpers.figures.projection import shares_changed
@@ -49,8 +50,11 @@ def data(root: Path, run_folder: Path) -> dict[str, Figure]:
 def _missing(names: list[str], absent: bool, chapter: str, tables: RunTables) -> str:
     words = " and ".join(f"`{name}`" for name in names) or "`findings`"
     said = "which this run does not have" if absent or not names else "and this run holds too little there"
-    again = f"Run chapter {chapter} again: make study PROFILE={tables.run.profile}."
-    return f"This figure needs the table{'s' if len(names) > 1 else ''} {words}, {said}. {again}"
+    return f"This figure needs the table{'s' if len(names) > 1 else ''} {words}, {said}. {_again(chapter, tables)}"
+
+
+def _again(chapter: str, tables: RunTables) -> str:
+    return f"Run chapter {chapter} again: make study PROFILE={tables.run.profile}."
 
 
 def rounded(value: float, digits: int = 4) -> float | int:
@@ -251,6 +255,8 @@ def budget(tables: RunTables) -> Figure | None:
 def bound(tables: RunTables) -> Figure | None:
     """The headline of every claim that was measured, with its rule, and a scale on which its bound can be moved."""
     path = tables.run.folder.parents[1] / "findings.parquet"
+    if older := older_rules(path.parent):
+        return {"missing": f"These runs were judged by the rules of {older[0]}, which had other bounds. {_again('11', tables)}"}
     rows = pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=findings.COLUMNS)
     rows = rows[(rows["seeds"] > 0) & rows["claim"].isin(list(CLAIMS))]
     claims = [_claim(row) for row in rows.to_dict("records")]

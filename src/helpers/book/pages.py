@@ -121,7 +121,7 @@ def _claims(name: str, root: Path, folder: Path) -> str:
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
-    **{name: partial(_claims, name) for name in ("reasons", "power", "coverage", "later")},
+    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "later")},
     "explore": _explore,
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
     "provenance": lambda root, folder: provenance.provenance_page(root, folder, book_chapters(root)),

@@ -23,10 +23,12 @@ PARSED = {  # what the functions of limits.PARSERS read, in words
     "updates.recipes.parse_serving": "an update and its {term}`serving`",
     "data.tasks.known": "names in `TASKS`, or a `.csv` or `.jsonl` file",
     "monitors.readings.parse_attention": "task and {term}`depth`",
+    "models.judge_types.checked_options": "options of judges by name, each a text",
     "monitors.fitting.parse_simulated": "rounding by name, or `random-lowrank`",
     "projection.restorations.parse": "names in `RESTORATIONS`",
     "projection.restorations.parse_source": "a {term}`source` of V",
 }
+LEAN = "stages: `from_seed`, with `skip` (chapters) or `changes` (parameters)"
 LONGEST = 60  # characters of a value that stand in a cell of the table; what is longer is folded below it
 
 
@@ -65,9 +67,10 @@ def _rank(name: str) -> int:
 def collect(root: Path) -> list[Declared]:
     """Every parameter once, in the order of the chapters; what the runner reads for itself comes last."""
     notebooks, known = all_chapters.discover(root), profile_settings(root)
-    defaults, where = parameters.consistent(notebooks) | RUNNER, defaultdict(list)
+    defaults, where = parameters.consistent(notebooks) | RUNNER | {"lean": []}, defaultdict(list)  # of a whole study alone
     words = {
         "chapter_seconds": "seconds after which a chapter is stopped",
+        "lean": "what seeds leave out, each stage from a seed on; the other rows tell the values of seed 0",
         "compute": '"auto", "bf16" or "fp32": the number format to multiply in; "auto" asks the machine',
         "figure_forms": '"all", or "light": figures without a drawing for dark pages and without PNG',
     }
@@ -116,6 +119,8 @@ def allowed(name: str, default: object) -> str:
         return f"names in {code(limits.REGISTRIES[name][1])}"
     if name in limits.PARSERS:
         return PARSED[".".join(limits.PARSERS[name])]
+    if name == "lean":
+        return LEAN
     limit = LIMITS.get(name)
     if limit and limit.choices:
         return ", ".join(map(code, sorted(map(str, limit.choices()))))
