@@ -21,7 +21,7 @@ from helpers.results import KEY, VALUES
 from helpers.runner import budget, plans
 
 ROOT = Path(__file__).parents[2]
-FINDINGS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter"]
+FINDINGS = ["claim", "source", "statement", "estimate", "low", "high", "n", "seeds", "literature", "verdict", "chapter", "reason"]
 PARTS = (
     "notebooks",
     "profiles",
@@ -170,7 +170,13 @@ def test_the_identity_control_leaves_every_monitor_exactly_as_it_was(finished):
 def test_every_claim_has_a_row_and_one_run_decides_none(finished):
     table = pd.read_parquet(finished.parents[1] / "findings.parquet")
     assert list(table.columns) == FINDINGS
-    assert table["claim"].tolist() == [*(f"M{i}" for i in range(1, 8)), *(f"S{i}" for i in range(1, 7)), "Q1", "Q2", "N1", "N2"]
+    assert table["claim"].tolist() == [
+        *(f"M{i}" for i in range(1, 8)),
+        *(f"S{i}" for i in range(1, 7)),
+        "Q1",
+        "Q2",
+        *(f"N{i}" for i in range(1, 7)),
+    ]
     assert set(table["verdict"]) <= {"inconclusive", "not run"}
     measured = table[table["verdict"] != "not run"]
     assert len(measured) >= 12

@@ -155,7 +155,7 @@ def test_a_value_stays_text_on_the_page(run, monkeypatch, payload):
 
 
 def used(folder: Path) -> set[tuple[str, str]]:
-    """Every (chapter, key) that the book glues: on its pages, and in its chapters as it shows them with the outputs of the run."""
+    """Every (chapter, key) that the book glues: on its pages, and in its chapters as it shows them with the run's outputs."""
     found = set()
     for name in pages.book_chapters(ROOT):
         source, executed = (

@@ -30,10 +30,10 @@ def rules(root: Path, run: Path) -> str:
     if not older:
         return ""
     return (
-        f":::{{warning}}\nThe runs shown here were judged by the rules of {text(' and '.join(older))}. The present rules are those "
-        f"of {RULES_SET}: the page on {{ref}}`power <power>` applies them to the same runs, and says *not run* where these lack "
-        "what they ask for. The verdicts of chapter 11, and all that are taken from it, are the older ones until the runs are "
-        "made anew.\n:::\n"
+        f":::{{warning}}\nThe runs shown here were judged by the rules of {text(' and '.join(older))}, and so are the verdicts "
+        f"of chapter 11 and all that is taken from it. The present rules, which the words of these pages describe, are those of "
+        f"{RULES_SET}. {{ref}}`What they say of the same runs <power>` is *not run* where the runs lack what they ask for. The "
+        "difference ends when the runs are made anew.\n:::\n"
     )
 
 
