@@ -326,7 +326,7 @@ def test_an_aligned_model_is_kept_for_the_judge_and_the_prompts_that_end_its_tra
     monkeypatch.setattr(corpora, "sample", lambda name, *more: real(name, *more)[: -1 if name == "edgy/validation" else None])
     keys.append(key())
     monkeypatch.undo()
-    judge = replace(definitions.JUDGES, version=2)
+    judge = replace(definitions.JUDGES, version=9)
     uses = tuple(judge if one.name == "judges" else one for one in definitions.ALIGN.uses)
     monkeypatch.setattr(safety_tuning, "ALIGN", replace(definitions.ALIGN, uses=uses))
     keys.append(key())
