@@ -144,7 +144,7 @@ def _table(run: Run, name: str, root: Path | None) -> pd.DataFrame:
     beside = run.folder.parents[1] / "findings.parquet"
     if name == "findings" and beside.is_file():
         return pd.read_parquet(beside)
-    if (run.folder / "tables" / f"{name}.parquet").is_file():
+    if name in results.table_names(run.folder):  # as a table, or in parts
         return results.read_table(run, name)
     if name not in {*results.OWN, "findings"}:
         raise StudyError(f"unknown table {name!r}; {nearest(name, [*results.OWN, 'findings'])}see README, results")
