@@ -77,12 +77,11 @@ def _headers(settings: JudgeSettings) -> dict[str, str]:
 
 
 def _seconds(retry_after: str | None) -> float | None:
+    """The wait that a header Retry-After asks for, in seconds or as a date; None where it asks for none that can be read."""
     if not retry_after:
         return None
-    try:
-        return max(float(retry_after), 0.0)
-    except ValueError:
-        pass
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*", retry_after):
+        return float(retry_after)
     try:
         return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
     except ValueError:

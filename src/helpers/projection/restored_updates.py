@@ -131,18 +131,24 @@ def _made(parts: Parts, changes: Updates, named: NamedRestoration, restoration: 
 
 def _kept(path: Path, adapter: lora.Adapter, named: NamedRestoration, make: Callable[[], Prepared]) -> Prepared:
     """The prepared restoration of a file; made first where it is not there or cannot be read."""
+    if path.is_file() and (kept := _read(path, adapter, named)):
+        return kept
+    found = make()
+    note = json.dumps({"scores": found.scores.to_dict("list"), "order": found.order})
+    lefts = {module: change.left.contiguous() for module, change in found.restored.items() if isinstance(change, LowRank)}
+    cache.atomic_file(path, lambda temporary: save_file(lefts, temporary, metadata={NOTE: note}))
+    return found
+
+
+def _read(path: Path, adapter: lora.Adapter, named: NamedRestoration) -> Prepared | None:
+    """What the file holds; None where it is torn or of another form."""
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {})[NOTE])
             restored = {module: LowRank(file.get_tensor(module), pair.right) for module, pair in adapter.items()}
         return Prepared(named, dict(adapter), restored, pd.DataFrame(note["scores"]), tuple(note["order"]))
     except (OSError, SafetensorError, KeyError, ValueError):
-        pass
-    found = make()
-    note = json.dumps({"scores": found.scores.to_dict("list"), "order": found.order})
-    lefts = {module: change.left.contiguous() for module, change in found.restored.items() if isinstance(change, LowRank)}
-    cache.atomic_file(path, lambda temporary: save_file(lefts, temporary, metadata={NOTE: note}))
-    return found
+        return None
 
 
 def _restored(parts: Parts, variant: Variant) -> Update:
