@@ -119,3 +119,9 @@ def test_the_heaviest_is_found_by_counting_again_only_the_chapters_that_read_a_p
         less = {chapter: {**own, name: budget._halved(own[name])} if name in own else own for chapter, own in values.items()}
         moved = {chapter for chapter, tokens in budget.count(less).items() if tokens != whole[chapter]}
         assert moved <= {chapter for chapter in values if name in read[chapter]}, name
+
+
+def test_the_page_on_running_again_tells_the_budgets():
+    page = (ROOT / "book" / "reproduce.md").read_text(encoding="utf-8")
+    quick, cpu = (f"{budget.BUDGETS[name] / 1e6:.2f}" for name in ("quick", "cpu"))
+    assert f"at most {quick} million tokens for `quick` and {cpu} million for a seed of" in " ".join(page.split())

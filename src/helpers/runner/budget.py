@@ -24,8 +24,8 @@ from helpers.projection.restored_updates import SAFETY_ROWS
 from helpers.runner.passes import Lengths, Reader, Values, activations, calibrated, padded, reader, replies, said, trained, useful
 from helpers.updates import recipes, safety_tuning, salora, training
 
-# tokens of one seed: forward, and three times those trained; of cpu the first seed has the arms of doses besides, and the later
-# ones are lean, so that five of them come to five of 2.2 M
+# tokens of one seed: forward, and three times those trained; of cpu only the first has the arms of doses besides, and the seeds
+# from the fourth on are lean
 BUDGETS = {"quick": 0.45e6, "cpu": 3.55e6}
 
 
