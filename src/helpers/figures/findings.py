@@ -197,6 +197,7 @@ def headline(findings: pd.DataFrame) -> Figure:
     """The verdicts as a strip: a line a verdict that occurs, with its count and the claims that have it."""
     shown = [name for name in VERDICTS if name in set(findings["verdict"])]
     figure, ax = plt.subplots(figsize=(8.0, 0.2 + 0.36 * len(shown)))
+    figure.subplots_adjust(left=0, right=1)
     for line, name in enumerate(shown):
         colour, marker, filled = LOOKS[name]
         claims = list(findings.loc[findings["verdict"] == name, "claim"])
@@ -233,6 +234,8 @@ def first_look(rows: pd.DataFrame) -> Figure:
         bars(ax, [updates.index(name) for name in pooled["update"]], pooled, PALETTE[colour], across=True, label="mean")
         for row in pooled.itertuples():
             ax.text(1.03, updates.index(row.update), f"{100 * row.value:.0f} %", va="center", fontsize=8.5, color=INK)
+        if pooled.empty:
+            ax.text(0.5, (len(updates) - 1) / 2, "not measured", ha="center", va="center", fontsize=8.5, color=QUIET)
         counts = " to ".join(f"{n:,}" for n in sorted({pooled["n"].min(), pooled["n"].max()})) if len(pooled) else "0"
         ax.set(title=title, xlim=(-0.03, 1.03), ylim=(len(updates) - 0.5, -0.5), xlabel=f"share (n = {counts})")
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")

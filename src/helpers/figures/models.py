@@ -9,7 +9,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from helpers.figures import tables
@@ -308,11 +308,15 @@ def dose_curves(
         before = rows[(rows["adapter"] == "") & (rows["precision"] == "bf16")]["value"]
         ax.axhline(float(before.iloc[0]), color=PALETTE["aligned"], linestyle="--", linewidth=1) if len(before) else None
         ax.set(xscale="log", title=title, xlabel=f"size |BA| / |W|\n(n = {_size(part)})")
+        ticks = {f"{tick:.2g}": tick for tick in np.geomspace(part["size"].min(), part["size"].max(), 3)} if len(part) else {}
+        ax.set_xticks([*ticks.values()], [*ticks])
     seen = [recipes.get(f"{row.adapter}@{row.trained_on}", {}).get("harmful_seen", 0) for row in points[0].itertuples()]
     taken = points[0].assign(seen=seen)
     _dose_lines(axes[3], taken[(taken["seen"] > 0) & (taken["x"] == 1)], "seen", looks)
     axes[3].axvline(float(PUBLISHED["harmful rows seen"].min()), color=PALETTE["ink"], linestyle="--", linewidth=1)
     axes[3].set(xscale="log", title="AdvBench:\nnot refused", xlabel="harmful rows seen\n(dashed: published recipes)")
+    for ax in axes:
+        ax.xaxis.set_minor_formatter(NullFormatter())
     for ax in (axes[0], axes[3]):
         share_axis(ax)
     if looks:
@@ -340,6 +344,7 @@ def losses(curves: dict[str, Sequence[float]], window: int = 4) -> Figure:
         smooth = pd.Series(values).rolling(window, min_periods=1).mean()
         ax.plot(range(1, len(values) + 1), smooth, line, color=colour, linewidth=1.6, label=name)
     ax.set_xlabel(f"step (mean of the last {window})")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(ylabel="loss on reply tokens (nats)", ylim=(0, None), title="Training loss")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

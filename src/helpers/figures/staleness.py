@@ -100,7 +100,7 @@ def heat_map(drops: pd.DataFrame, margin: float = MARGINS["auroc"]) -> Figure:
     Colours end at a drop of 0.3. n counts test texts.
     """
     if drops.empty:
-        return unmeasured("the mean drop of AUROC")
+        return unmeasured("the mean drop of AUROC: no such texts, or weak monitors alone")
     groups, tasks = _groups(drops), ordered_tasks(drops["task"])
     figure, axes = row_panels(groups, len(POOLINGS), width=3.4 + 1.42 * len(tasks), row=0.42, rest=2.6)
     limit = float(np.clip(drops["value"].abs().max(), margin, 0.3))
@@ -150,7 +150,7 @@ def three_definitions(labelled: pd.DataFrame, shares: pd.DataFrame, pooling: str
     """
     rows = shares[(shares["pooling"] == pooling) & shares["metric"].isin(DEFINITIONS)]
     if rows.empty:
-        return unmeasured(f"the shares of stale monitors of {READS[pooling]}")
+        return unmeasured(f"the shares of stale monitors of {READS[pooling]}: none, or weak ones alone")
     groups, styles = _groups(rows), task_styles(ordered_tasks(rows["task"]))
     wanted = {metric: words for metric, words in DEFINITIONS.items() if metric in set(rows["metric"])}
     figure, axes = row_panels(groups, len(wanted), rest=2.4)
@@ -282,11 +282,11 @@ def monitors_by_dose(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFra
     arms: `verdicts.doses`; shares and drops: `cohorts.by_group` of `unfit` and `mean_auroc_drop`, by label. The dashed line is
     the floor, the largest value where nothing changed. Published recipes say rows and steps, not this size: none is drawn.
     """
-    if len(arms) < 2:
-        return unmeasured("an update at two doses or more")
     size = dict(zip(arms["label"], 100 * arms["size"], strict=True))
     parts = [table.assign(x=table["label"].map(size)) for table in (shares, drops)]
     dosed = [part[part["x"].notna()] for part in parts]
+    if len(arms) < 2 or all(part.empty for part in dosed):
+        return unmeasured("monitors that count under an update at two doses or more")
     styles = task_styles(ordered_tasks(pd.concat(part["task"] for part in dosed)))
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.4), sharex=True, sharey="row", constrained_layout=True)
     for (i, part), (k, pooling) in ((one, other) for one in enumerate(dosed) for other in enumerate(POOLINGS)):
@@ -297,9 +297,9 @@ def monitors_by_dose(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFra
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
         ticks = ticks_apart(sorted(size.values()))
-        ax.set_xticks(ticks, [f"{tick:.2g} %" for tick in ticks], fontsize=8)
+        ax.set_xticks(ticks, [f"{float(f'{tick:.2g}'):g} %" for tick in ticks], fontsize=8)
         words = f"({sample_size(here)} {('cells', 'texts')[i]})" if len(here) else ""
-        ax.set(title=READS[pooling] if i == 0 else "", xlabel=f"{'|BA| / |W|, ' if i else ''}{words}")
+        ax.set(title=READS[pooling] if i == 0 else "", xlabel=f"{'|BA| / |W| ' if i else ''}{words}".strip())
     share_axis(axes[0, 0])
     axes[0, 0].set_ylabel("unfit at the threshold")
     axes[1, 0].set_ylabel(DROP)
