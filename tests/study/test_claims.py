@@ -597,6 +597,17 @@ def test_cells_weigh_alike_and_no_task_more_for_having_few():
     assert monitor_evidence.over_tasks(table).value == pytest.approx(0.05)
 
 
+def test_what_was_picked_by_halves_weighs_by_its_texts():
+    """The fault: each cell counted once, so that of 4,000 which lack 0.04 (noise of a half: 0.05) the picked ones lacked less."""
+    lacks = 0.04 + np.random.default_rng(0).normal(0, 0.05, (4000, 2))
+    picked, other = lacks >= 0.05, lacks[:, ::-1]
+    rows = [row("refit_drop_split", one[hit].mean(), at_home(BENIGN, "bf16"), n=50 * hit.sum(), task=TASKS[0],
+                probe="logistic-last", layer=1, depth=0.5) for one, hit in zip(other, picked, strict=True) if hit.any()]  # fmt: skip
+    table = pd.DataFrame(rows)
+    assert monitor_evidence.over_cells(table).value < 0.035
+    assert monitor_evidence.refit_lacks("last")({"staleness": table}).value == pytest.approx(0.04, abs=0.003)
+
+
 # ---------------------------------------------------------------- the registry
 
 

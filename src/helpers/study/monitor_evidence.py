@@ -273,11 +273,14 @@ def preference_against_supervised(metric: str, pooling: str) -> Evidence:
 
 
 def refit_lacks(pooling: str) -> Evidence:
-    """What a refit still lacks of a stale monitor's AUROC; cells were picked on one half of the texts, judged on the other."""
+    """What a refit still lacks of a stale monitor's AUROC; cells were picked on one half of the texts, judged on the other.
+
+    Cells weigh by their texts: one that both halves picked counts twice, without which the picking would bias the mean.
+    """
 
     def found(tables: Tables) -> Estimate | None:
         rows = monitors(select(tables, "staleness", metric="refit_drop_split", restoration=""))
-        return over_cells(under_updates(rows[rows["pooling"] == pooling]))
+        return over_cells(under_updates(rows[rows["pooling"] == pooling]), weigh="n")
 
     return found
 

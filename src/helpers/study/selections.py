@@ -101,10 +101,12 @@ def over_tasks(found: pd.DataFrame, column: str = "task") -> Estimate | None:
     return mean([mean(part) for _, part in found.groupby(column)], shared=False)
 
 
-def over_cells(found: pd.DataFrame, column: str = "task") -> Estimate | None:
-    """The mean over all rows, each counting once; rows of one task share its texts, those of different tasks none."""
-    parts = [part for _, part in found.groupby(column)]
-    return mean_of([mean_of(estimates(part), True) for part in parts], False, [len(part) for part in parts]) if parts else None
+def over_cells(found: pd.DataFrame, weigh: str = "") -> Estimate | None:
+    """The mean over all rows, each counting once, or as the column `weigh` says; rows of one task share its texts, of others none."""
+    own = found.assign(weight=found[weigh] if weigh else 1.0)
+    parts = [part for _, part in own.groupby("task")]
+    sums = [float(part["weight"].sum()) for part in parts]
+    return mean_of([mean_of(estimates(part), True, list(part["weight"])) for part in parts], False, sums) if parts else None
 
 
 def minus(new: Estimate | None, old: Estimate | None) -> Estimate | None:
