@@ -561,6 +561,17 @@ def test_monitors_that_caught_little_from_the_start_are_left_out(claimed):
     assert [float(one.values.mean()) for one in seen] == pytest.approx([0.75, 0.5])
 
 
+@pytest.mark.parametrize("kind", ["logistic", "simulated-updates"])
+def test_a_simulated_probe_is_not_spared_because_it_caught_nothing(claimed, kind):
+    """The fault: what was not caught cannot be lost, and a weak probe stood among those that stay fit; its place is left out."""
+    first = {"task": TASKS[0], "probe": f"{kind}-last", "layer": LAYERS[0], "depth": 0.5}
+    weak = pd.concat([claimed["monitors"], pd.DataFrame([row("tpr_5", 0.1, Address(), **first)])], ignore_index=True)
+    for component in (CLAIMS["N5"].components[0], CLAIMS["N5"].components[4]):
+        tables = [{"staleness": claimed["staleness"], "monitors": found} for found in (claimed["monitors"], weak)]
+        before, after = map(component.estimate, tables)
+        assert set(before.values.index) - set(after.values.index) == {f"{TASKS[0]}/last/{LAYERS[0]}"}
+
+
 def test_two_rates_on_the_same_prompts_are_paired(claimed):
     """The fault: of 0 discordant prompts in 100, two rates taken as independent left 15 points open; the items leave 4."""
     seen = CLAIMS["N2"].components[0].estimate(claimed)
@@ -601,9 +612,9 @@ def test_what_was_picked_by_halves_weighs_by_its_texts():
     """The fault: each cell counted once, so that of 4,000 which lack 0.04 (noise of a half: 0.05) the picked ones lacked less."""
     lacks = 0.04 + np.random.default_rng(0).normal(0, 0.05, (4000, 2))
     picked, other = lacks >= 0.05, lacks[:, ::-1]
-    rows = [row("refit_drop_split", one[hit].mean(), at_home(BENIGN, "bf16"), n=50 * hit.sum(), task=TASKS[0],
-                probe="logistic-last", layer=1, depth=0.5) for one, hit in zip(other, picked, strict=True) if hit.any()]  # fmt: skip
-    table = pd.DataFrame(rows)
+    where = {"task": TASKS[0], "probe": "logistic-last", "layer": 1, "depth": 0.5}
+    cells = [(one[hit].mean(), 50 * hit.sum()) for one, hit in zip(other, picked, strict=True) if hit.any()]
+    table = pd.DataFrame([row("refit_drop_split", v, at_home(BENIGN, "bf16"), n=n, **where) for v, n in cells])
     assert monitor_evidence.over_cells(table).value < 0.035
     assert monitor_evidence.refit_lacks("last")({"staleness": table}).value == pytest.approx(0.04, abs=0.003)
 

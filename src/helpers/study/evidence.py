@@ -80,7 +80,7 @@ def nats(tables: Tables) -> Said:
 def _compared(said: Said, new: Address, old: Address, sets: Sequence[str]) -> pd.Series | None:
     """new - old on the items that both met, of the full sets or else of the sketches."""
     first, second = said.get(new), said.get(old)
-    for suffix in ("", "/test", "/few"):
+    for suffix in ("", "/test"):
         wanted = [f"{name}{suffix}" for name in sets]
         parts = [None if one is None else one[one.index.get_level_values(0).isin(wanted)] for one in (first, second)]
         if (found := gap(*parts)) is not None:

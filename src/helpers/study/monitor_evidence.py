@@ -5,7 +5,7 @@ task's monitors (pooling and layer), which are relatives; a place's value is the
 over both test sets of a task where it has a second. Monitors that caught little before any update are left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,18 +65,18 @@ def _placed(own: pd.DataFrame) -> pd.DataFrame:
     return own.merge(places, on=MONITOR)
 
 
-@kept
-def _weak(tables: Tables) -> pd.DataFrame:
-    """The monitors that catch too little on the aligned model, from the table `monitors`."""
-    found = select(tables, "monitors", metric="tpr_5", adapter="", precision="bf16")
-    return found.loc[found["value"] < WEAK_BELOW, MONITOR].drop_duplicates()
+def without_weak(tables: Tables, found: pd.DataFrame) -> pd.DataFrame:
+    """The rows about monitors that catch enough on the aligned model, as the table `monitors` has it."""
+    start = select(tables, "monitors", metric="tpr_5", adapter="", precision="bf16")
+    weak = start.loc[start["value"] < WEAK_BELOW, MONITOR]
+    return found[~pd.MultiIndex.from_frame(found[MONITOR]).isin(pd.MultiIndex.from_frame(weak))]
 
 
 @kept
 def singles(tables: Tables) -> pd.DataFrame:
     """The rows of `staleness` about single monitors of a pooling, weak ones and restorations left out; `where`: the test set."""
     found = monitors(select(tables, "staleness", restoration="", metric=[f"{m}{away}" for m in READ for away in ("", ELSEWHERE)]))
-    return _on_both(_without(found[found["pooling"].isin(POOLINGS)], _weak(tables), MONITOR))
+    return _on_both(without_weak(tables, found[found["pooling"].isin(POOLINGS)]))
 
 
 def _on_both(found: pd.DataFrame) -> pd.DataFrame:
@@ -84,12 +84,6 @@ def _on_both(found: pd.DataFrame) -> pd.DataFrame:
     names = {name: name.removesuffix(ELSEWHERE) for name in found["metric"].unique()}
     metric = found["metric"].map(names).astype(str)
     return found.assign(where=np.where(found["metric"] == metric, "", ELSEWHERE), metric=metric)
-
-
-def _without(found: pd.DataFrame, left_out: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    if left_out.empty:
-        return found
-    return found[~pd.MultiIndex.from_frame(found[list(keys)]).isin(pd.MultiIndex.from_frame(left_out[list(keys)]))]
 
 
 @kept
@@ -279,7 +273,7 @@ def refit_lacks(pooling: str) -> Evidence:
     """
 
     def found(tables: Tables) -> Estimate | None:
-        rows = monitors(select(tables, "staleness", metric="refit_drop_split", restoration=""))
+        rows = without_weak(tables, monitors(select(tables, "staleness", metric="refit_drop_split", restoration="")))
         return over_cells(under_updates(rows[rows["pooling"] == pooling]), weigh="n")
 
     return found
@@ -289,7 +283,7 @@ def turned(pooling: str) -> Evidence:
     """The angle from frozen to refitted direction beyond that of other training texts, over the same cells."""
 
     def found(tables: Tables) -> Estimate | None:
-        rows = monitors(select(tables, "staleness", metric="direction_angle_split", restoration=""))
+        rows = without_weak(tables, monitors(select(tables, "staleness", metric="direction_angle_split", restoration="")))
         rows = under_updates(rows[rows["pooling"] == pooling])
         usual = select(tables, "monitors", metric="resampled_angle")
         both = rows.merge(usual[[*MONITOR, "value", "low", "high", "n"]], on=MONITOR, suffixes=("", "_usual"))
@@ -308,7 +302,7 @@ def _simulated(tables: Tables) -> pd.DataFrame:
     """The rows of `staleness` under real updates about plain probes and those fitted with simulated updates, with `kind`."""
     kinds = (PLAIN, NOISE, TRUE)
     names = tuple(f"{kind}-{pooling}" for kind in kinds for pooling in POOLINGS)
-    found = _placed(select(tables, "staleness", probe=names, restoration=""))
+    found = _placed(without_weak(tables, select(tables, "staleness", probe=names, restoration="")))
     return _on_both(found).assign(kind=found["probe"].str.rsplit("-", n=1).str[0])
 
 

@@ -6,11 +6,10 @@ measured.
 
 import pandas as pd
 
-from helpers.staleness.cohorts import WEAK_BELOW
 from helpers.stats.intervals import Estimate, rate_interval
 from helpers.stats.over_seeds import MEASURES, SHARES
 from helpers.study.evidence import DAMAGE, damage
-from helpers.study.monitor_evidence import MONITOR, by_place, monitors, under_updates
+from helpers.study.monitor_evidence import MONITOR, by_place, monitors, under_updates, without_weak
 from helpers.study.paired_items import Items, Premised, average, gap, premised, told
 from helpers.study.selections import HARMFUL, VARIANT, Evidence, Tables, home, kept, mean, select
 from helpers.updates.names import EVERY
@@ -26,10 +25,8 @@ STRENGTH = [*VARIANT[:-1], "strength"]
 def realigned(tables: Tables) -> pd.DataFrame:
     """The rows of `realignment` about single monitors; those that caught too little on the aligned model are left out."""
     methods = ("none", GATED, *METHODS)
-    found = monitors(select(tables, "realignment", metric=(UNFIT, "auroc", "auroc_drop", "tpr_5"), method=methods))
-    weak = select(tables, "monitors", metric="tpr_5", adapter="", precision="bf16")
-    weak = weak.loc[weak["value"] < WEAK_BELOW, MONITOR]
-    return found[~pd.MultiIndex.from_frame(found[MONITOR]).isin(pd.MultiIndex.from_frame(weak))] if len(weak) else found
+    found = select(tables, "realignment", metric=(UNFIT, "auroc", "auroc_drop", "tpr_5"), method=methods)
+    return without_weak(tables, monitors(found))
 
 
 @kept

@@ -102,7 +102,7 @@ def over_tasks(found: pd.DataFrame, column: str = "task") -> Estimate | None:
 
 
 def over_cells(found: pd.DataFrame, weigh: str = "") -> Estimate | None:
-    """The mean over all rows, each counting once, or as the column `weigh` says; rows of one task share its texts, of others none."""
+    """The mean over rows, each counting once or as the column `weigh` says; rows of one task share its texts, others none."""
     own = found.assign(weight=found[weigh] if weigh else 1.0)
     parts = [part for _, part in own.groupby("task")]
     sums = [float(part["weight"].sum()) for part in parts]
