@@ -134,7 +134,7 @@ def test_a_signal_that_tells_rises_and_one_that_does_not_stays_level():
             assert (low == 0 and high == 1) if rises else abs(high - low) < 0.2
         (dashed,) = [line for line in ax.lines if line.get_linestyle() == "--"]
         assert dashed.get_ydata()[0] == pytest.approx(0.3, abs=0.03)
-    assert "100 % against 0 % by score ks" in figure.get_suptitle()
+    assert "100 % against 0 % by score KS" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def bins_title(cells: pd.DataFrame, signals: Sequence[str]) -> str:
         rows = _binned(cells, name)
         if len(rows) > 1:
             least, most = 100 * rows["value"].iloc[0], 100 * rows["value"].iloc[-1]
-            said.append(f"{most:.0f} % against {least:.0f} % by {name.replace('_', ' ')}")
+            said.append(f"{most:.0f} % against {least:.0f} % by {name.replace('_', ' ').replace(' ks', ' KS')}")
     return f"Stale where a signal is largest against where it is smallest: {', '.join(said)}." if said else "All cells are level."
 
 
