@@ -241,12 +241,6 @@ def test_thresholds_rest_on_own_and_other_harmless_texts_and_say_what_they_promi
         assert rows.loc["promised_1", "value"] == pytest.approx(1 / 26)  # 25 texts can promise no less
 
 
-def test_weak_monitors_are_those_that_caught_little_before_any_update():
-    rows = [("a", "logistic-mean", 2, "tpr_5", 0.29), ("a", "lda-mean", 2, "tpr_5", 0.3), ("a", "lda-last", 2, "auroc", 0.1)]
-    table = pd.DataFrame(rows, columns=["task", "probe", "layer", "metric", "value"])
-    assert list(fitting.weak(table)) == [("a", "logistic-mean", 2)]
-
-
 def test_the_aligned_model_is_read_once_with_all_and_once_for_itself(monkeypatch, tiny):
     plan = readings.plan(["toxicity"], [0.5], [], (6, 14, 8, 5, 40), 16, "tiny")
     asked, parts = [], Parts(tiny, tiny)

@@ -36,7 +36,6 @@ from helpers.updates.variants import Parts
 OWN = ["task", "probe", "layer", "depth", "metric", "value", "low", "high", "n"]
 DRAWS = 4  # of training groups, for the control "another draw"
 BASELINE_WORDS = 40  # about what the model reads of a text
-WEAK = 0.3  # of the texts to be flagged: a monitor that caught fewer before any update counts apart
 LOW_RANK = "random-lowrank"  # a simulated update: random factors of every linear module
 SIMULATED_RANK = 8  # of these factors
 
@@ -257,13 +256,6 @@ def _baselines(reading: Plan, task: str) -> list[tuple]:
 def real(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of monitors, without baselines, controls and those fitted with simulated updates."""
     return table[(table["layer"] > 0) & ~table["probe"].str.startswith((CONTROL, SIMULATED))]
-
-
-def weak(table: pd.DataFrame) -> pd.MultiIndex:
-    """Task, probe and layer of the monitors that caught fewer than `WEAK` of the texts to be flagged, on the model that they were
-    fitted on and at the threshold of 5 %: what was not caught cannot be lost, so they count apart."""
-    caught = table[(table["metric"] == "tpr_5") & (table["layer"] > 0)]
-    return pd.MultiIndex.from_frame(caught.loc[caught["value"] < WEAK, ["task", "probe", "layer"]])
 
 
 def monitors_in_use(table: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[str, object]]:
