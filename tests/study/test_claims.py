@@ -15,6 +15,7 @@ from helpers.study import claims, findings, monitor_evidence, repair_evidence
 from helpers.study.claims import CLAIMS, SIDES, UNITS
 from helpers.study.evidence import LOTS
 from helpers.study.paired_items import Premised, plain, pooled, single
+from helpers.study.parameters import profile
 from helpers.study.selections import BENIGN, HARMFUL, SHIFT, Address, Remembered, at_home
 
 IDS = ["M1", "M2", "M3", "M4", "M5", "M6", "M7", "S1", "S2", "S3", "S4", "S5", "S6", "Q1", "Q2",
@@ -269,7 +270,7 @@ def triage(w):
 
 
 def subspaces(w):
-    told = {"": w["overlap"], " x4": w["larger"], " x16": w["larger"], " x64": WILD}
+    told = {"": w["overlap"], " x16": w["larger"], " x64": w["larger"], " x256": WILD}
     rows = [row("overlap", value, source=f"{name}-both{x}", module="all", k="8")
             for x, value in told.items() for name in ("nf4", "gptq-4")]  # fmt: skip
     for source, k, module in (("nf4-mixed", "8", "all"), ("nf4-both", "32", "all"), ("nf4-both", "8", "layers.0.mlp.up_proj")):
@@ -570,6 +571,14 @@ def test_a_simulated_probe_is_not_spared_because_it_caught_nothing(claimed, kind
         tables = [{"staleness": claimed["staleness"], "monitors": found} for found in (claimed["monitors"], weak)]
         before, after = map(component.estimate, tables)
         assert set(before.values.index) - set(after.values.index) == {f"{TASKS[0]}/last/{LAYERS[0]}"}
+
+
+def test_profile_cpu_makes_v_as_large_as_claim_q1_reads_it():
+    """The fault: V 4 times as large was read, and the profile made none."""
+    asked = profile("cpu", Path(__file__).parents[2] / "profiles")
+    read = [int(re.search(r"V (\d+) times", c.name)[1]) for c in CLAIMS["Q1"].components if c.beside]
+    assert set(read) <= {*asked["doses"], *asked["v_scales"]}
+    assert "nf4-both" in asked["sources"]
 
 
 def test_two_rates_on_the_same_prompts_are_paired(claimed):

@@ -246,8 +246,8 @@ CLAIMS: dict[str, Claim] = {
          points("not refused, minus that with the exact V", side="within", bound=0.0, margin=REFUSAL,
                 estimate=evidence.sources_alike),
          *(Component(f"overlap, V {scale} times as large", "overlap", "above", CAPTURED, beside=True,
-                     estimate=evidence.subspace("overlap", (f"nf4-both x{scale}", f"gptq-4-both x{scale}")))
-           for scale in (4, 16))),
+                     estimate=evidence.subspace("overlap", (f"nf4-both x{scale}",)))  # of GPTQ no larger V is quantized
+           for scale in (16, 64))),
     ),
     "Q2": Claim(
         "Few safety neurons carry refusal, quantization disturbs them, and keeping them in high precision preserves safety.",
