@@ -1,6 +1,7 @@
 """Models of other families, each through every wing: nothing in the house asks for a name where a structure will do."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import torch
 from support import families
 from support.bland import example, refused
 
-from helpers.data.text_rows import Row
+from helpers.data.text_rows import Preference, Row
 from helpers.errors import REFUSED
 from helpers.models import activations, checkpoints, encoding, generation, loading, shared_prefix
 from helpers.neurons import neuron_scores
-from helpers.projection import alignment_matrix, safelora
-from helpers.updates import lora, moved_weights, quantized_models, quantizers, training, variants
+from helpers.projection import alignment_matrix, safelora, safety_inputs
+from helpers.updates import lora, moved_weights, preferences, quantized_models, quantizers, training, variants
 from helpers.updates.names import Variant
 
 PROMPTS = ["Polish the lamp.", "Hi", "Describe how a lantern is carried across the river in the rain, please, and then back."]
@@ -118,6 +119,19 @@ def test_full_tuning_and_qat_change_the_blocks_linear_weights_alone(folder):
         assert {clean.removesuffix(".weight") for clean in tuned.tensors} == set(
             quantizers.linear_names(loading.load(folder).model)
         )
+
+
+def test_preference_tuning_begins_where_nothing_is_preferred(folder):
+    """The fault: the network below the head was asked for as `.model`, whatever its family calls it."""
+    rows = [Preference(row.prompt, row.reply, rejected="No.") for row in ROWS]
+    recipe = training.Recipe(kind="dpo", epochs=1, lr=1e-3, batch=4, rank=2, alpha=2, limit=64)
+    tuned = preferences.tune_preferences(loading.load(folder, "fp32"), rows, recipe)
+    assert tuned.losses == pytest.approx([math.log(2)], abs=1e-5)
+
+
+def test_what_modules_read_where_the_model_refuses_is_told_of_every_module(folder, language):
+    found = safety_inputs.safety_inputs(folder, tuple(ROWS))
+    assert list(found) == quantizers.linear_names(language.model)
 
 
 @pytest.mark.parametrize("precision", [*quantizers.QUANTIZERS])

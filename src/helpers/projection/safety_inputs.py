@@ -95,7 +95,7 @@ def safety_inputs(folder: Path, rows: tuple[Row, ...], device: str = "cpu") -> d
     places = salora.drawn_places([(opening, len(row.ids)) for row in told], ids.shape[1], salora.TOKENS).to(language.device)
     found: dict[str, ModuleInputs] = {}
     with _reading(language, places, found):
-        language.model.model(input_ids=ids, use_cache=False)
+        loading.backbone(language.model)(input_ids=ids, use_cache=False)
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from helpers.data.text_rows import Row
 from helpers.errors import REFUSED, StudyError
-from helpers.models.loading import LanguageModel, causal, logits, pad
+from helpers.models.loading import LanguageModel, backbone, causal, logits, pad
 from helpers.updates import training
 from helpers.updates.training import IGNORE, Recipe, TokenizedRow, Tuned
 
@@ -58,7 +58,7 @@ def reply_log_likelihoods(model: nn.Module, rows: Sequence[TokenizedRow], fill: 
     """Sum of the log-probabilities of each row's reply tokens; the head runs at those positions only."""
     ids = pad([row.ids for row in rows], fill).to(device)
     labels = pad([[IGNORE] * row.start + list(row.ids[row.start :]) for row in rows], IGNORE).to(device)[:, 1:]
-    hidden = causal(model).model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     owner, place = (labels != IGNORE).nonzero(as_tuple=True)
     lost = nn.functional.cross_entropy(logits(causal(model), hidden[owner, place]), labels[owner, place], reduction="none")
     return torch.zeros(len(rows), dtype=lost.dtype, device=device).index_add(0, owner, -lost)
