@@ -52,7 +52,7 @@ def our_step(folder: Path, batch: list[training.TokenizedRow], kind: str) -> Cal
     recipe = training.Recipe(kind=kind, lr=1e-5)
     model = training.trainable(language, recipe)
     loop = training.Loop(model, recipe, 10**6, None, 60.0)
-    return lambda: loop.advance(batch, language.tokenizer.pad_token_id, language.device)
+    return lambda: loop.advance(training.reply_loss, batch, language.tokenizer.pad_token_id, language.device)
 
 
 def plain_step(folder: Path, batch: list[training.TokenizedRow]) -> Callable[[], object]:

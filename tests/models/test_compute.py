@@ -92,13 +92,25 @@ def test_bf16_without_units_works_and_warns_once_with_the_factor(monkeypatch, ti
 
 
 def test_a_machine_without_units_is_told_by_what_onednn_may_use():
-    """The detection in a process that may use AVX2 at most, or bf16 dot products without tiles: both are faster in float32."""
-    code = "from helpers.models import compute; print(compute.resolve('auto').name)"
+    """The detection in a process that may use AVX2 at most, where nothing needs to be timed."""
+    code = "from helpers.models import compute; compute.seconds = None; print(compute.resolve('auto').name)"
     kept = {k: v for k, v in os.environ.items() if k != compute.VARIABLE}
     limited = {**kept, "DNNL_MAX_CPU_ISA": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     assert subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True).stdout.strip() == "fp32"
-    dots = "import torch; torch.cpu._is_amx_tile_supported = lambda: False; torch.cpu._is_avx512_bf16_supported = lambda: True; "
-    assert subprocess.run([sys.executable, "-c", dots + code], env=kept, capture_output=True, text=True).stdout.strip() == "fp32"
+
+
+@pytest.mark.parametrize(("half", "name"), [(0.25, "bf16"), (0.6, "bf16"), (0.8, "fp32"), (1.7, "fp32")])
+def test_auto_is_what_a_product_is_clearly_faster_in(monkeypatch, half, name):
+    """Two machines with the same instructions were seen at a quarter and at 1.7 times of float32's time."""
+    monkeypatch.setattr(compute, "seconds", lambda dtype: half if dtype == torch.bfloat16 else 1.0)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    compute.native.cache_clear()
+    assert compute.resolve("auto").name == name
+    compute.native.cache_clear()
+
+
+def test_the_timed_product_takes_time_in_either_format():
+    assert all(0 < compute.seconds(dtype, repeats=2) < 10 for dtype in (torch.bfloat16, torch.float32))
 
 
 # ---------------------------------------------------------------- the same model in either

@@ -1,14 +1,14 @@
 """Compute: the number format in which a machine multiplies. Precision, the format that weights are stored in, is another thing.
 
 With compute bf16 the products are made in bfloat16; with fp32 in float32, of weights whose values still lie on the grid of
-their precision: the same model, finer arithmetic. A CPU without bf16 tiles (AMX) takes longer in bfloat16 than in float32, also
-one with the dot products of AVX512-BF16 (`make bench` measures it); `auto` therefore means bf16 where a machine has fast units
-for it, else fp32. The setting belongs to a process, like the number of threads: it is read from the environment, where the
+their precision: the same model, finer arithmetic. Which is faster cannot be told from a CPU's flags: with the same dot products
+of AVX512-BF16 one machine took 1.7 times as long for a pass in bfloat16 as in float32, another a quarter (`make bench` measures
+it). `auto` therefore times one product in both and means bf16 where that is clearly faster, else fp32. The setting belongs to a process, like the number of threads: it is read from the environment, where the
 runner puts it, so that kernels and their children agree.
 """
 
 import os
-import platform
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,12 +23,14 @@ if TYPE_CHECKING:  # the runner and the doctor name a compute without waiting fo
 
 NAMES = ("auto", "bf16", "fp32")
 VARIABLE = "AFTER_UPDATE_COMPUTE"
-EMULATED = 4  # at most so many times as long takes bf16 without fast units as float32 (AVX2: 3.7; AVX512-BF16: 1.4 to 1.7)
+EMULATED = 4  # at most so many times as long takes bf16 without fast units as float32 (AVX2: 3.7; a slow AVX512-BF16: 1.4 to 1.7)
+CLEARLY = 0.6  # of float32's time may a product in bfloat16 take; what lies around products gains less
+PRODUCT = (256, 576, 1536)  # rows, inputs and outputs of the product that is timed: a module of the embedded model
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A number format, `bf16` or `fp32`, and whether this machine has fast units for bf16."""
+    """A number format, `bf16` or `fp32`, and whether this machine is faster in bf16."""
 
     name: str
     native: bool
@@ -50,8 +52,8 @@ class Compute:
                 else f"computing in bf16 without fast units, up to {EMULATED} times the time of fp32"
             )
         if self.native:
-            return "computing in float32, although this machine has bf16 units: two to five times the time of bf16"
-        return "this CPU has no fast bf16 units: computing in float32"
+            return "computing in float32, although this machine is faster in bf16: two to five times its time"
+        return "this CPU is not faster in bf16: computing in float32"
 
     def autocast(self, device: "torch.device") -> AbstractContextManager:
         """The context of a training step on float32 weights: products in bf16 where compute is bf16, else as they are."""
@@ -62,17 +64,29 @@ class Compute:
 
 @lru_cache
 def native(device: str = "cpu") -> bool:
-    """Whether a device is faster in bfloat16 than in float32: on an x86 CPU, where it has tiles for it that oneDNN may use."""
+    """Whether a device is faster in bfloat16 than in float32; on a CPU whose instructions know bfloat16 a product is timed."""
     import torch
 
     if device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # unlike what follows, this keeps to DNNL_MAX_CPU_ISA
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # what oneDNN may use: keeps to DNNL_MAX_CPU_ISA
         return False
-    if platform.machine().lower() not in {"x86_64", "amd64"}:
-        return True  # ARM: oneDNN says yes only where the instructions are there
-    # With the dot products of AVX512-BF16 alone, a pass took 1.7, a LoRA step 1.4 times as long as in float32.
-    return "AVX512" in torch.backends.cpu.get_cpu_capability() and torch.cpu._is_amx_tile_supported()
+    half, full = seconds(torch.bfloat16), seconds(torch.float32)
+    return half <= CLEARLY * full
+
+
+def seconds(dtype: "torch.dtype", repeats: int = 5) -> float:
+    """The least of some times that a linear map of `PRODUCT` takes in a format on this CPU: what else runs only adds to a time."""
+    import torch
+
+    rows, inputs, outputs = PRODUCT
+    x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    took = []
+    for _ in range(repeats + 1):  # the first makes the kernel
+        began = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        took.append(time.perf_counter() - began)
+    return min(took[1:])
 
 
 def resolve(asked: str, device: str = "cpu") -> Compute:

@@ -26,7 +26,7 @@ from helpers.updates import recipes, safety_tuning, salora, training
 
 # tokens of one seed: forward, and three times those trained; of cpu only the first has the arms of doses besides, and the seeds
 # from the fourth on are lean
-BUDGETS = {"quick": 0.45e6, "cpu": 3.55e6}
+BUDGETS = {"quick": 0.45e6, "cpu": 3.5e6}
 
 
 # ---------------------------------------------------------------- what is measured
