@@ -3,8 +3,9 @@
 With compute bf16 the products are made in bfloat16; with fp32 in float32, of weights whose values still lie on the grid of
 their precision: the same model, finer arithmetic. Which is faster cannot be told from a CPU's flags: with the same dot products
 of AVX512-BF16 one machine took 1.7 times as long for a pass in bfloat16 as in float32, another a quarter (`make bench` measures
-it). `auto` therefore times one product in both and means bf16 where that is clearly faster, else fp32. The setting belongs to a process, like the number of threads: it is read from the environment, where the
-runner puts it, so that kernels and their children agree.
+it). `auto` therefore times one product in both and means bf16 where that is clearly faster, else fp32. The setting belongs to a
+process, like the number of threads: it is read from the environment, where the runner puts it, so that kernels and their
+children agree.
 """
 
 import os
@@ -76,7 +77,7 @@ def native(device: str = "cpu") -> bool:
 
 
 def seconds(dtype: "torch.dtype", repeats: int = 5) -> float:
-    """The least of some times that a linear map of `PRODUCT` takes in a format on this CPU: what else runs only adds to a time."""
+    """The least of some times that a linear map of `PRODUCT` takes in a format on this CPU: other work only adds to a time."""
     import torch
 
     rows, inputs, outputs = PRODUCT
