@@ -35,7 +35,7 @@ class ScoreRow(NamedTuple):
 # ---------------------------------------------------------------- files
 
 
-def _checked(path: Path, what: str, kinds: Sequence[str]) -> Path:
+def checked_file(path: Path, what: str, kinds: Sequence[str]) -> Path:
     """The path of a file that can be read line by line."""
     if path.suffix.lower() not in kinds:
         raise StudyError(f"{what} {shown(path.name)} is not a {' or '.join(kinds)} file; save it as one")
@@ -60,7 +60,7 @@ def _utf8(path: Path) -> str:
         raise StudyError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8", REFUSED) from error
 
 
-def _table(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
+def table_rows(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
     """Place and columns of every row; `needed`: columns that must be there, `a|b` where either will do."""
     csv = path.suffix.lower() == ".csv"
     # no columns are asked for here: the error would list the first line, which is a text where the header is missing
@@ -102,13 +102,13 @@ def _text(row: dict, column: str, place: str) -> str:
     return value or ""
 
 
-def _word(row: dict, column: str, place: str) -> str:
+def word_in(row: dict, column: str, place: str) -> str:
     """A short name in a column, also where it is written as a number."""
     value = row.get(column)
     return _text({column: value if value is None else str(value)}, column, place).strip()
 
 
-def _prompt(row: dict, place: str) -> tuple[str, str]:
+def prompt_and_reply(row: dict, place: str) -> tuple[str, str]:
     """Prompt and reply of a row."""
     prompt, reply = _text(row, "text" if row.get("text") is not None else "prompt", place), _text(row, "reply", place)
     if not prompt.strip() or (reply and not reply.strip()):
@@ -121,12 +121,12 @@ def _prompt(row: dict, place: str) -> tuple[str, str]:
 
 def unlabelled(path: Path) -> list[Example]:
     """The texts of a file, each once, without labels: lines of a .txt, or columns `text` (or `prompt`) and `reply`."""
-    path = _checked(path, "texts", (".jsonl", ".csv", ".txt"))
+    path = checked_file(path, "texts", (".jsonl", ".csv", ".txt"))
     if path.suffix.lower() == ".txt":
         lines = [line.strip() for line in _utf8(path).split("\n")]
-        pairs = [_prompt({"text": line}, f"{path.name} line {n}") for n, line in enumerate(lines, start=1) if line]
+        pairs = [prompt_and_reply({"text": line}, f"{path.name} line {n}") for n, line in enumerate(lines, start=1) if line]
     else:
-        pairs = [_prompt(row, place) for place, row in _table(path, "text|prompt")]
+        pairs = [prompt_and_reply(row, place) for place, row in table_rows(path, "text|prompt")]
     if not pairs or len(pairs) > MOST_ROWS:
         raise StudyError(f"{path.name} holds {len(pairs)} texts; give 1 to {MOST_ROWS}", REFUSED)
     return [Example("", "", 0, "", *pair) for pair in dict.fromkeys(pairs)]
@@ -137,8 +137,8 @@ def labelled(path: Path) -> list[Example]:
 
     Without `group` near duplicates share one. Each task needs both labels.
     """
-    path = _checked(path, "labels", (".jsonl", ".csv"))
-    rows = [_labelled(row, place) for place, row in _table(path, "text|prompt", "label")]
+    path = checked_file(path, "labels", (".jsonl", ".csv"))
+    rows = [_labelled(row, place) for place, row in table_rows(path, "text|prompt", "label")]
     for column in ("group", "task"):
         filled = [bool(getattr(row, column)) for row in rows]
         if any(filled) and not all(filled):
@@ -160,7 +160,7 @@ def _one_label(name: str, rows: Sequence[Example]) -> None:
 
 
 def _labelled(row: dict, place: str) -> Example:
-    return Example(_word(row, "task", place), "", _label(row, place), _word(row, "group", place), *_prompt(row, place))
+    return Example(word_in(row, "task", place), "", _label(row, place), word_in(row, "group", place), *prompt_and_reply(row, place))
 
 
 def _label(row: dict, place: str) -> int:
@@ -183,9 +183,9 @@ def scores(path: Path) -> dict[str, list[ScoreRow]]:
 
     A monitor's threshold is one, and labels stand in all of its rows or in none.
     """
-    path = _checked(path, "scores", (".jsonl", ".csv"))
+    path = checked_file(path, "scores", (".jsonl", ".csv"))
     found: dict[str, list[ScoreRow]] = {}
-    for place, row in _table(path, "monitor", "id", "before", "after"):
+    for place, row in table_rows(path, "monitor", "id", "before", "after"):
         one = _score(row, place)
         found.setdefault(one.monitor, []).append(one)
     for monitor, rows in found.items():
@@ -215,11 +215,11 @@ def _spelled_alike(rows: Sequence[ScoreRow]) -> None:
 
 
 def _score(row: dict, place: str) -> ScoreRow:
-    monitor, name, group = (_word(row, column, place) for column in ("monitor", "id", "group"))
+    monitor, name, group = (word_in(row, column, place) for column in ("monitor", "id", "group"))
     if not monitor or not name:
         raise StudyError(f"{place} has an empty monitor or id; fill or remove that row", REFUSED)
     label, cut = (
-        float(read(row, place)) if _word(row, column, place) else math.nan
+        float(read(row, place)) if word_in(row, column, place) else math.nan
         for column, read in (("label", _label), ("threshold", partial(_number, column="threshold")))
     )
     before, after = (_number(row, place, side) for side in ("before", "after"))
@@ -337,7 +337,7 @@ def _encodable(text: str, place: str) -> str:
 def preferences(file: str) -> list[Preference]:
     """The pairs of a file of one's own, JSON lines with prompt, chosen and rejected; none where no file is named."""
     rows = []
-    for place, row in _table(_checked(Path(file), "preferences", (".jsonl",)), "prompt", "chosen", "rejected") if file else ():
+    for place, row in table_rows(checked_file(Path(file), "preferences", (".jsonl",)), "prompt", "chosen", "rejected") if file else ():
         prompt, chosen, rejected = (_text(row, column, place) for column in ("prompt", "chosen", "rejected"))
         if not all(text.strip() for text in (prompt, chosen, rejected)):
             raise StudyError(f"{place} has an empty text; fill or remove that row", REFUSED)
