@@ -65,8 +65,10 @@ INTERVALS = Definition(
     code=("stats.intervals", "stats.over_seeds", "stats.kappa", "stats.p_values", "stats.roc", "stats.paired_aurocs"),
 )  # fmt: skip
 MODELS = Definition(  # a folder as a model; text as tokens; batches
-    "models", 1, code=("models.loading", "models.built_in", "models.checkpoints", "models.shared_prefix")
-)
+    "models", 1,
+    code=("models.loading", "models.built_in", "models.checkpoints", "models.shared_prefix", "models.formats.decoders",
+          "models.formats.fused_experts"),
+)  # fmt: skip
 QUANTIZE = Definition(
     "quantize", 1, (MODELS,),
     code=("updates.packed_codes", "updates.quantizers", "updates.quantized_models", "updates.weight_errors"),

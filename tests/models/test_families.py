@@ -220,11 +220,6 @@ def test_packed_weights_are_refused(tiny, tmp_path):
 
 BUILT_OTHERWISE = {
     "GPT2": ({"n_embd": 32, "n_layer": 2, "n_head": 2}, "its blocks", "no linear module"),  # Conv1D, transposed weights
-    "Granite": (
-        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "logits_scaling": 8.0},
-        "head",
-        "more than a product",
-    ),
 }
 
 

@@ -20,7 +20,8 @@ from helpers.console import over
 from helpers.errors import REFUSED, StudyError
 from helpers.models import shared_prefix as models_shared_prefix
 from helpers.models.encoding import Encoded, Plan, encode, shared_prefix, token_batches
-from helpers.models.loading import LanguageModel, backbone, blocks, causal, pad
+from helpers.models.formats.decoders import text_config
+from helpers.models.loading import LanguageModel, backbone, blocks, pad
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
 Sink = Callable[[int, Tensor], None]
@@ -137,7 +138,7 @@ def read(language: LanguageModel, plan: Plan, share: bool = True) -> Activations
     Refuses NaN and infinity by layer. `share=False` computes the shared prefix anew for each text: the same numbers up to
     rounding, more slowly.
     """
-    network, context = backbone(language.model), getattr(causal(language.model).config, "max_position_embeddings", None)
+    network, context = backbone(language.model), getattr(text_config(language.model), "max_position_embeddings", None)
     encoded, kept = encode(language.tokenizer, plan, context), _room(language, plan)
     pooled_at = layers(plan.depths, language.depth)
     recorded = sorted({*pooled_at, *(layer for _, layer in kept.tokens)})

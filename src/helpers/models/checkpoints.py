@@ -5,7 +5,7 @@ Tensors are read from safetensors one at a time.
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from helpers import cache
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models.built_in import HubPair
+from helpers.models.formats import fused_experts
 
-# The families that tests run through every wing. Others are taken by their structure: see `loading.load`.
+# The families that tests run through every wing. Others are taken by their structure: see `formats.decoders`.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "gpt_neox"})
 Weights = Callable[[str], Tensor]  # module name -> its weight "d_out d_in" as stored, read on demand
 
@@ -96,6 +97,15 @@ def check_folder(folder: Path) -> Path:
             f"{folder.name} has no chat template; use an instruction-tuned model or add chat_template.jinja", REFUSED
         )
     return folder
+
+
+def sizes(folder: Path) -> dict[str, int | str]:
+    """Model type, width and depth of a checked folder's decoder, under transformers' names, whatever its family calls them."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    text = config.get_text_config(decoder=True)
+    return {"model_type": config.model_type, "num_hidden_layers": text.num_hidden_layers, "hidden_size": text.hidden_size}
 
 
 def has_template(folder: Path) -> bool:
@@ -210,8 +220,11 @@ class Stored:
     folder: Path
     owners: Mapping[str, Path]
     keys: Mapping[str, str]  # parameter -> its name in the files; tied ones share one
+    made: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)  # those that loading makes of several stored ones
 
     def __call__(self, name: str) -> Tensor:
+        if name in self.made:
+            return self.made[name]()
         if name not in self.keys:
             raise StudyError(f"{self.folder.name} has no {name!r}; compare updates of one model", NOT_COMPARABLE)
         return _tensor(self.owners[self.keys[name]], self.keys[name])
@@ -224,13 +237,24 @@ def of_model(folder: Path, model: nn.Module, dtype: torch.dtype) -> Stored:
     keys = {name: _spelled(owners, name, getattr(model, "base_model_prefix", "model")) for name in every}
     held = {id(every[name]): key for name, key in keys.items() if key}
     found = {name: key or held.get(id(every[name])) for name, key in keys.items()}
+    made = {name: _made(name, owners, every[name]) for name, key in found.items() if key is None}
+    stored = Stored(folder, owners, {name: key or name for name, key in found.items()}, made)
     for name, key in found.items():
-        if key is None or not _same(_tensor(owners[key], key), every[name], dtype):
-            where = owners[key].name if key else "no file"
+        if not _same(stored(name), every[name], dtype):
+            where = owners[key].name if key else "its files"
             raise StudyError(
                 f"{folder.name}: {name!r} was loaded with other values than {where} holds; save the model again", REFUSED
             )
-    return Stored(folder, owners, {name: key for name, key in found.items() if key})
+    return stored
+
+
+def _made(name: str, owners: Mapping[str, Path], loaded: Tensor) -> Callable[[], Tensor]:
+    """How a parameter that no file holds is made of what they do; the loaded one itself, kept, where that is not known here.
+
+    None is missing: `loading` refuses a model with parameters that transformers found nothing for.
+    """
+    fused = fused_experts.fused(name, owners, lambda key: _tensor(owners[key], key))
+    return fused or partial(torch.Tensor.detach, loaded)
 
 
 def _same(stored: Tensor, loaded: Tensor, dtype: torch.dtype) -> bool:

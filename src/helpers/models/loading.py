@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 from helpers.models import compute, meter
 from helpers.models.built_in import PAIRS, embedded, tiny
 from helpers.models.checkpoints import FAMILIES, base_of_pair, check_folder, from_hub
+from helpers.models.formats import decoders
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -34,6 +35,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 MARK = "\ue000"  # a private-use character, which no template holds
 DAY = "26 Jul 2024"  # today, for a template that tells the date: the one that Llama 3.2 falls back to
+causal, backbone, blocks, logits = decoders.causal, decoders.backbone, decoders.blocks, decoders.logits  # by their structure
 GRIDS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the values that stored weights may have; not what is computed in
 
 
@@ -51,11 +53,11 @@ class LanguageModel:
 
     @property
     def depth(self) -> int:
-        return self.model.config.num_hidden_layers
+        return decoders.text_config(self.model).num_hidden_layers
 
     @property
     def width(self) -> int:
-        return self.model.config.hidden_size
+        return decoders.text_config(self.model).hidden_size
 
 
 def chat_text(tokenizer, prompt: str, system: str = "") -> str:
@@ -151,31 +153,6 @@ def length_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def causal(model: nn.Module) -> nn.Module:
-    """The transformers model itself, also where PEFT has wrapped it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def backbone(model: nn.Module) -> nn.Module:
-    """The network below the head, whatever its family calls it."""
-    inner = causal(model)
-    return getattr(inner, getattr(inner, "base_model_prefix", "") or "model")
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of the network in order: its one list of as many modules as it has layers; empty where it has none."""
-    depth = causal(model).config.num_hidden_layers
-    lists = (part for part in backbone(model).children() if isinstance(part, nn.ModuleList) and len(part) == depth)
-    return list(next(lists, ()))
-
-
-def logits(causal: nn.Module, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocabulary"]:
-    """Logits of final hidden states in float32, soft-capped where the family does so (Gemma 2)."""
-    head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else causal.lm_head
-    scores, cap = head(hidden).float(), getattr(causal.config, "final_logit_softcapping", None)
-    return cap * torch.tanh(scores / cap) if cap else scores
-
-
 # ---------------------------------------------------------------- where a base model comes from
 
 
@@ -240,11 +217,12 @@ def rounded_(model: nn.Module) -> nn.Module:
     return model
 
 
-def load(folder: Path, grid: str = "bf16", on: str = "cpu") -> LanguageModel:
+def load(folder: Path, grid: str = "bf16", on: str = "cpu", linear: bool = True) -> LanguageModel:
     """The model and tokenizer of a folder, in evaluation mode and without gradients; a damaged one is refused by name.
 
     Its weights have values on the `grid` of a precision. They are held in bf16 where that is also what the machine computes
-    in (`compute.current`), else in float32, which holds the same values.
+    in (`compute.current`), else in float32, which holds the same values. `linear`: refuse blocks with matrices that are no linear
+    modules', as wings must that change a model module by module; only to be read, it may have any.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -266,27 +244,9 @@ def load(folder: Path, grid: str = "bf16", on: str = "cpu") -> LanguageModel:
         model = model.float()
     model = model.to(target).eval().requires_grad_(False)
     if model.config.model_type not in FAMILIES:
-        _read_as_built(folder, model)
+        decoders.check_built(folder.name, model, linear)
     meter.attach(model, blocks(model))
     return LanguageModel(model, tokenizer, folder)
-
-
-@torch.no_grad()
-def _read_as_built(folder: Path, model: nn.Module) -> None:
-    """Refuses a model that is built in another way than every wing reads it: no blocks, other layers than linear ones in them,
-    or a head that does more than a product and a soft cap."""
-    inside = [module for block in blocks(model) for module in block.modules()]
-    matrices = {id(weight) for module in inside if isinstance(module, nn.Linear) for weight in module.parameters()}
-    other = [type(m).__name__ for m in inside for w in m.parameters(recurse=False) if w.ndim > 1 and id(w) not in matrices]
-    why = "its blocks are not found" if not inside else f"its blocks hold {other[0]}, no linear module" if other else ""
-    if not why:
-        ids = torch.tensor([[0, 1]], device=model.device)
-        hidden, wanted = backbone(model)(input_ids=ids).last_hidden_state[0], model(input_ids=ids).logits[0].float()
-        near = float((logits(model, hidden) - wanted).norm()) <= 0.05 * float(wanted.norm())
-        why = "" if near else "its head is more than a product and a soft cap"
-    if why:
-        kind = f"model type {model.config.model_type!r} is built in another way than this study reads models"
-        raise StudyError(f"{folder.name}: {kind} ({why}); use another model", REFUSED)
 
 
 def _complete(folder: Path, info: dict) -> None:
