@@ -160,7 +160,9 @@ def _one_label(name: str, rows: Sequence[Example]) -> None:
 
 
 def _labelled(row: dict, place: str) -> Example:
-    return Example(word_in(row, "task", place), "", _label(row, place), word_in(row, "group", place), *prompt_and_reply(row, place))
+    return Example(
+        word_in(row, "task", place), "", _label(row, place), word_in(row, "group", place), *prompt_and_reply(row, place)
+    )
 
 
 def _label(row: dict, place: str) -> int:
@@ -337,7 +339,9 @@ def _encodable(text: str, place: str) -> str:
 def preferences(file: str) -> list[Preference]:
     """The pairs of a file of one's own, JSON lines with prompt, chosen and rejected; none where no file is named."""
     rows = []
-    for place, row in table_rows(checked_file(Path(file), "preferences", (".jsonl",)), "prompt", "chosen", "rejected") if file else ():
+    for place, row in (
+        table_rows(checked_file(Path(file), "preferences", (".jsonl",)), "prompt", "chosen", "rejected") if file else ()
+    ):
         prompt, chosen, rejected = (_text(row, column, place) for column in ("prompt", "chosen", "rejected"))
         if not all(text.strip() for text in (prompt, chosen, rejected)):
             raise StudyError(f"{place} has an empty text; fill or remove that row", REFUSED)
