@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import given
 from support.bland import refused
+from test_decoders import written
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.models import checkpoints, loading
@@ -43,7 +44,7 @@ def single(folder, change=None, name="model.safetensors"):
 
 def moved(folder, base):
     """How far a merged model in a folder lies from a base, and its settings that are others."""
-    stored = checkpoints.of_model(base, loading.load(base).model, torch.bfloat16)
+    stored = checkpoints.of_model(base, loading.load(base, linear=False).model, torch.bfloat16)
     update = offer.check_update(str(folder), "bf16", base, settings.reads(base))
     language = offer.build(update, base, "bf16", "cpu", [])
     return movement.moved(language, update, "bf16", stored), [one.what for one in update.differing]
@@ -276,3 +277,35 @@ def test_errors_name_the_update_and_not_a_folder_made_for_the_comparison(tiny, t
 def test_a_replaced_setting_is_seen_by_its_value():
     one = settings.Setting("config: rms_norm_eps", "1e-05", "0.01", False)
     assert offer.Candidate("x", "merged", settings=(one, replace(one, same=True))).differing == (one,)
+
+
+# ---------------------------------------------------------------- families
+
+
+def mixture(tiny, folder):
+    """A mixture of experts whose base is tried by no test of the study, and a copy of it."""
+    base = written("qwen3-moe", tiny, folder / "moe")
+    shutil.copytree(base, folder / "tuned")
+    return base, folder / "tuned"
+
+
+def test_an_expert_that_changed_is_an_update_though_no_linear_module_is(tiny, tmp_path):
+    """Planted in block 2; the control is the copy."""
+    base, tuned = mixture(tiny, tmp_path)
+    same = movement.Movement(0.0, 5)
+    assert moved(tuned, base)[0] == same
+    expert = "model.layers.2.mlp.experts.1.up_proj.weight"
+    single(tuned, lambda held: {**held, expert: held[expert] + 0.1})
+    found = moved(tuned, base)[0]
+    assert found.relative > 0
+    assert found.lowest == 2
+
+
+def test_what_a_quantizer_leaves_as_it_is_is_told_and_one_that_touches_nothing_is_refused(tiny, tmp_path):
+    base, _ = mixture(tiny, tmp_path)
+    told = offer.check_update("nf4", "bf16", base, settings.reads(base)).notes
+    assert ["moe: nf4 is of 16 linear modules; 12 other matrices" in note for note in told] == [True]
+    assert offer.check_update("nf4", "bf16", tiny, settings.reads(tiny)).notes == ()
+    other = written("gpt2", tiny, tmp_path / "gpt2")
+    with pytest.raises(StudyError, match="no linear module"):
+        offer.check_update("nf4", "bf16", other, settings.reads(other))

@@ -51,15 +51,21 @@ def check_inputs(options: Options) -> Inputs:
     training, texts, labels = _read_texts(options)
     found = () if options.fit else _saved(Path(options.monitors))
     base = loading.base_folder(options.base)
-    reads, config = settings.reads(base), offer.config(base)
+    reads, config = settings.reads(base), checkpoints.sizes(base)
     limit, told = _limit(options, found)
     for monitor in found:
-        frozen.check_fits(monitor, config["hidden_size"], config["num_hidden_layers"], reads)
+        frozen.check_fits(monitor, int(config["hidden_size"]), int(config["num_hidden_layers"]), reads)
     update = offer.check_update(options.update, options.precision, base, reads)
     tasks = tuple(dict.fromkeys(monitor.task for monitor in found)) or (training[0].task,)
     labels = _with_tasks(labels, tasks, Path(options.labels).name)
-    notes = [*told, *update.notes, *_beside(base), *_notes(options, training, texts, labels, found, base)]
-    names = [monitor.name for monitor in found] or _names(options, tasks[0], config["num_hidden_layers"])
+    notes = [
+        *told,
+        *update.notes,
+        *_beside(base),
+        *_untried(str(config["model_type"]), base),
+        *_notes(options, training, texts, labels, found, base),
+    ]
+    names = [monitor.name for monitor in found] or _names(options, tasks[0], int(config["num_hidden_layers"]))
     check_required(options.required, names)
     texts_read = (tuple(training), tuple(texts), tuple(labels))
     return Inputs(options, policy, base, reads, limit, update, found, *texts_read, tuple(notes))
@@ -69,6 +75,12 @@ def _beside(base: Path) -> list[str]:
     """What lies beside the base's weights and is not read."""
     found = checkpoints.beside(base)
     return [f"{base.name}: {', '.join(found[:3])} lie(s) beside the base's weights and was not read"] if found else []
+
+
+def _untried(kind: str, base: Path) -> list[str]:
+    """What is said of a model of a family that no test here runs through every wing."""
+    how = "its blocks were found by their structure; the control that reads the base twice shows whether they are read alike"
+    return [] if kind in checkpoints.FAMILIES else [f"{base.name}: no test here runs models of type {kind!r}; {how}"]
 
 
 def _limit(options: Options, found: Sequence[Monitor]) -> tuple[int, list[str]]:

@@ -15,6 +15,7 @@ from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import checkpoints, loading
 from helpers.models.activations import Activations
 from helpers.models.checkpoints import Stored
+from helpers.models.formats import decoders
 from helpers.models.loading import LanguageModel
 from helpers.revalidation.candidate.offer import Candidate
 from helpers.updates import moved_weights
@@ -24,7 +25,7 @@ ROUNDED = frozenset({"int8", "fp32"})  # precisions that round activations other
 
 @dataclass(frozen=True)
 class Movement:
-    """||W' - W|| / ||W|| over the linear modules of the blocks, and `lowest`, the first block that is not the same bit by bit.
+    """||W' - W|| / ||W|| over the matrices of the blocks, and `lowest`, the first block that is not the same bit by bit.
 
     lowest is 0 where the embedding or a setting changed too, the depth where only what follows the blocks did, and above it
     where nothing did: a monitor on layer l reads what blocks 0 to l - 1 made.
@@ -42,9 +43,9 @@ def moved(language: LanguageModel, update: Candidate, served_in: str, base: Stor
     own = checkpoints.of_model(update.folder, language.model, grid) if plain and update.folder else None
     change, size, depth = 0.0, 0.0, language.depth
     touched, linear = [depth + 1], set()
-    for name, weight in moved_weights.effective_weights(language.model):
-        linear.add(f"{name}.weight")
-        old, new = _pair(base, own, f"{name}.weight", weight)
+    for name, weight in _matrices(language):
+        linear.add(name)
+        old, new = _pair(base, own, name, weight)
         gap = float((new - old).square().sum(dtype=torch.float64))
         change, size = change + gap, size + float(old.square().sum(dtype=torch.float64))
         touched += [_block(name, depth)] if gap > 0 else []
@@ -54,6 +55,15 @@ def moved(language: LanguageModel, update: Candidate, served_in: str, base: Stor
     if {served_in, update.name} & ROUNDED or any(one.what.startswith("config") for one in update.differing):
         touched.append(0)
     return Movement((change / size) ** 0.5 if size > 0 else 0.0, min(touched))
+
+
+def _matrices(language: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """Name and float32 value of each matrix of the blocks: of linear modules as they multiply, else as it is (fused experts)."""
+    inner = loading.causal(language.model)
+    others = decoders.other_matrices(inner)
+    if len(others) < sum(parameter.ndim > 1 for block in loading.blocks(inner) for parameter in block.parameters()):
+        yield from ((f"{name}.weight", weight) for name, weight in moved_weights.effective_weights(language.model))
+    yield from ((name, inner.get_parameter(name).detach().float()) for name in others)
 
 
 def _pair(base: Stored, own: Stored | None, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:

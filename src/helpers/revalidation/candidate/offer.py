@@ -11,11 +11,12 @@ import torch
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.models import checkpoints, loading
+from helpers.models.formats import decoders
 from helpers.models.loading import LanguageModel
 from helpers.monitors import frozen
 from helpers.revalidation.candidate import settings
 from helpers.revalidation.candidate.settings import Setting
-from helpers.updates import lora, quantized_models
+from helpers.updates import lora, quantized_models, quantizers
 from helpers.updates.lora import Adapter
 from helpers.updates.quantizers import QUANTIZERS
 
@@ -52,18 +53,23 @@ def check_update(name: str, precision: str, base: Path, reads: str) -> Candidate
     """The update of that name or folder, if it can be put on the base, whose tokenizer and template are `reads`."""
     folder = Path(name)
     if not folder.is_dir():
-        return _quantizer(name, precision)
+        return _quantizer(name, precision, base)
+    found = _offered(folder, base, reads)
+    return replace(found, notes=(*found.notes, *_left_as_they_are(precision, base)))
+
+
+def _offered(folder: Path, base: Path, reads: str) -> Candidate:
+    """The adapter or merged model of a folder."""
     if (folder / ADAPTER).is_file() or list(folder.glob("adapter_model.*")):
         return _adapter(folder, base, reads)
     if not (folder / CONFIG).is_file():
         raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; give one that has", REFUSED)
     checkpoints.check_folder(folder)
-    ours, theirs = config(base), config(folder)
-    for field in ("model_type", "num_hidden_layers", "hidden_size"):
-        if ours.get(field) != theirs.get(field):
+    theirs = checkpoints.sizes(folder)
+    for field, value in checkpoints.sizes(base).items():
+        if value != theirs[field]:
             raise StudyError(
-                f"{folder.name}: {field} is {theirs.get(field)!r}, the base's {ours.get(field)!r}; compare updates of one model",
-                NOT_COMPARABLE,
+                f"{folder.name}: {field} is {theirs[field]!r}, the base's {value!r}; compare updates of one model", NOT_COMPARABLE
             )
     compared = tuple(settings.compare_folders(base, folder))
     settings.check_reading(folder, settings.tokenizer_of(folder), reads)
@@ -79,13 +85,23 @@ def _lying_beside(folder: Path) -> list[str]:
     return [f"{folder.name}: {names} lie(s) beside the weights and was not read; the model is that of {whence}"] if found else []
 
 
-def _quantizer(name: str, precision: str) -> Candidate:
+def _quantizer(name: str, precision: str, base: Path) -> Candidate:
     if name not in QUANTIZERS:
         choice = f"{nearest(name, QUANTIZERS)}choose one of {', '.join(QUANTIZERS)}, or a folder that exists"
         raise StudyError(f"--update {shown(Path(name).name)} is neither a folder nor a quantizer; {choice}")
     if precision != "bf16":
         raise StudyError(f"--update {name} is a precision itself; leave out --precision {precision}")
-    return Candidate(name, "quantizer")
+    return Candidate(name, "quantizer", notes=tuple(_left_as_they_are(name, base)))
+
+
+def _left_as_they_are(precision: str, base: Path) -> list[str]:
+    """What a quantizer does not touch: matrices of the blocks that are no linear module's. One that touches none is refused."""
+    if precision in loading.GRIDS:
+        return []
+    model = _empty_model(base)
+    touched, others = quantizers.linear_names(model), decoders.other_matrices(model)
+    what = f"{precision} is of {len(touched)} linear modules; {len(others)} other matrices of the blocks stay as they are"
+    return [f"{base.name}: {what}, such as {others[0]}"] if others else []
 
 
 def _adapter(folder: Path, base: Path, reads: str) -> Candidate:
@@ -157,7 +173,7 @@ def _empty_model(folder: Path) -> torch.nn.Module:
 def build(update: Candidate, base: Path, served_in: str, device: str, texts: Sequence[str]) -> LanguageModel:
     """The updated model, served in a precision; `texts` calibrate GPTQ, where it is asked for."""
     grid = "fp32" if served_in == "fp32" else "bf16"
-    language = loading.load(update.folder if update.kind == "merged" and update.folder else base, grid, device)
+    language = loading.load(update.folder if update.kind == "merged" and update.folder else base, grid, device, linear=False)
     quantized_models.quantize_(language, update.name if update.kind == "quantizer" else served_in, tuple(texts[:CALIBRATION]))
     if update.adapter is None:
         return language
