@@ -67,7 +67,7 @@ INTERVALS = Definition(
 MODELS = Definition(  # a folder as a model; text as tokens; batches
     "models", 1,
     code=("models.loading", "models.built_in", "models.checkpoints", "models.shared_prefix", "models.formats.decoders",
-          "models.formats.fused_experts"),
+          "models.formats.fused_experts", "models.foreign.templates"),
 )  # fmt: skip
 QUANTIZE = Definition(
     "quantize", 1, (MODELS,),
@@ -148,5 +148,6 @@ DRAWING = "figures"  # the wing
 PLAIN = (
     *("cache", "console", "definitions", "errors", "folders", "results", "seeding"),
     *("data.sources", "data.source_list", "data.downloads", "data.archives"),
+    *("models.foreign.boundary", "models.foreign.culprit", "models.foreign.settings_file", "models.foreign.tokens"),
     *("models.compute", "models.meter", "study.limits", "study.parameters", "study.session"),
 )

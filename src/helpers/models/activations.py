@@ -21,7 +21,7 @@ from helpers.errors import REFUSED, StudyError
 from helpers.models import shared_prefix as models_shared_prefix
 from helpers.models.encoding import Encoded, Plan, encode, shared_prefix, token_batches
 from helpers.models.formats.decoders import text_config
-from helpers.models.loading import LanguageModel, backbone, blocks, pad
+from helpers.models.loading import LanguageModel, backbone, blocks, check_ids, pad
 
 POOLINGS = ("last", "mean")  # the last token of all; the mean over the tokens of the content
 Sink = Callable[[int, Tensor], None]
@@ -140,6 +140,7 @@ def read(language: LanguageModel, plan: Plan, share: bool = True) -> Activations
     """
     network, context = backbone(language.model), getattr(text_config(language.model), "max_position_embeddings", None)
     encoded, kept = encode(language.tokenizer, plan, context), _room(language, plan)
+    check_ids(language, encoded.rows)
     pooled_at = layers(plan.depths, language.depth)
     recorded = sorted({*pooled_at, *(layer for _, layer in kept.tokens)})
     shared = shared_prefix(encoded) if share else 0

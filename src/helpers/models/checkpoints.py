@@ -4,7 +4,9 @@ Tensors are read from safetensors one at a time.
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,12 +16,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from helpers import cache
-from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError
+from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError, shown
 from helpers.models.built_in import HubPair
+from helpers.models.foreign import settings_file
 from helpers.models.formats import fused_experts
 
 # The families that tests run through every wing. Others are taken by their structure: see `formats.decoders`.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "gpt_neox"})
+RUN_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines"})  # fields of a config that name code to be run
+# What torch.compile and DistributedDataParallel put into the names of tensors
+WRAPPED = {r"^(?:module\.|_orig_mod\.)+": "", r"\._orig_mod\.": "."}
 Weights = Callable[[str], Tensor]  # module name -> its weight "d_out d_in" as stored, read on demand
 
 
@@ -73,13 +79,17 @@ def _of_network(path: Path) -> bool:
 def check_folder(folder: Path) -> Path:
     """The folder, if it is a model that can be loaded without running anybody's code; else an error that says why not."""
     config = _config(folder)
-    unsafe = [key for key in _keys(config) if _runs_code(key)]
+    unsafe = [key for key in _keys(config) if key in RUN_CODE]
+    unsafe += [key for key, value in settings_file.attention_fields(config) if not settings_file.is_plain_attention(value)]
     if unsafe:
         raise StudyError(
             f"{folder.name}/config.json asks to run foreign code ({unsafe[0]}); remove that field or use another model", REFUSED
         )
     if "quantization_config" in config:
         raise StudyError(f"{folder.name} holds packed weights (quantization_config); give the model in bf16 instead", REFUSED)
+    if not isinstance(config.get("model_type"), str | None):
+        kind = shown(config["model_type"])
+        raise StudyError(f"{folder.name}/config.json: model_type is {kind}, no name; fetch the model again", REFUSED)
     if config.get("model_type") not in FAMILIES and config.get("model_type") not in _causal_types():
         raise StudyError(
             f"{folder.name}: model type {config.get('model_type')!r} is no causal language model of transformers, such as "
@@ -120,12 +130,6 @@ def _causal_types() -> Collection[str]:
     return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def _runs_code(key: str) -> bool:
-    """Whether this field of a config can name code to fetch and run; attention kernels can be named by a hub repository."""
-    kernel = key.lstrip("_").startswith("attn_implementation") and not key.endswith("_autoset")
-    return kernel or key in {"auto_map", "trust_remote_code", "custom_pipelines"}
-
-
 def _json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -164,7 +168,7 @@ def weight_files(folder: Path) -> list[Path]:
     The file that config.json names, else the single file, else the shards of the index, where a later one overrides.
     """
     name = _json(folder / "config.json").get("transformers_weights") or (SINGLE if (folder / SINGLE).is_file() else INDEX)
-    path = folder / str(name)
+    path = folder / (name if isinstance(name, str) else "")
     if path.parent != folder:
         raise StudyError(f"{folder.name}: transformers_weights {str(name)[:60]!r} lies outside the folder; remove it", REFUSED)
     if not path.is_file():
@@ -208,9 +212,32 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     return paths
 
 
+def plain_name(key: str) -> str:
+    """The name of a tensor without what torch.compile and DistributedDataParallel put into it."""
+    for pattern, plain in WRAPPED.items():
+        key = re.sub(pattern, plain, key)
+    return key
+
+
+def renaming(folder: Path) -> dict[str, str] | None:
+    """The patterns by which transformers takes wrappers out of the names of a folder's tensors; None where there are none."""
+    return WRAPPED if any(plain_name(key) != key for key in shapes(folder)) else None
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that are loaded, by name; files that cannot be read are left to those who load them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
 def _spelled(owners: Mapping[str, Path], name: str, prefix: str = "model") -> str | None:
-    """How a checkpoint calls a parameter of the model: as it is, or, saved without its head, without the prefix."""
-    return next((key for key in (name, name.removeprefix(f"{prefix}.")) if key in owners), None)
+    """How a checkpoint calls a parameter of the model: as it is, saved without its head without the prefix, or wrapped."""
+    names = (name, name.removeprefix(f"{prefix}."))
+    found = next((key for key in names if key in owners), None)
+    return found or next((key for key in owners if plain_name(key) in names), None)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from helpers.data.text_rows import fingerprint
 from helpers.definitions import content_key
 from helpers.errors import REFUSED, StudyError
 from helpers.models import shared_prefix as prefix
-from helpers.models.loading import chat_text
+from helpers.models.foreign import templates, tokens
+from helpers.models.foreign.boundary import foreign
+from helpers.models.loading import MARK, chat_text
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def _name(example: Example, number: int) -> str:
 
 def _frame(tokenizer) -> tuple[str, str]:
     """What the chat template puts before and after the user's text."""
-    mark = "\ue000"  # a private-use character, which no template holds
-    before, _, after = chat_text(tokenizer, mark).partition(mark)
+    before, mark, after = chat_text(tokenizer, MARK).partition(MARK)
+    if not mark:
+        raise StudyError(f"{templates.place(tokenizer)}: the chat template leaves out the user's text; {templates.MEND}", REFUSED)
     return before, after
 
 
@@ -111,7 +114,8 @@ def _plain(text: str) -> str:
 
 def _tokens(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and the characters [begin, end) that each stands for."""
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    with foreign(f"{templates.owner(tokenizer)}: its tokenizer cannot read a text", tokens.AGAIN):
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return found["input_ids"], found["offset_mapping"]
 
 

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from helpers.console import over
 from helpers.models import shared_prefix
-from helpers.models.loading import LanguageModel, backbone, causal, chat_text, encode_text, length_batches, logits, pad
+from helpers.models.loading import (
+    LanguageModel,
+    backbone,
+    causal,
+    chat_text,
+    check_ids,
+    encode_text,
+    length_batches,
+    logits,
+    pad,
+)
 
 Ended = Callable[[str], bool]
 
@@ -35,6 +45,7 @@ def completions(
     as `ended(reply so far)` holds. `whole` reads every text in full and keeps every row to the end: for who watches the passes.
     """
     rows = [encode_text(language.tokenizer, text) for text in texts]
+    check_ids(language, rows)
     found, past = [""] * len(rows), shared_prefix.empty(language)
     apart = whole or not rows or shared_prefix.beyond_window(language, max(map(len, rows)) + new_tokens)
     shared = 0 if apart else shared_prefix.common(rows)

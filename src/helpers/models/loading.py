@@ -9,15 +9,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from helpers import cache
@@ -25,7 +25,9 @@ from helpers.cache import atomic_folder
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 from helpers.models import compute, meter
 from helpers.models.built_in import PAIRS, embedded, tiny
-from helpers.models.checkpoints import FAMILIES, base_of_pair, check_folder, from_hub
+from helpers.models.checkpoints import FAMILIES, base_of_pair, check_folder, from_hub, renaming, shapes
+from helpers.models.foreign import settings_file, templates, tokens
+from helpers.models.foreign.boundary import foreign
 from helpers.models.formats import decoders
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -34,7 +36,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 MARK = "\ue000"  # a private-use character, which no template holds
-DAY = "26 Jul 2024"  # today, for a template that tells the date: the one that Llama 3.2 falls back to
 causal, backbone, blocks, logits = decoders.causal, decoders.backbone, decoders.blocks, decoders.logits  # by their structure
 GRIDS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # the values that stored weights may have; not what is computed in
 
@@ -65,30 +66,19 @@ def chat_text(tokenizer, prompt: str, system: str = "") -> str:
 
     A system message that the template refuses (Gemma) or leaves out opens the prompt instead.
     """
-    from jinja2 import TemplateError
-
     asked = {"role": "user", "content": prompt}
     if system:
-        with suppress(TemplateError):
-            text = _rendered(tokenizer, [{"role": "system", "content": system}, asked])
+        with suppress(Exception):
+            text = templates.rendered(tokenizer, [{"role": "system", "content": system}, asked])
             if system.strip() in text:
                 return text
         asked["content"] = f"{system}\n\n{prompt}"
     try:
-        return _rendered(tokenizer, [asked])
-    except TemplateError as error:
-        raise StudyError(
-            f"the model's chat template fails ({error}); use another model or mend chat_template.jinja", REFUSED
-        ) from error
-
-
-def _rendered(tokenizer, turns: Sequence[Mapping[str, str]], opened: bool = True) -> str:
-    """The turns in the chat template; one that tells the date tells the same on any day, and one that thinks aloud does not."""
-    template = tokenizer.chat_template
-    if isinstance(template, str) and "strftime_now" in template:
-        template = f"{{%- macro strftime_now(form) -%}}{DAY}{{%- endmacro -%}}{template}"
-    told = {"chat_template": template, "date_string": DAY, "enable_thinking": False}
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened, **told)
+        return templates.rendered(tokenizer, [asked])
+    except StudyError:
+        raise
+    except Exception as error:
+        raise templates.failure(tokenizer, error, asked["content"]) from error
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -96,9 +86,7 @@ def read_tokenizer(folder: Path) -> Any:
 
     The two need not be one: Gemma's template closes with `<end_of_turn>`, where its tokenizer has `<eos>`.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, **SAFE)
+    tokenizer = tokens.load_tokenizer(folder)
     closing = _closing(tokenizer)
     if closing not in {None, tokenizer.eos_token}:
         tokenizer.eos_token = closing
@@ -109,13 +97,11 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _closing(tokenizer) -> str | None:
-    """The special token behind a reply in the chat template; None where there is none."""
-    from jinja2 import TemplateError
-
+    """The special token behind a reply in the chat template; None where there is none, or the template fails."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
     try:
-        behind = _rendered(tokenizer, turns, opened=False).rpartition(MARK)[2].lstrip()
-    except TemplateError:
+        behind = templates.rendered(tokenizer, turns, opened=False).rpartition(MARK)[2].lstrip()
+    except Exception:  # why it fails is said where a text is put into it
         return None
     first = encode_text(tokenizer, behind)[:1]
     known = {**tokenizer.added_tokens_decoder}
@@ -124,7 +110,14 @@ def _closing(tokenizer) -> str | None:
 
 def encode_text(tokenizer, text: str, limit: int | None = None) -> list[int]:
     """Token ids of a text that already carries its special tokens; cut to `limit` tokens from the right."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"][:limit]
+    with foreign(f"{templates.owner(tokenizer)}: its tokenizer cannot read a text", tokens.AGAIN):
+        return tokenizer(text, add_special_tokens=False)["input_ids"][:limit]
+
+
+def check_ids(language: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+    """Raises StudyError, naming the token, where one of the rows has an id that the model's embedding table does not."""
+    table, largest = causal(language.model).get_input_embeddings(), max((max(row, default=0) for row in rows), default=0)
+    tokens.check_largest(templates.owner(language.tokenizer), language.tokenizer, largest, table.weight.shape[0])
 
 
 def document_ids(tokenizer, text: str, limit: int | None = None) -> list[int]:
@@ -224,19 +217,19 @@ def load(folder: Path, grid: str = "bf16", on: str = "cpu", linear: bool = True)
     in (`compute.current`), else in float32, which holds the same values. `linear`: refuse blocks with matrices that are no linear
     modules', as wings must that change a model module by module; only to be read, it may have any.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, DynamicCache
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder, target = Path(folder), device(on)
-    report = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # told in `info`, and refused below
-    try:
+    report: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # told in `info`, and refused below
+    config = settings_file.read_config(folder)
+    settings_file.check_shapes(folder, config, shapes(folder))
+    report |= {"config": config, "key_mapping": renaming(folder)}
+    with foreign(f"{folder.name} cannot be loaded", "save or fetch the model again"):
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=GRIDS[grid], use_safetensors=True, **SAFE, **report)
-        tokenizer = read_tokenizer(folder)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise StudyError(f"{folder.name} cannot be loaded ({reason}); save or fetch the model again", REFUSED) from error
     _complete(folder, info)
+    tokenizer = read_tokenizer(folder)
     model.generation_config = type(model.generation_config)(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -245,8 +238,11 @@ def load(folder: Path, grid: str = "bf16", on: str = "cpu", linear: bool = True)
     model = model.to(target).eval().requires_grad_(False)
     if model.config.model_type not in FAMILIES:
         decoders.check_built(folder.name, model, linear)
+    settings_file.check_runs(folder, backbone(model), partial(DynamicCache, config=decoders.text_config(model)))
     meter.attach(model, blocks(model))
-    return LanguageModel(model, tokenizer, folder)
+    language = LanguageModel(model, tokenizer, folder)
+    check_ids(language, [[tokenizer.eos_token_id, tokenizer.pad_token_id]])
+    return language
 
 
 def _complete(folder: Path, info: dict) -> None:
