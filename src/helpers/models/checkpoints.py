@@ -111,9 +111,7 @@ def check_folder(folder: Path) -> Path:
 
 def sizes(folder: Path) -> dict[str, int | str]:
     """Model type, width and depth of a checked folder's decoder, under transformers' names, whatever its family calls them."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config = settings_file.read_config(folder)
     text = config.get_text_config(decoder=True)
     return {"model_type": config.model_type, "num_hidden_layers": text.num_hidden_layers, "hidden_size": text.hidden_size}
 

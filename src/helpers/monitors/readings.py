@@ -21,6 +21,7 @@ from helpers.data.text_rows import unit
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models.activations import POOLINGS, Activations, layers
 from helpers.models.encoding import Plan
+from helpers.models.foreign.templates import template_identity
 from helpers.models.loading import chat_text, encode_text
 from helpers.monitors import probes
 from helpers.monitors.frozen import Monitor
@@ -231,7 +232,7 @@ def tokenizer_parts(tokenizer) -> dict[str, str]:
     parts = {name: inner.get(name) for name in (*DECIDING[1:5], *AROUND)}
     parts["vocabulary"] = sorted(tokenizer.get_vocab().items())
     parts["special_tokens"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    parts["chat_template"] = tokenizer.chat_template
+    parts["chat_template"] = template_identity(tokenizer.chat_template)
     parts["rendered"] = encode_text(tokenizer, chat_text(tokenizer, "Text, 1 ü \n end"))
     return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for name, part in parts.items()}
 

@@ -11,6 +11,7 @@ import torch
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.models import checkpoints, loading
+from helpers.models.foreign import settings_file
 from helpers.models.formats import decoders
 from helpers.models.loading import LanguageModel
 from helpers.monitors import frozen
@@ -161,10 +162,7 @@ def _check_modules(folder: Path, adapter: Adapter, model: torch.nn.Module) -> No
 
 def _empty_model(folder: Path) -> torch.nn.Module:
     """The modules of a model with their shapes, without weights: what an adapter can be compared with at once."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return settings_file.check_shapes(folder, settings_file.read_config(folder), checkpoints.shapes(folder))
 
 
 # ---------------------------------------------------------------- building it

@@ -9,11 +9,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import loading
+from helpers.models.foreign import settings_file
+from helpers.models.foreign.boundary import foreign
+from helpers.models.foreign.culprit import field_at_fault
 from helpers.monitors import readings
 
 IDLE = frozenset({
@@ -42,11 +46,7 @@ class Setting:
 
 def tokenizer_of(folder: Path) -> Any:
     """The tokenizer of a folder as models are read with it; one that cannot be loaded is refused by name."""
-    try:
-        return loading.read_tokenizer(folder)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:150]
-        raise StudyError(f"{folder.name}: its tokenizer cannot be loaded ({reason}); save it again", REFUSED) from error
+    return loading.read_tokenizer(folder)
 
 
 def reads(folder: Path) -> str:
@@ -101,7 +101,7 @@ def _only_own_template(folder: Path, both: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -153,28 +153,22 @@ def _shown(value: object) -> str | None:
 
 def _config_of(folder: Path) -> dict[str, Any]:
     """The configuration as transformers reads it."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, **loading.SAFE).to_dict()
-    except Exception as error:  # whatever a foreign field makes it raise
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:150]
-        raise StudyError(f"{folder.name}/config.json cannot be read ({reason}); save the model again", REFUSED) from error
+    return settings_file.read_config(folder).to_dict()
 
 
 def _generation_of(folder: Path) -> dict[str, Any]:
     """The generation settings; without a file of them those that follow from the configuration."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    try:
-        if (folder / "generation_config.json").is_file():
-            found = GenerationConfig.from_pretrained(folder, local_files_only=True).to_dict()
-        else:
-            found = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, **loading.SAFE)).to_dict()
-        return {key: value for key, value in found.items() if key != "bos_token_id"}  # a reply to a prompt never needs it
-    except Exception as error:  # whatever a foreign field makes it raise
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:150]
-        raise StudyError(f"{folder.name}: generation_config.json cannot be read ({reason}); save it again", REFUSED) from error
+    own = folder / "generation_config.json"
+
+    def of(place: Path) -> dict[str, Any]:
+        return GenerationConfig.from_pretrained(place, local_files_only=True).to_dict()
+
+    with foreign(f"{folder.name}/{own.name} cannot be read", settings_file.MEND, partial(field_at_fault, folder, [own.name], of)):
+        config = settings_file.read_config(folder)
+        found = of(folder) if own.is_file() else GenerationConfig.from_model_config(config).to_dict()
+    return {key: value for key, value in found.items() if key != "bos_token_id"}  # a reply to a prompt never needs it
 
 
 def check_reading(folder: Path, own: Any, expected: str) -> None:
