@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -80,6 +81,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
             "--stamp", action="store_true", help="where all tables are equal, mark the stored results as today's"
         )
     command.add_argument("--json", action="store_true", help="print JSON alone")
+    command.add_argument("--debug", action="store_true", help="after an error print also where it comes from")
 
 
 def _words(text: str) -> list[str]:
@@ -296,6 +298,8 @@ def main(words: Sequence[str] | None = None) -> int:
         with redirect_stdout(sys.stderr if options.json else out):
             found = globals()[options.command](options)
     except StudyError as error:
+        if options.debug:
+            traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr)
         found = {"code": error.code, "error": str(error)}
     except ModuleNotFoundError as error:

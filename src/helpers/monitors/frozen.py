@@ -19,6 +19,7 @@ from scipy import special
 
 from helpers.cache import atomic_file
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
+from helpers.models.foreign import templates
 from helpers.monitors import probes
 from helpers.monitors.probes import PROBES, Readout
 from helpers.monitors.readouts import Features, Tensors
@@ -188,7 +189,7 @@ def save(monitors: Sequence[Monitor], folder: Path) -> None:
     tensors = {f"{m.name}/{name}": tensor for m in monitors for name, tensor in m.tensors.items()}
     formulas = {kind: PROBES[kind].formula for kind in sorted({monitor.kind for monitor in monitors})}
     listed = [{**monitor.metadata, "hash": monitor.hash} for monitor in monitors]
-    document = {"format": FORMAT, "features": FEATURES, "formulas": formulas, "monitors": listed}
+    document = {"format": FORMAT, "features": FEATURES, "formulas": formulas, "instant": templates.instant(), "monitors": listed}
 
     def write(path: Path) -> None:  # the tensors inside: both are on the disk before either is put in place
         path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -209,6 +210,15 @@ def load(folder: Path) -> list[Monitor]:
         strange = sorted(set(tensors) - wanted) or ["a monitor twice"]
         raise StudyError(f"{folder.name} holds {strange[0]}, which {METADATA} does not say; save the monitors again", REFUSED)
     return monitors
+
+
+def recorded_instant(folder: Path) -> str:
+    """The instant that chat templates saw as now when a folder's monitors were saved; that of all older ones where none is told."""
+    try:
+        found = json.loads((folder / METADATA).read_text(encoding="utf-8"))["instant"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return templates.INSTANT
+    return found if isinstance(found, str) else templates.INSTANT
 
 
 def _missing(folder: Path, name: str) -> StudyError:

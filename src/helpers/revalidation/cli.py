@@ -43,6 +43,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--depth", type=float, default=DEFAULTS.depths[0], help=depth)
     how.add_argument("--seed", type=int, default=DEFAULTS.seed, **plain)
     how.add_argument("--device", default=DEFAULTS.device)
+    how.add_argument("--instant", default="", help="what chat templates see as now (default: what the monitors were frozen at)")
     how.add_argument("--threads", type=int, default=DEFAULTS.threads, **plain)
 
 
@@ -70,7 +71,7 @@ def revalidate(options: argparse.Namespace) -> dict[str, Any]:
     files = {name.strip("-"): getattr(options, name.strip("-")) for name in FILES}
     asked = Options(**files, required=required, precision=options.precision, seed=options.seed,
                     budget=options.budget, depths=(options.depth,), texts_limit=options.texts_limit, device=options.device,
-                    threads=options.threads)  # fmt: skip
+                    threads=options.threads, instant=options.instant)  # fmt: skip
     folder = Path(options.out)
     report_files.ready(folder, asked.monitors)
     report = _of_scores(asked, folder) if asked.scores else _of_models(asked, folder)

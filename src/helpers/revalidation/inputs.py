@@ -9,6 +9,7 @@ from helpers.data.near_duplicates import near_pairs
 from helpers.data.splits import Example
 from helpers.errors import REFUSED, StudyError, shown
 from helpers.models import activations, checkpoints, loading
+from helpers.models.foreign import settings_file, templates
 from helpers.monitors import frozen
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
@@ -61,6 +62,7 @@ def check_inputs(options: Options) -> Inputs:
     notes = [
         *told,
         *update.notes,
+        *_foreign_settings(base),
         *_beside(base),
         *_untried(str(config["model_type"]), base),
         *_notes(options, training, texts, labels, found, base),
@@ -69,6 +71,19 @@ def check_inputs(options: Options) -> Inputs:
     check_required(options.required, names)
     texts_read = (tuple(training), tuple(texts), tuple(labels))
     return Inputs(options, policy, base, reads, limit, update, found, *texts_read, tuple(notes))
+
+
+def instant(options: Options) -> str:
+    """The instant that chat templates see as now: the one asked for, else the monitors' own."""
+    return options.instant or frozen.recorded_instant(Path(options.monitors))
+
+
+def _foreign_settings(base: Path) -> list[str]:
+    """What is said of a base whose settings ask for what is not done here, or whose template asks the clock."""
+    notes = settings_file.notes_on(base)
+    if templates.tells_time(settings.tokenizer_of(base).chat_template):
+        notes.append(f"{base.name}: its chat template asks the clock, which stood at {templates.instant()}, as the monitors say")
+    return notes
 
 
 def _beside(base: Path) -> list[str]:

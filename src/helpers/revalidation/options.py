@@ -19,7 +19,8 @@ class Options:
     unlabelled. labels: labelled. scores: scores of anybody's monitors; the rest is then not needed. policy: a .toml file of what
     monitors must do. required: names of monitors that must be fit (default: the policy's, else all). precision: what the
     updated model is served in. budget: labels that can be had. texts_limit: tokens of a text that are read; 0: as many as the
-    monitors were frozen at, else TOKENS. threads: 0 leaves torch's own number.
+    monitors were frozen at, else TOKENS. threads: 0 leaves torch's own number. instant: what chat
+    templates see as now, in ISO 8601 (default: the monitors' own).
     """
 
     base: str = "embedded"
@@ -39,6 +40,7 @@ class Options:
     texts_limit: int = 0
     device: str = "cpu"
     threads: int = 1
+    instant: str = ""
 
 
 def with_policy(options: Options) -> tuple[Options, GatePolicy]:

@@ -16,6 +16,7 @@ import torch
 from helpers import results
 from helpers.data.splits import Example
 from helpers.models import compute, loading
+from helpers.models.foreign import templates
 from helpers.monitors import frozen
 from helpers.monitors.frozen import Monitor
 from helpers.revalidation import error_rates, observe, repair, score_file, screening, verdict, watches
@@ -53,7 +54,8 @@ def run(options: Options, say: Say = print) -> Outcome:
         return Outcome(score_file.run_scores(options, say))
     begun = time.monotonic()
     say("revalidate: checking what was given")
-    with loading.threads(options.threads or torch.get_num_threads()):
+    now = templates.clock(checked_inputs.instant(options))
+    with now, loading.threads(options.threads or torch.get_num_threads()):
         found = _of_models(options, say)
     return replace(found, report=verdict.told(found.report, begun, say))
 
