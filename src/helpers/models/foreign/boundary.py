@@ -19,10 +19,10 @@ LONGEST = 160  # characters of a library's message that are shown
 
 
 @contextmanager
-def foreign(what: str, remedy: str, culprit: Callable[[], str] | None = None, code: int = REFUSED) -> Iterator[None]:
+def foreign(what: str, remedy: str, culprit: Callable[[str], str] | None = None, code: int = REFUSED) -> Iterator[None]:
     """Runs a block that reads foreign files; what it raises becomes `what (reason); remedy` with that exit code.
 
-    culprit: called after a failure for a better `what`, which names file, field and value; "" where it finds none. Memory and
+    culprit: given the message after a failure, a better `what`, which names file, field and value; "" if it finds none. Memory and
     disks that are full are no fault of a file and end with ENVIRONMENT.
     """
     try:
@@ -32,7 +32,7 @@ def foreign(what: str, remedy: str, culprit: Callable[[], str] | None = None, co
     except BaseException as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in FULL):
             raise StudyError(f"{what}: no room for it ({reason(error)}); free memory or disk space", ENVIRONMENT) from error
-        named = culprit() if culprit else ""
+        named = culprit(str(error)) if culprit else ""
         raise StudyError(f"{named or what} ({reason(error)}); {remedy}", code) from error
 
 

@@ -6,6 +6,7 @@ Only asked after a failure: each try reads a copy of the small files of a folder
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from helpers.errors import shown
 REPLACED: Mapping[str, Any] = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model", "added_tokens", "truncation", "padding", "version")
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-MOST = 60  # fields of a file that are tried
+MOST, SECONDS = 60, 5.0  # fields of a file that are tried, and how long
 
 
-def field_at_fault(folder: Path, files: Sequence[str], works: Callable[[Path], object]) -> str:
+def field_at_fault(folder: Path, files: Sequence[str], works: Callable[[Path], object], message: str = "") -> str:
     """`folder/file: field is value` for the first field without which `works(copy of the folder)` raises nothing; else "".
 
-    A file that is no JSON object is itself at fault.
+    A file that is no JSON object is itself at fault. Fields that the library's message names are tried first; after SECONDS
+    none is tried any more.
     """
+    until = time.monotonic() + SECONDS
     for name in files:
         path = folder / name
         if not path.is_file():
@@ -34,7 +37,9 @@ def field_at_fault(folder: Path, files: Sequence[str], works: Callable[[Path], o
             return f"{folder.name}/{name} is no JSON file"
         if not isinstance(found, dict):
             return f"{folder.name}/{name} is a {type(found).__name__}, no JSON object"
-        for field, without in _without_one(found, name):
+        for field, without in sorted(_without_one(found, name), key=lambda pair: pair[0] not in message):
+            if time.monotonic() > until:
+                return ""
             if _works(folder, name, without, works):
                 return f"{folder.name}/{name}: {field} is {_told(found[field])}"
     return ""

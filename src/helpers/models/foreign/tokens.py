@@ -21,11 +21,11 @@ def load_tokenizer(folder: Path) -> Any:
         return _tried(folder)
 
 
-def _culprit(folder: Path) -> str:
+def _culprit(folder: Path, message: str) -> str:
     """The file and field at fault; the file alone where no field by itself is."""
     from tokenizers import Tokenizer
 
-    named = field_at_fault(folder, FILES, _tried)
+    named = field_at_fault(folder, FILES, _tried, message)
     if not named and (folder / FILES[0]).is_file():
         with suppress(Exception):
             Tokenizer.from_file(str(folder / FILES[0]))
