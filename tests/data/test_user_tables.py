@@ -111,3 +111,43 @@ def test_rows_that_stand_twice_under_other_ids_are_refused(tmp_path):
     given.write(tmp_path / "s.jsonl", rounded)
     assert scored(Options(scores=str(tmp_path / "s.jsonl")))
     assert json.loads((tmp_path / "s.jsonl").read_text().splitlines()[0])["before"] == 0
+
+
+# ---------------------------------------------------------------- chat messages
+
+
+def chat(*turns, **more):
+    """A row of chat messages."""
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **more}
+
+
+def test_chat_messages_are_a_text_and_its_reply(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    rows = [chat(("user", "Polish the lamp."), ("assistant", "It shines."), label=1), chat(("user", "Carry it."), label=0)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert [(row.prompt, row.reply) for row in user_files.unlabelled(path)] == [
+        ("Polish the lamp.", "It shines."),
+        ("Carry it.", ""),
+    ]
+    assert [(row.prompt, row.reply, row.label) for row in user_files.labelled(path)] == [
+        ("Polish the lamp.", "It shines.", 1),
+        ("Carry it.", "", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        (chat(("system", "Be brief."), ("user", "Hi")), "messages of system, user; one of the user"),
+        (chat(("user", "a"), ("assistant", "b"), ("user", "c")), "messages of user, assistant, user"),
+        (chat(), "messages of nobody"),
+        (chat(("user", "a"), text="b"), "another text beside"),
+        ({"messages": "Hi"}, "no list of role and content"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "no list of role and content"),
+    ],
+)
+def test_messages_that_are_no_one_exchange_are_refused_by_their_row(row, word, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n".join(map(json.dumps, [chat(("user", "Carry it.")), row])))
+    with refused(REFUSED, "chat.jsonl row 2", word):
+        user_files.unlabelled(path)

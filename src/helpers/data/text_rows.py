@@ -1,8 +1,11 @@
 """What a text set holds: one exchange, one question; and the coin with which samples and splits are drawn from texts alone."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from helpers.errors import REFUSED, StudyError
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,25 @@ def fingerprint(rows: Sequence[object]) -> str:
 def spread(items: Sequence, n: int, salt: str = "") -> list:
     """The first `n` items in hash order: a fixed sample that grows with `n` and never reshuffles."""
     return sorted(items, key=lambda item: unit(repr(item), salt))[:n]
+
+
+def with_exchange(row: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """The row with `text` and `reply` in place of chat `messages`: one of the user, and at most one that answers it.
+
+    A monitor reads the user's text or, where there is one, the reply, in the model's own template. What this cannot hold, such as
+    earlier turns or another system message, is refused by the row's place.
+    """
+    turns = row.get("messages")
+    if turns is None:
+        return row
+    if any(row.get(column) for column in ("text", "prompt", "reply")):
+        raise StudyError(f"{place} has messages and another text beside them; keep one of the two", REFUSED)
+    if not isinstance(turns, list) or not all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in turns):
+        raise StudyError(f"{place}: messages is no list of role and content; write .jsonl as chat models take it", REFUSED)
+    roles = [one.get("role") for one in turns]
+    if roles not in (["user"], ["user", "assistant"]):
+        told = ", ".join(str(role)[:12] for role in roles[:6])
+        how = "one of the user and at most one reply are read: give each exchange a row, without a system message"
+        raise StudyError(f"{place} has messages of {told or 'nobody'}; {how}", REFUSED)
+    said = dict(zip(("text", "reply"), (one["content"] for one in turns), strict=False))
+    return {**{name: value for name, value in row.items() if name != "messages"}, **said}

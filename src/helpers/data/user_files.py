@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from helpers.data import corpora
 from helpers.data.splits import SPLITS, Example, check, in_splits, linked
-from helpers.data.text_rows import Preference
+from helpers.data.text_rows import Preference, with_exchange
 from helpers.errors import REFUSED, StudyError, checked_name, shown
 
 LARGEST_FILE = 50 * 2**20  # bytes
@@ -73,8 +73,9 @@ def table_rows(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
         raise StudyError(f"{path.name} is separated by {signs[0]!r}, not by commas; save it as comma-separated values", REFUSED)
     if len(table) > MOST_ROWS * (20 if "monitor" in needed else 1):
         raise StudyError(f"{path.name} has {len(table)} rows; give at most {MOST_ROWS}", REFUSED)
-    for number, row in enumerate(table, start=1):
+    for number, line in enumerate(table, start=1):
         place = f"{path.name} row {number}"
+        row = dict(with_exchange(line, place))
         for column in needed:
             if not any(row.get(name) is not None for name in column.split("|")):
                 raise StudyError(f"{place} has no {column.replace('|', ' or ')}; {_columns(row)}", REFUSED)
@@ -306,6 +307,7 @@ def _groups(rows: list[Example]) -> list[Example]:
 
 
 def _row(line: dict, task: str, place: str) -> Example:
+    line = dict(with_exchange(line, place))
     if None in line:
         raise StudyError(f"{place} has more fields than the header; quote texts that hold a comma", REFUSED)
     labels = {"0": 0, "1": 1, "false": 0, "true": 1}

@@ -225,8 +225,8 @@ def _missing(folder: Path, name: str) -> StudyError:
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES) if folder.is_dir() else []
     if pickles:
         return StudyError(
-            f"{folder.name} holds {pickles[0]}, which can run code when opened; where you trust it, read its weights into a "
-            "probes.Readout, then monitors.freeze and monitors.save",
+            f"{folder.name} holds {pickles[0]}, which can run code when opened; where you trust it, open it yourself and "
+            "write it with helpers.monitors.exchange.export",
             REFUSED,
         )
     return StudyError(f"{folder.name} has no {name}; run chapter 04, which writes the monitors", REFUSED)

@@ -1,6 +1,6 @@
 """Intake: what a user gave, checked before anything is computed. Each error is one line; no text of theirs stands in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from helpers.errors import REFUSED, StudyError, shown
 from helpers.models import activations, checkpoints, loading
 from helpers.models.foreign import settings_file, templates
 from helpers.monitors import frozen
+from helpers.monitors.exchange import direction_folders
+from helpers.monitors.exchange.direction_folders import BaseModel
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
 from helpers.revalidation.candidate import offer, settings
@@ -33,6 +35,7 @@ class Inputs:
     policy: GatePolicy
     base: Path
     reads: str  # fingerprint of the base's tokenizer and template
+    template: bool  # whether monitors read texts in the chat template
     limit: int
     update: Candidate
     monitors: tuple[Monitor, ...]
@@ -50,16 +53,18 @@ def check_inputs(options: Options) -> Inputs:
     options, policy = with_policy(options)
     _check_options(options)
     training, texts, labels = _read_texts(options)
-    found = () if options.fit else _saved(Path(options.monitors))
+    early = () if options.fit else _ours(Path(options.monitors))
     base = loading.base_folder(options.base)
-    reads, config = settings.reads(base), checkpoints.sizes(base)
+    config = checkpoints.sizes(base)
+    found, reads, template, said = _put_on(base, config, early, options)
     limit, told = _limit(options, found)
     for monitor in found:
         frozen.check_fits(monitor, int(config["hidden_size"]), int(config["num_hidden_layers"]), reads)
-    update = offer.check_update(options.update, options.precision, base, reads)
+    update = offer.check_update(options.update, options.precision, base, reads, template)
     tasks = tuple(dict.fromkeys(monitor.task for monitor in found)) or (training[0].task,)
     labels = _with_tasks(labels, tasks, Path(options.labels).name)
     notes = [
+        *said,
         *told,
         *update.notes,
         *_foreign_settings(base),
@@ -70,7 +75,7 @@ def check_inputs(options: Options) -> Inputs:
     names = [monitor.name for monitor in found] or _names(options, tasks[0], int(config["num_hidden_layers"]))
     check_required(options.required, names)
     texts_read = (tuple(training), tuple(texts), tuple(labels))
-    return Inputs(options, policy, base, reads, limit, update, found, *texts_read, tuple(notes))
+    return Inputs(options, policy, base, reads, template, limit, update, found, *texts_read, tuple(notes))
 
 
 def instant(options: Options) -> str:
@@ -206,11 +211,32 @@ def _notes(
 # ---------------------------------------------------------------- models and monitors
 
 
-def _saved(folder: Path) -> tuple[Monitor, ...]:
-    """The frozen monitors of a folder, controls left out."""
+def _ours(folder: Path) -> tuple[Monitor, ...]:
+    """The frozen monitors of a folder, controls left out; none where it holds monitors that were fitted elsewhere."""
     if not folder.is_dir():
         raise StudyError(f"--monitors {shown(folder.name)} is no folder; give one that holds monitors.json")
+    if direction_folders.is_direction_folder(folder) and not (folder / frozen.METADATA).is_file():
+        return ()
     found = tuple(monitor for monitor in frozen.load(folder) if monitor.kind != CONTROL)
     if not found:
         raise StudyError(f"{folder.name} holds no monitor to be revalidated; save some with monitors.save", REFUSED)
     return found
+
+
+def _put_on(
+    base: Path, config: Mapping[str, int | str], early: tuple[Monitor, ...], options: Options
+) -> tuple[tuple[Monitor, ...], str, bool, list[str]]:
+    """All monitors, how they read the base's texts (fingerprint, and whether in the chat template), and what to say of them."""
+    reads, plain = settings.reads(base), settings.reads(base, template=False)
+    found: tuple[Monitor, ...] = early
+    said: list[str] = []
+    if not early and not options.fit:
+        width, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+        target = BaseModel(loading.identity(base), width, layers, reads, plain)
+        others, said = direction_folders.load_directions(Path(options.monitors), target)
+        found = tuple(others)
+    without = [monitor for monitor in found if monitor.reads == plain]
+    if without and len(without) < len(found):
+        how = "revalidate those of each in a run of their own"
+        raise StudyError(f"{len(without)} of {len(found)} monitors read texts without the chat template, the others in it; {how}")
+    return found, plain if without else reads, not without, said

@@ -50,19 +50,22 @@ def config(folder: Path) -> dict:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
-def check_update(name: str, precision: str, base: Path, reads: str) -> Candidate:
-    """The update of that name or folder, if it can be put on the base, whose tokenizer and template are `reads`."""
+def check_update(name: str, precision: str, base: Path, reads: str, template: bool = True) -> Candidate:
+    """The update of that name or folder, if it can be put on the base, whose tokenizer and template are `reads`.
+
+    template: whether monitors read texts in the chat template; else the templates may differ.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return _quantizer(name, precision, base)
-    found = _offered(folder, base, reads)
+    found = _offered(folder, base, reads, template)
     return replace(found, notes=(*found.notes, *_left_as_they_are(precision, base)))
 
 
-def _offered(folder: Path, base: Path, reads: str) -> Candidate:
+def _offered(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
     """The adapter or merged model of a folder."""
     if (folder / ADAPTER).is_file() or list(folder.glob("adapter_model.*")):
-        return _adapter(folder, base, reads)
+        return _adapter(folder, base, reads, template)
     if not (folder / CONFIG).is_file():
         raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; give one that has", REFUSED)
     checkpoints.check_folder(folder)
@@ -73,7 +76,7 @@ def _offered(folder: Path, base: Path, reads: str) -> Candidate:
                 f"{folder.name}: {field} is {theirs[field]!r}, the base's {value!r}; compare updates of one model", NOT_COMPARABLE
             )
     compared = tuple(settings.compare_folders(base, folder))
-    settings.check_reading(folder, settings.tokenizer_of(folder), reads)
+    settings.check_reading(folder, settings.tokenizer_of(folder), reads, template)
     return Candidate(results.slug(str(folder)), "merged", folder, settings=compared, notes=tuple(_lying_beside(folder)))
 
 
@@ -105,7 +108,7 @@ def _left_as_they_are(precision: str, base: Path) -> list[str]:
     return [f"{base.name}: {what}, such as {others[0]}"] if others else []
 
 
-def _adapter(folder: Path, base: Path, reads: str) -> Candidate:
+def _adapter(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
     """The adapter of a folder, which fits the base's modules; pickles in it are never opened."""
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in frozen.PICKLES)
     if pickles and not (folder / "adapter_model.safetensors").is_file():
@@ -114,7 +117,7 @@ def _adapter(folder: Path, base: Path, reads: str) -> Candidate:
     compared: list[Setting] = []
     own = settings.adapters_tokenizer(folder, base)
     if own is not None:
-        settings.check_reading(folder, own, reads)
+        settings.check_reading(folder, own, reads, template)
         compared = settings.compare_tokenizers(settings.tokenizer_of(base), own)
     _check_modules(folder, adapter, _empty_model(base))
     notes = _adapter_notes(folder, adapter, base)

@@ -19,6 +19,7 @@ from helpers.models.foreign import settings_file
 from helpers.models.foreign.boundary import foreign
 from helpers.models.foreign.culprit import field_at_fault
 from helpers.monitors import readings
+from helpers.monitors.exchange.plain_texts import as_read
 
 IDLE = frozenset({
     "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "output_attentions",
@@ -49,9 +50,9 @@ def tokenizer_of(folder: Path) -> Any:
     return loading.read_tokenizer(folder)
 
 
-def reads(folder: Path) -> str:
-    """The fingerprint of a folder's tokenizer and chat template."""
-    return readings.fingerprint(tokenizer_of(folder))
+def reads(folder: Path, template: bool = True) -> str:
+    """The fingerprint of a folder's tokenizer and chat template, or of its tokenizer without a template."""
+    return readings.fingerprint(as_read(tokenizer_of(folder), template))
 
 
 def adapters_tokenizer(folder: Path, base: Path) -> Any | None:
@@ -171,9 +172,9 @@ def _generation_of(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "bos_token_id"}  # a reply to a prompt never needs it
 
 
-def check_reading(folder: Path, own: Any, expected: str) -> None:
+def check_reading(folder: Path, own: Any, expected: str, template: bool = True) -> None:
     """Raises StudyError where an update reads text otherwise than the base does: scores could not be compared."""
-    theirs = readings.fingerprint(own)
+    theirs = readings.fingerprint(as_read(own, template))
     if theirs != expected:
         raise StudyError(
             f"{folder.name}: its tokenizer and template are {theirs}, the base's {expected}; compare updates that read alike",
