@@ -213,7 +213,7 @@ def load(folder: Path) -> list[Monitor]:
 
 
 def recorded_instant(folder: Path) -> str:
-    """The instant that chat templates saw as now when a folder's monitors were saved; that of all older ones where none is told."""
+    """The instant that chat templates saw as now when a folder's monitors were saved; the usual one where it does not say."""
     try:
         found = json.loads((folder / METADATA).read_text(encoding="utf-8"))["instant"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

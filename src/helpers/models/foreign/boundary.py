@@ -22,8 +22,8 @@ LONGEST = 160  # characters of a library's message that are shown
 def foreign(what: str, remedy: str, culprit: Callable[[str], str] | None = None, code: int = REFUSED) -> Iterator[None]:
     """Runs a block that reads foreign files; what it raises becomes `what (reason); remedy` with that exit code.
 
-    culprit: given the message after a failure, a better `what`, which names file, field and value; "" if it finds none. Memory and
-    disks that are full are no fault of a file and end with ENVIRONMENT.
+    culprit: given the message after a failure, a better `what`, which names file, field and value; "" if it finds none. A full
+    memory or disk is no fault of a file and ends with ENVIRONMENT.
     """
     try:
         yield
