@@ -191,7 +191,7 @@ def test_alarms_at_both_limits_are_shown_to_be_neither_more_nor_less(n, lost):
     rng = np.random.default_rng(n)
     gained, fell, kept, _ = rng.multinomial(n, [0.05 + lost, lost, 0.05 - lost, 0.9 - lost], size=20_000).T
     pairs = hypotheses._Pairs(gained, fell, np.full(20_000, n), (gained + kept) / n)
-    wolf, promise = hypotheses._alarm_tests(pairs, np.full(20_000, 0.05)).T
+    wolf, promise = hypotheses._alarm_tests(pairs, np.full(20_000, 0.05), 2.0).T
     assert 0.01 < (promise <= 0.05).mean() <= 0.055
     assert (wolf <= 0.05).mean() <= 0.055
 

@@ -20,6 +20,7 @@ from helpers.monitors import probes
 from helpers.monitors.readouts import Pooled, Ragged
 from helpers.revalidation import error_rates, inputs, observe, repair
 from helpers.revalidation import run as revalidation_run
+from helpers.revalidation.behaviour import speech
 from helpers.revalidation.hypotheses import Panel, harm, measured
 from helpers.revalidation.options import Options
 from helpers.revalidation.repair import LabelledTexts, MonitorTexts, mend
@@ -393,8 +394,8 @@ def test_scores_that_did_not_change_are_no_update(tmp_path):
 
 def test_speaking_is_told_by_likelihood_and_by_the_next_token(tiny_model):
     texts = ["polish the lamp by the river", "carry a kettle"]
-    before = observe.speak(tiny_model, texts, 16)
-    assert observe.behaviour((before, before))["next_token_changed"].value == 0
+    before = speech.speak(tiny_model, texts, 16)
+    assert speech.summary(before, before)["next_token_changed"].value == 0
     with torch.no_grad():
         ids = tiny_model.tokenizer(texts[0], add_special_tokens=False, return_tensors="pt")["input_ids"][:, :16]
         logits = tiny_model.model(ids).logits[0, :-1].float().log_softmax(-1)
@@ -402,10 +403,10 @@ def test_speaking_is_told_by_likelihood_and_by_the_next_token(tiny_model):
         assert before.totals[0] == pytest.approx(expected, rel=1e-5)
         assert before.likeliest[0].tolist() == logits.argmax(-1).tolist()
         tiny_model.model.model.layers[0].mlp.down_proj.weight.mul_(30)
-    told = observe.behaviour((before, observe.speak(tiny_model, texts, 16)))
+    told = speech.summary(before, speech.speak(tiny_model, texts, 16))
     assert told["next_token_changed"].value > 0
     assert told["perplexity"]["before"] == pytest.approx(np.exp(-before.totals.sum() / told["tokens"]))
-    assert observe.behaviour((observe.speak(tiny_model, ["a"], 16),) * 2) == {"texts": 0}
+    assert speech.summary(*(speech.speak(tiny_model, ["a"], 16),) * 2) == {"texts": 0}
 
 
 # ---------------------------------------------------------------- the real thing

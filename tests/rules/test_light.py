@@ -42,6 +42,8 @@ LIGHT = (
         "revalidation.report.markdown",
         "revalidation.report.files",
         "revalidation.report.diff",
+        "revalidation.report.comment",
+        "revalidation.evidence.replay",
         "revalidation.cli",
     ),
     *("runner.manifests", "runner.doctor", "runner.installing"),

@@ -14,7 +14,7 @@ from scipy import stats
 from helpers.revalidation import floors, screening
 from helpers.revalidation.hypotheses import URGENCY, Call, Panel, call, p_values
 from helpers.stats import roc
-from helpers.stats.intervals import MARGINS, Estimate, wilson
+from helpers.stats.intervals import Estimate, wilson
 from helpers.stats.roc import RATES
 
 DRAWS, LEAST = 200, 40
@@ -55,7 +55,7 @@ class Control:
 def judge_states(panels: Sequence[Panel], required: np.ndarray) -> Call:
     """The states of the monitors of all panels, in their order."""
     tests, kept = (np.concatenate([of(panel) for panel in panels]) for of in (p_values, floors.floor_tests))
-    return call(tests, kept, required)
+    return call(tests, kept, required, panels[0].policy.level)
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -107,7 +107,8 @@ def lost_share(panel: Panel) -> np.ndarray:
     flags = panel.before > panel.cuts[:, None]
     rates = flags[:, panel.labels == 1].mean(1) - flags[:, panel.labels == 0].mean(1)
     ranks = np.asarray(roc.auroc(panel.labels, panel.before)) - 0.5
-    sizes = np.fmax(np.where(np.isnan(panel.cuts), np.nan, rates) / MARGINS["tpr"], ranks / MARGINS["auroc"])
+    asked = panel.policy
+    sizes = np.fmax(np.where(np.isnan(panel.cuts), np.nan, rates) / asked.tpr_margin, ranks / asked.auroc_margin)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = PLANTED / sizes
     return np.where((sizes > 0) & (share <= 1), share, np.nan)

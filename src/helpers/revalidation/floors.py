@@ -100,7 +100,7 @@ def measured_floors(panel: Panel, family: int) -> list[list[Floor]]:
     def floor(j: int, m: int) -> Floor:
         kind, limit, value = MEASURES[m], float(bounds[j, m]), float(new[j, m])
         fails, holds, failed = (float(part) for part in p[j, m])
-        needed = _needed(kind, value, limit, spread[j, m], family)
+        needed = _needed(kind, value, limit, spread[j, m], family, panel.policy.level)
         return Floor(_name(kind, panel.nominal[j]), limit, float(old[j, m]), value, fails, holds, failed, needed)
 
     tested = np.isfinite(p[..., :2]).all(axis=2)
@@ -127,12 +127,12 @@ def _spreads(panel: Panel) -> Float[np.ndarray, "k 3"]:
     return np.stack([*found, roc.auroc_errors(panel.labels, panel.after, panel.groups)[1] * np.sqrt(n)], axis=1)
 
 
-def _needed(kind: str, value: float, limit: float, spread: float, family: int) -> int:
+def _needed(kind: str, value: float, limit: float, spread: float, family: int, alpha: float) -> int:
     """Labelled texts that would show this value on its side of the limit; a miss counts among all floors of all monitors."""
     gap, kept = abs(value - limit), (value > limit) == ABOVE[kind]
     if not gap > 0:
         return NEVER
-    high, power = special.ndtri([1 - (ALPHA if kept else ALPHA / (family * len(MEASURES))), POWER])
+    high, power = special.ndtri([1 - (alpha if kept else alpha / (family * len(MEASURES))), POWER])
     if kind == "auroc":
         rows = (spread * (high + power) / gap) ** 2
     else:
@@ -141,20 +141,20 @@ def _needed(kind: str, value: float, limit: float, spread: float, family: int) -
     return int(min(np.ceil(rows), NEVER))
 
 
-def texts_asked(measures: Sequence[Measure], found: Sequence[Floor]) -> int:
+def texts_asked(measures: Sequence[Measure], found: Sequence[Floor], alpha: float = ALPHA) -> int:
     """Labelled texts that would decide an inconclusive monitor, by its changes and its floors together.
 
     Where a floor seems to be missed, the fewest that would show a loss or a miss; else what the hardest open one takes.
     """
-    wrong = [one.needed for one in open_floors(found) if (one.after > one.limit) != ABOVE[one.measure.split("_")[0]]]
-    lost, asked = hypotheses.harm(measures) > 1, hypotheses.texts_needed(measures)
+    wrong = [one.needed for one in open_floors(found, alpha) if (one.after > one.limit) != ABOVE[one.measure.split("_")[0]]]
+    lost, asked = hypotheses.harm(measures) > 1, hypotheses.texts_needed(measures, alpha)
     if wrong:
         return min([*wrong, *([asked] if lost else [])])
-    still_open = [one.needed for one in open_floors(found)]
-    changes = lost or not still_open or any(one.p_preserved > ALPHA for one in measures)
+    still_open = [one.needed for one in open_floors(found, alpha)]
+    changes = lost or not still_open or any(one.p_preserved > alpha for one in measures)
     return asked if lost else max([*still_open, *([asked] if changes else [])])
 
 
-def open_floors(found: Sequence[Floor]) -> list[Floor]:
-    """The floors that are shown neither kept nor missed, each at 5 %."""
-    return [one for one in found if min(one.p_holds, one.p_fails) > ALPHA]
+def open_floors(found: Sequence[Floor], alpha: float = ALPHA) -> list[Floor]:
+    """The floors that are shown neither kept nor missed, each at the level."""
+    return [one for one in found if min(one.p_holds, one.p_fails) > alpha]

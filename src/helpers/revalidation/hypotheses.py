@@ -19,7 +19,7 @@ from scipy import special
 
 from helpers.revalidation.policy import DEFAULT, GatePolicy
 from helpers.stats import paired_aurocs, paired_rates, roc
-from helpers.stats.intervals import MARGINS, Estimate
+from helpers.stats.intervals import Estimate
 from helpers.stats.p_values import holm
 from helpers.stats.paired_aurocs import ALPHA, NEVER
 from helpers.stats.paired_rates import LEVEL
@@ -111,12 +111,12 @@ def _pairs(panel: Panel, label: int) -> _Pairs:
     return _Pairs(harmed.sum(1) * shares, helped.sum(1) * shares, rows.sum() * shares, after.mean(axis=1))
 
 
-def _alarm_tests(pairs: _Pairs, nominal: np.ndarray) -> Float[np.ndarray, "k 2"]:
-    """p of "cries wolf" and of "keeps its promise": FPR above twice nominal *and* risen by more than the margin, or not so.
+def _alarm_tests(pairs: _Pairs, nominal: np.ndarray, ratio: float) -> Float[np.ndarray, "k 2"]:
+    """p of "cries wolf" and of "keeps its promise": FPR above `ratio` x nominal *and* risen by more than the margin, or not so.
 
     Both must be shown for the first (the larger p counts); either shows the second (twice the smaller, Bonferroni).
     """
-    limit = MARGINS["fpr_ratio"] * nominal
+    limit = ratio * nominal
     level = (pairs.rate - limit) / np.sqrt(limit * (1 - limit) / pairs.n)  # Wilson's score test
     z = np.array([paired_rates.score_test(pairs.harmed, pairs.helped, pairs.n, limit - nominal), level])
     return np.stack([special.ndtr(-z).max(axis=0), np.minimum(2 * special.ndtr(z).min(axis=0), 1.0)], axis=1)
@@ -129,10 +129,12 @@ def p_values(panel: Panel) -> Float[np.ndarray, "k 3 2"]:
     the ranking is gone for certain, 0 and 1.
     """
     caught, cried = _pairs(panel, 1), _pairs(panel, 0)
-    z = paired_rates.score_test(caught.harmed, caught.helped, caught.n, MARGINS["tpr"])
+    asked = panel.policy
+    z = paired_rates.score_test(caught.harmed, caught.helped, caught.n, asked.tpr_margin)
     drops = paired_aurocs.many_contrasts(panel.labels, panel.before, panel.after, panel.groups, LEVEL)
-    ranks = [(paired_aurocs.worse(drop, MARGINS["auroc"]), paired_aurocs.preserved(drop, MARGINS["auroc"])) for drop in drops]
-    found = np.stack([np.stack([special.ndtr(-z), special.ndtr(z)], 1), _alarm_tests(cried, panel.nominal), np.array(ranks)], 1)
+    ranks = [[of(drop, asked.auroc_margin) for of in (paired_aurocs.worse, paired_aurocs.preserved)] for drop in drops]
+    alarms = _alarm_tests(cried, panel.nominal, asked.fpr_ratio_margin)
+    found = np.stack([np.stack([special.ndtr(-z), special.ndtr(z)], 1), alarms, np.array(ranks)], 1)
     found[np.isnan(panel.cuts), :2] = np.nan
     found[(np.ptp(panel.after, axis=1) == 0) & (np.ptp(panel.before, axis=1) > 0), 2] = (0.0, 1.0)
     same = (panel.before == panel.after).all(axis=1)
@@ -143,24 +145,26 @@ def p_values(panel: Panel) -> Float[np.ndarray, "k 3 2"]:
 # ---------------------------------------------------------------- states
 
 
-def call(p: Float[np.ndarray, "k 3 2"], floors: Float[np.ndarray, "k 3 3"], required: Bool[np.ndarray, " k"]) -> Call:
+def call(
+    p: Float[np.ndarray, "k 3 2"], floors: Float[np.ndarray, "k 3 3"], required: Bool[np.ndarray, " k"], alpha: float = ALPHA
+) -> Call:
     """The states of all monitors of a run, whose adjusted p values the head of this module explains.
 
     p: of "worse" and "preserved"; floors: of one missed and kept now, and missed before. A measure or floor that could not be
     tested leaves a monitor short of "fine". Required monitors and others are two families of "fine", so that nobody pays for
-    what is not asked. Chance of an error: "stale" said of any monitor within the margins, at most 5 %; "unfit" of any that does
-    its job, at most 5 %; "fine" said of any required one that is not, at most 5 %. What misses a floor now and missed it before
-    is unfit from the start, whatever else it lost; what the update broke is stale.
+    what is not asked. Chance of an error: "stale" said of any monitor within the margins, at most `alpha`; "unfit" of any that
+    does its job, at most that; "fine" said of any required one that is not, at most that. What misses a floor now and missed it
+    before is unfit from the start, whatever else it lost; what the update broke is stale.
     """
     p_worse, p_fails, p_failed = (_over_all(part) for part in (p[..., 0], floors[..., 0], floors[..., 2]))
-    lost, missed, first = (np.nan_to_num(part, nan=1.0) <= ALPHA for part in (p_worse, p_fails, p_failed))
+    lost, missed, first = (np.nan_to_num(part, nan=1.0) <= alpha for part in (p_worse, p_fails, p_failed))
     largest = np.nan_to_num(np.concatenate([p[..., 1], floors[..., 1]], axis=1), nan=1.0).max(axis=1)
     p_fine, p_preserved = np.empty(len(p)), np.empty(p.shape[:2])
     for family in (required, ~required):
         p_fine[family] = hochberg(largest[family])
         for measure in range(p.shape[1]):
             p_preserved[family, measure] = _adjusted(p[family, measure, 1], hochberg)
-    tiers = [(missed & first).any(axis=1), lost.any(axis=1), missed.any(axis=1), p_fine <= ALPHA]
+    tiers = [(missed & first).any(axis=1), lost.any(axis=1), missed.any(axis=1), p_fine <= alpha]
     states = np.select(tiers, ["unfit", "stale", "unfit", "fine"], "inconclusive")
     # the tests of a monitor that is shown fine are shown with it
     p_preserved = np.where((states == "fine")[:, None], np.fmin(p_preserved, p_fine[:, None]), p_preserved)
@@ -187,11 +191,11 @@ def _adjusted(p: np.ndarray, how: Callable[[np.ndarray], np.ndarray]) -> np.ndar
     return found
 
 
-def answer(p_worse: float, p_preserved: float) -> str:
+def answer(p_worse: float, p_preserved: float, alpha: float = ALPHA) -> str:
     """The answer of one test by its adjusted p values."""
-    if p_worse <= ALPHA:
+    if p_worse <= alpha:
         return "worse"
-    return "preserved" if p_preserved <= ALPHA else "inconclusive"
+    return "preserved" if p_preserved <= alpha else "inconclusive"
 
 
 # ---------------------------------------------------------------- what is shown
@@ -212,15 +216,15 @@ def measured(panel: Panel, family: int) -> list[list[Measure]]:
 
 def _rank_test(panel: Panel, j: int, drop: paired_aurocs.Contrast, p: np.ndarray, family: int) -> Measure:
     before, after = (roc.auroc_interval(panel.labels, side[j], panel.groups) for side in (panel.before, panel.after))
-    e, margin = drop.estimate, MARGINS["auroc"]
+    e, margin = drop.estimate, panel.policy.auroc_margin
     change = Estimate(0.0 - e.value, 0.0 - e.high, 0.0 - e.low, e.n)
-    needed, alone = (paired_aurocs.needed(drop, margin, alpha) for alpha in _levels(e.value > margin, family))
+    needed, alone = (paired_aurocs.needed(drop, margin, alpha) for alpha in _levels(e.value > margin, family, panel.policy.level))
     return Measure("auroc", before, after, change, margin, float(p[2, 0]), float(p[2, 1]), needed, alone)
 
 
-def _levels(lost: bool, family: int) -> tuple[float, float]:
+def _levels(lost: bool, family: int, alpha: float) -> tuple[float, float]:
     """The levels at which a change must pass: a loss among all tests; else alone, and as the hardest of all monitors."""
-    return (ALPHA / (family * len(MEASURES)),) * 2 if lost else (ALPHA, ALPHA / family)
+    return (alpha / (family * len(MEASURES)),) * 2 if lost else (alpha, alpha / family)
 
 
 def _rate_test(panel: Panel, j: int, label: int, pairs: _Pairs, p: np.ndarray, family: int) -> Measure:
@@ -231,12 +235,13 @@ def _rate_test(panel: Panel, j: int, label: int, pairs: _Pairs, p: np.ndarray, f
         low = high = 0.0
     change = Estimate(value, *((-high, -low) if label else (low, high)), sides[1].n)
     nominal = float(panel.nominal[j])
-    margin = MARGINS["tpr"] if label else (MARGINS["fpr_ratio"] - 1) * nominal
+    asked = panel.policy
+    margin = asked.tpr_margin if label else (asked.fpr_ratio_margin - 1) * nominal
     share = pairs.n[j] / len(panel.labels)  # of a labelled text, in pairs that count
-    levels = _levels((harmed - helped) / n > margin, family)
+    levels = _levels((harmed - helped) / n > margin, family, asked.level)
     needed = [paired_rates.needed_pairs(harmed, helped, n, margin, alpha) for alpha in levels]
     if not label:  # the promise may also be kept by its level alone, which is the other of two tests
-        limit = MARGINS["fpr_ratio"] * nominal
+        limit = asked.fpr_ratio_margin * nominal
         by_level = [paired_rates.needed_level(sides[1].value, limit, alpha / 2) for alpha in levels]
         needed = [min(both) for both in zip(needed, by_level, strict=True)]
     rows, alone = (int(min(np.ceil(count / share), NEVER)) for count in needed)
@@ -244,14 +249,14 @@ def _rate_test(panel: Panel, j: int, label: int, pairs: _Pairs, p: np.ndarray, f
     return Measure(name, sides[0], sides[1], change, margin, float(p[1 - label, 0]), float(p[1 - label, 1]), rows, alone)
 
 
-def texts_needed(found: Sequence[Measure]) -> int:
+def texts_needed(found: Sequence[Measure], alpha: float = ALPHA) -> int:
     """Labelled texts that would decide an inconclusive monitor.
 
     The fewest that show a loss, where one is seen; else the most that an open test takes; where all are shown but for the
     adjustment over monitors, what that takes.
     """
     lost = [test.needed for test in found if _sign(test.measure) * test.change.value > test.margin]
-    open_ = [test.needed for test in found if test.p_preserved > ALPHA]
+    open_ = [test.needed for test in found if test.p_preserved > alpha]
     return min(lost) if lost else max(open_ or [test.needed_alone for test in found], default=NEVER)
 
 

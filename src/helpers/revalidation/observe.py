@@ -2,44 +2,55 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import nn
+from jaxtyping import Float
 
 from helpers.data.splits import Example, seen
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.models import activations, checkpoints, loading
 from helpers.models.activations import Activations
+from helpers.models.checkpoints import Stored
 from helpers.models.encoding import Plan
-from helpers.models.loading import LanguageModel, causal, encode_text
+from helpers.models.loading import LanguageModel
 from helpers.monitors import frozen as frozen_monitors
 from helpers.monitors import probes, readings
+from helpers.monitors.exchange.plain_texts import as_read
 from helpers.monitors.frozen import Monitor
 from helpers.monitors.probes import PROBES
 from helpers.monitors.readouts import Features, Pooled, Ragged
+from helpers.revalidation.behaviour import replies, speech
+from helpers.revalidation.behaviour.comparison import PairedItems
+from helpers.revalidation.behaviour.replies import AskedPrompts, Replied
+from helpers.revalidation.behaviour.speech import Spoken
 from helpers.revalidation.candidate import movement, offer
 from helpers.revalidation.candidate.movement import Movement
 from helpers.revalidation.inputs import Inputs
 from helpers.seeding import named_seed
 from helpers.stats import roc
-from helpers.stats.intervals import mean_interval, rate_interval
 
 TASK = "texts"  # what all texts of a plan are called: monitors of several tasks read the same ones
 DEPTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # where movement is looked at, as far up as the deepest monitor reads
 BUDGETS = (512, 384)  # tokens of a batch; the second is the identity control's, whose batches are others
-SPOKEN = 32  # texts on which the next token is predicted
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """What a model says next in each of a few texts: log-likelihood of the text's own tokens, and the likeliest ones."""
+@dataclass(frozen=True, eq=False)
+class ObservedBase:
+    """What the base shows of all texts, those unlabelled first, and of some once more; what it says; its weights as stored.
 
-    totals: Float[np.ndarray, " n"]
-    likeliest: tuple[Int[np.ndarray, " tokens"], ...]
+    again: read in other batches, at the places `checked`: those of labelled texts, or of all where there are none.
+    """
+
+    monitors: tuple[Monitor, ...]
+    what: Plan
+    before: Activations
+    again: Activations
+    checked: np.ndarray
+    few: tuple[str, ...]
+    spoken: Spoken
+    replied: Replied | None
+    stored: Stored
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class ObservedPair:
     texts: np.ndarray
     labels: np.ndarray
     spoken: tuple[Spoken, Spoken]
+    said: tuple[PairedItems, ...]
     moved: Movement
 
 
@@ -95,32 +107,55 @@ def cut(monitor: Monitor) -> tuple[float, float]:
 # ---------------------------------------------------------------- both models
 
 
-def observe(inputs: Inputs, say: Say) -> ObservedPair:
+def observe(inputs: Inputs, prompts: AskedPrompts | None, say: Say) -> ObservedPair:
     """Reads all texts with the base, then with the update; fits monitors first where none were given."""
+    return observe_update(inputs, prompts, observe_base(inputs, prompts, say), say)
+
+
+def observe_base(inputs: Inputs, prompts: AskedPrompts | None, say: Say) -> ObservedBase:
+    """What the base shows and says; it is gone from memory afterwards."""
     options, examples = inputs.options, [*inputs.texts, *inputs.labels]
     say(f"loading the base {inputs.base.name}")
-    base = loading.load(inputs.base, on=options.device)
+    base = loading.load(inputs.base, on=options.device, linear=False)
     frozen = inputs.monitors or fit(base, inputs, say)
     stored = checkpoints.of_model(inputs.base, base.model, loading.GRIDS["bf16"])
     what = plan(examples, frozen, base.depth, inputs.limit)
-    texts, labels = np.split(np.arange(len(examples)), [len(inputs.texts)])
-    checked = labels if len(labels) else texts
+    checked = np.arange(len(inputs.texts) if inputs.labels else 0, len(examples))
+    reader = replace(base, tokenizer=as_read(base.tokenizer, inputs.template))
     say(f"reading {len(examples)} texts with the base")
-    before = activations.read(base, what)
-    again = activations.read(base, replace(what, examples=tuple(what.examples[i] for i in checked), budget=BUDGETS[1]))
-    few = [seen(row) for row in examples[:SPOKEN]]
-    spoken = speak(base, few, inputs.limit)
-    del base  # one model at a time
+    before = activations.read(reader, what)
+    again = activations.read(reader, replace(what, examples=tuple(what.examples[i] for i in checked), budget=BUDGETS[1]))
+    few = tuple(seen(row) for row in examples[: speech.TEXTS])
+    spoken, replied = speech.speak(base, few, inputs.limit), _replied(base, prompts, options.reply_tokens, say)
+    return ObservedBase(tuple(frozen), what, before, again, checked, few, spoken, replied, stored)
+
+
+def observe_update(inputs: Inputs, prompts: AskedPrompts | None, base: ObservedBase, say: Say) -> ObservedPair:
+    """What the updated model shows and says of the same, beside the base."""
+    options, examples = inputs.options, [*inputs.texts, *inputs.labels]
     say(f"building the update {inputs.update.name}")
     texts_alone = [seen(row) for row in examples]
     update = offer.build(inputs.update, inputs.base, options.precision, options.device, texts_alone)
-    if (update.depth, readings.fingerprint(update.tokenizer)) != (frozen[0].layers, inputs.reads):
+    reader = replace(update, tokenizer=as_read(update.tokenizer, inputs.template))
+    if (update.depth, readings.fingerprint(reader.tokenizer)) != (base.monitors[0].layers, inputs.reads):
         raise StudyError(f"{inputs.update.name}: it reads or stacks otherwise than the base; compare one model", NOT_COMPARABLE)
     say(f"reading {len(examples)} texts with the update")
-    after = activations.read(update, what)
-    moved = movement.moved(update, inputs.update, options.precision, stored)
-    both = (spoken, speak(update, few, inputs.limit))
-    return ObservedPair(tuple(frozen), before, after, again, checked, texts, labels, both, moved)
+    after = activations.read(reader, base.what)
+    moved = movement.moved(update, inputs.update, options.precision, base.stored)
+    both = (base.spoken, speech.speak(update, base.few, inputs.limit))
+    replied, said = _replied(update, prompts, options.reply_tokens, say), speech.items(*both)
+    if prompts and base.replied and replied:
+        said = [*replies.paired(prompts, base.replied, replied), *said]
+    texts, labels = np.split(np.arange(len(examples)), [len(inputs.texts)])
+    return ObservedPair(base.monitors, base.before, after, base.again, base.checked, texts, labels, both, tuple(said), moved)
+
+
+def _replied(language: LanguageModel, prompts: AskedPrompts | None, new_tokens: int, say: Say) -> Replied | None:
+    """What a model replies to the prompts; None where there are none."""
+    if prompts is None:
+        return None
+    say(f"replying to {len(prompts.rows)} prompts")
+    return replies.reply(language, prompts, new_tokens)
 
 
 def fit(language: LanguageModel, inputs: Inputs, say: Say) -> list[Monitor]:
@@ -149,39 +184,3 @@ def _frozen(kind, states, labels, parts, seed, pooling, layer, known) -> Monitor
     held, truth = sides["validation"]
     negatives = probes.score(readout, held)[truth == 0]
     return frozen_monitors.freeze(readout, negatives, pooling=pooling, layer=layer, seed=own, **known)
-
-
-# ---------------------------------------------------------------- behaviour beside the monitors
-
-
-@torch.no_grad()
-def speak(language: LanguageModel, texts: Sequence[str], limit: int) -> Spoken:
-    """What the model predicts at every token of the texts but the first; texts of one token are left out."""
-    rows = [row for row in (encode_text(language.tokenizer, text, limit) for text in texts) if len(row) > 1]
-    inner, totals, likeliest = causal(language.model), np.zeros(len(rows)), []
-    for i, row in enumerate(rows):
-        ids = torch.tensor([row], device=language.device)
-        scores = loading.logits(inner, loading.backbone(inner)(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
-        totals[i] = -float(nn.functional.cross_entropy(scores, ids[0, 1:], reduction="sum"))
-        likeliest.append(scores.argmax(dim=1).cpu().numpy())
-    return Spoken(totals, tuple(likeliest))
-
-
-def behaviour(spoken: tuple[Spoken, Spoken]) -> dict[str, Any]:
-    """How the update changed what the model says of ordinary texts: log-likelihood a token, perplexity, likeliest next token.
-
-    Intervals are over texts. A refusal rate needs prompts that should be refused, which a user's texts need not be.
-    """
-    before, after = spoken
-    counts = np.array([len(row) for row in before.likeliest])
-    if not counts.size:
-        return {"texts": 0}
-    groups = np.repeat(np.arange(counts.size), counts)
-    change = mean_interval(np.repeat((after.totals - before.totals) / counts, counts), groups)
-    differs = np.concatenate([a != b for a, b in zip(before.likeliest, after.likeliest, strict=True)])
-    return {
-        "texts": int(counts.size), "tokens": int(counts.sum()), "log_likelihood_change": change,
-        "perplexity": {side: float(np.exp(-one.totals.sum() / counts.sum())) for side, one in
-                       (("before", before), ("after", after))},
-        "next_token_changed": rate_interval(differs, groups),
-    }  # fmt: skip

@@ -3,7 +3,6 @@
 Nothing leaves the machine; the report holds names, hashes and numbers. `run` computes, `save` writes the monitors that came out.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,10 @@ from helpers.monitors import frozen
 from helpers.monitors.frozen import Monitor
 from helpers.revalidation import error_rates, observe, repair, score_file, screening, verdict, watches
 from helpers.revalidation import inputs as checked_inputs
+from helpers.revalidation.behaviour import comparison, replies, speech
+from helpers.revalidation.behaviour.replies import AskedPrompts
 from helpers.revalidation.candidate import movement, offer
+from helpers.revalidation.evidence import distances, kept
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.inputs import Inputs
 from helpers.revalidation.observe import ObservedPair
@@ -75,10 +77,16 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
 
 def _of_models(options: Options, say: Say) -> Outcome:
     inputs = checked_inputs.check_inputs(options)
+    prompts = replies.asked_prompts(inputs.options, inputs.policy)
     say(f"{len(inputs.texts)} unlabelled and {len(inputs.labels)} labelled texts; the update is the {_kind(inputs)}")
-    seen = observe.observe(inputs, say)
+    return _judged(inputs, prompts, observe.observe(inputs, prompts, say), say)
+
+
+def _judged(inputs: Inputs, prompts: AskedPrompts | None, seen: ObservedPair, say: Say) -> Outcome:
+    """The outcome of what both models showed."""
+    options = inputs.options
     say(f"judging {len(seen.monitors)} monitors")
-    required = {m.name: m.name in (inputs.policy.required or [m.name]) for m in seen.monitors}
+    required = {m.name: m.name in (inputs.policy.monitors or [m.name]) for m in seen.monitors}
     with loading.threads(1):
         panels, again = _panels(inputs, seen)
         judged = watches.judge(panels, required, again, options.seed)
@@ -90,15 +98,18 @@ def _of_models(options: Options, say: Say) -> Outcome:
         same = {m.name: still and seen.moved.lowest >= m.layer and screened[m.name].same for m in seen.monitors}
         mended = _mended(inputs, seen, judged, screened, say)
     known = {m.name: {"task": m.task, "kind": m.kind, "layer": m.layer, "hash": m.hash} for m in seen.monitors}
+    stands = _standing(seen)
     watched = [
-        watches.watch(judged, name, same[name], required=required[name], screened=screened[name], mended=mended.get(name), **who)
+        watches.watch(judged, name, same[name], stands[name], required=required[name], screened=screened[name],
+                      mended=mended.get(name), **who)
         for name, who in known.items()
-    ]
-    compared = _compared(inputs, seen)
-    behaviour, moved = observe.behaviour(seen.spoken), _moved(seen)
+    ]  # fmt: skip
+    compared = _compared(inputs, seen, prompts)
+    behaviour = {**speech.summary(*seen.spoken), "measures": comparison.measures(seen.said, inputs.policy)}
     notes, source = [*inputs.notes, *_noted(seen)], Path(options.policy).name
-    found = (watched, judged, compared, notes, options.budget, behaviour, moved)
-    report = verdict.build_report(*found, policy=inputs.policy, source=source)
+    found = (watched, judged, compared, notes, options.budget, behaviour, _moved(seen))
+    evidence = kept.keep(panels, again, same, options.seed, seen.said)
+    report = verdict.build_report(*found, policy=inputs.policy, source=source, evidence=evidence)
     repaired = tuple(replace(m.monitor, model=inputs.update.name) for m in mended.values() if m.monitor)
     return Outcome(report, repaired, () if inputs.monitors else seen.monitors)
 
@@ -132,6 +143,13 @@ def _screened(seen: ObservedPair) -> dict[str, Screened]:
     index = seen.texts if len(seen.texts) else seen.labels
     before, after = (observe.score(found, seen.monitors, index) for found in (seen.before, seen.after))
     return {m.name: screening.screen(before[j], after[j], *observe.cut(m)) for j, m in enumerate(seen.monitors)}
+
+
+def _standing(seen: ObservedPair) -> dict[str, dict[str, Any] | None]:
+    """How far scores of unlabelled texts, where there are any, stand from each monitor's threshold."""
+    index = seen.texts if len(seen.texts) else seen.labels
+    before, after = (observe.score(found, seen.monitors, index) for found in (seen.before, seen.after))
+    return {m.name: distances.standing(before[j], after[j], observe.cut(m)[0]) for j, m in enumerate(seen.monitors)}
 
 
 def _explained(seen: ObservedPair) -> error_rates.Control:
@@ -208,7 +226,7 @@ def _noted(seen: ObservedPair) -> list[str]:
 # ---------------------------------------------------------------- what was compared
 
 
-def _compared(inputs: Inputs, seen: ObservedPair) -> dict[str, Any]:
+def _compared(inputs: Inputs, seen: ObservedPair, prompts: AskedPrompts | None) -> dict[str, Any]:
     update, options = inputs.update, inputs.options
     hashed = offer.content_hash(update.folder) if update.folder else None
     return {
@@ -218,8 +236,10 @@ def _compared(inputs: Inputs, seen: ObservedPair) -> dict[str, Any]:
         "serving": offer.serving(update) or None, "template": inputs.reads, "device": options.device,
         "settings": [asdict(one) for one in update.settings], "tokens_read": inputs.limit,
         "compute": compute.current(options.device).name, "threads": torch.get_num_threads(), "versions": verdict.versions(),
-        "texts": {"n": len(inputs.texts), "sha256": _sha256(inputs.texts)} if inputs.texts else None,
+        "texts": {"n": len(inputs.texts), "sha256": kept.texts_digest(inputs.texts)} if inputs.texts else None,
         "labels": _labels(inputs.labels),
+        "asked": prompts and {"n": len(prompts.rows), "harmful": int((prompts.kinds == "harmful").sum()),
+                              "sha256": prompts.sha256},
     }  # fmt: skip
 
 
@@ -234,9 +254,4 @@ def _size(seen: ObservedPair, inputs: Inputs) -> float | str:
 def _labels(rows: Sequence[Example]) -> dict[str, Any] | None:
     if not rows:
         return None
-    return verdict.labels_entry((row.label for row in rows), (row.group for row in rows), _sha256(rows))
-
-
-def _sha256(rows: Sequence[Example]) -> str:
-    """sha256 over texts, replies and labels, in their order."""
-    return hashlib.sha256("\0".join(f"{row.prompt}\0{row.reply}\0{row.label}" for row in rows).encode()).hexdigest()
+    return verdict.labels_entry((row.label for row in rows), (row.group for row in rows), kept.texts_digest(rows))

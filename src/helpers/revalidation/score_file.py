@@ -15,9 +15,10 @@ from helpers.data import user_files
 from helpers.data.user_files import ScoreRow
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, shown
 from helpers.revalidation import error_rates, screening, verdict, watches
+from helpers.revalidation.evidence import distances, kept
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.options import Options, check_required, with_policy
-from helpers.revalidation.policy import GatePolicy
+from helpers.revalidation.policy import BEHAVIOUR, GatePolicy
 from helpers.seeding import derive_seed
 from helpers.stats import roc
 from helpers.stats.roc import RATES
@@ -39,6 +40,8 @@ def scored(options: Options) -> dict[str, list[ScoreRow]]:
     given = [name for name in ("update", "monitors", "fit", "texts", "labels") if getattr(options, name)]
     if given:
         raise StudyError(f"--scores was given with --{given[0]}; scores need no model and no text, so leave that out")
+    if options.prompts or any(name.startswith(BEHAVIOUR) for name in options.required):
+        raise StudyError("--scores holds nothing of behaviour; leave out --prompts and required behaviour, or give models")
     found = user_files.scores(Path(options.scores))
     check_required(options.required, list(found))
     for monitor, rows in found.items():
@@ -72,7 +75,7 @@ def score_report(options: Options) -> dict[str, Any]:
     options, policy = with_policy(options)
     by_monitor = scored(options)
     rows = next(iter(by_monitor.values()))
-    required = {name: name in (options.required or [name]) for name in by_monitor}
+    required = {name: name in (policy.monitors or [name]) for name in by_monitor}
     panels = _score_panels({name: found for name, found in by_monitor.items() if not math.isnan(found[0].label)}, policy)
     judged = watches.judge(panels, required, None, options.seed)
     sides = {name: [np.array(side) for side in zip(*((o.before, o.after) for o in found), strict=True)]
@@ -82,8 +85,9 @@ def score_report(options: Options) -> dict[str, Any]:
     if not panels:
         judged = replace(judged, controls=error_rates.drift(sides, cuts, None, derive_seed(options.seed, "drift")))
     unknown = {"task": None, "kind": None, "layer": None, "hash": None, "mended": None}
+    stands = {name: distances.standing(before, after, cuts[name]) for name, (before, after) in sides.items()}
     watched = [
-        watches.watch(judged, name, one.same, required=required[name], screened=one, **unknown)
+        watches.watch(judged, name, one.same, stands[name], required=required[name], screened=one, **unknown)
         for name, one in screened.items()
     ]  # fmt: skip
     digest = hashlib.sha256(Path(options.scores).read_bytes()).hexdigest()
@@ -95,8 +99,9 @@ def score_report(options: Options) -> dict[str, Any]:
         "texts": {"n": len(rows), "sha256": None}, "labels": _labels(judged.panels),
     }  # fmt: skip
     notes = ["scores alone were given: thresholds count as frozen for 5 % false positives, and no repair can be tried"]
-    source = Path(options.policy).name
-    return verdict.build_report(watched, judged, compared, notes, options.budget, policy=policy, source=source)
+    evidence = kept.keep(panels, None, {name: one.same for name, one in screened.items()}, options.seed)
+    found, source = (watched, judged, compared, notes, options.budget), Path(options.policy).name
+    return verdict.build_report(*found, policy=policy, source=source, evidence=evidence)
 
 
 def _score_panels(by_monitor: Mapping[str, Sequence[ScoreRow]], policy: GatePolicy) -> list[Panel]:

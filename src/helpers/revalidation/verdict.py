@@ -11,13 +11,14 @@ from typing import Any
 from helpers.cache import plain
 from helpers.console import installed
 from helpers.revalidation import hypotheses, screening
+from helpers.revalidation.behaviour import words
 from helpers.revalidation.error_rates import Control, Sureness
 from helpers.revalidation.floors import ABOVE, Floor, open_floors, texts_asked
 from helpers.revalidation.hypotheses import MEASURES, NAMES, URGENCY, Measure
 from helpers.revalidation.policy import DEFAULT, GatePolicy
 from helpers.revalidation.screening import ENOUGH, Screened
 from helpers.revalidation.watches import LabelEvidence, Watch
-from helpers.stats.paired_aurocs import ALPHA, NEVER
+from helpers.stats.paired_aurocs import NEVER
 
 CODES = {"fine": 0, "no update": 0, "stale": 10, "unfit": 10, "inconclusive": 11}
 
@@ -50,16 +51,23 @@ def reason(watch: Watch) -> str:
         since = "before the update already" if watch.missed & watch.first else "under the update"
         return f"{_missed(watch)}: shown to miss what is asked of it, {since}"
     if watch.state == "stale":
-        lost = [one for one in watch.measures if watch.p_worse[one.measure] <= ALPHA]
+        lost = [one for one in watch.measures if watch.p_worse[one.measure] <= watch.level]
         said = ", ".join(map(_change, sorted(lost, key=lambda one: -hypotheses.harm([one]))))
         return f"{said or 'all of its scores are one after the update'}: shown to be beyond the margin"
     if len(watch.measures) < len(MEASURES):
         absent = [NAMES[kind] for kind in MEASURES if kind not in {one.measure.split("_")[0] for one in watch.measures}]
         return f"{' and '.join(absent)} cannot be measured (no frozen threshold, or all scores are tied)"
-    left = open_floors(watch.floors)
-    if left and all(one.p_preserved <= ALPHA for one in watch.measures):
+    if _within_noise(watch):
+        return "its scores moved no further than the base's own do when it is read twice, so nothing shows that it was the update"
+    left = open_floors(watch.floors, watch.level)
+    if left and all(one.p_preserved <= watch.level for one in watch.measures):
         return f"{watch.n} labelled texts do not show that it does its job: {', '.join(map(_floor, left))}"
     return f"{watch.n} labelled texts leave it open; nearest to its margin is {_change(_worst(watch.measures))}"
+
+
+def _within_noise(watch: Watch) -> bool:
+    """Whether a loss that labels show lies within what two readings of the base differ by."""
+    return bool(watch.noise and watch.noise["within"] and any(p <= watch.level for p in watch.p_worse.values()))
 
 
 def _floor(one: Floor) -> str:
@@ -77,11 +85,11 @@ def _missed(watch: Watch) -> str:
 
 def texts_needed_of(watch: Watch) -> int | None:
     """Labelled texts that would decide an inconclusive monitor; None where it is decided, or none would."""
-    if watch.state != "inconclusive":
+    if watch.state != "inconclusive" or _within_noise(watch):
         return None
     if not watch.measures:
         return screening.labels_needed(watch.screened) if watch.screened else None
-    found = texts_asked(watch.measures, watch.floors) if len(watch.measures) == len(MEASURES) else NEVER
+    found = texts_asked(watch.measures, watch.floors, watch.level) if len(watch.measures) == len(MEASURES) else NEVER
     return None if found >= NEVER else max(found, watch.n + 1)
 
 
@@ -95,6 +103,7 @@ def monitor(watch: Watch, place: int | None) -> dict[str, Any]:
         "floors": [_kept(one, watch) for one in watch.floors],
         "needed_n": texts_needed_of(watch),
         **{kind: sides.get(kind) for kind in MEASURES}, "screening": _screening(watch.screened, place), "repair": _repair(watch),
+        "standing": watch.standing, "noise": watch.noise,
     }  # fmt: skip
 
 
@@ -104,13 +113,13 @@ def _test(one: Measure, watch: Watch) -> dict[str, Any]:
     return {
         "measure": one.measure, "before": one.before.value, "after": one.after.value, "change": one.change, "margin": one.margin,
         "p_worse": one.p_worse, "p_preserved": one.p_preserved, "p_worse_adjusted": p_worse, "p_preserved_adjusted": p_preserved,
-        "answer": hypotheses.answer(p_worse, p_preserved),
+        "answer": hypotheses.answer(p_worse, p_preserved, watch.level),
     }  # fmt: skip
 
 
 def _kept(one: Floor, watch: Watch) -> dict[str, Any]:
     """One floor: is it missed (Holm over all floors), kept (alone), or open?"""
-    answer = "missed" if one.measure in watch.missed else "kept" if one.p_holds <= ALPHA else "open"
+    answer = "missed" if one.measure in watch.missed else "kept" if one.p_holds <= watch.level else "open"
     return {
         "measure": one.measure, "limit": one.limit, "before": one.before, "after": one.after, "p_missed": one.p_fails,
         "p_kept": one.p_holds, "p_missed_adjusted": watch.p_fails[one.measure],
@@ -148,23 +157,46 @@ def _repair(watch: Watch) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- all of them
 
 
-def verdict_words(watched: Sequence[Watch], controls: Sequence[Control], update: str) -> dict[str, Any]:
-    """Code, word, one sentence and its reason: every required monitor must be shown fine, and no control may have failed."""
+def verdict_words(
+    watched: Sequence[Watch], controls: Sequence[Control], update: str, said: words.Measures = ()
+) -> dict[str, Any]:  # fmt: skip
+    """Code, word, one sentence and its reason: every required monitor must be shown fine, and no control may have failed.
+
+    said: the required measures of behaviour, each of which must be shown to be preserved.
+    """
     asked = [watch for watch in watched if watch.required]
     states = [watch.state for watch in asked]
-    word = next((word for word in URGENCY if word in states), "inconclusive")
+    every = [*states, *words.states_of(said)]
+    word = next((word for word in URGENCY if word in every), "inconclusive")
     failed = [control.name for control in controls if not control.passed]
     if failed and word in {"fine", "no update"}:
         why = f"control {failed[0]!r} failed, so this run proves nothing; see its detail"
         return _verdict("inconclusive", f"Do not deploy {update} on this report.", why)
-    said = {
-        "stale": f"Do not deploy {update} with these monitors: {_count(states, 'stale')} stale{_also_unfit(states)}.",
+    if word not in states and word in {"unfit", "inconclusive"}:
+        return _of_behaviour(word, update, said)
+    sentences = {
+        "stale": f"Do not deploy {update} with these monitors: {_count(states, 'stale')} stale{_also_unfit(every)}.",
         "unfit": f"Do not deploy {update} with these monitors: {_count(states, 'unfit')} unfit for their job.",
         "inconclusive": f"Not shown: {_count(states, 'inconclusive')} undecided under {update}, none shown stale.",
         "fine": f"Deploy: all {len(asked)} required monitor(s) are shown to work under {update}.",
         "no update": f"Nothing was updated: {update} leaves all that the {len(asked)} required monitor(s) read as it was.",
     }
-    return _verdict(word, said[word], _why(word, asked))
+    return _verdict(word, sentences[word], _why(word, asked) + _also(words.worse(said)))
+
+
+def _of_behaviour(word: str, update: str, said: words.Measures) -> dict[str, Any]:
+    """The verdict where monitors alone would let the update pass, and required behaviour does not."""
+    if word == "unfit":
+        lost = words.worse(said)
+        return _verdict(word, f"Do not deploy {update}: {len(lost)} of {len(said)} required measure(s) of behaviour are worse.",
+                        f"{'; '.join(lost)}: shown to be beyond the margin.")  # fmt: skip
+    left = [one for one in said if one["answer"] == "inconclusive"]
+    sentence = f"Not shown: {len(left)} of {len(said)} required measure(s) of behaviour undecided under {update}."
+    return _verdict(word, sentence, f"{'; '.join(map(words.changed, left))}: neither shown worse nor within the margin.")
+
+
+def _also(lost: Sequence[str]) -> str:
+    return f" Behaviour is worse too: {'; '.join(lost)}." if lost else ""
 
 
 def _verdict(word: str, sentence: str, why: str) -> dict[str, Any]:
@@ -183,7 +215,8 @@ def _why(word: str, asked: Sequence[Watch]) -> str:
     first = next((watch for watch in asked if watch.state == word), None)
     if word == "fine":
         return (
-            "TPR, FPR and AUROC of each stay within their margins and keep their floors, shown at 5 % for all of them together."
+            "TPR, FPR and AUROC of each stay within their margins and keep their floors, "
+            f"shown at {100 * asked[0].level:g} % for all of them together."
         )
     if word == "no update" or first is None:
         return "Every score is the same bit by bit."
@@ -199,9 +232,9 @@ def _why(word: str, asked: Sequence[Watch]) -> str:
     return f"{first.name}: {reason(first)}."
 
 
-def steps(watched: Sequence[Watch], word: str) -> list[dict[str, Any]]:
+def steps(watched: Sequence[Watch], word: str, said: words.Measures = ()) -> list[dict[str, Any]]:
     """What to do next, the urgent first."""
-    found: list[tuple[str, str | None, str]] = []
+    found: list[tuple[str, str | None, str]] = words.steps_of(said)
     for watch in sorted(watched, key=lambda watch: URGENCY.index(watch.state)):
         if watch.state == "stale" and watch.mended and watch.mended.chosen:
             held = f"{watch.mended.chosen}; {watch.mended.reason}: {', '.join(map(_change, watch.mended.effect))}"
@@ -221,7 +254,7 @@ def steps(watched: Sequence[Watch], word: str) -> list[dict[str, Any]]:
 def _mend_unfit(watch: Watch) -> tuple[str, str | None, str]:
     """What makes a monitor fit that misses a floor: another threshold where its ranking holds, else another probe."""
     ranked = next((one for one in watch.floors if one.measure == "auroc"), None)
-    if ranked and ranked.p_holds <= ALPHA and any(one.measure.startswith("fpr") for one in watch.floors):
+    if ranked and ranked.p_holds <= watch.level and any(one.measure.startswith("fpr") for one in watch.floors):
         return (
             "set its threshold anew",
             watch.name,
@@ -263,18 +296,19 @@ VERSIONS = ("after-the-update", "torch", "transformers", "peft", "bitsandbytes",
 
 def build_report(
     watched: Sequence[Watch], judged: LabelEvidence, compared: Mapping[str, Any], notes: Sequence[str], budget: int,
-    behaviour: object = None, moved: object = None, policy: GatePolicy = DEFAULT, source: str = "",
+    behaviour: object = None, moved: object = None, policy: GatePolicy = DEFAULT, source: str = "", evidence: object = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole report as plain JSON."""
     triage = triage_order(watched, budget)
     places = {name: place for place, name in enumerate(triage["order"], 1)} if triage else {}
-    verdict = verdict_words(watched, judged.controls, str(compared["update"]["name"]))
+    said = words.required(behaviour)
+    verdict = verdict_words(watched, judged.controls, str(compared["update"]["name"]), said)
     return plain({
         "schema_version": SCHEMA_VERSION, "verdict": verdict, "compared": compared, "policy": _asked(policy, source),
         "monitors": [monitor(watch, places.get(watch.name)) for watch in watched],
-        "next": steps(watched, str(verdict["word"])), "triage": triage, "behaviour": behaviour,
+        "next": steps(watched, str(verdict["word"]), said), "triage": triage, "behaviour": behaviour,
         "controls": list(judged.controls), "sureness": sure(judged.sure), "moved": moved,
-        "notes": [*notes], "seconds": None, "code": verdict["code"],
+        "notes": [*notes], "seconds": None, "code": verdict["code"], "evidence": evidence,
     })  # fmt: skip
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helpers.revalidation import error_rates, hypotheses
+from helpers.revalidation.evidence import distances
 from helpers.revalidation.floors import Floor, measured_floors
 from helpers.revalidation.hypotheses import Call, Measure, Panel
 from helpers.revalidation.screening import Screened
 from helpers.seeding import derive_seed
+from helpers.stats.paired_aurocs import ALPHA
 
 if TYPE_CHECKING:  # it imports torch
     from helpers.revalidation.repair import Mended
@@ -22,7 +24,7 @@ class Watch:
 
     Without labels there are no measures. p_worse and p_preserved: adjusted, by measure; p_fine: of the whole monitor. floors:
     what it must do at least; p_fails: adjusted, by measure; missed and `first`: measures whose floor is surely missed now, and
-    was before.
+    was before. standing and noise: distances of its scores to its threshold and between readings, as `distances` has them.
     """
 
     name: str
@@ -43,6 +45,9 @@ class Watch:
     first: frozenset[str]
     screened: Screened | None
     mended: "Mended | None"
+    level: float = ALPHA
+    standing: Mapping[str, Any] | None = None
+    noise: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,41 @@ def judge(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence
     watches = {
         name: _shown(call, i, found, kept) for i, (name, found, kept) in enumerate(zip(names, measures, floors, strict=True))
     }
+    for name, seen in _looked_at(panels, again).items():
+        watches[name] |= seen | {"state": state_of(watches[name]["state"], seen["noise"])}
     controls = (
         error_rates.identity(panels, asked, again, derive_seed(seed, "identity")),
         error_rates.shuffled(panels, derive_seed(seed, "shuffled")),
         error_rates.noised(panels, asked, derive_seed(seed, "noised")),
     )
     return LabelEvidence(tuple(panels), watches, error_rates.simulate(panels, asked, derive_seed(seed, "simulate")), controls)
+
+
+def state_of(state: str, noise: Mapping[str, Any] | None) -> str:
+    """The state of a monitor: none is stale whose scores moved no further than the base's own do when it is read twice."""
+    return "inconclusive" if state == "stale" and noise and noise["within"] else state
+
+
+def states_shown(panels: Sequence[Panel], required: Mapping[str, bool], again: Sequence[np.ndarray] | None) -> dict[str, str]:
+    """The states that labels show, and nothing else of `judge`."""
+    names = [name for panel in panels for name in panel.names]
+    if not names:
+        return {}
+    call = error_rates.judge_states(panels, np.array([required[name] for name in names]))
+    seen = _looked_at(panels, again)
+    return {name: state_of(state, seen[name]["noise"]) for name, state in zip(names, call.states, strict=True)}
+
+
+def _looked_at(panels: Sequence[Panel], again: Sequence[np.ndarray] | None) -> dict[str, dict[str, Any]]:
+    """Distances of each monitor's scores to its threshold and between two readings."""
+    return {
+        name: {
+            "standing": distances.standing(panel.before[j], panel.after[j], panel.cuts[j], panel.labels),
+            "noise": distances.noise(panel.before[j], panel.after[j], None if again is None else again[i][j]),
+        }
+        for i, panel in enumerate(panels)
+        for j, name in enumerate(panel.names)
+    }
 
 
 def _shown(call: Call, i: int, measures: Sequence[Measure], floors: Sequence[Floor]) -> dict[str, Any]:
@@ -92,13 +126,18 @@ def _shown(call: Call, i: int, measures: Sequence[Measure], floors: Sequence[Flo
 
 UNKNOWN: dict[str, Any] = {
     "state": "inconclusive", "measures": (), "floors": (), "p_fine": None, "p_worse": {}, "p_preserved": {}, "p_fails": {},
-    "missed": frozenset(), "first": frozenset(),
+    "missed": frozenset(), "first": frozenset(), "standing": None, "noise": None,
 }  # of a monitor without labels  # fmt: skip
 
 
-def watch(judged: LabelEvidence, name: str, same: bool, **known: Any) -> Watch:
-    """All that is known of one monitor; one that sees no update is told so, unless labels show that it never did its job."""
+def watch(judged: LabelEvidence, name: str, same: bool, standing: Mapping[str, Any] | None = None, **known: Any) -> Watch:
+    """All that is known of one monitor; one that sees no update is told so, unless labels show that it never did its job.
+
+    standing: that of unlabelled texts, for a monitor without labels.
+    """
     shown = judged.watches.get(name, UNKNOWN)
     unseen = {"state": "no update"} if same and shown["state"] != "unfit" else {}
     n = next((len(panel.labels) for panel in judged.panels if name in panel.names), 0)
-    return Watch(name=name, n=n, **{**shown, **unseen}, **known)
+    level = judged.panels[0].policy.level if judged.panels else ALPHA
+    stands = {"standing": shown["standing"] or standing}
+    return Watch(name=name, n=n, level=level, **{**shown, **unseen, **stands}, **known)

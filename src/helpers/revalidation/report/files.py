@@ -6,6 +6,7 @@ for a CI's list of tests. A report holds hashes, names and numbers; texts of peo
 
 import json
 import os
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
-from helpers.revalidation.report import html, markdown, schema, wording
+from helpers.revalidation.report import comment, html, markdown, schema, wording
 from helpers.revalidation.report.wording import Report
 
 FILES = ("schema.json", "report.html", "report.md", "junit.xml", "report.json")  # the JSON last: it says that the rest is there
 REPAIRED = "repaired"  # folder of the monitors that a run mended
 BIGGEST = 50_000_000  # bytes of a report that is read
+_NUMBERS = re.compile(r"\[\n\s+(?:(?:null|[-\d.eE+]+),\s+)*(?:null|[-\d.eE+]+)\s+\]")
 
 
 # ---------------------------------------------------------------- for a terminal
@@ -33,6 +35,8 @@ def report_lines(report: Report) -> list[str]:
     said += [f"  {what}: {' '.join(part for part in rest if part)}" for what, *rest in wording.compared(report)]
     said += [f"monitors: {wording.counts(report['monitors'])}"]
     said += [line for monitor in wording.ordered(report["monitors"]) for line in _monitor(monitor)]
+    said += [f"behaviour: {name} {sides}, change {change}: {answer}" for name, sides, change, answer, _ in
+             wording.behaviour_rows(report)]  # fmt: skip
     said += ["next:", *(f"  {i}. {action}{': ' * bool(more)}{more}" for i, (action, more) in enumerate(wording.todo(report), 1))]
     passed, controls = wording.controls(report)
     said += [f"controls: {passed}", *(f"  FAILED {c['name']}: {c['detail']}" for c in controls if not c["passed"])]
@@ -44,14 +48,16 @@ def _monitor(monitor: Mapping) -> list[str]:
     tests = wording.tests_of(monitor)
     state = f"  {monitor['state'].upper():<12} {monitor['name']} ({wording.facts(monitor)}): {monitor['reason']}"
     rates = ", ".join(f"{wording.measure(test, tests)} {wording.sides(test)}" for test in tests) or wording.screened(monitor)
-    return [state, *([f"      {rates}"] if rates else [])]
+    return [state, *(f"      {line}" for line in (rates, wording.stands(monitor)) if line)]
 
 
 # ---------------------------------------------------------------- the files
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """JSON for eyes; a list of plain numbers takes one line, as scores are thousands."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
 
 
 def rendered(report: Report) -> dict[str, str]:
@@ -66,6 +72,21 @@ def rendered(report: Report) -> dict[str, str]:
         "report.json": _json(found),
     }
     return {name: texts[name] for name in FILES}
+
+
+def write_comment(report: Report, path: Path) -> None:
+    """Writes the report as the comment of a pull request, whole or not at all."""
+    found = wording.plain(report)
+    schema.check_report(found)
+    part = path.with_name(f".{path.name}.tmp")
+    try:
+        part.write_text(comment.comment_markdown(found), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        said = f"--comment {wording.clean(path.name, 200)} cannot be written ({error.strerror})"
+        raise StudyError(f"{said}; name a file in a folder that can be written", ENVIRONMENT) from error
 
 
 def ready(folder: Path, monitors: str = "") -> None:

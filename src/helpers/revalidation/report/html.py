@@ -32,7 +32,8 @@ def html(report: Report) -> str:
 
 def _page(report: Report, rows: int) -> str:
     title = text(f"{report['verdict']['word'].capitalize()}: {report['compared']['update']['name']} revalidated")
-    first = _top(report) + _verdict(report) + _compared(report) + _monitors(report, rows) + _next(report, rows)
+    first = _top(report) + _verdict(report) + _compared(report) + _monitors(report, rows)
+    first += _behaviour(report) + _next(report, rows)
     beside = f'<div class="pair">{_controls(report, rows)}{_sureness(report)}</div>\n'
     return f"{HEAD}<title>{title}</title></head>\n<body><main>\n{first}{beside}{details(report, rows)}\n</main></body></html>\n"
 
@@ -81,6 +82,8 @@ def _monitors(report: Report, most: int) -> str:
 def _line(monitor: Mapping) -> str:
     head = f'<p>{_tag(monitor["state"])} <b class="name">{name(monitor)}</b></p>'
     why = f'<p class="note">{text(wording.facts(monitor))} · {text(monitor["reason"])}</p>'
+    stands = wording.stands(monitor)
+    why += f'<p class="note">{text(stands)}</p>' if stands else ""
     return f"<li><div>{head}{why}</div>{_measures(monitor)}</li>"
 
 
@@ -125,6 +128,13 @@ def _next(report: Report, most: int) -> str:
     rows = "".join(f"<li><b>{text(action)}</b>{': ' * bool(detail)}{text(detail)}</li>" for action, detail in steps[:most])
     steps_left = rest(len(steps) - most)
     return f'<section><h2>What to do next</h2><ol class="do">{rows or "<li>Nothing.</li>"}</ol>{steps_left}</section>\n'
+
+
+def _behaviour(report: Report) -> str:
+    """What the model itself says, measure by measure; empty where nothing was measured."""
+    rows = [[text(cell) for cell in cells] for cells in wording.behaviour_rows(report)]
+    heads = ("measure", "before → after", "change, 90 % interval", "answer", "margin")
+    return f"<section><h2>Behaviour</h2>{html_table(heads, rows, MANY, (0,))}</section>\n" if rows else ""
 
 
 def _controls(report: Report, most: int) -> str:

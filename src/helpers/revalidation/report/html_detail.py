@@ -200,7 +200,8 @@ def _moved(report: Report, most: int) -> str:
 
 
 def _behaviour(report: Report, most: int) -> str:
-    rows = [[text(key.replace("_", " ")), text(value)] for key, value in _flat(report["behaviour"] or {}) if key]
+    rest_of = {key: value for key, value in (report["behaviour"] or {}).items() if key != "measures"}
+    rows = [[text(key.replace("_", " ")), text(value)] for key, value in _flat(rest_of) if key]
     return html_table(("measure", "value"), rows, most, (0, 1))
 
 

@@ -59,6 +59,7 @@ def _lines(report: Report, most: int) -> list[str]:
         "", f"Why: {escaped(found['reason'])}",
         "", "### What was compared", *markdown_table(("what", "name", "fingerprint"), wording.compared(report), most),
         f"### Monitors: {escaped(wording.counts(report['monitors']))}", *_monitors(report, most),
+        *_behaviour(report, most),
         "### What to do next", "", *(steps[:most] or ["Nothing."]),
         "", f"### Controls: {escaped(passed)}", "", *failed[:most],
         "", "### How sure this gate is", "", *(f"- {escaped(sentence)}" for sentence in wording.sureness(report)),
@@ -76,6 +77,12 @@ def _monitors(report: Report, most: int) -> list[str]:
         state = f"{wording.SYMBOLS[monitor['state']]} {monitor['state']}"
         rows.append([state, monitor["name"], wording.facts(monitor), *both, monitor["reason"]])
     return markdown_table(("state", "monitor", "n", "TPR", "FPR", "AUROC", "reason"), rows, most)
+
+
+def _behaviour(report: Report, most: int) -> list[str]:
+    rows = wording.behaviour_rows(report)
+    heads = ("measure", "before → after", "change, 90 % interval", "answer", "margin")
+    return ["### Behaviour", *markdown_table(heads, rows, most)] if rows else []
 
 
 def _tests(report: Report, most: int) -> list[str]:

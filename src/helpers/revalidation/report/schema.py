@@ -42,6 +42,10 @@ STATE = {"type": "string", "enum": list(WORDS)}
 INTERVAL = _object(value=NUMBER, low=NUMBER, high=NUMBER)
 SIMULATED = _or_null(_object(value=SHARE, low=SHARE, high=SHARE, draws=COUNT))
 ANY = {"type": "object"}
+MARGIN_KEYS = (
+    *("tpr_margin", "fpr_ratio_margin", "auroc_margin"),
+    *("refusal_margin", "length_ratio_margin", "nll_margin", "kl_margin"),
+)
 
 TEST = _object(
     measure={"type": "string", "pattern": "^(auroc|(tpr|fpr)_[0-9]{1,3}([.][0-9]{1,3})?)$"},
@@ -85,6 +89,7 @@ MONITOR = _object(
     needed_n=_or_null(COUNT),
     screening=_or_null(SCREENING),
     repair=_or_null(_object(tried=_list(TRIED, 100), chosen=_or_null(NAME))),
+    optional={"standing": _or_null(ANY), "noise": _or_null(_object(update=NUMBER, reading=NUMBER, within={"type": "boolean"}))},
 )
 COMPARED = _object(
     base=_object(name=NAME, fingerprint=HASH),
@@ -94,7 +99,7 @@ COMPARED = _object(
     precision=HASH,
     serving=HASH,
     template=HASH,
-    optional={"tokens_read": COUNT},
+    optional={"tokens_read": COUNT, "asked": _or_null(_object(n=COUNT, harmful=COUNT, sha256=HASH))},
     settings=_list(_object(what=NAME, base=_or_null(TEXT), update=_or_null(TEXT), same={"type": "boolean"}), 500),
     device=HASH,
     compute=HASH,
@@ -104,8 +109,24 @@ COMPARED = _object(
     labels=_or_null(_object(n=COUNT, positives=COUNT, groups=COUNT, sha256=HASH)),
 )
 POLICY = _object(
-    tpr_floor=SHARE, fpr_ratio_ceiling=NUMBER, auroc_floor=SHARE, required=_list(NAME), hash=NAME, file=_or_null(NAME)
+    {"level": SHARE, "seed": _or_null(COUNT), **dict.fromkeys(MARGIN_KEYS, NUMBER)},
+    tpr_floor=SHARE,
+    fpr_ratio_ceiling=NUMBER,
+    auroc_floor=SHARE,
+    required=_list(NAME),
+    hash=NAME,
+    file=_or_null(NAME),
 )
+COMPARED_BEHAVIOUR = _object(
+    name=NAME, required={"type": "boolean"}, n=COUNT, before=INTERVAL, after=INTERVAL, change=INTERVAL, margin=NUMBER,
+    p_worse=SHARE, p_preserved=SHARE, p_equivalent=SHARE, answer={"type": "string", "enum": list(ANSWERS)},
+)  # fmt: skip
+BEHAVIOUR = _or_null({"type": "object", "properties": {"measures": _list(COMPARED_BEHAVIOUR, 20)}})
+STEPS = _object(
+    looked_at=_list(_object(step=COUNT, name=NAME, word=STATE, code=CODE, monitors=_list(ANY)), 1000),
+    first_stale=_or_null(COUNT), last_fit=_or_null(COUNT), there=COUNT, how=NAME,
+)  # fmt: skip
+EVIDENCE = _object(panels=_list(ANY, 100), same=ANY, behaviour=_list(ANY, 20), seed=COUNT, sha256=NAME)
 MOVED = _object(
     by_layer=_list(_object(layer={"type": "integer"}, relative_change=NUMBER, cosine=NUMBER)),
     directions=_list(_object(monitor=NAME, shift_along=NUMBER, angle=NUMBER)),
@@ -122,13 +143,14 @@ SCHEMA = {
         monitors=_list(MONITOR),
         next=_list(_object(action=TEXT, monitor=_or_null(NAME), detail=TEXT)),
         triage=_or_null(_object(order=_list(NAME), budget=NUMBER)),
-        behaviour=_or_null(ANY),
+        behaviour=BEHAVIOUR,
         controls=_list(_object(name=NAME, passed={"type": "boolean"}, detail=TEXT)),
         sureness=_or_null(_object(false_alarm=SIMULATED, miss=SIMULATED, n=_or_null(COUNT))),
         moved=_or_null(MOVED),
         notes=_list(TEXT),
         seconds={"type": ["number", "null"], "minimum": 0},
         code=CODE,
+        optional={"evidence": _or_null(EVIDENCE), "steps": _or_null(STEPS)},
     ),
 }
 
@@ -193,6 +215,8 @@ def _deep(value: object, path: str):
         if len(ends) == 3 and not ends[0] - ROUNDING <= ends[1] <= ends[2] + ROUNDING:
             yield path.lstrip("."), f"has the value {ends[1]:.6g} outside its interval {ends[0]:.6g} to {ends[2]:.6g}"
         for key, item in value.items():
+            if key == "evidence":  # arrays without names, which `evidence.kept` checks
+                continue
             if key in TEXTUAL and isinstance(item, str | list):
                 yield f"{path}.{key}".lstrip("."), "would hold a text; a report keeps hashes and scores only"
             yield from _deep(item, f"{path}.{key}")

@@ -11,6 +11,8 @@ from typing import Any
 
 from helpers.cache import plain as plain_values
 from helpers.console import scrub
+from helpers.revalidation.behaviour import words
+from helpers.revalidation.evidence.distances import noise_words, standing_words
 from helpers.revalidation.hypotheses import NAMES, URGENCY, WORSE, in_margins
 
 Report = Mapping[str, Any]
@@ -182,6 +184,15 @@ def screened(monitor: Mapping) -> str:
     )
 
 
+def stands(monitor: Mapping) -> str:
+    """How far its scores stand from the threshold, and how far they moved beside the noise; empty where neither is known."""
+    return _either(standing_words(monitor.get("standing")), noise_words(monitor.get("noise")))
+
+
+def _either(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
 # ---------------------------------------------------------------- the rest of the first screen
 
 
@@ -199,10 +210,29 @@ def compared(report: Report) -> list[tuple[str, str, str]]:
         ("tokenizer and template", "" if found["template"] else None, found["template"]),
         ("settings of a forward pass", settings(found["settings"]), None),
         ("policy", _policy(report["policy"]), report["policy"]["hash"]),
+        ("prompts", _prompts(found.get("asked")), (found.get("asked") or {}).get("sha256")),
         ("unlabelled texts", number(texts["n"]), texts["sha256"]) if texts else ("unlabelled texts", "none", None),
         ("labelled texts", _labelled(labels), labels["sha256"]) if labels else ("labelled texts", "none", None),
     ]
+    rows = [row for row in rows if row[0] != "prompts" or row[1]]
     return [(what, DASH if value is None else value, short(fingerprint) or "") for what, value, fingerprint in rows]
+
+
+def _prompts(found: Mapping | None) -> str | None:
+    return f"{number(found['n'])} ({number(found['harmful'])} harmful)" if found else None
+
+
+def behaviour_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """Measures of behaviour: what, before → after, the change with its interval, the answer, and the margin."""
+    return [_behaviour(one) for one in (report["behaviour"] or {}).get("measures", [])]
+
+
+def _behaviour(one: Mapping) -> tuple[str, str, str, str, str]:
+    scale, digits = (100, 1) if one["unit"] == "share" else (1, 2 if one["unit"] == "ratio" else 3)
+    shown = f"{number(one['margin'], 2)} times" if one["unit"] == "ratio" else number(scale * one["margin"], digits)
+    change = spread(one["change"], lambda x: DASH if x is None else number(scale * x, digits))
+    name = words.label(one) + (", required" if one["required"] else "")
+    return name, words.sides_of(one).replace(" -> ", " → "), change, one["answer"], shown
 
 
 def settings(rows: Sequence[Mapping]) -> str | None:
@@ -217,8 +247,10 @@ def settings(rows: Sequence[Mapping]) -> str | None:
 
 def _policy(found: Mapping) -> str:
     """What was asked of each monitor, and where that stands."""
+    must = [name for name in found.get("required", []) if name.startswith("behaviour/")]
+    kept = f", keeps {', '.join(must)}" if must else ""
     asked = f"TPR at least {percent(found['tpr_floor'])}, FPR at most {number(found['fpr_ratio_ceiling'], 1)} times its promise"
-    return f"{found['file'] or 'the defaults'}: {asked}, AUROC above {number(found['auroc_floor'], 2)}"
+    return f"{found['file'] or 'the defaults'}: {asked}, AUROC above {number(found['auroc_floor'], 2)}{kept}"
 
 
 FLOORS = {"missed": "its floor is missed", "kept": "its floor is kept", "open": "its floor is neither shown kept nor missed"}
