@@ -165,8 +165,13 @@ def table_names(folder: Path) -> list[str]:
 
 
 def read_table(run: Run, name: str, chapter: str = "") -> pd.DataFrame:
-    """A table of a run (or one chapter's part of it); where it is missing, the error names the chapter to run."""
+    """A table of a run (or one chapter's part of it); where it is missing, the error names the chapter to run.
+
+    `findings` is the table of claims that lies beside the models' folders: one for all runs of a profile.
+    """
     path = run.folder / ("parts/" + chapter if chapter else "tables") / f"{name}.parquet"
+    if name == "findings":
+        path = findings_path(run)
     if not path.is_file() and not chapter and name in table_names(run.folder):
         return _named(merged(run.folder, name), name, chapter)
     if not path.is_file():
@@ -226,6 +231,11 @@ def finished(run: Run, before: str) -> list[Run]:
     return sorted(found, key=lambda other: (other.model, other.seed))
 
 
+def findings_path(run: Run) -> Path:
+    """Where the findings of all runs of a profile lie: beside the models' folders."""
+    return run.folder.parents[1] / "findings.parquet"
+
+
 def write_findings(run: Run, table: pd.DataFrame) -> Path:
     """The file `findings.parquet` beside the models' folders: one row a claim, over all runs of the profile."""
-    return atomic_file(run.folder.parents[1] / "findings.parquet", table.reset_index(drop=True).to_parquet)
+    return atomic_file(findings_path(run), table.reset_index(drop=True).to_parquet)

@@ -126,7 +126,7 @@ def test_three_exercises_grow_in_time_and_tell_what_form_the_answer_has(chapter)
     assert sum(minutes) <= 40
     for exercise in found:
         assert "**Predict**" in exercise.text
-        assert len(exercise.hint.split()) >= 5
+        assert all(len(hint.split()) >= 5 for hint in exercise.hints)
         assert words(exercise.solution) >= 20
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from helpers import results
 from helpers.__main__ import COMMANDS, parser
-from helpers.book import exercises
+from helpers.book import exercises, judging
 from helpers.errors import StudyError
 from helpers.study import chapters
 from helpers.study.parameters import declared
@@ -158,8 +158,8 @@ def test_the_quoted_error_is_what_a_chapter_alone_says(tmp_path):
 
 def test_the_tolerance_that_the_page_states_is_that_of_the_checks():
     said = section("The self-checks")
-    assert f"{100 * exercises.RELATIVE:g} %" in said
-    assert f"{exercises.ABSOLUTE:g}" in said
+    assert f"{100 * judging.RELATIVE:g} %" in said
+    assert f"{judging.ABSOLUTE:g}" in said
 
 
 def test_the_line_that_says_what_is_right_runs():

@@ -96,12 +96,12 @@ from pathlib import Path
 from helpers.book import exercises
 from helpers.results import Run
 run = Run("cpu", "embedded", 0, Path({str(RUN)!r}))
-for name in ("02-1", "05-1", "06-2", "10-1"):
+for name in ("02-1", "05-1", "09-1", "10-1"):
     exercises.check(name, exercises.solve(name, run), run)
     exercises.check(name, "none of these", run)
 """)
     said = [line.split()[0] for line in done.stdout.splitlines()]
-    assert said == ["Right.", "Not"] * 4, done.stdout + done.stderr
+    assert said == ["Right.", "Not"] * 4, done.stdout + done.stderr  # of runs as they are, without a changed parameter
 
 
 def test_tables_and_findings_of_the_book_are_read_and_judged_anew():

@@ -1,9 +1,10 @@
 """The book: from executed chapters to a site that needs no server.
 
 - `pages`, `site`: pages from notebooks, and what is done to the built site; `appendices`, `parameter_table`, `provenance`:
-  pages made from the project itself; `explore`, `explore_data`: the page Explore; `exercises`, `exercise_form`: questions,
-  checked, and as a chapter holds them
+  pages made from the project itself; `explore`, `explore_data`: the page Explore; `exercises`, `exercise_form`, `judging`:
+  questions, checked, as a chapter holds them, and what is said of an answer
 - `claim_pages`, `power`: verdicts with their reasons, coverage, and what more seeds or items would decide
+- `answers/`: what was found, in sentences made from the tables of all seeds: boxes *In short*, *On Monday*, the page of questions
 - `markup`: text as Markdown and HTML, escaped
 
 May import: figures, study, runner, the science and the root files. Nothing imports it but the command line.

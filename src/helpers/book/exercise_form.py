@@ -1,5 +1,6 @@
 """The form of exercises and quizzes: what the cells of a chapter say, read into plain values, or refused by chapter and part."""
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from helpers.study.parameters import read_notebook, source
 
 HEAD = re.compile(
     r"### Exercise (?P<number>\d)\. (?P<title>[^\n]+)\n\s*\n"
-    r"\*About (?P<minutes>\d+) minutes · difficulty (?P<difficulty>[123]) of 3 · importance (?P<importance>[123]) of 3\*\n"
+    r"\*About (?P<minutes>\d+) minutes · difficulty (?P<difficulty>[123]) of 3 · importance (?P<importance>[123]) of 3"
+    r"(?: · with `(?P<wants>[^`\n]+)`)?\*\n"
     r"(?P<text>.*)",
     re.DOTALL,
 )
@@ -26,7 +28,11 @@ FORM = "write it in the form of the other chapters' exercises"
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise of a chapter; `code` is the last python block of its solution."""
+    """One exercise of a chapter.
+
+    `hints` are two, the second says more; `code` is the last python block of its solution; `wants` is what must hold of the
+    chapter's parameters before its answer counts, as Python says it, and empty where any run will do.
+    """
 
     name: str
     title: str
@@ -34,9 +40,10 @@ class Exercise:
     difficulty: int
     importance: int
     text: str
-    hint: str
+    hints: tuple[str, str]
     solution: str
     code: str
+    wants: str
 
 
 @dataclass(frozen=True)
@@ -119,16 +126,27 @@ def _exercise(chapter: str, cell: str) -> Exercise:
     head = HEAD.fullmatch(parts[0][1])
     if not head:
         raise _broken(chapter, f"{title!r} lacks its number, its title or the line of minutes, difficulty and importance")
-    if [kind for kind, _ in parts[1:]] != ["hint", "solution"] or not all(text for _, text in parts[1:]):
-        raise _broken(chapter, f"{title!r} lacks its folded hint or solution")
-    name, hint, solution = f"{chapter[:2]}-{head['number']}", parts[1][1], parts[2][1]
+    if [kind for kind, _ in parts[1:]] != ["hint", "hint", "solution"] or not all(text for _, text in parts[1:]):
+        raise _broken(chapter, f"{title!r} lacks one of its two folded hints, or its solution")
+    name, hints, solution = f"{chapter[:2]}-{head['number']}", (parts[1][1], parts[2][1]), parts[3][1]
     if not any(f'exercises.check("{name}", ' in block for block in _python(head["text"])):
         raise _broken(chapter, f'{title!r} lacks its python block with exercises.check("{name}", answer, run)')
     code = next(reversed(_python(solution)), "")
     if not re.search(r"^ *answer = ", code, re.MULTILINE):
         raise _broken(chapter, f"{title!r}: the last python block of its solution sets no answer")
+    if "answer = ..." not in head["text"]:
+        raise _broken(chapter, f"{title!r} lacks the line `answer = ...` before its check")
     minutes, difficulty, importance = (int(head[key]) for key in ("minutes", "difficulty", "importance"))
-    return Exercise(name, head["title"].strip(), minutes, difficulty, importance, head["text"].strip(), hint, solution, code)
+    known = (name, head["title"].strip(), minutes, difficulty, importance, head["text"].strip())
+    return Exercise(*known, hints, solution, code, _wanted(chapter, title, head["wants"] or ""))
+
+
+def _wanted(chapter: str, title: str, wants: str) -> str:
+    """What an exercise wants of the parameters; refused where it is no expression of Python."""
+    try:
+        return wants and ast.unparse(ast.parse(wants, mode="eval"))
+    except SyntaxError as error:
+        raise _broken(chapter, f"{title!r} wants {wants!r} of its parameters, which is no expression") from error
 
 
 def _question(chapter: str, number: int, asked: str, answered: str) -> QuizQuestion:

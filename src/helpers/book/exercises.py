@@ -1,21 +1,21 @@
 """Exercises: a solution is run on a run's own tables, and the reader's answer is held against it.
 
-What the reader finds folded on the page is what computes the right answer here, and what the tests run on the committed
-results, so page and check cannot drift apart.
+What the reader finds folded on the page is what computes the right answer here, what the tests run on the committed results,
+and what runs in the chapter's own notebook: it takes nothing but `run` and the chapter's parameters.
 """
 
-import json
-import math
+import ast
 import re
-from collections.abc import Iterable
-from numbers import Real
+import sys
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from helpers import results
+from helpers.book import judging
 from helpers.book.exercise_form import Exercise, read
 from helpers.errors import NOT_COMPARABLE, StudyError, nearest
 from helpers.folders import file_hash, project_root, results_root, run_folders
@@ -23,9 +23,10 @@ from helpers.results import Run
 from helpers.study import chapters, statuses
 from helpers.study.parameters import declared, read_notebook, source
 
-RELATIVE, ABSOLUTE = 0.02, 0.005  # how far a number may be off: about what rounding costs
 ROLE = re.compile(r"\{[\w:]+\}`([^`<]+?)(?:\s*<[^`>]*>)?`")
-PROFILES = ("quick", "cpu")  # whose newest finished run is taken where none is named
+PROFILES = ("published", "cpu", "quick")  # whose pages show a run: the one that is taken where none is named
+READS = re.compile(r"""read_table\(\s*["'](\w+)["']""")
+_WRONG: Counter[tuple[str, str]] = Counter()  # wrong answers to each exercise so far: the second hint comes after the first
 
 
 def find(name: str, root: Path | None = None) -> Exercise:
@@ -40,80 +41,48 @@ def find(name: str, root: Path | None = None) -> Exercise:
 
 def solve(name: str, run: Run, root: Path | None = None) -> object:
     """What the solution of an exercise answers on that run; None where the run's tables cannot tell."""
-    space = {
-        "table": lambda wanted: _table(run, wanted, root),
-        "parameter": lambda chapter, wanted: _parameter(run, chapter, wanted, root),
-        **{"pd": pd, "np": np},
-    }
-    exec(compile(find(name, root).code, f"solution of exercise {name}", "exec"), space)  # the project's own code
-    return space.get("answer")
+    exercise = find(name, root)
+    values = {**run_parameters(run, name[:2], root), "run": _Tables(run.profile, run.model, run.seed, run.folder, root)}
+    exec(compile(exercise.code, f"solution of exercise {name}", "exec"), values)  # the project's own code
+    return values.get("answer")
 
 
 def check(name: str, answer: object, run: Run | None = None, root: Path | None = None) -> None:
-    """Prints whether the reader's answer is right on that run, and the hint where it is not; never the answer."""
-    exercise, run = find(name, root), run or _newest()
-    truth = _plain(solve(name, run, root))
-    if truth is None:
+    """Prints whether the reader's answer is right on that run, or else a hint; never the answer.
+
+    Without a run it is the one that the published pages show. A parameter that the exercise wants changed must be changed.
+    """
+    exercise, run = find(name, root), run or shown_run(name[:2])
+    if answer is ...:
+        print(f"Put your own answer to exercise {name} in place of the three dots.")
+    elif lacks := _unchanged(exercise, run, root):
+        print(f"Not yet. {lacks}")
+    elif judging.nothing(truth := solve(name, run, root)):
         print(f"The run {_label(run)} cannot tell: its tables lack what exercise {name} asks for. Do what the exercise says,")
         print(f"then run chapter {name[:2]} again, or take a larger run: make study PROFILE=cpu.")
-    elif _agrees(_plain(answer), truth):
+    elif judging.agrees(answer, truth):
         print(f"Right. (On the run {_label(run)}.) Compare your reason with the solution's.")
     else:
-        hint = ROLE.sub(r"\1", exercise.hint)
-        print(f"Not yet. {_form(_plain(answer), truth)}Hint: {hint}")
+        said = judging.form(answer, truth, exercise.text, _names(exercise, run, root))
+        print(f"Not yet. (On the run {_label(run)}.) {said}{_hint(exercise, run)}")
 
 
-# ---------------------------------------------------------------- the reader's answer
+def _hint(exercise: Exercise, run: Run) -> str:
+    """The first hint to a first wrong answer, the second to any later one; as plain text."""
+    place = (exercise.name, str(run.folder))
+    level, words = min(_WRONG[place], 1), ("Hint", "Second hint")
+    _WRONG[place] += 1
+    plain = re.sub(r"[$*]", "", ROLE.sub(r"\1", exercise.hints[level]))
+    return f"{words[level]}: {' '.join(plain.split())}"
 
 
-def _plain(value: object) -> object:
-    """A number, a word, or a frozenset of words; a collection of one thing is that thing, and no number is None."""
-    if isinstance(value, str):
-        return value.strip().casefold()
-    if isinstance(value, Iterable):
-        items = [_plain(item) for item in value]
-        return items[0] if len(items) == 1 else frozenset(_word(item) for item in items)
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, Real):
-        return None if math.isnan(value) else float(value)
-    return value
-
-
-def _word(item: object) -> str:
-    return f"{item:.6g}" if isinstance(item, float) else str(item)
-
-
-def _number(answer: Any) -> float:
-    """The answer as a number; `nan` where it is none."""
-    try:
-        return float(answer.removesuffix("%") if isinstance(answer, str) else answer)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _near(number: float, truth: float) -> bool:
-    return abs(number - truth) <= max(RELATIVE * abs(truth), ABSOLUTE)
-
-
-def _agrees(answer: object, truth: object) -> bool:
-    if isinstance(truth, float):
-        return _near(_number(answer), truth)
-    return (_word(answer) if isinstance(truth, str) else answer) == truth
-
-
-def _form(answer: object, truth: Any) -> str:
-    """What is wrong with the form of a wrong answer, if that is what is wrong."""
-    if isinstance(truth, frozenset):
-        return "" if isinstance(answer, frozenset) else "The answer is a list of names. "
-    if isinstance(truth, str):
-        return "" if isinstance(answer, str) else "The answer is one name. "
-    number = _number(answer)
-    if math.isnan(number):
-        return "The answer is a number. "
-    if abs(truth) <= 1 and _near(number / 100, truth):
-        return "Give the rate as a share, 0.4, not 40. "
-    return ""
+def _names(exercise: Exercise, run: Run, root: Path | None) -> set[str]:
+    """All names that the tables of an exercise hold, and their parts, such as q_proj of model.layers.0.self_attn.q_proj."""
+    found: set[str] = set()
+    for table in {match: _table(run, match, root) for match in READS.findall(exercise.code)}.values():
+        text = table.select_dtypes(exclude="number")
+        found |= {str(value) for column in text for value in text[column].unique()}
+    return found | {part for name in found for part in re.split(r"[.@:]", name)}
 
 
 # ---------------------------------------------------------------- the run
@@ -123,29 +92,33 @@ def _label(run: Run) -> str:
     return f"{run.profile}, {run.model}, seed {run.seed}"
 
 
-def _newest() -> Run:
-    """The run that finished last in the first of the profiles that has one."""
+def shown_run(chapter: str) -> Run:
+    """The run whose chapters the published pages show, in the first of the profiles that has a finished one.
+
+    Of the other seeds git keeps the tables alone, so the one with its chapter as it ran is it, else the lowest seed.
+    """
     for profile in PROFILES:
-        manifests = (folder / "manifest.json" for folder in run_folders(results_root() / profile))
-        found = [(_finished(path), path.parent) for path in manifests if path.is_file()]
-        if found:
-            folder = max(found)[1]
+        done = [folder for folder in run_folders(results_root() / profile) if (folder / "manifest.json").is_file()]
+        drawn = [folder for folder in done if any((folder / "executed").glob(f"{chapter}_*.ipynb"))]
+        for folder in drawn or done:
             return Run(profile, folder.parent.name, int(folder.name.removeprefix("seed-")), folder)
     raise StudyError(f"no finished run of {' or '.join(PROFILES)} in the results; run make study first", NOT_COMPARABLE)
 
 
-def _finished(manifest: Path) -> str:
-    entries = json.loads(manifest.read_text(encoding="utf-8"))["chapters"].values()
-    return max(entry["finished"] for entry in entries)
+@dataclass(frozen=True)
+class _Tables(Run):
+    """A run as a notebook has it, for what a solution asks of it."""
+
+    root: Path | None
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        return _table(self, name, self.root)
 
 
 def _table(run: Run, name: str, root: Path | None) -> pd.DataFrame:
     """A table of the run, or the findings of all runs beside it; where it is missing, the error names the chapter to run."""
-    beside = run.folder.parents[1] / "findings.parquet"
-    if name == "findings" and beside.is_file():
-        return pd.read_parquet(beside)
-    if name in results.table_names(run.folder):  # as a table, or in parts
-        return results.read_table(run, name)
+    if name in {*results.table_names(run.folder), *(["findings"] if results.findings_path(run).is_file() else [])}:
+        return results.read_table(run, name)  # as a table, or in parts
     if name not in {*results.OWN, "findings"}:
         raise StudyError(f"unknown table {name!r}; {nearest(name, [*results.OWN, 'findings'])}see README, results")
     writer = _writer(name, root)
@@ -155,15 +128,18 @@ def _table(run: Run, name: str, root: Path | None) -> pd.DataFrame:
 
 def _writer(name: str, root: Path | None) -> str:
     """The first chapter that writes a table, by the words with which it does so."""
-    writes = re.compile(rf'write_table\(\s*run,\s*"(\d\d_\w+)",\s*"{re.escape(name)}"')
+    writes = re.compile(rf'write_table\(\s*(?:run,\s*)?"(\d\d_\w+)",\s*"{re.escape(name)}"')
     notebooks = chapters.discover(root or project_root())
     cells = (source(cell) for path in notebooks.values() for cell in read_notebook(path)["cells"])
     found = (match[1] for match in map(writes.search, cells) if match)
     return next(found, next(reversed(notebooks)))
 
 
-def _parameter(run: Run, chapter: str, name: str, root: Path | None) -> object:
-    """A parameter that the chapter was run with: as the runner recorded it, else as the notebook's own cell has it.
+# ---------------------------------------------------------------- its parameters
+
+
+def run_parameters(run: Run, chapter: str, root: Path | None = None) -> dict[str, Any]:
+    """The parameters that a chapter was run with: this kernel's own, else as recorded, else as the notebook declares them.
 
     Run by hand in Jupyter, a chapter leaves no record, and an older record no longer fits what was written since.
     """
@@ -172,7 +148,27 @@ def _parameter(run: Run, chapter: str, name: str, root: Path | None) -> object:
     entry, own = statuses.status(run.folder, chapter), f"parts/{chapter}/"
     files = {path: digest for path, digest in entry.get("files", {}).items() if path.startswith(own)}
     recorded = files and all(file_hash(run.folder / path) == digest for path, digest in files.items())
-    values = entry["parameters"] if recorded else declared(notebooks[chapter])
-    if name not in values:
-        raise StudyError(f"unknown parameter {name!r} of chapter {chapter}; {nearest(name, values)}see its parameters cell")
-    return values[name]
+    values = declared(notebooks[chapter])
+    return {**values, **(entry["parameters"] if recorded else _of_kernel(run, values))}
+
+
+def _of_kernel(run: Run, names: dict[str, Any]) -> dict[str, Any]:
+    """The values that a notebook's kernel has now, where `run` is its own: what is typed in a cell need not be saved yet."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    space = getattr(shell, "user_ns", {})
+    return {name: space[name] for name in names if name in space} if space.get("run") is run else {}
+
+
+def _unchanged(exercise: Exercise, run: Run, root: Path | None) -> str:
+    """What to change first, where the run is not the one that the exercise asks for; empty where it is."""
+    if not exercise.wants:
+        return ""
+    values = run_parameters(run, exercise.name[:2], root)
+    if eval(compile(exercise.wants, f"what exercise {exercise.name} wants", "eval"), dict(values)):  # the project's own code
+        return ""
+    named = [node.id for node in ast.walk(ast.parse(exercise.wants)) if isinstance(node, ast.Name) and node.id in values]
+    has = ", ".join(f"{name} = {values[name]!r}" for name in named)
+    return (
+        f"Change {' and '.join(named)} in the parameters cell first, and run chapter {exercise.name[:2]} again: exercise "
+        f"{exercise.name} asks for {exercise.wants}, and the run {_label(run)} has {has}."
+    )
