@@ -444,7 +444,7 @@ def test_a_folder_of_pickles_is_refused_unopened_with_how_to_convert(tmp_path, m
     monkeypatch.setenv("BOMB", str(tmp_path / "boom"))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / name).write_bytes(pickle.dumps(Bomb()))
-    with refused(REFUSED, name, "run code", "monitors.save"):
+    with refused(REFUSED, name, "run code", "exchange.export"):
         frozen.load(tmp_path / "old")
     assert not (tmp_path / "boom").exists()
 
