@@ -44,7 +44,7 @@ class PairedItems:
 
 
 @dataclass(frozen=True)
-class Compared:
+class BehaviourChange:
     """One measure with 95 % intervals, its change with one of 90 %, and p values of "worse", "preserved" and "equivalent"."""
 
     name: str
@@ -66,7 +66,7 @@ def margins(policy: GatePolicy) -> dict[str, float]:
     return {**rates, "length": policy.length_ratio_margin, "nll": policy.nll_margin, "kl": policy.kl_margin}
 
 
-def compare_items(found: PairedItems, policy: GatePolicy = DEFAULT) -> Compared:
+def compare_items(found: PairedItems, policy: GatePolicy = DEFAULT) -> BehaviourChange:
     """One measure against its margin; bit by bit the same is preserved for certain, and fewer than LEAST items decide nothing."""
     margin = margins(policy)[found.name]
     made = _rates(found, margin) if UNITS[found.name] == "share" else _means(found, margin)
@@ -75,7 +75,7 @@ def compare_items(found: PairedItems, policy: GatePolicy = DEFAULT) -> Compared:
         change, p = Estimate(change.value, change.value, change.value, change.n), (1.0, 0.0, 0.0)
     elif len(found.before) < LEAST or not np.isfinite(p).all():
         p = (1.0, 1.0, 1.0)
-    return Compared(found.name, found.judge, UNITS[found.name], len(found.before), before, after, change, margin, *p)
+    return BehaviourChange(found.name, found.judge, UNITS[found.name], len(found.before), before, after, change, margin, *p)
 
 
 def _rates(found: PairedItems, margin: float) -> tuple[Estimate, Estimate, Estimate, tuple[float, float, float]]:
