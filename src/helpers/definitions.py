@@ -58,7 +58,7 @@ def lineage(definitions: Iterable[Definition]) -> tuple[str, ...]:
 TEXTS = Definition(  # which are drawn, and their splits
     "texts", 2,
     code=("data.text_rows", "data.near_duplicates", "data.stand_ins", "data.corpora", "data.human_labels", "data.splits",
-          "data.pii_templates", "data.elsewhere", "data.tasks", "data.user_files"),
+          "data.pii_templates", "data.elsewhere", "data.tasks", "data.user_files", "data.intake.samples"),
 )  # fmt: skip
 INTERVALS = Definition(
     "intervals", 2,
@@ -147,7 +147,7 @@ DRAWING = "figures"  # the wing
 # Compute stands in the keys and sources are pinned by their hashes; the others carry values about.
 PLAIN = (
     *("cache", "console", "definitions", "errors", "folders", "results", "seeding"),
-    *("data.sources", "data.source_list", "data.downloads", "data.archives"),
+    *("data.intake.files", "data.sources", "data.source_list", "data.downloads", "data.archives"),
     *("models.foreign.boundary", "models.foreign.culprit", "models.foreign.settings_file", "models.foreign.tokens"),
     *("models.compute", "models.meter", "study.limits", "study.parameters", "study.session"),
 )

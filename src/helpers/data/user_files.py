@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from helpers.data import corpora
+from helpers.data.intake.files import checked_file, whole_text
+from helpers.data.intake.samples import MOST_ROWS, Say, sampled, unsaid
 from helpers.data.splits import SPLITS, Example, check, in_splits, linked
 from helpers.data.text_rows import Preference, with_exchange
 from helpers.errors import REFUSED, StudyError, checked_name, shown
 
-LARGEST_FILE = 50 * 2**20  # bytes
-LONGEST_LINE = 2**20  # bytes: a text of a million letters is a file in the wrong place
-MOST_ROWS = 5_000  # the search for near duplicates compares all pairs
+LARGEST_FILE = 50 * 2**20  # bytes of a task file
+MOST_READ = 1_000_000  # rows that a sample may be drawn of
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,29}")  # what a column may be called, to be shown
 LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
 
@@ -35,33 +36,8 @@ class ScoreRow(NamedTuple):
 # ---------------------------------------------------------------- files
 
 
-def checked_file(path: Path, what: str, kinds: Sequence[str]) -> Path:
-    """The path of a file that can be read line by line."""
-    if path.suffix.lower() not in kinds:
-        raise StudyError(f"{what} {shown(path.name)} is not a {' or '.join(kinds)} file; save it as one")
-    if not path.is_file():
-        raise StudyError(f"{what} file {shown(path.name)} does not exist; give the path of a {' or '.join(kinds)} file")
-    if path.stat().st_size > LARGEST_FILE:
-        raise StudyError(f"{path.name} has {path.stat().st_size} bytes; give at most {LARGEST_FILE}", REFUSED)
-    try:
-        with path.open("rb") as file:
-            long = next((number for number, line in enumerate(file, start=1) if len(line) > LONGEST_LINE), None)
-    except OSError as error:
-        raise StudyError(f"{path.name} cannot be read ({error.strerror}); check its permissions", REFUSED) from error
-    if long:
-        raise StudyError(f"{path.name} line {long} is longer than {LONGEST_LINE} bytes; cut or remove it", REFUSED)
-    return path
-
-
-def _utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8", REFUSED) from error
-
-
-def table_rows(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
-    """Place and columns of every row; `needed`: columns that must be there, `a|b` where either will do."""
+def table_rows(path: Path, *needed: str, most: int = MOST_ROWS) -> Iterator[tuple[str, dict]]:
+    """Place and columns of every row, at most `most`; `needed`: columns that must be there, `a|b` where either will do."""
     csv = path.suffix.lower() == ".csv"
     # no columns are asked for here: the error would list the first line, which is a text where the header is missing
     try:
@@ -71,8 +47,8 @@ def table_rows(path: Path, *needed: str) -> Iterator[tuple[str, dict]]:
     signs = [sign for sign in (";", "\t") if csv and len(table[0]) == 1 and sign in next(iter(table[0]))]
     if signs:
         raise StudyError(f"{path.name} is separated by {signs[0]!r}, not by commas; save it as comma-separated values", REFUSED)
-    if len(table) > MOST_ROWS * (20 if "monitor" in needed else 1):
-        raise StudyError(f"{path.name} has {len(table)} rows; give at most {MOST_ROWS}", REFUSED)
+    if len(table) > most:
+        raise StudyError(f"{path.name} has {len(table)} rows; give at most {most}", REFUSED)
     for number, line in enumerate(table, start=1):
         place = f"{path.name} row {number}"
         row = dict(with_exchange(line, place))
@@ -120,33 +96,41 @@ def prompt_and_reply(row: dict, place: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- what is read
 
 
-def unlabelled(path: Path) -> list[Example]:
-    """The texts of a file, each once, without labels: lines of a .txt, or columns `text` (or `prompt`) and `reply`."""
+def unlabelled(path: Path, seed: int = 0, say: Say = unsaid) -> list[Example]:
+    """The texts of a file, each once, without labels: lines of a .txt, or columns `text` (or `prompt`) and `reply`.
+
+    Of more than MOST_ROWS a random sample is drawn, and `say` is told.
+    """
     path = checked_file(path, "texts", (".jsonl", ".csv", ".txt"))
     if path.suffix.lower() == ".txt":
-        lines = [line.strip() for line in _utf8(path).split("\n")]
+        lines = [line.strip() for line in whole_text(path).split("\n")]
         pairs = [prompt_and_reply({"text": line}, f"{path.name} line {n}") for n, line in enumerate(lines, start=1) if line]
     else:
-        pairs = [prompt_and_reply(row, place) for place, row in table_rows(path, "text|prompt")]
-    if not pairs or len(pairs) > MOST_ROWS:
-        raise StudyError(f"{path.name} holds {len(pairs)} texts; give 1 to {MOST_ROWS}", REFUSED)
-    return [Example("", "", 0, "", *pair) for pair in dict.fromkeys(pairs)]
+        pairs = [prompt_and_reply(row, place) for place, row in table_rows(path, "text|prompt", most=MOST_READ)]
+    if not pairs:
+        raise StudyError(f"{path.name} holds no text; give at least one", REFUSED)
+    return [Example("", "", 0, "", *pair) for pair in sampled(list(dict.fromkeys(pairs)), path.name, seed, say)]
 
 
-def labelled(path: Path) -> list[Example]:
+def labelled(path: Path, seed: int = 0, say: Say = unsaid) -> list[Example]:
     """The rows of a file: `text` (or `prompt`), `label` (0, 1, true, false), optional `reply`, `group`, `task`.
 
-    Without `group` near duplicates share one. Each task needs both labels.
+    Without `group` near duplicates share one. Each task needs both labels. Of more than MOST_ROWS a random sample is drawn, and
+    `say` is told.
     """
     path = checked_file(path, "labels", (".jsonl", ".csv"))
-    rows = [_labelled(row, place) for place, row in table_rows(path, "text|prompt", "label")]
+    rows = [_labelled(row, place) for place, row in table_rows(path, "text|prompt", "label", most=MOST_READ)]
     for column in ("group", "task"):
         filled = [bool(getattr(row, column)) for row in rows]
         if any(filled) and not all(filled):
             place = f"{path.name} row {filled.index(False) + 1}"
             raise StudyError(f"{place} has no {column}, others have one; fill the column or remove it", REFUSED)
-    _need_both(path.name, {row.task: [other.label for other in rows if other.task == row.task] for row in rows})
+    of_task: dict[str, list[int]] = {}
+    for row in rows:
+        of_task.setdefault(row.task, []).append(row.label)
+    _need_both(path.name, of_task)
     _one_label(path.name, rows)
+    rows = sampled(rows, path.name, seed, say, lambda row: (row.task, row.label))
     # texts that stand twice are one text, whatever groups they were given
     return rows if rows[0].group and not repeated([f"{row.task}\0{bare(row)}" for row in rows]) else linked(rows)
 
@@ -188,7 +172,7 @@ def scores(path: Path) -> dict[str, list[ScoreRow]]:
     """
     path = checked_file(path, "scores", (".jsonl", ".csv"))
     found: dict[str, list[ScoreRow]] = {}
-    for place, row in table_rows(path, "monitor", "id", "before", "after"):
+    for place, row in table_rows(path, "monitor", "id", "before", "after", most=20 * MOST_ROWS):
         one = _score(row, place)
         found.setdefault(one.monitor, []).append(one)
     for monitor, rows in found.items():
@@ -271,23 +255,24 @@ def is_file_name(name: str) -> bool:
     return Path(name).suffix.lower() in {".jsonl", ".csv"}
 
 
-def read_labelled(path: Path, taken: Collection[str] = ()) -> list[Example]:
+def read_labelled(path: Path, taken: Collection[str] = (), seed: int = 0, say: Say | None = None) -> list[Example]:
     """The rows of a file, checked: `text` (or `prompt`), `label` (0, 1, true, false), optional `reply`, `group`, `split`.
 
     Without `split` the groups are dealt out by hash (`SHARES`); without `group` near duplicates share one. The task is called
-    as the file is, which must be none of the names that are `taken`.
+    as the file is, which must be none of the names that are `taken`. More than MOST_ROWS are refused, or where there is a `say`,
+    which is then told, a random sample is drawn of them.
     """
     task = checked_name(path.stem.lower(), "task file")
     if task in taken:
         raise StudyError(f"task file {path.name} has the name of a task of the study; give it another name", REFUSED)
-    if path.stat().st_size > LARGEST_FILE:
+    if path.stat().st_size > LARGEST_FILE and say is None:
         raise StudyError(f"{path.name} has {path.stat().st_size} bytes; a task file has at most {LARGEST_FILE}", REFUSED)
     # no columns are asked for here: the error would list the first line, which is a text where the header is missing
     try:
         table = corpora.read_csv(path) if path.suffix.lower() == ".csv" else corpora.read_jsonl(path)
     except OSError as error:
         raise StudyError(f"{path.name} cannot be read ({error.strerror}); check its permissions", REFUSED) from error
-    if len(table) > MOST_ROWS:
+    if len(table) > MOST_ROWS and say is None:
         raise StudyError(f"{path.name} has {len(table)} rows; a task file has at most {MOST_ROWS}", REFUSED)
     rows = [_row(line, task, f"{path.name} row {number}") for number, line in enumerate(table, start=1)]
     for column in ("group", "split"):
@@ -295,7 +280,7 @@ def read_labelled(path: Path, taken: Collection[str] = ()) -> list[Example]:
         if any(filled_in) and not all(filled_in):
             place = f"{path.name} row {filled_in.index(False) + 1}"
             raise StudyError(f"{place} has no {column}, others have one; fill the column or remove it", REFUSED)
-    rows = _groups(rows)
+    rows = _groups(sampled(rows, path.name, seed, say or unsaid, lambda row: (row.split, row.label)))
     check(rows, path.name)
     return rows
 

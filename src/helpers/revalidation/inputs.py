@@ -1,6 +1,6 @@
 """Intake: what a user gave, checked before anything is computed. Each error is one line; no text of theirs stands in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def check_inputs(options: Options) -> Inputs:
     """The inputs of a comparison of two models, cheap checks first; nothing is written."""
     options, policy = with_policy(options)
     _check_options(options)
-    training, texts, labels = _read_texts(options)
+    drawn: list[str] = []  # what is said of files of which a sample is read
+    training, texts, labels = _read_texts(options, drawn.append)
     early = () if options.fit else _ours(Path(options.monitors))
     base = loading.base_folder(options.base)
     config = checkpoints.sizes(base)
@@ -64,6 +65,7 @@ def check_inputs(options: Options) -> Inputs:
     tasks = tuple(dict.fromkeys(monitor.task for monitor in found)) or (training[0].task,)
     labels = _with_tasks(labels, tasks, Path(options.labels).name)
     notes = [
+        *drawn,
         *said,
         *told,
         *update.notes,
@@ -148,17 +150,15 @@ def _check_options(options: Options) -> None:
 # ---------------------------------------------------------------- texts
 
 
-def _read_texts(options: Options) -> tuple[list[Example], list[Example], list[Example]]:
+def _read_texts(options: Options, say: Callable[[str], None]) -> tuple[list[Example], list[Example], list[Example]]:
     """Training rows with their splits, unlabelled texts, labelled rows: those of --labels, else the test part of --fit."""
-    texts = user_files.unlabelled(Path(options.texts)) if options.texts else []
-    labels = user_files.labelled(Path(options.labels)) if options.labels else []
+    texts = user_files.unlabelled(Path(options.texts), options.seed, say) if options.texts else []
+    labels = user_files.labelled(Path(options.labels), options.seed, say) if options.labels else []
     if not options.fit:
         return [], texts, labels
     path = Path(options.fit)
-    if not user_files.is_file_name(path.name) or not path.is_file():
-        raise StudyError(f"--fit file {shown(path.name)} is no .jsonl or .csv file that exists; give labelled texts")
-    user_files.labelled(path)  # the plainer errors, such as the columns found
-    training = user_files.read_labelled(path)
+    user_files.labelled(path, options.seed)  # the plainer errors, such as the columns found
+    training = user_files.read_labelled(path, (), options.seed, say)
     if not labels:
         return [row for row in training if row.split != "test"], texts, [row for row in training if row.split == "test"]
     known = [user_files.bare(row) for row in training]

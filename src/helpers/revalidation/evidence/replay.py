@@ -97,7 +97,7 @@ def _same_files(old: Mapping[str, Any], options: Options) -> None:
     for side, read in (("texts", user_files.unlabelled), ("labels", user_files.labelled)):
         if given := getattr(options, side):
             then = (compared[side] or {}).get("sha256")
-            _agree(f"--{side} {Path(given).name}", kept.texts_digest(read(Path(given))), then)
+            _agree(f"--{side} {Path(given).name}", kept.texts_digest(read(Path(given), old["evidence"]["seed"])), then)
     if options.monitors:
         from helpers.monitors import frozen
 
