@@ -22,7 +22,7 @@ from helpers.revalidation import error_rates, observe, repair, score_file, scree
 from helpers.revalidation import inputs as checked_inputs
 from helpers.revalidation.behaviour import comparison, replies, speech
 from helpers.revalidation.behaviour.replies import AskedPrompts
-from helpers.revalidation.candidate import movement, offer
+from helpers.revalidation.candidate import movement, offer, steps
 from helpers.revalidation.evidence import distances, kept
 from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.inputs import Inputs
@@ -76,10 +76,32 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
 
 
 def _of_models(options: Options, say: Say) -> Outcome:
-    inputs = checked_inputs.check_inputs(options)
+    """The outcome of an update, or of the last of its checkpoints with what was seen at others."""
+    found = steps.steps_in(Path(options.update)) if options.update else []
+    inputs = checked_inputs.check_inputs(replace(options, update=str(found[-1].path)) if found else options)
     prompts = replies.asked_prompts(inputs.options, inputs.policy)
     say(f"{len(inputs.texts)} unlabelled and {len(inputs.labels)} labelled texts; the update is the {_kind(inputs)}")
-    return _judged(inputs, prompts, observe.observe(inputs, prompts, say), say)
+    every = [_at(inputs, one.path) for one in found]  # all are checked before anything is loaded
+    base = observe.observe_base(inputs, prompts, say)
+    if not found:
+        return _judged(inputs, prompts, observe.observe_update(inputs, prompts, base, say), say)
+    outcomes: dict[int, Outcome] = {}
+
+    def is_stale(i: int) -> bool:
+        say(f"step {found[i].step}, {len(outcomes) + 1} looked at of {len(found)} there")
+        outcomes[i] = _judged(every[i], prompts, observe.observe_update(every[i], prompts, base, say), say)
+        return steps.has_stale(outcomes[i].report)
+
+    first, last = steps.search(len(found), is_stale, options.steps), outcomes[len(found) - 1]
+    at = None if first is None else found[first]
+    seen = steps.looked_at({found[i]: one.report for i, one in outcomes.items()}, len(found), at, options.steps)
+    return replace(last, report=steps.with_steps(last.report, seen))
+
+
+def _at(inputs: Inputs, folder: Path) -> Inputs:
+    """The inputs with another checkpoint for the update."""
+    update = offer.check_update(str(folder), inputs.options.precision, inputs.base, inputs.reads, inputs.template)
+    return replace(inputs, update=update)
 
 
 def _judged(inputs: Inputs, prompts: AskedPrompts | None, seen: ObservedPair, say: Say) -> Outcome:

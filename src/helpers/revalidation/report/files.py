@@ -37,6 +37,9 @@ def report_lines(report: Report) -> list[str]:
     said += [line for monitor in wording.ordered(report["monitors"]) for line in _monitor(monitor)]
     said += [f"behaviour: {name} {sides}, change {change}: {answer}" for name, sides, change, answer, _ in
              wording.behaviour_rows(report)]  # fmt: skip
+    if report.get("steps"):
+        rows = wording.steps_rows(report)
+        said += [f"steps: {wording.steps_sentence(report)}", *(f"  {step}: {word} ({states})" for step, word, states in rows)]
     said += ["next:", *(f"  {i}. {action}{': ' * bool(more)}{more}" for i, (action, more) in enumerate(wording.todo(report), 1))]
     passed, controls = wording.controls(report)
     said += [f"controls: {passed}", *(f"  FAILED {c['name']}: {c['detail']}" for c in controls if not c["passed"])]

@@ -7,7 +7,8 @@ the gate is. Everything else is folded.
 from collections.abc import Mapping, Sequence
 
 from helpers.revalidation.report import svg, wording
-from helpers.revalidation.report.html_detail import FEW, MANY, URGENT, details, figure, html_table, name, rest, text
+from helpers.revalidation.report.html_detail import FEW, MANY, URGENT, details, figure, html_table, name, rest, text, wide
+from helpers.revalidation.report.svg_steps import draw_steps
 from helpers.revalidation.report.wording import DASH, Report
 
 LIMIT = 500_000  # bytes of a page
@@ -33,7 +34,7 @@ def html(report: Report) -> str:
 def _page(report: Report, rows: int) -> str:
     title = text(f"{report['verdict']['word'].capitalize()}: {report['compared']['update']['name']} revalidated")
     first = _top(report) + _verdict(report) + _compared(report) + _monitors(report, rows)
-    first += _behaviour(report) + _next(report, rows)
+    first += _behaviour(report) + _steps(report) + _next(report, rows)
     beside = f'<div class="pair">{_controls(report, rows)}{_sureness(report)}</div>\n'
     return f"{HEAD}<title>{title}</title></head>\n<body><main>\n{first}{beside}{details(report, rows)}\n</main></body></html>\n"
 
@@ -135,6 +136,16 @@ def _behaviour(report: Report) -> str:
     rows = [[text(cell) for cell in cells] for cells in wording.behaviour_rows(report)]
     heads = ("measure", "before → after", "change, 90 % interval", "answer", "margin")
     return f"<section><h2>Behaviour</h2>{html_table(heads, rows, MANY, (0,))}</section>\n" if rows else ""
+
+
+def _steps(report: Report) -> str:
+    """The checkpoints that were looked at, drawn and in a table; empty where the update was one."""
+    if not report.get("steps"):
+        return ""
+    rows = [[text(cell) for cell in cells] for cells in wording.steps_rows(report)]
+    table = html_table(("step", "verdict", "monitors"), rows, MANY, (2,))
+    drawn = wide(draw_steps(report["steps"]["looked_at"]))
+    return f"<section><h2>Which step</h2><p>{text(wording.steps_sentence(report))}</p>{drawn}{table}</section>\n"
 
 
 def _controls(report: Report, most: int) -> str:

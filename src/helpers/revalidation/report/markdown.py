@@ -59,7 +59,7 @@ def _lines(report: Report, most: int) -> list[str]:
         "", f"Why: {escaped(found['reason'])}",
         "", "### What was compared", *markdown_table(("what", "name", "fingerprint"), wording.compared(report), most),
         f"### Monitors: {escaped(wording.counts(report['monitors']))}", *_monitors(report, most),
-        *_behaviour(report, most),
+        *_behaviour(report, most), *_steps(report, most),
         "### What to do next", "", *(steps[:most] or ["Nothing."]),
         "", f"### Controls: {escaped(passed)}", "", *failed[:most],
         "", "### How sure this gate is", "", *(f"- {escaped(sentence)}" for sentence in wording.sureness(report)),
@@ -83,6 +83,13 @@ def _behaviour(report: Report, most: int) -> list[str]:
     rows = wording.behaviour_rows(report)
     heads = ("measure", "before → after", "change, 90 % interval", "answer", "margin")
     return ["### Behaviour", *markdown_table(heads, rows, most)] if rows else []
+
+
+def _steps(report: Report, most: int) -> list[str]:
+    if not report.get("steps"):
+        return []
+    table = markdown_table(("step", "verdict", "monitors"), wording.steps_rows(report), most)
+    return ["### Which step", "", escaped(wording.steps_sentence(report)), *table]
 
 
 def _tests(report: Report, most: int) -> list[str]:

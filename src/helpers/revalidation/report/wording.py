@@ -253,6 +253,22 @@ def _policy(found: Mapping) -> str:
     return f"{found['file'] or 'the defaults'}: {asked}, AUROC above {number(found['auroc_floor'], 2)}{kept}"
 
 
+def steps_rows(report: Report) -> list[tuple[str, str, str]]:
+    """The checkpoints that were looked at: step, verdict, how many monitors are in each state."""
+    found = report.get("steps") or {"looked_at": []}
+    return [(number(row["step"]), f"{SYMBOLS[row['word']]} {row['word']}", counts(row["monitors"])) for row in found["looked_at"]]
+
+
+def steps_sentence(report: Report) -> str:
+    """From which step on a required monitor is stale, and how that was found."""
+    found = report["steps"]
+    how = f"{number(len(found['looked_at']))} of {number(found['there'])} checkpoints looked at, by {found['how']}"
+    if found["first_stale"] is None:
+        return f"No required monitor is stale at the last step; {how}."
+    fit = "none before it was shown fit" if found["last_fit"] is None else f"the last shown fit is step {found['last_fit']}"
+    return f"A required monitor is stale from step {found['first_stale']} on, {fit}; {how}."
+
+
 FLOORS = {"missed": "its floor is missed", "kept": "its floor is kept", "open": "its floor is neither shown kept nor missed"}
 
 
