@@ -174,7 +174,8 @@ def test_every_claim_has_a_row_and_one_run_decides_none(finished):
     assert table["claim"].tolist() == [f"{kind}{i + 1}" for kind, n in numbers.items() for i in range(n)]
     assert set(table["verdict"]) <= {"inconclusive", "not run"}
     measured = table[table["verdict"] != "not run"]
-    assert len(measured) >= 12
+    # a random model's monitors catch too little to lose it, so that most claims about monitors have no evidence here
+    assert {"M5", "S1", "S2", "S3", "S4", "S5", "S6", "Q1", "Q2", "N2"} <= set(measured["claim"])
     without = measured["seeds"] == 0  # the one run had nothing to show, so it takes no part
     assert measured.loc[without, "reason"].str.contains("no premise").all()
     assert measured.loc[without, "estimate"].isna().all()
