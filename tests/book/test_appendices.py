@@ -286,6 +286,7 @@ def test_the_hashes_shown_are_those_of_the_files_themselves():
 
 @pytest.mark.skipif(not RUNS, reason="no finished run of cpu")
 def test_the_spread_is_that_of_the_findings(monkeypatch):
+    from helpers.book.answers import numbers
     from helpers.study import findings
     from helpers.study.claims import CLAIMS, UNITS
 
@@ -297,6 +298,7 @@ def test_the_spread_is_that_of_the_findings(monkeypatch):
         return told[0]
 
     monkeypatch.setattr(findings, "by_seed", once)
+    numbers._gathered.cache_clear()  # what a test before this one may have read
     rows = cells(APPENDICES["spread"](ROOT, RUNS[0]))
     (dots,) = told
     assert sorted(asked) == sorted((run.parent.name, int(run.name[5:])) for run in RUNS)

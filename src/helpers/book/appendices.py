@@ -10,11 +10,12 @@ from pathlib import Path
 
 import yaml
 
+from helpers.book.answers.numbers import gathered
 from helpers.book.markup import block, chapter_link, code, folded, table, text
 from helpers.book.parameter_table import ORDER, parameter_table
 from helpers.errors import REFUSED, StudyError
 from helpers.runner.manifests import Finished, commits, duration, finished, machines, span, tokens, versions_of_runs
-from helpers.study import chapters, findings
+from helpers.study import chapters
 from helpers.study.claims import CLAIMS, UNITS
 
 SHORT = 12  # characters of a hash that stand in a table; all of them are folded below
@@ -101,7 +102,7 @@ def _sources(found: list[Finished]) -> str:
 def spread(root: Path, run: Path) -> str:
     """How far seeds lie apart: the headline of every claim in each finished run of the profile shown."""
     found = finished(run.parents[1])
-    dots = findings.by_seed([(each.model, each.seed, findings.run_tables(each.folder)) for each in found])
+    dots = gathered(run.parents[1]).dots
     rows = []
     for claim, told in dots[dots["component"] == 1].groupby("claim", sort=False):
         head, values = CLAIMS[claim].components[0], {(d.model, d.seed): d.value for d in told.itertuples()}

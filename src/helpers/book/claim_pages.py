@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.book.appendices import finished
+from helpers.book.answers.numbers import gathered
 from helpers.book.markup import table, text
 from helpers.book.power import PLANS
 from helpers.figures.findings_tables import asked, claim_sentences
-from helpers.study import findings
 from helpers.study.claims import CLAIMS, RULES_SET, UNITS
 
 TABLES = Path("book") / "_static" / "tables"
@@ -39,8 +38,7 @@ def rules(root: Path, run: Path) -> str:
 
 def reasons(root: Path, run: Path) -> str:
     """Every claim with its verdict, and of what is undecided or mixed the parts that are, each with its reason."""
-    found = finished(run.parents[1])
-    judged, _ = findings.collect([(each.model, each.seed, findings.run_tables(each.folder)) for each in found])
+    judged = gathered(run.parents[1]).findings
     rows = [(row.claim, text(CLAIMS[row.claim].short), text(row.verdict), text(row.reason)) for row in judged.itertuples()]
     return table(("claim", "in short", "verdict", "what is open, and why"), rows)
 
@@ -80,9 +78,8 @@ def coverage(root: Path, run: Path) -> str:
 
 def later(root: Path, run: Path) -> str:
     """The claims that older runs do not know, in plain words: what is claimed, the verdict, and what each part found."""
-    found = finished(run.parents[1])
-    judged, parts = findings.collect([(each.model, each.seed, findings.run_tables(each.folder)) for each in found])
-    texts, lines = claim_sentences(judged, parts), []
+    found = gathered(run.parents[1])
+    texts, lines = claim_sentences(found.findings, found.components), []
     for claim in LATER:
         words = CLAIMS[claim]
         lines.append(f"**{claim}. {text(words.statement)}** **{texts[f'{claim.lower()}-verdict']}.** "

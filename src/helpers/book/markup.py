@@ -1,5 +1,6 @@
 """Markdown that shows any text as it is: nothing in a value can become a link, a tag, a formula, a role or a new column."""
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +10,11 @@ PUNCTUATION = re.compile(r"([!-/:-@\[-`{}~])")  # CommonMark lets a backslash ta
 def text(value: object) -> str:
     """The value as one line of Markdown that reads as the value itself."""
     return PUNCTUATION.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def entities(value: object) -> str:
+    """The value as HTML inside of Markdown: entities for what either could read, so that it stays text in a page's source."""
+    return "".join(f"&#{ord(sign)};" if sign in "*_`$\\[]{}|~<>&\"'" else sign for sign in html.unescape(str(value)))
 
 
 def code(value: object) -> str:

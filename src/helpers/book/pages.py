@@ -118,13 +118,33 @@ def _claims(name: str, root: Path, folder: Path) -> str:
     return claim_pages.CLAIM_PARTS[name](root, folder)
 
 
+def _in_short(folder: Path, chapter: str) -> str:
+    from helpers.book.answers import parts
+
+    return parts.in_short(folder, chapter)
+
+
+def _answers(name: str, root: Path, folder: Path) -> str:
+    from helpers.book.answers import parts  # and for the same
+
+    return parts.PAGES[name](root, folder)
+
+
+def _provenance(root: Path, folder: Path) -> str:
+    from helpers.book.answers import origins
+
+    own = provenance.provenance_page(root, folder, book_chapters(root))
+    return f"{origins.answer_origins(root, folder)}\n{own}"
+
+
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
     **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "later")},
     "explore": _explore,
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
-    "provenance": lambda root, folder: provenance.provenance_page(root, folder, book_chapters(root)),
+    **{name: partial(_answers, name) for name in ("on-monday", "look-message", "claims-by-verdict", "faq")},
+    "provenance": _provenance,
 }
 
 
@@ -145,8 +165,14 @@ def _stage_chapter(root: Path, folder: Path, name: str, target: Path) -> None:
         if cell["cell_type"] == "markdown":
             cell["source"] = provenance.linked("".join(cell["source"]), f"notebooks/{name}")
     first = notebook["cells"][0]
-    first["source"] = f"{first['source']}\n\n{appendices.run_box(root, folder, name)}"
+    first["source"] = with_boxes("".join(first["source"]), _in_short(folder, name), appendices.run_box(root, folder, name))
     (target / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
+
+
+def with_boxes(source: str, short: str, run: str) -> str:
+    """The first cell of a chapter with its box *In short* right below the title, and the box on running it at the end."""
+    title, _, rest = source.partition("\n")
+    return f"{title}\n\n{short}\n{rest.strip()}\n\n{run}"
 
 
 def with_outputs(source: dict, executed: dict) -> dict:

@@ -4,7 +4,6 @@ A chapter glues its numbers with their source (`tables.Said`), which travels in 
 every such number becomes a link to its line on the page `book/provenance`.
 """
 
-import html
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.book.markup import entities
 from helpers.figures import tables
 from helpers.folders import file_hash
 
@@ -94,22 +94,17 @@ def _line(folder: Path, number: Number) -> str:
     digest = file_hash(path) or "(no such file)"
     how = tables.HOW[str(number.source["how"]).partition(" ")[0]]
     place = "/".join(path.parts[-4:]) if path.name == "findings.parquet" else os.path.relpath(path, folder)
-    where = f"<code>{_text(place)}</code><br><small>sha256 <code>{digest[:12]}</code></small>"
+    where = f"<code>{entities(place)}</code><br><small>sha256 <code>{digest[:12]}</code></small>"
     return (f'<tr id="{number.anchor}"><td>{_said(number)}</td>'
-            f"<td>{_text(how)}, {count} row{'s' * (count != 1)}<br>{where}</td><td>{_where(number)}</td></tr>")  # fmt: skip
+            f"<td>{entities(how)}, {count} row{'s' * (count != 1)}<br>{where}</td><td>{_where(number)}</td></tr>")  # fmt: skip
 
 
 def _said(number: Number) -> str:
-    return f"{_text(number.text)}<br><small><code>{_text(number.key)}</code></small>"
+    return f"{entities(number.text)}<br><small><code>{entities(number.key)}</code></small>"
 
 
 def _where(number: Number) -> str:
     if "places" in number.source:
-        return f"<small>row numbers {_text(str(number.source['places']))}</small>"
+        return f"<small>row numbers {entities(str(number.source['places']))}</small>"
     named = [" · ".join(f"{key} {value}" for key, value in row.items() if value != "") for row in number.source["rows"]]
-    return "<br>".join(f"<small>{_text(row)}</small>" for row in named)
-
-
-def _text(value: object) -> str:
-    # entities for what Markdown or maths could read, so that a value stays text inside the page's source
-    return "".join(f"&#{ord(sign)};" if sign in "*_`$\\[]{}|~<>&\"'" else sign for sign in html.unescape(str(value)))
+    return "<br>".join(f"<small>{entities(row)}</small>" for row in named)

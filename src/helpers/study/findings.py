@@ -23,7 +23,7 @@ from helpers.study.claims import CLAIMS, LEVELS, SEEDS, UNITS, Claim, Component
 from helpers.study.evidence import first_look
 from helpers.study.paired_items import Premised, Seen, pooled, single
 from helpers.study.reasons import Judged, counted_seeds, reason
-from helpers.study.selections import Remembered, Tables
+from helpers.study.selections import Tables, remembered
 from helpers.updates.names import Variant, keyed
 
 COLUMNS = [
@@ -113,7 +113,7 @@ def by_seed(runs: Sequence[Run]) -> pd.DataFrame:
         raise StudyError(f"model {model!r}, seed {seed} is given twice; pass each run once", NOT_COMPARABLE)
     found = []
     for model, seed, own in sorted(runs, key=lambda run: run[:2]):
-        tables = Remembered(own)
+        tables = remembered(own)
         for claim, place, component in _components():
             seen = component.estimate(tables)
             e = NOTHING if seen is None else single(seen, UNITS[component.unit].bounds)
@@ -130,7 +130,7 @@ def overlook(runs: Sequence[Run]) -> pd.DataFrame:
     """
     found: dict[tuple[str, str, str], dict[int, Estimate]] = {}
     for model, seed, own in sorted(runs, key=lambda run: run[:2]):
-        for where, e in first_look(Remembered(own)).items():
+        for where, e in first_look(remembered(own)).items():
             found.setdefault((*where, model), {})[seed] = e
     rows = []
     for address, seeds in found.items():

@@ -60,6 +60,11 @@ class Remembered(Mapping):
         return len(self.tables)
 
 
+def remembered(tables: Tables) -> Remembered:
+    """The tables with a memory, the one that they have already where they have one."""
+    return tables if isinstance(tables, Remembered) else Remembered(tables)
+
+
 def kept(make: Callable[[Tables], Made]) -> Callable[[Tables], Made]:
     """A function of tables that looks first at what these remember of it."""
 

@@ -1,0 +1,96 @@
+"""Questions of people who ship models: what to do on Monday, and a page of answers, each made of the statements of `wording`."""
+
+from dataclasses import dataclass
+
+from helpers.book.answers.statements import NOT_SO, SO
+
+MOST = 5  # imperatives on the first page
+
+
+@dataclass(frozen=True)
+class Imperative:
+    """What to do, by how its statement ends: so, not so, and everything in between; `claim`: whose verdict stands beside it."""
+
+    claim: str
+    statement: str
+    so: str
+    not_so: str
+    unsure: str
+
+    def words(self, which: str) -> str:
+        """What to do where its statement ends like this."""
+        return {SO: self.so, NOT_SO: self.not_so}.get(which, self.unsure)
+
+
+MONDAY: tuple[Imperative, ...] = (  # in the order in which they are done; where there are too many, those that are decided stay
+    Imperative(
+        "M1", "threshold-formats",
+        "After quantizing, spot-check thresholds",
+        "After quantizing, even to 4 bits, check every threshold",
+        "After quantizing, check thresholds, and not rankings alone",
+    ),
+    Imperative(
+        "S6", "benign",
+        "After every fine-tune, on harmless data too, ask for refusals again",
+        "After a fine-tune on harmless data, sample a few refusals",
+        "After every fine-tune, ask for refusals again",
+    ),
+    Imperative(
+        "M5", "order",
+        "Check in the order of a forecast, not of bits or drift",
+        "Check what has the fewest bits and drifts most first",
+        "Check what has the fewest bits and drifts most first, and rely on no forecast",
+    ),
+    Imperative(
+        "N4", "reset",
+        "Set thresholds anew from unlabelled texts",
+        "Do not rely on new thresholds from unlabelled texts",
+        "Set thresholds anew, and check them with some labels",
+    ),
+    Imperative(
+        "N3", "merged",
+        "Do not merge an adapter into NF4 weights",
+        "Merge into NF4 where it suits you, and measure what is left",
+        "Measure what is left when you merge an adapter into NF4 weights",
+    ),
+    Imperative(
+        "M2", "threshold-lora",
+        "After a LoRA update, check every threshold",
+        "After a LoRA update, spot-check thresholds",
+        "After a LoRA update, check thresholds of monitors that matter",
+    ),
+    Imperative(
+        "S2", "projected",
+        "Project a harmful update where it cannot be taken back",
+        "Take a harmful update back; do not project it",
+        "Take a harmful update back rather than project it",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question in the words of those who ask, the statements that answer it, and the chapter that has the rest."""
+
+    question: str
+    statements: tuple[str, ...]
+    claims: tuple[str, ...]
+
+
+QUESTIONS: tuple[Asked, ...] = (
+    Asked("Does QLoRA break my PII probe?", ("private-threshold", "private-ranking", "qlora"), ("M3", "M4")),
+    Asked("I only quantize. May I skip revalidation of my classifiers?", ("ranking-formats", "threshold-formats"), ("M1",)),
+    Asked("Does a LoRA fine-tune break probes and classifiers on hidden states?", ("ranking-lora", "threshold-lora"), ("M2",)),
+    Asked("We tune on harmless data. Do we lose refusals?", ("benign", "harmful"), ("S6", "S1")),
+    Asked("What do I check first? Does drift tell which monitor went stale?", ("forecast", "order"), ("M5",)),
+    Asked("Can I recalibrate a threshold without labels?", ("reset", "reset-harm"), ("N4",)),
+    Asked("Is the signal gone, or do I retrain the probe?", ("turned",), ("M7",)),
+    Asked("May I merge my adapter into the quantized weights?", ("merged",), ("N3",)),
+    Asked("Can SafeLoRA repair a harmful fine-tune?", ("projected", "projected-quantized", "removed"), ("S2", "S3", "N2")),
+    Asked("Do monitors come back when the model is repaired?", ("monitors-back",), ("N1",)),
+    Asked("Does realignment without labels, such as CORAL, repair a stale classifier?", ("realigned",), ("M6",)),
+    Asked("Can I make a probe robust before the update comes?", ("simulated",), ("N5",)),
+    Asked("Is preference tuning (DPO) gentler than supervised tuning?", ("dpo",), ("N6",)),
+    Asked("I only have 4-bit checkpoints. Can I still project?", ("overlap", "sources"), ("Q1",)),
+    Asked("Does it pay to keep safety neurons in high precision?", ("silenced", "spared"), ("Q2",)),
+)
