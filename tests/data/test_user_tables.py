@@ -1,6 +1,7 @@
 """Tables of a user that could be read in two ways are refused in one line, and what it names is what is wrong."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from support import given
 from support.bland import refused
 
 from helpers.data import user_files
+from helpers.data.intake import samples
 from helpers.errors import NOT_COMPARABLE, REFUSED
 from helpers.revalidation.options import Options
 from helpers.revalidation.score_file import scored
@@ -151,3 +153,38 @@ def test_messages_that_are_no_one_exchange_are_refused_by_their_row(row, word, t
     path.write_text("\n".join(map(json.dumps, [chat(("user", "Carry it.")), row])))
     with refused(REFUSED, "chat.jsonl row 2", word):
         user_files.unlabelled(path)
+
+
+# ---------------------------------------------------------------- more rows than are read
+
+
+def test_a_sample_is_the_same_for_its_seed_in_the_order_of_the_file_and_said():
+    said = []
+    first = samples.sampled(range(1_000), "t.txt", 0, said.append, most=50)
+    assert first == sorted(first) == samples.sampled(range(1_000), "t.txt", 0, samples.unsaid, most=50)
+    assert len(set(first)) == 50
+    assert first != samples.sampled(range(1_000), "t.txt", 1, samples.unsaid, most=50)
+    assert said == ["t.txt holds 1000 texts; a random sample of 50 was read (seed 0)"]
+    assert samples.sampled(range(50), "t.txt", 0, said.append, most=50) == list(range(50))  # the control: all, and nothing said
+    assert len(said) == 1
+
+
+def test_each_row_is_as_likely_as_any_other_to_be_drawn():
+    counts = np.zeros(20)
+    for seed in range(2_000):
+        counts[samples.sampled(range(20), "t", seed, samples.unsaid, most=5)] += 1
+    assert np.abs(counts - 500).max() < 5 * np.sqrt(2_000 * 0.25 * 0.75)
+
+
+def test_small_kinds_are_kept_whole_and_the_others_share_what_is_left():
+    rows = [(kind, i) for kind, size in (("a", 3), ("b", 400), ("c", 900)) for i in range(size)]
+    found = samples.sampled(rows, "t", 0, samples.unsaid, lambda row: row[0], most=103)
+    assert Counter(kind for kind, _ in found) == {"a": 3, "b": 50, "c": 50}
+
+
+def test_two_hundred_thousand_texts_are_read_by_a_sample(tmp_path):
+    path, said = tmp_path / "many.txt", []
+    path.write_text("\n".join(f"lamp {i}" for i in range(200_000)))
+    found = user_files.unlabelled(path, 3, said.append)
+    assert len({row.prompt for row in found}) == samples.MOST_ROWS
+    assert said == [f"many.txt holds 200000 texts; a random sample of {samples.MOST_ROWS} was read (seed 3)"]

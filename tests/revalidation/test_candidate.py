@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import test_packed
 import torch
 from safetensors.torch import load_file, save_file
 from support import given
@@ -270,7 +271,7 @@ def test_monitors_repaired_under_an_older_update_go_with_its_report(tmp_path):
 def test_errors_name_the_update_and_not_a_folder_made_for_the_comparison(tiny, tmp_path):
     given.adapter(tmp_path / "adapter")
     (tmp_path / "adapter" / "tokenizer.json").write_text("{")
-    with pytest.raises(StudyError, match=r"^adapter: its tokenizer cannot be loaded"):
+    with pytest.raises(StudyError, match=r"^adapter/tokenizer\.json is no JSON file"):
         offer.check_update(str(tmp_path / "adapter"), "bf16", tiny, settings.reads(tiny))
 
 
@@ -309,3 +310,22 @@ def test_what_a_quantizer_leaves_as_it_is_is_told_and_one_that_touches_nothing_i
     other = written("gpt2", tiny, tmp_path / "gpt2")
     with pytest.raises(StudyError, match="no linear module"):
         offer.check_update("nf4", "bf16", other, settings.reads(other))
+
+
+# ---------------------------------------------------------------- stored in few bits
+
+
+@pytest.mark.parametrize("name", test_packed.PACKERS)
+def test_a_packed_update_is_compared_as_what_its_codes_stand_for(name, tiny, tmp_path):
+    """As far from the base as its codes are, no further; the same format as base and update is no update."""
+    wanted = test_packed.packed(name, tiny, tmp_path / "packed")
+    found, others = moved(tmp_path / "packed", tiny)
+    stored = {module: loading.load(tiny).model.get_submodule(module).weight.double() for module in wanted}
+    change, size = (sum(float(part.square().sum()) for part in parts) for parts in (
+        [stored[module] - wanted[module].bfloat16().double() for module in wanted], stored.values()))  # fmt: skip
+    assert found.relative == pytest.approx((change / size) ** 0.5, rel=1e-3)
+    assert found.lowest == 0
+    assert others == []
+    base, (note,) = inputs._base(str(tmp_path / "packed"))
+    assert f"stored as {name}" in note
+    assert moved(tmp_path / "packed", base) == (movement.Movement(0.0, 5), [])

@@ -10,6 +10,7 @@ from support import given
 from support.bland import refused
 
 from helpers.data import user_files
+from helpers.data.intake import samples
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.models import checkpoints, loading
 from helpers.monitors import frozen
@@ -130,10 +131,16 @@ def test_a_bad_labelled_file_is_refused_by_row_without_its_text(tmp_path, case):
 @pytest.mark.parametrize(
     ("name", "content", "code", "said"),
     [
-        ("t.txt", "\n \n", REFUSED, "holds 0 texts"),
+        ("t.txt", "\n \n", REFUSED, "holds no text"),
         ("t.csv", f"prompts\n{SECRET}\n", REFUSED, "it has prompts"),
         ("t.txt", b"\xff\xfe", REFUSED, "not UTF-8"),
         ("t.md", SECRET, USAGE, ".txt"),
+        ("t.tsv", SECRET, USAGE, "separated by tabs; save it with commas: pandas.read_csv(path, sep='\\t').to_csv('texts.csv'"),
+        ("t.json", SECRET, USAGE, "write an object a line: pandas.read_json(path).to_json('texts.jsonl'"),
+        ("t.parquet", b"PAR1", USAGE, "pandas.read_parquet(path).to_json('texts.jsonl'"),
+        ("t.jsonl.gz", b"\x1f\x8b", USAGE, "it is packed; unpack it first"),
+        ("t.ndjson", SECRET, USAGE, "rename it to texts.jsonl"),
+        ("t.pkl", SECRET, USAGE, "which can run code"),
         ("absent.txt", None, USAGE, "does not exist"),
     ],
 )
@@ -249,8 +256,21 @@ def test_a_merged_model_of_other_depth_tokenizer_or_template_cannot_be_compared(
     with refused(NOT_COMPARABLE, "its tokenizer and template are"):
         inputs.check_inputs(options(folder, update="merged"))
     (merged / "tokenizer.json").write_text("{")
-    with refused(REFUSED, "tokenizer cannot be loaded"):
+    with refused(REFUSED, "merged/tokenizer.json is no JSON file"):
         inputs.check_inputs(options(folder, update="merged"))
+
+
+def test_of_more_texts_than_are_read_a_seeded_sample_is_and_the_report_says_so(folder, monkeypatch):
+    monkeypatch.setattr(samples, "MOST_ROWS", 30)
+    found = inputs.check_inputs(options(folder, monitors="", fit="fit.jsonl", kinds=("logistic",)))
+    assert (len(found.texts), len(found.labels), len(found.training)) == (30, 30, 30)
+    assert sum(row.label for row in found.labels) == 15
+    said = [note for note in found.notes if "random sample of 30 was read (seed 0" in note]
+    assert [note.split(" holds ")[0] for note in said] == ["texts.txt", "labels.jsonl", "fit.jsonl"]
+    assert inputs.check_inputs(options(folder)).texts == found.texts
+    other = inputs.check_inputs(options(folder, seed=1))
+    assert other.texts != found.texts
+    assert {row.prompt for row in other.texts} <= {row["text"] for row in given.unlabelled(60)}
 
 
 def test_texts_of_fit_may_not_be_judged_on(folder):
