@@ -149,5 +149,6 @@ PLAIN = (
     *("cache", "console", "definitions", "errors", "folders", "results", "seeding"),
     *("data.intake.files", "data.sources", "data.source_list", "data.downloads", "data.archives"),
     *("models.foreign.boundary", "models.foreign.culprit", "models.foreign.settings_file", "models.foreign.tokens"),
+    "models.foreign.fetched",
     *("models.compute", "models.meter", "study.limits", "study.parameters", "study.session"),
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from helpers import cache
 from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, StudyError, shown
 from helpers.models.built_in import HubPair
-from helpers.models.foreign import settings_file
+from helpers.models.foreign import fetched, settings_file
 from helpers.models.formats import fused_experts
 
 # The families that tests run through every wing. Others are taken by their structure: see `formats.decoders`.
@@ -102,6 +102,7 @@ def check_folder(folder: Path) -> Path:
         raise StudyError(
             f"{folder.name} has no .safetensors ({found}); convert it with save_pretrained on a machine you can spare", REFUSED
         )
+    fetched.check_indexed(folder, weight_files(folder))
     if not has_template(folder):
         raise StudyError(
             f"{folder.name} has no chat template; use an instruction-tuned model or add chat_template.jinja", REFUSED
@@ -137,9 +138,11 @@ def _json(path: Path) -> dict:
 
 
 def _config(folder: Path) -> dict:
+    fetched.check_pointers(folder)
     config = _json(folder / "config.json")
     if not config:
-        raise StudyError(f"{folder} has no readable config.json; give the folder of a transformers model", REFUSED)
+        how = fetched.models_below(folder) or "give the folder of a transformers model"
+        raise StudyError(f"{folder.name} has no readable config.json; {how}", REFUSED)
     return config
 
 

@@ -4,18 +4,20 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, shown
 from helpers.models import loading
+from helpers.models.checkpoints import plain_name
+from helpers.models.foreign import fetched
 
 # The fields of PEFT's description whose meaning is known here; any other is refused by its name.
 READ = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights")
@@ -135,6 +137,7 @@ def load_adapter(folder: Path) -> Adapter:
             f"{folder.name} has no adapter_model.safetensors; save the adapter with save_pretrained(safe_serialization=True)",
             REFUSED,
         )
+    fetched.check_pointers(folder)
     config = _read_config(folder)
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
@@ -142,8 +145,27 @@ def load_adapter(folder: Path) -> Adapter:
         raise StudyError(
             f"{folder.name}/adapter_model.safetensors is not safetensors ({error}); save the adapter again", REFUSED
         ) from error
-    adapter = from_peft({name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}, 1.0)
+    adapter = from_peft({plain: tensors[name] for plain, name in _plain_names(folder, tensors).items()}, 1.0)
     return {name: pair.scaled(_scale(folder, config, name, pair)) for name, pair in adapter.items()}
+
+
+def _plain_names(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The names of an adapter's tensors, by them as `from_peft` takes them: without prefixes, wrappers and the adapter's own name."""
+    found: dict[str, str] = {}
+    for name in names:
+        bare = plain_name(plain_name(name).removeprefix("base_model.model."))
+        plain = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", bare)
+        if plain in found:
+            raise StudyError(f"{folder.name} holds several adapters ({found[plain]}, {name}); save one of them alone", REFUSED)
+        found[plain] = name
+    return found
+
+
+def renamed(folder: Path) -> str:
+    """The first name of a tensor in an adapter's folder that PEFT would not have given it; "" where there is none."""
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        plain = _plain_names(folder, file.keys())
+    return next((name for bare, name in plain.items() if name not in {bare, f"base_model.model.{bare}"}), "")
 
 
 def _scale(folder: Path, config: Mapping, name: str, pair: LowRank) -> float:

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from helpers.errors import REFUSED, StudyError
 from helpers.models import loading
+from helpers.models.foreign import fetched
 from helpers.models.loading import LanguageModel, causal, encode_text
 from helpers.revalidation.behaviour.comparison import PairedItems
 from helpers.stats.intervals import mean_interval, rate_interval
@@ -42,6 +44,14 @@ def speak(language: LanguageModel, texts: Sequence[str], limit: int) -> Spoken:
         likeliest.append(scores.argmax(dim=1).cpu().numpy())
         places = np.linspace(0, len(scores) - 1, max(PLACES // len(rows), 1)).round().astype(int)
         expected.append(scores[np.unique(places)].log_softmax(-1).cpu())
+    if not np.isfinite(totals).all():
+        cause = fetched.weights_not_finite(language.model)
+        why = f"its weight {cause} holds NaN or infinity" if cause else "its weights are finite, so it overflows"
+        raise StudyError(
+            f"{language.folder.name}: what it says next is NaN or infinite, though the states that monitors read are not: {why}; "
+            "mend or leave out that model",
+            REFUSED,
+        )
     return Spoken(totals, tuple(likeliest), tuple(expected))
 
 

@@ -11,7 +11,7 @@ import torch
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.models import checkpoints, loading
-from helpers.models.foreign import settings_file
+from helpers.models.foreign import fetched, settings_file
 from helpers.models.formats import decoders
 from helpers.models.loading import LanguageModel
 from helpers.monitors import frozen
@@ -67,7 +67,8 @@ def _offered(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
     if (folder / ADAPTER).is_file() or list(folder.glob("adapter_model.*")):
         return _adapter(folder, base, reads, template)
     if not (folder / CONFIG).is_file():
-        raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; give one that has", REFUSED)
+        how = fetched.models_below(folder) or "give one that has"
+        raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; {how}", REFUSED)
     checkpoints.check_folder(folder)
     theirs = checkpoints.sizes(folder)
     for field, value in checkpoints.sizes(base).items():
@@ -126,7 +127,8 @@ def _adapter(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
 
 def _adapter_notes(folder: Path, adapter: Adapter, base: Path) -> list[str]:
     """What is odd about an adapter that can be put on the base: other weights beside it, patterns without a module, its base."""
-    notes = []
+    notes = [f"{folder.name}: {name} and others were read without what wrappers put into their names"
+             for name in [lora.renamed(folder)] if name]  # fmt: skip
     if (folder / CONFIG).is_file() and checkpoints.weight_files(folder):
         other = checkpoints.weight_files(folder)[0].name
         notes.append(
