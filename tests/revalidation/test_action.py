@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.tiers import mostly_slow, slow
 from test_floors import scored, scores_file
 from test_workflow import ACTIONS
 
@@ -77,16 +78,16 @@ def test_every_file_that_the_command_takes_is_an_input():
     assert set(ACTION["inputs"]) - own == {name.strip("-") for name in cli.FILES}
 
 
-@pytest.mark.parametrize(
-    ("cut", "allow", "code", "word"),
-    [
-        (1.645, "false", 0, "fine"),
-        (-99.0, "true", 10, "unfit"),
-        (2.4, "false", 11, "inconclusive"),
-        (2.4, "true", 0, "inconclusive"),
-    ],
-)
-def test_a_shell_runs_it_to_the_verdict(tmp_path, cut, allow, code, word):
+RUNS = {
+    "fine": (1.645, "false", 0, "fine"), "unfit": (-99.0, "true", 10, "unfit"),
+    "inconclusive": (2.4, "false", 11, "inconclusive"), "inconclusive, allowed": (2.4, "true", 0, "inconclusive"),
+}  # fmt: skip
+
+
+@mostly_slow("a process each; one verdict stays", "inconclusive, allowed")
+@pytest.mark.parametrize("name", RUNS)
+def test_a_shell_runs_it_to_the_verdict(tmp_path, name):
+    cut, allow, code, word = RUNS[name]
     panel = scored(3, cut, n=400 if word != "inconclusive" else 24)
     scores_file(tmp_path / "s.csv", panel)
     out = "reports of today/first"
@@ -120,6 +121,7 @@ def test_the_page_s_workflow_uses_the_action_with_its_inputs():
     assert "${{" not in posted[0]["run"]
 
 
+@slow("a process; the same command is run by the action's step above")
 def test_a_shell_runs_the_gitlab_job_to_the_verdict(tmp_path):
     found = yaml.safe_load(block("yaml", "artifacts:"))
     (job,) = found.values()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from helpers.errors import REFUSED, StudyError
+from helpers.errors import ENVIRONMENT, NOT_COMPARABLE, REFUSED, USAGE, StudyError
 
 VERSION = 2
 WORDS = ("fine", "stale", "unfit", "inconclusive", "no update")  # of a verdict and of a monitor's state
@@ -152,6 +152,11 @@ SCHEMA = {
         code=CODE,
         optional={"evidence": _or_null(EVIDENCE), "steps": _or_null(STEPS)},
     ),
+}
+
+FAILURE = {  # what `--json` prints where nothing was judged
+    **_object(code={"enum": [USAGE, REFUSED, NOT_COMPARABLE, ENVIRONMENT]}, error={"type": "string", "pattern": r"^[^\n]+$"}),
+    "additionalProperties": False,
 }
 
 
