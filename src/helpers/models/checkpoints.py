@@ -225,6 +225,13 @@ def renaming(folder: Path) -> dict[str, str] | None:
     return WRAPPED if any(plain_name(key) != key for key in shapes(folder)) else None
 
 
+def notes_on(folder: Path) -> list[str]:
+    """What a user should know of a folder that is read otherwise than it stands: its configuration, names of its tensors."""
+    wrapped = next((key for key in shapes(folder) if plain_name(key) != key), None)
+    what = f"{folder.name}: {wrapped} and others were read without what torch.compile or DistributedDataParallel put before them"
+    return [*settings_file.notes_on(folder), *([what] if wrapped else [])]
+
+
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that are loaded, by name; files that cannot be read are left to those who load them."""
     found: dict[str, tuple[int, ...]] = {}

@@ -9,7 +9,7 @@ from helpers.data.near_duplicates import near_pairs
 from helpers.data.splits import Example
 from helpers.errors import REFUSED, StudyError, shown
 from helpers.models import activations, checkpoints, loading
-from helpers.models.foreign import settings_file, templates
+from helpers.models.foreign import templates
 from helpers.monitors import frozen
 from helpers.monitors.exchange import direction_folders
 from helpers.monitors.exchange.direction_folders import BaseModel
@@ -87,7 +87,7 @@ def instant(options: Options) -> str:
 
 def _foreign_settings(base: Path) -> list[str]:
     """What is said of a base whose settings ask for what is not done here, or whose template asks the clock."""
-    notes = settings_file.notes_on(base)
+    notes = checkpoints.notes_on(base)
     if templates.tells_time(settings.tokenizer_of(base).chat_template):
         notes.append(f"{base.name}: its chat template asks the clock, which stood at {templates.instant()}, as the monitors say")
     return notes

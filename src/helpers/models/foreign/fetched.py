@@ -19,8 +19,8 @@ def check_pointers(folder: Path) -> None:
             with path.open("rb") as file:
                 if file.read(len(POINTER)) == POINTER:
                     raise StudyError(
-                        f"{folder.name}/{path.name} is a pointer of Git LFS, not the file itself; run git lfs pull in that folder, "
-                        "or fetch the model again",
+                        f"{folder.name}/{path.name} is a pointer of Git LFS, not the file itself; run git lfs pull there, or "
+                        "fetch the model again",
                         REFUSED,
                     )
 

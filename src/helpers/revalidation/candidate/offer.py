@@ -82,12 +82,13 @@ def _offered(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
 
 
 def _lying_beside(folder: Path) -> list[str]:
-    """What lies beside the weights that are read, and is not."""
+    """What is read otherwise than it stands, and what lies beside the weights that are read, and is not."""
     found = checkpoints.beside(folder)
     names = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
     read = checkpoints.weight_files(folder)
     whence = read[0].name if len(read) == 1 else f"{len(read)} shards"
-    return [f"{folder.name}: {names} lie(s) beside the weights and was not read; the model is that of {whence}"] if found else []
+    lying = f"{folder.name}: {names} lie(s) beside the weights and was not read; the model is that of {whence}"
+    return [*checkpoints.notes_on(folder), *([lying] if found else [])]
 
 
 def _quantizer(name: str, precision: str, base: Path) -> Candidate:
