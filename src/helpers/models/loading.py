@@ -26,7 +26,7 @@ from helpers.errors import ENVIRONMENT, REFUSED, StudyError
 from helpers.models import compute, meter
 from helpers.models.built_in import PAIRS, embedded, tiny
 from helpers.models.checkpoints import FAMILIES, base_of_pair, check_folder, from_hub, renaming, shapes
-from helpers.models.foreign import settings_file, templates, tokens
+from helpers.models.foreign import fetched, settings_file, templates, tokens
 from helpers.models.foreign.boundary import foreign
 from helpers.models.formats import decoders
 
@@ -160,8 +160,10 @@ def base_folder(model: str) -> Path:
         return base_of_pair(PAIRS[model])
     if os.path.isdir(model):
         return check_folder(Path(model))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", model):
+    if not os.path.isfile(model) and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", model):
         return check_folder(from_hub(model))
+    if instead := fetched.instead_of(Path(model)):
+        raise StudyError(instead, REFUSED)
     known = ", ".join([*MODELS, *PAIRS])
     raise StudyError(f"unknown model {model!r}; choose one of {known}, a folder that exists, or a hub id owner/name@revision")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from helpers.errors import REFUSED, StudyError
+from helpers.errors import REFUSED, StudyError, shown
 
 POINTER, SHORT = b"version https://git-lfs", 1024  # how a pointer of Git LFS begins, and bytes that none exceeds
 OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".gguf")
@@ -40,6 +40,21 @@ def check_indexed(folder: Path, loaded: Sequence[Path]) -> None:
     raise StudyError(
         f"{folder.name} holds {what}, but neither model.safetensors nor model.safetensors.index.json; {how}", REFUSED
     )
+
+
+def instead_of(path: Path) -> str:
+    """What to do with a file that was given in place of a model's folder; "" where it is none."""
+    if not path.is_file():
+        return ""
+    what = f"{path.name} is a file, no folder"
+    if path.suffix == ".gguf":
+        how = f"AutoModelForCausalLM.from_pretrained({shown(path.parent.name)}, gguf_file={shown(path.name)}, dtype='bfloat16')"
+        return f"{what}; convert it once: {how}.save_pretrained(...), its tokenizer likewise, and give that folder"
+    if path.suffix in {".safetensors", ".json"}:
+        return f"{what}; give the folder in which it lies, with config.json and the tokenizer"
+    if path.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
+        return f"{what}, and a pickle, which can run code; convert it with save_pretrained on a machine you can spare"
+    return f"{what}; give the folder of a transformers model"
 
 
 def models_below(folder: Path) -> str:

@@ -92,6 +92,8 @@ def _lying_beside(folder: Path) -> list[str]:
 
 
 def _quantizer(name: str, precision: str, base: Path) -> Candidate:
+    if instead := fetched.instead_of(Path(name)):
+        raise StudyError(f"--update {instead}", REFUSED)
     if name not in QUANTIZERS:
         choice = f"{nearest(name, QUANTIZERS)}choose one of {', '.join(QUANTIZERS)}, or a folder that exists"
         raise StudyError(f"--update {shown(Path(name).name)} is neither a folder nor a quantizer; {choice}")
