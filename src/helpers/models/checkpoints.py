@@ -76,16 +76,19 @@ def _of_network(path: Path) -> bool:
     return path.name in {"config.json", "generation_config.json"} or path.name.endswith((".safetensors", ".index.json"))
 
 
-def check_folder(folder: Path) -> Path:
-    """The folder, if it is a model that can be loaded without running anybody's code; else an error that says why not."""
-    config = _config(folder)
+def check_folder(folder: Path, packed: bool = False) -> Path:
+    """The folder, if it is a model that can be loaded without running anybody's code; else an error that says why not.
+
+    packed: whether its weights may be packed into few bits, for whoever unpacks them first.
+    """
+    config = config_of(folder)
     unsafe = [key for key in _keys(config) if key in RUN_CODE]
     unsafe += [key for key, value in settings_file.attention_fields(config) if not settings_file.is_plain_attention(value)]
     if unsafe:
         raise StudyError(
             f"{folder.name}/config.json asks to run foreign code ({unsafe[0]}); remove that field or use another model", REFUSED
         )
-    if "quantization_config" in config:
+    if "quantization_config" in config and not packed:
         raise StudyError(f"{folder.name} holds packed weights (quantization_config); give the model in bf16 instead", REFUSED)
     if not isinstance(config.get("model_type"), str | None):
         kind = shown(config["model_type"])
@@ -137,7 +140,8 @@ def _json(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _config(folder: Path) -> dict:
+def config_of(folder: Path) -> dict:
+    """The config.json of a folder as it stands there."""
     fetched.check_pointers(folder)
     config = _json(folder / "config.json")
     if not config:
@@ -262,7 +266,7 @@ class Stored:
             return self.made[name]()
         if name not in self.keys:
             raise StudyError(f"{self.folder.name} has no {name!r}; compare updates of one model", NOT_COMPARABLE)
-        return _tensor(self.owners[self.keys[name]], self.keys[name])
+        return tensor_of(self.owners[self.keys[name]], self.keys[name])
 
 
 def of_model(folder: Path, model: nn.Module, dtype: torch.dtype) -> Stored:
@@ -288,7 +292,7 @@ def _made(name: str, owners: Mapping[str, Path], loaded: Tensor) -> Callable[[],
 
     None is missing: `loading` refuses a model with parameters that transformers found nothing for.
     """
-    fused = fused_experts.fused(name, owners, lambda key: _tensor(owners[key], key))
+    fused = fused_experts.fused(name, owners, lambda key: tensor_of(owners[key], key))
     return fused or partial(torch.Tensor.detach, loaded)
 
 
@@ -311,7 +315,7 @@ def _of_checkpoint(folder: Path, owners: dict[str, Path], module: str) -> Tensor
     if name is None:
         _check_promise(folder, f"{module}.weight")
         raise StudyError(f"module {module!r} is not in {folder.name}; base and aligned must be one architecture", NOT_COMPARABLE)
-    return _tensor(owners[name], name)
+    return tensor_of(owners[name], name)
 
 
 def _check_promise(folder: Path, name: str) -> None:
@@ -325,10 +329,10 @@ def _check_promise(folder: Path, name: str) -> None:
 
 def stored(path: Path) -> Weights:
     """The weights of one safetensors file that is keyed by module name, as the cache keeps GPTQ's result."""
-    return partial(_tensor, path)
+    return partial(tensor_of, path)
 
 
-def _tensor(path: Path, name: str) -> Tensor:
+def tensor_of(path: Path, name: str) -> Tensor:
     """One tensor, as a view of the file: pages are read when touched and given back with it, since no handle is kept."""
     try:
         with safe_open(path, framework="pt") as file:

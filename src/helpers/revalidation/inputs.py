@@ -10,6 +10,7 @@ from helpers.data.splits import Example
 from helpers.errors import REFUSED, StudyError, shown
 from helpers.models import activations, checkpoints, loading
 from helpers.models.foreign import templates
+from helpers.models.formats import packed_folders
 from helpers.monitors import frozen
 from helpers.monitors.exchange import direction_folders
 from helpers.monitors.exchange.direction_folders import BaseModel
@@ -55,7 +56,7 @@ def check_inputs(options: Options) -> Inputs:
     drawn: list[str] = []  # what is said of files of which a sample is read
     training, texts, labels = _read_texts(options, drawn.append)
     early = () if options.fit else _ours(Path(options.monitors))
-    base = loading.base_folder(options.base)
+    base, unpacked = _base(options.base)
     config = checkpoints.sizes(base)
     found, reads, template, said = _put_on(base, config, early, options)
     limit, told = _limit(options, found)
@@ -66,6 +67,7 @@ def check_inputs(options: Options) -> Inputs:
     labels = _with_tasks(labels, tasks, Path(options.labels).name)
     notes = [
         *drawn,
+        *unpacked,
         *said,
         *told,
         *update.notes,
@@ -91,6 +93,14 @@ def _foreign_settings(base: Path) -> list[str]:
     if templates.tells_time(settings.tokenizer_of(base).chat_template):
         notes.append(f"{base.name}: its chat template asks the clock, which stood at {templates.instant()}, as the monitors say")
     return notes
+
+
+def _base(model: str) -> tuple[Path, list[str]]:
+    """The checked folder of the base, unpacked first where it is stored in few bits, and what to say of that."""
+    if not Path(model).is_dir():
+        return loading.base_folder(model), []
+    found = packed_folders.plain(Path(model))
+    return loading.base_folder(str(found.folder)), [found.note] if found.note else []
 
 
 def _beside(base: Path) -> list[str]:

@@ -12,7 +12,7 @@ from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.models import checkpoints, loading
 from helpers.models.foreign import fetched, settings_file
-from helpers.models.formats import decoders
+from helpers.models.formats import decoders, packed_folders
 from helpers.models.loading import LanguageModel
 from helpers.monitors import frozen
 from helpers.revalidation.candidate import settings
@@ -69,6 +69,7 @@ def _offered(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
     if not (folder / CONFIG).is_file():
         how = fetched.models_below(folder) or "give one that has"
         raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; {how}", REFUSED)
+    given, (folder, unpacked) = folder, packed_folders.plain(folder)
     checkpoints.check_folder(folder)
     theirs = checkpoints.sizes(folder)
     for field, value in checkpoints.sizes(base).items():
@@ -78,7 +79,8 @@ def _offered(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
             )
     compared = tuple(settings.compare_folders(base, folder))
     settings.check_reading(folder, settings.tokenizer_of(folder), reads, template)
-    return Candidate(results.slug(str(folder)), "merged", folder, settings=compared, notes=tuple(_lying_beside(folder)))
+    notes = (*([unpacked] if unpacked else []), *_lying_beside(given))
+    return Candidate(results.slug(str(given)), "merged", folder, settings=compared, notes=notes)
 
 
 def _lying_beside(folder: Path) -> list[str]:
@@ -153,7 +155,8 @@ def _names_of(base: Path) -> set[str]:
     """What a base may be called: by its folder, by the hub's cache around it, by what its own config remembers."""
     hub = [part.rpartition("--")[2] for part in base.resolve().parts if part.startswith("models--")]
     told = str(config(base).get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
-    return {name.lower() for name in (base.name, base.resolve().name, told, *hub) if name}
+    own = (base.name, base.resolve().name, base.name.partition(packed_folders.UNPACKED)[0])
+    return {name.lower() for name in (*own, told, *hub) if name}
 
 
 def _check_modules(folder: Path, adapter: Adapter, model: torch.nn.Module) -> None:
