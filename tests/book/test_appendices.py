@@ -221,7 +221,8 @@ def test_the_box_holds_the_one_command_its_needs_and_the_time_that_was_measured(
     assert box.count("```") == 2
     command = re.search(r"```bash\n(.*)\n```", box)[1]
     assert command == ".venv/bin/python -m helpers chapter 02 --profile quick"
-    assert "needs chapters 01" in box
+    assert "needs chapter 01 of" in box
+    assert "needs chapters 01, 03 and 04 of" in run_box(ROOT, ROOT / "results/cpu/embedded/seed-0", "08_subspaces")
     assert "3 to 4 min, 12.0 GB at most" in html.unescape(rendered(box.replace(":::", "\n")))
     assert "needs no other chapter" in run_box(*planted, "01_first")
     shutil.rmtree(planted[1].parent)

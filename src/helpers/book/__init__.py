@@ -1,6 +1,7 @@
 """The book: from executed chapters to a site that needs no server.
 
-- `pages`, `site`: pages from notebooks, and what is done to the built site; `appendices`, `parameter_table`, `provenance`:
+- `pages`, `chapter_cells`, `site`: pages from notebooks, their cells as a reader meets them, and what is done to the built
+  site; `appendices`, `parameter_table`, `provenance`:
   pages made from the project itself; `explore`, `explore_data`: the page Explore; `exercises`, `exercise_form`, `judging`:
   questions, checked, as a chapter holds them, and what is said of an answer
 - `claim_pages`, `power`: verdicts with their reasons, coverage, and what more seeds or items would decide

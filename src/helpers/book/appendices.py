@@ -170,8 +170,11 @@ def _tables(run: Finished, chapter: str) -> list[str]:
 def run_box(root: Path, run: Path, chapter: str) -> str:
     """The box `Run this chapter`: its one local command, what it needs first, and what it took in the runs shown."""
     names, found = list(chapters.discover(root)), [each for each in finished(run.parents[1]) if chapter in each.seconds]
-    needs = ", ".join(need[:2] for need in chapters.needs(chapter, names))
-    first = f"It needs chapters {needs} of the same profile first" if needs else "It needs no other chapter"
+    needs = [need[:2] for need in chapters.needs(chapter, names)]
+    listed = f"{', '.join(needs[:-1])} and {needs[-1]}" if needs[1:] else "".join(needs)
+    first = (
+        f"It needs chapter{'s' * (len(needs) > 1)} {listed} of the same profile first" if needs else "It needs no other chapter"
+    )
     took = f"{UNKNOWN} here"
     if found:
         memory = max(each.memory[chapter] for each in found)
@@ -201,8 +204,8 @@ def citation(root: Path, run: Path) -> str:
     lines = ["@software{after-the-update,", *(f"  {name} = {{{value}}}," for name, value in plain.items()), "}"]
     said = f"{', '.join(authors)}{f' ({year})' if year else ''}. {entry['title']}. Version {entry['version']}."
     return (
-        f":::{{admonition}} Cite this book\n:class: seealso citation\n{text(said)}\n\n{block(lines, 'bibtex')}\n"
-        f"{text(entry['message'])} {_shown(finished(run.parents[1]))}\n:::\n"
+        f":::{{admonition}} Cite this book\n:class: seealso citation\n{text(said)}\n\n{text(entry['message'])}\n\n"
+        f"{block(lines, 'bibtex')}\n{_shown(finished(run.parents[1]))}\n:::\n"
     )
 
 

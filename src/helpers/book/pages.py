@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
-from helpers.book import appendices, provenance, site
+from helpers.book import appendices, chapter_cells, provenance, site
 from helpers.console import ANSI, scrub
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.figures.drawing import export
@@ -140,10 +140,10 @@ def _provenance(root: Path, folder: Path) -> str:
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
-    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "later")},
+    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage")},
     "explore": _explore,
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
-    **{name: partial(_answers, name) for name in ("on-monday", "look-message", "claims-by-verdict", "faq")},
+    **{name: partial(_answers, name) for name in ("on-monday", "look-message", "claims-by-verdict", "claims-in-words", "faq")},
     "provenance": _provenance,
 }
 
@@ -161,6 +161,7 @@ def _stage_chapter(root: Path, folder: Path, name: str, target: Path) -> None:
     source = json.loads((root / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
     executed = json.loads((folder / "executed" / f"{name}.ipynb").read_text(encoding="utf-8"))
     notebook = export.staged_chapter(with_outputs(source, executed), name, target / "book" / "_static" / "figures")
+    notebook["cells"] = chapter_cells.shown_cells(notebook["cells"])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = provenance.linked("".join(cell["source"]), f"notebooks/{name}")

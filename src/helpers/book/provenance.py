@@ -17,6 +17,7 @@ from helpers.folders import file_hash
 
 GLUED = re.compile(r"\{glue:text\}`(?:(?P<path>[^`]*?)::)?(?P<key>[^`:]+)(?::[^`]*)?`")
 PAGE = "book/provenance"
+FIRST = 5  # ranges of row numbers that the page shows; all of them travel in the chapter as it ran
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,20 @@ def _line(folder: Path, number: Number) -> str:
             f"<td>{entities(how)}, {count} row{'s' * (count != 1)}<br>{where}</td><td>{_where(number)}</td></tr>")  # fmt: skip
 
 
+def fewer(places: str) -> tuple[str, int]:
+    """The first `FIRST` of some ranges of row numbers, such as `0-4, 9`, and how many rows the others hold."""
+    runs = places.split(",")
+    bounds = [(int(run.partition("-")[0]), int(run.rpartition("-")[2])) for run in runs[FIRST:]]
+    return ", ".join(runs[:FIRST]), sum(last - first + 1 for first, last in bounds)
+
+
 def _said(number: Number) -> str:
     return f"{entities(number.text)}<br><small><code>{entities(number.key)}</code></small>"
 
 
 def _where(number: Number) -> str:
     if "places" in number.source:
-        return f"<small>row numbers {entities(str(number.source['places']))}</small>"
+        first, more = fewer(str(number.source["places"]))
+        return f"<small>row numbers {entities(first)}{f' and {more:,} more' if more else ''}</small>"
     named = [" · ".join(f"{key} {value}" for key, value in row.items() if value != "") for row in number.source["rows"]]
     return "<br>".join(f"<small>{entities(row)}</small>" for row in named)

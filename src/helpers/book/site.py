@@ -7,9 +7,10 @@ have come in with some text is not run by a browser, and is named by `problems`,
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -34,6 +35,12 @@ REWRITTEN = {
     '<meta charset="utf-8" />': "",  # it comes first, below
 }
 MOST = 40 * 10**6  # bytes of the site
+TALLEST = 750  # px that a table may take at 1400 px, as `table_height` estimates it, before it is folded
+WIDTH, LETTER, LINE, GAP = 760, 7.6, 22, 12  # px: of a table, of one letter, of a line, and between two rows
+SENTENCE = 60  # characters above which what was glued is a sentence, and only what follows it is the link to its rows
+GLUED = re.compile(r'<a class="number" href="([^"]*)">(<span class="pasted-text">((?:(?!</?a\b).)*?)</span>)</a>', re.DOTALL)
+TABLE, ROW = re.compile(r"<table.*?</table>", re.DOTALL), re.compile(r"<tr.*?</tr>", re.DOTALL)
+CELL, CAPTION = re.compile(r"<t[dh][^>]*>(.*?)</t[dh]>", re.DOTALL), re.compile(r"<caption[^>]*>(.*?)</caption>", re.DOTALL)
 POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",  # and the hashes of the theme's inline scripts; no 'unsafe-inline', no eval
@@ -87,6 +94,8 @@ def _finished(text: str, place: str, title: str, description: str, address: str)
     text = NEEDLESS.sub("", text)
     for old, new in REWRITTEN.items():
         text = text.replace(old, new)
+    text = GLUED.sub(_short_link, text)
+    text = text if "data-explorable" in text else with_tall_tables_folded(text)  # there a table stands for a figure
     soup = BeautifulSoup(text, "html.parser")
     for needed, scripts in WHERE.items():
         text = text if soup.select_one(needed) else scripts.sub("", text)
@@ -106,6 +115,46 @@ def _finished(text: str, place: str, title: str, description: str, address: str)
     # the charset first: a browser looks for it in the first 1024 bytes only
     start = f'<head>\n<meta charset="utf-8" />\n<meta http-equiv="Content-Security-Policy" content="{policy(text)}" />\n'
     return text.replace("<head>", start + "\n".join(lines), 1)
+
+
+def _short_link(match: re.Match) -> str:
+    """A glued number as it is; a glued sentence with its link behind it, as lines of underlined words are hard to read."""
+    address, glued, words = match.groups()
+    return match[0] if len(_words(words)) <= SENTENCE else f'{glued} <a class="number" href="{address}">(rows)</a>'
+
+
+def with_tall_tables_folded(page: str) -> str:
+    """The page with each table that is too tall folded under its caption, or its heads; what is folded already stays so."""
+
+    def folded(match: re.Match) -> str:
+        before = page[: match.start()]
+        if table_height(match[0]) <= TALLEST or before.count("<details") > before.count("</details"):
+            return match[0]
+        caption, rows = CAPTION.search(match[0]), ROW.findall(match[0])
+        heads = ", ".join(filter(None, (_words(head) for head in CELL.findall(rows[0]))))
+        said = caption[1] if caption else f"By {escape(heads)}"
+        return f'<details class="tall"><summary>{said} ({len(rows) - 1} rows)</summary>\n{match[0]}\n</details>'
+
+    return TABLE.sub(folded, page)
+
+
+def table_height(table: str) -> int:
+    """About how many px a table takes at 1400 px: its rows, each as high as its fullest cell where columns share the width.
+
+    A column gets its share by the longest of its cells, about as browsers give it.
+    """
+    rows = [[_words(cell) for cell in CELL.findall(row)] for row in ROW.findall(table)]
+    columns = range(max(map(len, rows), default=0))
+    longest = [max((len(row[place]) for row in rows if place < len(row)), default=0) for place in columns]
+    room = WIDTH / LETTER - 2.5 * len(longest)
+    wide = [max(6.0, room * letters / sum(longest)) if sum(longest) > room else letters for letters in longest]
+    lines = [max((math.ceil(len(cell) / max(wide[place], 1)) for place, cell in enumerate(row)), default=1) for row in rows]
+    return sum(LINE * max(1, count) + GAP for count in lines)
+
+
+def _words(cell: str) -> str:
+    """What a reader sees of a cell."""
+    return " ".join(unescape(re.sub("<[^>]+>", " ", cell)).split())
 
 
 def _redirection(text: str, title: str) -> str:
@@ -188,6 +237,8 @@ def _of_page(html: Path, place: str, text: str, soup: BeautifulSoup, anchors: di
 def _of_tag(html: Path, place: str, tag: Tag, anchors: dict[str, set[str]]) -> Iterator[str]:
     if tag.name in BARRED:
         yield f"holds <{tag.name}>"
+    if tag.name == "table" and "dataframe" in tag.get("class", []) and "results" not in tag.get("class", []):
+        yield "shows a raw frame"
     if tag.name == "script" and not tag.get("src") and not str(tag.get("type", "")).endswith("json") and not themes_own(tag.text):
         yield f"has an inline script that is not the theme's: {' '.join(tag.text.split())[:60]}"
     yield from (f"has the inline handler {name} on <{tag.name}>" for name in tag.attrs if name.startswith("on"))
