@@ -164,6 +164,9 @@ def _read_texts(options: Options, say: Callable[[str], None]) -> tuple[list[Exam
     """Training rows with their splits, unlabelled texts, labelled rows: those of --labels, else the test part of --fit."""
     texts = user_files.unlabelled(Path(options.texts), options.seed, say) if options.texts else []
     labels = user_files.labelled(Path(options.labels), options.seed, say) if options.labels else []
+    if len(texts) == 1 and not (labels or options.fit):
+        few = f"{Path(options.texts).name} holds one text, and nothing can be told of an update from one"
+        raise StudyError(f"{few}; give {FEW} or more, or labelled ones", REFUSED)
     if not options.fit:
         return [], texts, labels
     path = Path(options.fit)

@@ -17,6 +17,7 @@ from torch import Tensor
 from helpers import cache
 from helpers.errors import REFUSED, StudyError
 from helpers.models import checkpoints
+from helpers.models.foreign.boundary import foreign
 from helpers.models.formats.packed_tensors import FORMATS, PackedFormat, format_of
 from helpers.models.loading import identity
 
@@ -42,7 +43,9 @@ def plain(folder: Path) -> Unpacked:
     if not isinstance(config.get("quantization_config"), dict):
         return Unpacked(folder)
     settings = config["quantization_config"]
-    name = format_of(settings)
+    told = f"{folder.name}/config.json: quantization_config"
+    with foreign(f"{told} cannot be read", "mend it, or fetch the whole model again"):
+        name = format_of(settings)
     checkpoints.check_folder(folder, packed=True)
     owners, form = checkpoints.shards(folder), FORMATS[name]
     modules = packed_modules(owners, form)
@@ -50,7 +53,8 @@ def plain(folder: Path) -> Unpacked:
         how = "remove that field from config.json, or fetch the whole model again"
         raise StudyError(f"{folder.name}: quantization_config says {name}, and no module is stored so; {how}", REFUSED)
     target = cache.cache_folder() / "models" / f"{folder.name}{UNPACKED}{identity(folder).rpartition('-')[2]}"
-    made = cache.atomic_folder(target, lambda temporary: _write(folder, temporary, config, name, owners, modules))
+    with foreign(f"{told} says {name}, and the weights cannot be unpacked so", "fetch the whole model again"):
+        made = cache.atomic_folder(target, lambda temporary: _write(folder, temporary, config, name, owners, modules))
     return Unpacked(made, _note(folder, name, json.loads((made / TOLD).read_text(encoding="utf-8"))))
 
 
