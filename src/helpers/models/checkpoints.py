@@ -88,7 +88,7 @@ def check_folder(folder: Path, packed: bool = False) -> Path:
         raise StudyError(
             f"{folder.name}/config.json asks to run foreign code ({unsafe[0]}); remove that field or use another model", REFUSED
         )
-    if "quantization_config" in config and not packed:
+    if config.get("quantization_config") is not None and not packed:
         raise StudyError(f"{folder.name} holds packed weights (quantization_config); give the model in bf16 instead", REFUSED)
     if not isinstance(config.get("model_type"), str | None):
         kind = shown(config["model_type"])
