@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +258,26 @@ def test_notes_come_back_as_they_were(run):
 
 
 # --- the manifest ---
+
+
+def test_a_notebook_opened_by_hand_writes_nothing_into_a_finished_run_of_another_profile(run, monkeypatch):
+    write_table(run, "01_models", "behaviour", rows("advbench"))
+    (run.folder / "manifest.json").write_text("{}")
+    before = {path: path.read_bytes() for path in run.folder.parents[1].rglob("*") if path.is_file()}
+    kernel = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(user_ns={}))
+
+    def write(to: Run) -> dict:
+        assert write_table(to, "01_models", "behaviour", rows("advbench", value=0.7))["value"].tolist() == [0.7]
+        write_note(to, "01_models", "a", 1)
+        results.write_findings(to, pd.DataFrame({"claim": ["M1"]}))
+        return {path: path.read_bytes() for path in to.folder.parents[1].rglob("*") if path.is_file()}
+
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    assert write(run) == before
+    quick = replace(run, profile="quick")  # whose parameters a notebook has: there it writes, as a changed parameter asks
+    assert write(quick) != before
+    monkeypatch.setenv(folders.RUNNER, "progress.json")  # the runner's own kernel writes
+    assert not results.only_read(run)
 
 
 def test_the_manifest_tells_what_ran_and_what_it_gave(run):

@@ -21,9 +21,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from helpers.errors import ENVIRONMENT, StudyError
+from helpers.folders import RUNNER
 
 SECONDS = 5.0  # between two lines of a bar: an executed chapter keeps every one of them
-VARIABLE, FILE = "AFTER_UPDATE_PROGRESS", "progress.json"  # the environment variable that names the file, and its name
+VARIABLE, FILE = RUNNER, "progress.json"  # the environment variable that names the file, and its name
 PAUSE = 0.5  # seconds between two writings of the file
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+RUNNER = "AFTER_UPDATE_PROGRESS"  # the environment variable that the runner's kernels have, and no notebook opened by hand
 LEAN = "lean.json"  # beside the tables of a run: what it leaves out
 
 

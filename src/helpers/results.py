@@ -7,6 +7,7 @@ again, its rows are replaced and the others stay. The manifest comes last; its p
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 
 from helpers.cache import atomic_file, cache_path, write_file, write_json
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
-from helpers.folders import left_out, results_root, run_folders
+from helpers.folders import RUNNER, left_out, results_root, run_folders
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 KEY = ("model", "seed", "precision", "adapter", "trained_on", "serving", "restoration", "strength")
@@ -80,6 +81,17 @@ def open_run(profile: str, model: str, seed: int) -> Run:
     return Run(profile, slug(model), seed, results_root() / profile / slug(model) / f"seed-{seed}")
 
 
+def only_read(run: Run) -> bool:
+    """Whether nothing is written into the run: a finished one of another profile than `quick`, in a notebook opened by hand.
+
+    Such a notebook has the parameters of `quick` whatever profile it names, so what it computes is not what that profile says;
+    and thirty readers may share one folder of results. The runner sets the parameters, and writes.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    by_hand = shell is not None and not os.environ.get(RUNNER)
+    return by_hand and run.profile != "quick" and (run.folder / "manifest.json").is_file()
+
+
 def schema(name: str):
     """The schema of a table: key, own columns, values; an interval holds its value and n is at least 1."""
     import pandera.pandas as pa  # a quarter of this module's time to import, and most who read tables write none
@@ -116,10 +128,11 @@ def checked(name: str, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(run: Run, chapter: str, name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """The checked table, stored as the chapter's part and merged into `tables/<name>.parquet`."""
+    """The checked table, stored as the chapter's part and merged into `tables/<name>.parquet`; not where it is `only_read`."""
     valid = checked(name, table)
-    write_file(run.folder / "parts" / chapter / f"{name}.parquet", valid.to_parquet)
-    write_file(run.folder / "tables" / f"{name}.parquet", merged(run.folder, name).to_parquet)
+    if not only_read(run):
+        write_file(run.folder / "parts" / chapter / f"{name}.parquet", valid.to_parquet)
+        write_file(run.folder / "tables" / f"{name}.parquet", merged(run.folder, name).to_parquet)
     return _named(valid, name, chapter)
 
 
@@ -185,7 +198,8 @@ def read_table(run: Run, name: str, chapter: str = "") -> pd.DataFrame:
 
 def write_note(run: Run, chapter: str, name: str, value: object) -> None:
     """Stores a small JSON value that later chapters need, beside the chapter's tables."""
-    write_json(run.folder / "parts" / chapter / f"{name}.json", value)
+    if not only_read(run):
+        write_json(run.folder / "parts" / chapter / f"{name}.json", value)
 
 
 def read_note(run: Run, chapter: str, name: str) -> Any:
@@ -238,4 +252,5 @@ def findings_path(run: Run) -> Path:
 
 def write_findings(run: Run, table: pd.DataFrame) -> Path:
     """The file `findings.parquet` beside the models' folders: one row a claim, over all runs of the profile."""
-    return atomic_file(findings_path(run), table.reset_index(drop=True).to_parquet)
+    path = findings_path(run)
+    return path if only_read(run) else atomic_file(path, table.reset_index(drop=True).to_parquet)

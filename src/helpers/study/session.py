@@ -119,4 +119,6 @@ def open_session(profile: str = "quick", model: str = "embedded", seed: int = 0,
     if threads:
         seeding.set_up(threads, seed)
     run = results.open_run(profile, model, seed)
+    if results.only_read(run):
+        print(f"{run.profile}, seed {run.seed}: a finished run, opened by hand. It is read, and nothing is written into it.")
     return Session(run.profile, run.model, run.seed, run.folder)
