@@ -15,7 +15,7 @@ from helpers.book import pages
 from helpers.book.answers import numbers, origins, parts, questions, statements, wording
 from helpers.book.answers.facts import FACTS
 from helpers.book.answers.numbers import Gathered, Told, look
-from helpers.book.answers.questions import MONDAY, QUESTIONS
+from helpers.book.answers.questions import MONDAY, QUESTIONS, SECTIONS
 from helpers.book.answers.statements import NIL, NOT_SO, OPEN, PARTLY, SO, outcome, stated
 from helpers.book.answers.wording import CHAPTERS, STATEMENTS
 from helpers.figures.findings_tables import said
@@ -276,6 +276,23 @@ def test_claims_are_grouped_by_verdict_and_the_open_ones_by_their_cause(shown):
     assert "... too few seeds were run:\n\n- **S6**" in plain(parts.claims_by_verdict(ROOT, RUN))
 
 
+@pytest.mark.parametrize("way", [SO, OPEN])
+def test_every_claim_is_told_in_plain_words_with_its_parts_below(way, shown):
+    shown(planted({key: way for each in STATEMENTS.values() for key in each.keys}))
+    page = parts.claims_in_words(ROOT, RUN)
+    entries = dict(re.findall(r"^### ([MSQN]\d): (.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(entries) == list(CLAIMS)
+    for claim, entry in entries.items():
+        assert LINK.search(entry), claim
+        assert f"*Literature:* {CLAIMS[claim].literature}." in plain(entry)
+        folded = entry.partition("{dropdown}")[2]
+        assert folded.count("\n- ") == len(CLAIMS[claim].components)
+        assert not VAGUE.search(entry)
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == [
+        head.replace("?", "\\?").replace(",", "\\,") for head in SECTIONS.values()
+    ]
+
+
 def test_questions_are_answered_and_found_by_their_words(shown):
     shown(planted({key: SO for each in STATEMENTS.values() for key in each.keys}))
     page = parts.faq(ROOT, RUN)
@@ -294,8 +311,8 @@ def test_every_number_that_can_be_shown_has_its_line(shown, monkeypatch):
     shown(found)
     monkeypatch.setattr(origins, "gathered", lambda profile: found)
     lines = set(re.findall(r'<tr id="a-([a-z0-9-]+)">', origins.answer_origins(ROOT, RUN)))
-    page = "".join([parts.faq(ROOT, RUN), parts.on_monday(ROOT, RUN), parts.claims_by_verdict(ROOT, RUN),
-                    *(parts.in_short(RUN, f"{chapter}_x") for chapter in (*CHAPTERS, "11"))])  # fmt: skip
+    whole = [make(ROOT, RUN) for name, make in parts.PAGES.items() if name != "look-message"]
+    page = "".join([*whole, *(parts.in_short(RUN, f"{chapter}_x") for chapter in (*CHAPTERS, "11"))])
     assert {match["key"] for match in LINK.finditer(page)} <= lines
     assert {look(update, question) for update in UPDATES for question in numbers.LOOKS} <= lines
 
@@ -312,6 +329,7 @@ def test_wording_covers_the_chapters_and_every_statement_is_shown_somewhere():
     chapters = [name[:2] for name in pages.book_chapters(ROOT)]
     assert [*CHAPTERS, "11"] == chapters
     asked = {name for names in CHAPTERS.values() for name in names} | {name for each in QUESTIONS for name in each.statements}
+    asked |= {name for claim in CLAIMS for name in parts.statements_of(claim)}
     assert asked | {each.statement for each in MONDAY} == set(wording.STATEMENTS)
     for chapter, names in CHAPTERS.items():  # a chapter speaks of its own claims, or of facts
         owners = {key.partition("-")[0].upper() for name in names for key in STATEMENTS[name].parts if key not in FACTS}

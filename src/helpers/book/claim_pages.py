@@ -9,11 +9,10 @@ import pandas as pd
 from helpers.book.answers.numbers import gathered
 from helpers.book.markup import table, text
 from helpers.book.power import PLANS
-from helpers.figures.findings_tables import asked, claim_sentences
+from helpers.figures.findings_tables import asked
 from helpers.study.claims import CLAIMS, RULES_SET, UNITS
 
 TABLES = Path("book") / "_static" / "tables"
-LATER = ("N3", "N4", "N5", "N6")
 MISSING = "This table is not made yet."
 
 
@@ -30,9 +29,8 @@ def rules(root: Path, run: Path) -> str:
         return ""
     return (
         f":::{{warning}}\nThe runs shown here were judged by the rules of {text(' and '.join(older))}, and so are the verdicts "
-        f"of chapter 11 and all that is taken from it. The present rules, which the words of these pages describe, are those of "
-        f"{RULES_SET}. {{ref}}`What they say of the same runs <power>` is *not run* where the runs lack what they ask for. The "
-        "difference ends when the runs are made anew.\n:::\n"
+        f"of chapter 11 as it was run. All other pages judge the same runs anew, by the present rules, of {RULES_SET}; where the "
+        "runs lack what these ask for, they say so. The difference ends when the runs are made anew.\n:::\n"
     )
 
 
@@ -76,21 +74,9 @@ def coverage(root: Path, run: Path) -> str:
     return table(heads, rows)
 
 
-def later(root: Path, run: Path) -> str:
-    """The claims that older runs do not know, in plain words: what is claimed, the verdict, and what each part found."""
-    found = gathered(run.parents[1])
-    texts, lines = claim_sentences(found.findings, found.components), []
-    for claim in LATER:
-        words = CLAIMS[claim]
-        lines.append(f"**{claim}. {text(words.statement)}** **{texts[f'{claim.lower()}-verdict']}.** "
-                     f"{text(texts[f'{claim.lower()}-words'])} *Literature:* {text(words.literature)}.\n")  # fmt: skip
-    return "\n".join(lines)
-
-
 CLAIM_PARTS: dict[str, Callable[[Path, Path], str]] = {
     "rules": rules,
     "reasons": reasons,
     "power": power,
     "coverage": coverage,
-    "later": later,
 }

@@ -6,8 +6,7 @@ from helpers.book.answers.numbers import LOOKS, Gathered, anchor, gathered, look
 from helpers.book.answers.parts import runs_in_words
 from helpers.book.answers.wording import STATEMENTS
 from helpers.book.markup import entities
-from helpers.figures.findings_tables import said
-from helpers.study.claims import CLAIMS
+from helpers.study.claims import CLAIMS, UNITS
 from helpers.study.evidence import UPDATES
 
 
@@ -37,8 +36,12 @@ def _origin(found: Gathered, key: str) -> str:
     shown = "<br>".join(entities(f"{each.model}: {each.written}") for each in told) or "not measured"
     name, claim = found.told[key][0].name if key in found.told else key, key.partition("-")[0].upper()
     made = f"{name}, a part of claim {claim}" if claim in CLAIMS else name
-    own = [f"{each.model}, seed {seed}: {said(each.unit, *ends)}" for each in told for seed, *ends in each.own]
+    own = [f"{each.model}: {', '.join(f'seed {seed} {_short(each.unit, ends[0])}' for seed, *ends in each.own)}" for each in told]
     return _line(key, shown, entities(made), "<br>".join(f"<small>{entities(line)}</small>" for line in own))
+
+
+def _short(unit: str, value: float) -> str:
+    return f"{UNITS[unit].written(value)[0]}{UNITS[unit].words}"
 
 
 def _line(key: str, shown: str, made: str, own: str) -> str:

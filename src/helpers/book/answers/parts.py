@@ -1,17 +1,17 @@
 """Parts: what of the answers stands on which page: boxes of chapters, the first page, and the page of questions."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from helpers.book.answers.numbers import LOOKS, PAGE, Gathered, anchor, gathered, linked_number, look
-from helpers.book.answers.questions import MONDAY, MOST, QUESTIONS, Imperative
+from helpers.book.answers.questions import MONDAY, MOST, NOTES, QUESTIONS, SECTIONS, Imperative
 from helpers.book.answers.statements import NOT_SO, SO, UNMEASURED, outcome, stated
 from helpers.book.answers.wording import CHAPTERS, STATEMENTS
-from helpers.book.markup import code, text
-from helpers.figures.findings_tables import counted
+from helpers.book.markup import code, folded, text
+from helpers.figures.findings_tables import claim_sentences, counted
 from helpers.study import chapters
 from helpers.study.claims import CLAIMS, RULES_SET, SEEDS
 from helpers.study.evidence import UPDATES
@@ -152,10 +152,8 @@ def claims_by_verdict(root: Path, run: Path) -> str:
         own = found.findings[found.findings["verdict"] == verdict]
         if own.empty:
             continue
-        if verdict == INCONCLUSIVE:
-            parts.append(f"### {title}\n\n{_by_cause(found, own, root)}")
-        else:
-            parts.append(f"### {title}\n\n" + "\n".join(_claim(found, claim, root) for claim in own["claim"]) + "\n")
+        lines = "\n".join(_claim(found, claim, root) for claim in own["claim"])
+        parts.append(f"### {title}\n\n{_by_cause(found, own, root) if verdict == INCONCLUSIVE else lines}\n")
     return "\n".join(parts)
 
 
@@ -183,6 +181,34 @@ def cause(found: Gathered, claim: str) -> str:
     return max(CAUSES, key=lambda name: seen[name]) if seen else "needs about"
 
 
+# ---------------------------------------------------------------- findings in plain words
+
+
+def claims_in_words(root: Path, run: Path) -> str:
+    """Every claim: its verdict, what was found in a sentence or two, what the literature has, and all of its parts folded."""
+    found = _found(run)
+    lines, texts = [], claim_sentences(found.findings, found.components)
+    for claim, words in CLAIMS.items():
+        if claim.endswith("1"):
+            lines.append(f"## {text(SECTIONS[claim[0]])}\n")
+        said = " ".join(stated(found, STATEMENTS[name], UP) for name in statements_of(claim))
+        note = text(NOTES[claim]) if claim in NOTES else ""
+        lines.append(f"### {claim}: {text(words.short)}\n\n*{text(words.statement)}* **{text(found.verdict(claim))}.**\n\n"
+                     f"{said} {note} *Literature:* {text(words.literature)}. More: {chapter_of(claim, root)}.\n\n"
+                     f"{folded('Every part, and what was asked of it', _every_part(texts, claim))}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def statements_of(claim: str) -> list[str]:
+    """The statements that rest on parts of a claim."""
+    return [name for name, each in STATEMENTS.items() if any(key.startswith(f"{claim.lower()}-") for key in each.parts)]
+
+
+def _every_part(texts: Mapping[str, str], claim: str) -> str:
+    own = [texts[f"{claim.lower()}-{place}"] for place in range(1, len(CLAIMS[claim].components) + 1)]
+    return "\n".join(f"- {text(line)}" for line in own)
+
+
 # ---------------------------------------------------------------- questions
 
 
@@ -201,5 +227,6 @@ PAGES: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of
     "on-monday": on_monday,
     "look-message": look_message,
     "claims-by-verdict": claims_by_verdict,
+    "claims-in-words": claims_in_words,
     "faq": faq,
 }

@@ -78,7 +78,7 @@ class Asked:
 
 
 QUESTIONS: tuple[Asked, ...] = (
-    Asked("Does QLoRA break my PII probe?", ("private-threshold", "private-ranking", "qlora"), ("M3", "M4")),
+    Asked("Does QLoRA break my PII probe?", ("private-threshold", "private-ranking", "privacy", "qlora"), ("M3", "M4")),
     Asked("I only quantize. May I skip revalidation of my classifiers?", ("ranking-formats", "threshold-formats"), ("M1",)),
     Asked("Does a LoRA fine-tune break probes and classifiers on hidden states?", ("ranking-lora", "threshold-lora"), ("M2",)),
     Asked("We tune on harmless data. Do we lose refusals?", ("benign", "harmful"), ("S6", "S1")),
@@ -94,3 +94,25 @@ QUESTIONS: tuple[Asked, ...] = (
     Asked("I only have 4-bit checkpoints. Can I still project?", ("overlap", "sources"), ("Q1",)),
     Asked("Does it pay to keep safety neurons in high precision?", ("silenced", "spared"), ("Q2",)),
 )
+
+
+SECTIONS = {  # of the page of findings, by how the names of their claims begin
+    "M": "Do monitors survive an update?",
+    "S": "Does safety survive, and can it be restored?",
+    "Q": "What was open",
+    "N": "What nobody had asked",
+}
+NOTES = {  # how a claim is to be understood, whatever was found
+    "M1": "Ranking texts and alarming at a frozen threshold are two things, and each is judged.",
+    "M2": "The literature counts large drops of AUROC, which is ranking; a deployed monitor also fails when its threshold does.",
+    "M4": "The interaction is what QLoRA costs beyond quantization and fine-tuning taken one by one.",
+    "M5": "The bar is the order that anybody could follow for nothing.",
+    "M6": "A repair that breaks as many monitors as it mends is none.",
+    "M7": "Where a probe fitted anew is as good as the old one was, a few labels buy the monitor back.",
+    "S1": "Our harmful rows teach an opening phrase without content.",
+    "S2": "The claim has two halves, refusals and the task; chapter 07 draws both over the share of modules changed.",
+    "S4": "Both adapters see the same rows in the same order; what SaLoRA did not learn it did not spare either.",
+    "S5": "The literature disagrees with itself here; quantization-aware training is judged apart.",
+    "S6": "Nothing in the data is harmful.",
+    "N2": "The control is the same modules' updates left out.",
+}

@@ -176,7 +176,19 @@ STATEMENTS: dict[str, Statement] = {
         "Monitors fitted with simulated updates stay fit more often: {n5-1} (last token), {n5-2} (mean of tokens).",
         "Monitors fitted with simulated updates stay fit less often: {n5-1} (last token), {n5-2} (mean of tokens).",
     ),
-    # asked on the page of questions alone
+    "salora": Statement(
+        ("s4-1",), "SaLoRA prevents the damage of a harmful mix",
+        "SaLoRA prevents damage: {s4-1} of harmful prompts not refused, against LoRA on the same rows.",
+        "SaLoRA does not prevent the damage: {s4-1} of harmful prompts not refused, against LoRA on the same rows.",
+    ),
+    # asked on the pages of findings and of questions alone
+    "privacy": Statement(
+        ("m3-1", "m3-2"), "thresholds of privacy monitors break more often than those of refusal monitors",
+        "Thresholds of privacy monitors break more often than those of refusal monitors: {m3-1} (last token), "
+        "{m3-2} (mean of tokens).",
+        "Thresholds of privacy monitors break less often than those of refusal monitors: {m3-1} (last token), "
+        "{m3-2} (mean of tokens).",
+    ),
     "private-threshold": Statement(
         ("private-unfit-last", "private-unfit-mean"), "QLoRA breaks the threshold of many privacy monitors",
         "Under QLoRA many privacy monitors are unfit at their threshold: {private-unfit-last} (last token), "
