@@ -283,6 +283,21 @@ def test_tensors_in_wrappers_are_those_of_the_model(whole, folder, prefix):
     assert torch.equal(stored("model.embed_tokens.weight"), plain.model.get_input_embeddings().weight)
 
 
+# ---------------------------------------------------------------- settings of packed weights
+
+PACKED = (
+    {"quant_method": "gptq", "bits": "x"}, {"quant_method": 5}, {"quant_method": ["gptq"]}, {"load_in_4bit": "no"},
+    {"quant_method": "compressed-tensors", "sparsity_config": 5}, {"quant_method": "compressed-tensors", "format": ["x"]}, {},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", PACKED, ids=str)
+def test_settings_of_packed_weights_that_make_no_sense_are_one_line(folder, settings):
+    foreign.edit(folder, "config.json", quantization_config=settings)
+    with refused(REFUSED, ";"):
+        foreign.use(folder)
+
+
 # ---------------------------------------------------------------- random changes
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -92,6 +93,19 @@ def test_a_wrong_command_is_one_line_with_its_code_and_leaves_nothing(tiny, tmp_
     assert error[0].startswith("error: ")
     assert said in error[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_what_a_library_raised_of_a_foreign_file(tiny, tmp_path, capsys):
+    shutil.copytree(tiny, tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    words = ["revalidate", "--base", str(tmp_path / "broken"), "--update", "nf4", *FILES, "--out", str(tmp_path / "out")]
+    assert __main__.main(words) == 12
+    plain = capsys.readouterr().err
+    assert __main__.main([*words, "--debug"]) == 12
+    shown = capsys.readouterr().err
+    assert "Traceback" not in plain
+    assert "JSONDecodeError" in shown
+    assert shown.endswith(plain)  # the line stands last all the same
 
 
 def test_a_folder_with_other_things_in_it_is_refused_before_any_work(tiny, tmp_path, capsys):

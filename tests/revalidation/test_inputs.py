@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from helpers.data import user_files
 from helpers.data.intake import samples
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.models import checkpoints, loading
+from helpers.models.foreign import templates
 from helpers.monitors import frozen
 from helpers.revalidation import inputs
-from helpers.revalidation.candidate import movement, offer
+from helpers.revalidation.candidate import movement, offer, settings
 from helpers.revalidation.candidate.movement import Movement
 from helpers.revalidation.options import Options
 from helpers.revalidation.score_file import scored
@@ -271,6 +273,30 @@ def test_of_more_texts_than_are_read_a_seeded_sample_is_and_the_report_says_so(f
     other = inputs.check_inputs(options(folder, seed=1))
     assert other.texts != found.texts
     assert {row.prompt for row in other.texts} <= {row["text"] for row in given.unlabelled(60)}
+
+
+def test_templates_see_the_instant_that_the_monitors_were_saved_at(folder, tiny):
+    telling, then = folder / "telling", "2031-05-06T07:08:09"
+    shutil.copytree(tiny, telling)
+    template = telling / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%S') }}" + template.read_text(encoding="utf-8"), encoding="utf-8")
+    with templates.clock(then):
+        frozen.save([given.monitor(reads=settings.reads(telling))], folder / "timed")
+    asked = options(folder, base="telling", monitors="timed")
+    assert inputs.instant(options(folder)) == templates.INSTANT  # the control: monitors that were saved without a clock
+    assert inputs.instant(asked) == then
+    assert inputs.instant(replace(asked, instant="2032-01-01T00:00:00")) == "2032-01-01T00:00:00"
+    with templates.clock(inputs.instant(asked)):
+        assert [note for note in inputs.check_inputs(asked).notes if f"which stood at {then}" in note]
+    with refused(NOT_COMPARABLE, "reads is"):
+        inputs.check_inputs(asked)
+
+
+def test_one_unlabelled_text_alone_is_refused_at_once(folder):
+    given.write(folder / "one.txt", given.unlabelled(1))
+    with refused(REFUSED, "one.txt holds one text", "give 50 or more"):
+        inputs.check_inputs(options(folder, texts="one.txt", labels=""))
+    assert len(inputs.check_inputs(options(folder, texts="one.txt")).texts) == 1  # the control: labels tell something
 
 
 def test_texts_of_fit_may_not_be_judged_on(folder):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from helpers.data.splits import Example
 from helpers.models import activations, built_in, generation, loading
 from helpers.models.encoding import Plan
+from helpers.models.formats import packed_folders
 from helpers.monitors import readings
 from helpers.revalidation.candidate import settings
 
@@ -55,6 +56,7 @@ def edit(folder: Path, name: str, **fields: Any) -> Path:
 
 def use(folder: Path, whole: bool = True) -> None:
     """What is done with a base or a merged update: checked, loaded and read; as a `whole` also compared with itself and asked."""
+    folder = packed_folders.plain(folder).folder
     loading.base_folder(str(folder))
     if whole:
         settings.compare_folders(folder, folder)
