@@ -229,7 +229,7 @@ def renaming(folder: Path) -> dict[str, str] | None:
     return WRAPPED if any(plain_name(key) != key for key in shapes(folder)) else None
 
 
-def notes_on(folder: Path) -> list[str]:
+def read_otherwise(folder: Path) -> list[str]:
     """What a user should know of a folder that is read otherwise than it stands: its configuration, names of its tensors."""
     wrapped = next((key for key in shapes(folder) if plain_name(key) != key), None)
     what = f"{folder.name}: {wrapped} and others were read without what torch.compile or DistributedDataParallel put before them"

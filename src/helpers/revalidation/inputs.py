@@ -89,7 +89,7 @@ def instant(options: Options) -> str:
 
 def _foreign_settings(base: Path) -> list[str]:
     """What is said of a base whose settings ask for what is not done here, or whose template asks the clock."""
-    notes = checkpoints.notes_on(base)
+    notes = checkpoints.read_otherwise(base)
     if templates.tells_time(settings.tokenizer_of(base).chat_template):
         notes.append(f"{base.name}: its chat template asks the clock, which stood at {templates.instant()}, as the monitors say")
     return notes

@@ -90,7 +90,7 @@ def _lying_beside(folder: Path) -> list[str]:
     read = checkpoints.weight_files(folder)
     whence = read[0].name if len(read) == 1 else f"{len(read)} shards"
     lying = f"{folder.name}: {names} lie(s) beside the weights and was not read; the model is that of {whence}"
-    return [*checkpoints.notes_on(folder), *([lying] if found else [])]
+    return [*checkpoints.read_otherwise(folder), *([lying] if found else [])]
 
 
 def _quantizer(name: str, precision: str, base: Path) -> Candidate:
