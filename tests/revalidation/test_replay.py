@@ -1,5 +1,6 @@
 """Evidence: a report is judged anew without a model, under its own policy to the same end, and what was edited is refused."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 from support import given
 from support.bland import refused
+from support.tiers import slow
 from test_floors import scored, scores_file, write
 
 from helpers import __main__
-from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE
+from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE, StudyError
 from helpers.revalidation import error_rates, watches
+from helpers.revalidation.behaviour import comparison
 from helpers.revalidation.behaviour.comparison import PairedItems
 from helpers.revalidation.evidence import distances, kept
 from helpers.revalidation.evidence.replay import replay
@@ -117,6 +120,47 @@ def test_edited_evidence_with_its_hash_made_anew_is_refused_where_it_has_no_form
 
     with refused(REFUSED, "has not the form of evidence"):
         replay(edited(report[0], change), *SILENT)
+
+
+VALUES = (None, "x", [], {}, -1, float("inf"), [[]], [None])
+
+
+def places(value, path=()):
+    """The path of every part of the evidence, of long lists the first item alone."""
+    yield path
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*path, key))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*path, 0))
+
+
+@slow("hundreds of replays; edits of every kind are refused above")
+def test_no_evidence_of_any_form_ends_in_a_traceback(tmp_path):
+    """Every part of it replaced by values of other kinds, under a hash made anew: a report or one line, nothing else."""
+    scores = scores_file(tmp_path / "s.csv", scored(3, 1.645, n=60))
+    report = run_scores(Options(scores=scores), *SILENT)
+    items = [PairedItems("refusals", "phrases", np.ones(12), np.ones(12), np.arange(12))]
+    report["evidence"]["behaviour"] = comparison.record(items)
+    report["evidence"]["panels"][0]["again"] = report["evidence"]["panels"][0]["after"]
+    ends = {"report": 0, "refused": []}
+    for path in list(places(report["evidence"]))[1:]:
+        for value in VALUES:
+            found = copy.deepcopy(report)
+            at = found["evidence"]
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = value
+            found["evidence"]["sha256"] = kept.digest(found["evidence"])
+            (tmp_path / "r.json").write_text(json.dumps(found))
+            try:
+                replay(Options(evidence=str(tmp_path / "r.json")), *SILENT)
+                ends["report"] += 1
+            except StudyError as error:
+                ends["refused"].append((error.code, str(error).count("\n")))
+    assert set(ends["refused"]) <= {(REFUSED, 0), (USAGE, 0)}
+    assert len(ends["refused"]) > 120
+    assert ends["report"] > 0
 
 
 def test_other_files_than_those_of_the_evidence_are_not_comparable(report, tmp_path):

@@ -12,7 +12,7 @@ OUT = "revalidation"
 
 FILES = {
     "--base": "the model that the monitors were frozen on: embedded, a folder, or owner/name@revision",
-    "--update": "the folder of an adapter or of a merged model, or a quantizer such as nf4",
+    "--update": "the folder of an adapter, of a merged model, or of checkpoints of either; or a quantizer such as nf4",
     "--monitors": "a folder of saved monitors",
     "--fit": "instead of --monitors: a labelled .jsonl or .csv on which monitors are fitted and frozen",
     "--texts": "unlabelled .jsonl, .csv or .txt, one text a row",

@@ -15,6 +15,9 @@ from helpers.revalidation.hypotheses import Panel
 from helpers.revalidation.policy import GatePolicy
 from helpers.revalidation.report import wording
 
+NO_FORM = "report: evidence has not the form of evidence; make the report again"
+FORMLESS = (KeyError, TypeError, ValueError, OverflowError, AttributeError, IndexError)
+
 
 def keep(
     panels: Sequence[Panel], again: Sequence[np.ndarray] | None, same: Mapping[str, bool], seed: int,
@@ -72,14 +75,36 @@ def panels_of(evidence: Mapping[str, Any], policy: GatePolicy) -> tuple[list[Pan
         again = [np.array(row["again"], dtype=float) for row in rows if row["again"] is not None]
         for panel in panels:
             _fit(panel)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StudyError("report: evidence has not the form of evidence; make the report again", REFUSED) from error
+        if any(side.shape != panel.before.shape for side, panel in zip(again, panels, strict=False)):
+            raise ValueError
+    except FORMLESS as error:
+        raise StudyError(NO_FORM, REFUSED) from error
     return panels, again if rows and len(again) == len(rows) else None
 
 
 def _fit(panel: Panel) -> None:
-    """Raises ValueError where the parts of a panel are not of one size."""
+    """Raises ValueError where the parts of a panel are not of one size, not finite, or of one class alone."""
     k, n = len(panel.names), len(panel.labels)
-    sizes = {(k, n)} == {panel.before.shape, panel.after.shape} and len(panel.cuts) == len(panel.nominal) == k
-    if not sizes or len(panel.groups) != n or not np.isin(panel.labels, (0, 1)).all():
+    sizes = {(k, n)} == {panel.before.shape, panel.after.shape} and panel.cuts.shape == panel.nominal.shape == (k,)
+    if not all(isinstance(name, str) for name in panel.names) or len(set(panel.names)) != k or not k:
         raise ValueError
+    if not sizes or panel.groups.shape != panel.labels.shape or panel.labels.ndim != 1 or set(panel.labels.tolist()) != {0, 1}:
+        raise ValueError
+    finite = np.isfinite(panel.before).all() and np.isfinite(panel.after).all() and not np.isinf(panel.cuts).any()
+    if not finite or not ((panel.nominal > 0) & (panel.nominal < 0.5)).all():
+        raise ValueError
+
+
+def items_of(evidence: Mapping[str, Any]) -> list[PairedItems]:
+    """The measures of behaviour, item by item; refused where they have no form."""
+    try:
+        found = comparison.from_record(evidence["behaviour"])
+        for one in found:
+            sizes = {len(one.before), len(one.after), len(one.groups)}
+            finite = np.isfinite(one.before).all() and np.isfinite(one.after).all()
+            flat = one.before.ndim == one.after.ndim == one.groups.ndim == 1
+            if one.name not in comparison.HARM or len(sizes) != 1 or 0 in sizes or not finite or not flat:
+                raise ValueError
+    except FORMLESS as error:
+        raise StudyError(NO_FORM, REFUSED) from error
+    return found

@@ -65,6 +65,7 @@ def _checked(old: Mapping[str, Any]) -> GatePolicy:
     if told.hash != old["policy"]["hash"]:
         raise StudyError(f"report: policy is not that of its hash, so it was edited; {REMEDY}", REFUSED)
     panels, again = kept.panels_of(evidence, told)
+    kept.items_of(evidence)
     required = {monitor["name"]: monitor["required"] for monitor in old["monitors"]}
     if set(evidence["same"]) != set(required) or {name for panel in panels for name in panel.names} - set(required):
         raise StudyError(f"report: evidence is of other monitors than the report; {REMEDY}", REFUSED)
@@ -124,7 +125,7 @@ def _judged(old: Mapping[str, Any], policy: GatePolicy, source: str, path: Path)
     seed = evidence["seed"] if policy.seed is None else policy.seed
     judged = watches.judge(panels, required, again, seed)
     renewed = {control.name for control in judged.controls}
-    others = [verdict.Control(**one) for one in old["controls"] if one["name"] not in renewed]
+    others = [verdict.Control(one["name"], one["passed"], one["detail"]) for one in old["controls"] if one["name"] not in renewed]
     judged = replace(judged, controls=(*judged.controls, *others))
     watched = [
         watches.watch(judged, name, evidence["same"][name], one.get("standing"), required=required[name], screened=None,
@@ -132,7 +133,7 @@ def _judged(old: Mapping[str, Any], policy: GatePolicy, source: str, path: Path)
         for name, one in monitors.items()
     ]  # fmt: skip
     behaviour = old["behaviour"] and {
-        **old["behaviour"], "measures": comparison.measures(comparison.from_record(evidence["behaviour"]), policy)
+        **old["behaviour"], "measures": comparison.measures(kept.items_of(evidence), policy)
     }  # fmt: skip
     notes = [*old["notes"], f"judged anew from the evidence of {path.name}; no model was read"]
     budget = (old["triage"] or {}).get("budget") or 0

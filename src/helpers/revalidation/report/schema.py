@@ -118,7 +118,9 @@ POLICY = _object(
     file=_or_null(NAME),
 )
 COMPARED_BEHAVIOUR = _object(
-    name=NAME, required={"type": "boolean"}, n=COUNT, before=INTERVAL, after=INTERVAL, change=INTERVAL, margin=NUMBER,
+    name={"type": "string", "pattern": "^(refusals|over-refusals|length|nll|kl)(/[a-z-]{1,40})?$"}, required={"type": "boolean"},
+    unit={"type": "string", "enum": ["share", "ratio", "nats"]}, n=COUNT,
+    before=INTERVAL, after=INTERVAL, change=INTERVAL, margin={"type": "number", "exclusiveMinimum": 0},
     p_worse=SHARE, p_preserved=SHARE, p_equivalent=SHARE, answer={"type": "string", "enum": list(ANSWERS)},
 )  # fmt: skip
 BEHAVIOUR = _or_null({"type": "object", "properties": {"measures": _list(COMPARED_BEHAVIOUR, 20)}})
@@ -126,7 +128,8 @@ STEPS = _object(
     looked_at=_list(_object(step=COUNT, name=NAME, word=STATE, code=CODE, monitors=_list(ANY)), 1000),
     first_stale=_or_null(COUNT), last_fit=_or_null(COUNT), there=COUNT, how=NAME,
 )  # fmt: skip
-EVIDENCE = _object(panels=_list(ANY, 100), same=ANY, behaviour=_list(ANY, 20), seed=COUNT, sha256=NAME)
+SAME = {"type": "object", "additionalProperties": {"type": "boolean"}}
+EVIDENCE = _object(panels=_list(ANY, 100), same=SAME, behaviour=_list(ANY, 20), seed=COUNT, sha256=NAME)
 MOVED = _object(
     by_layer=_list(_object(layer={"type": "integer"}, relative_change=NUMBER, cosine=NUMBER)),
     directions=_list(_object(monitor=NAME, shift_along=NUMBER, angle=NUMBER)),
