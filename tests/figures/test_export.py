@@ -208,14 +208,52 @@ def test_a_dark_drawing_has_no_ground_of_its_own_and_keeps_its_hues():
     assert dark_mode.contrast(dark_mode.darkened("#440154"), dark_mode.GROUND) >= dark_mode.LINE
 
 
-def test_a_heat_map_and_the_text_over_it_keep_their_colours():
+def ink_of(style: str) -> str:
+    """The colour of a text; the drawer leaves black out."""
+    return next(iter(re.findall(r"fill: (#[0-9a-f]{6})", style)), "#000000")
+
+
+def test_a_heat_map_turns_its_lightness_round_and_the_text_over_it_can_be_read():
     light, dark = export.light(heat()), export.dark(heat())
-    image = re.compile(r"data:image/png;base64,([^\"]+)")
-    assert image.findall(light) == image.findall(dark) != []
+    (first, *_), (second, *_) = (
+        [plt.imread(BytesIO(base64.b64decode(found)), format="png") for found in re.findall(r"image/png;base64,([^\"]+)", text)]
+        for text in (light, dark)
+    )
+    bright, dim = (np.array([dark_mode.luminance(pixel[:3]) for pixel in image.reshape(-1, image.shape[-1])[::97]])
+                   for image in (first, second))  # fmt: skip
+    assert bright.max() > 0.8 > 0.5 > dim[bright.argmax()]  # no white slab on a dark page
+    assert np.argmin(bright) != np.argmin(dim)
     words = {text.text: text.get("style") for text in ElementTree.fromstring(dark).iter(f"{SVG}text")}
-    assert "#ffffff" in words["b"]
-    assert "#1b2a41" in words["a"]
-    assert "#1b2a41" not in words["privacy"]
+    assert "#1b2a41" not in "".join(words[name] for name in ("a", "c", "d", "privacy"))
+    inks = {ink_of(words[name]) for name in "abcd"}
+    assert len(inks) == 2  # light on dark cells, dark on light ones
+
+
+@pytest.mark.parametrize("value", np.linspace(-1, 1, 21))
+def test_a_number_in_a_cell_stands_out_on_the_dark_page(value):
+    figure, ax = plt.subplots(figsize=(2, 2))
+    ax.imshow([[value]], cmap="PuOr_r", vmin=-1, vmax=1)
+    ax.text(0, 0, "here", color="white" if abs(value) > 0.72 else theme.PALETTE["ink"])
+    ax.grid(visible=False)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    drawing = export.dark(figure)
+    (image,) = re.findall(r"image/png;base64,([^\"]+)", drawing)
+    pixel = plt.imread(BytesIO(base64.b64decode(image)), format="png")[5, 5, :3]
+    (text,) = [node for node in ElementTree.fromstring(drawing).iter(f"{SVG}text") if node.text == "here"]
+    assert dark_mode.contrast(ink_of(text.get("style")), pixel) >= dark_mode.TEXT
+
+
+def test_turning_round_twice_gives_grey_back_and_keeps_the_hue():
+    rng = np.random.default_rng(0)
+    colours = rng.random((200, 3))
+    turned = dark_mode.turned_round(colours)
+    assert turned.min() >= 0
+    assert turned.max() <= 1
+    assert (np.argmax(colours, axis=1) == np.argmax(turned, axis=1)).all()
+    white, black = dark_mode.turned_round(np.array([[1.0, 1, 1], [0, 0, 0]]))
+    assert white == pytest.approx(to_rgb(dark_mode.GROUND), abs=0.01)
+    assert black == pytest.approx([0.95] * 3)
 
 
 def test_white_words_on_a_coloured_label_stay_white():

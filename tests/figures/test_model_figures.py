@@ -187,7 +187,7 @@ def test_every_public_function_that_draws_is_among_them():
         for name, f in vars(module).items()
         if callable(f) and getattr(f, "__module__", "") == module.__name__ and name[0] != "_"
     }
-    helping = {"style", "label", "panels", "bars", "share_axis", "perplexity_axis", "on_log_axis"}
+    helping = {"style", "label", "panels", "bars", "share_axis", "perplexity_axis"}
     tables = {"block_by_hand", "format_table", "check_rows", "labels", "with_arms", "attack_table", "left_table"}
     tables |= {"attack_lines", "dose_points"}
     drawn = {"dots", "behaviour_dots", "spectrum_lines", "against_bits", "refusals_by_harm", "dose_curves", "losses"}

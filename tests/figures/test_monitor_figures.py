@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from support import figure_rules
 from test_model_figures import check_texts, drawing, points, texts  # noqa: F401
 
 from helpers.figures import monitors as monitor_figures
@@ -112,6 +113,7 @@ def check_page(figure, measured=True):
     assert figure.get_size_inches()[0] <= 10.5
     assert words(figure).startswith("This run did not measure") != measured
     assert "n = " in words(figure) or not measured
+    assert not measured or figure_rules.broken(figure) == []
 
 
 def check_same(first, second):
@@ -164,14 +166,24 @@ def test_each_kind_is_drawn_once_with_all_its_intervals_and_baselines_are_lines(
     table = monitors(FULL)
     figure = monitor_figures.auroc_by_depth(table)
     drawn, values = ends(figure, 1)
-    assert len(values) == 5 * (5 * 5 + 1)  # tasks x (kinds x depths + one attention probe)
+    assert len(values) == 5 * (4 * 5 + 1)  # tasks x (kinds x depths + one attention probe); shuffled labels are a band
     assert len(drawn) == 2 * len(values)
     assert set(np.round(drawn, 9)) <= set(np.round([*table["low"], *table["high"]], 9))
     for ax in figure.axes[:5]:
         flat = [line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 2 and len(set(line.get_ydata())) == 1]
         assert {0.70, 0.68} <= set(flat)
-        assert {text.get_text() for text in ax.texts} == {"bag of words", "length"}
-        assert ax.get_ylim()[0] <= 0.4
+        assert {text.get_text() for text in ax.texts} == {"bag of words", "length", "shuffled labels: below 0.54"}
+        low = min(y for _, y in points(ax))
+        assert low - 0.2 < ax.get_ylim()[0] < low  # what luck can do does not squeeze the probes
+
+
+def test_shuffled_labels_are_a_band_where_they_reach_what_is_shown():
+    table = monitors(SMALL)
+    more = table[table["probe"] == "logistic-mean"].assign(probe="shuffled-labels-mean", low=0.7, high=0.9)
+    for ax in monitor_figures.auroc_by_depth(pd.concat([table, more])).axes[:2]:
+        assert not [text for text in ax.texts if "shuffled" in text.get_text()]
+        bands = [patch for patch in ax.patches if patch.get_label() == "shuffled labels (control)"]
+        assert [(round(band.get_y(), 9), round(band.get_y() + band.get_height(), 9)) for band in bands] == [(0.7, 0.9)]
 
 
 def test_a_kind_without_a_test_auroc_is_left_out():

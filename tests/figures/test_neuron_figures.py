@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from support.tiers import mostly_slow
 from test_model_figures import drawing, points  # noqa: F401
@@ -14,6 +15,7 @@ from test_projection_figures import KEY, OUTCOMES, legend_of, ruled, shown, told
 from helpers import results
 from helpers.figures import neurons
 from helpers.figures.drawing import layout
+from helpers.stats.intervals import wilson
 
 QUICK = ["activation-contrast", "set-difference", "random"]
 ALL = ["activation-contrast", "snip", "wanda", "set-difference", "random", "magnitude", "outlier"]
@@ -137,7 +139,7 @@ def test_the_order_of_a_tables_rows_changes_nothing(name):
 
 def test_a_score_keeps_its_look_in_every_figure_and_random_is_grey():
     looks = {}
-    for name in ("by_layer", "causal", "disturbance", "hybrid"):
+    for name in ("by_layer", "causal", "disturbance"):
         figure = figure_of(f"{name}, all scores")
         keys = dict(zip(legend_of(figure), figure.legends[0].legend_handles, strict=True))
         assert list(keys)[:7] == list(neurons.SCORES)
@@ -145,18 +147,28 @@ def test_a_score_keeps_its_look_in_every_figure_and_random_is_grey():
     assert all(look == looks["by_layer"] for look in looks.values())
     assert looks["by_layer"]["random"][0] == layout.GREY
     assert len(set(looks["by_layer"].values())) == 7
+    marks = {c.get_label(): (to_hex(c.lines[0].get_color()), c.lines[0].get_marker())
+             for c in figure_of("hybrid, all scores").axes[0].containers}  # fmt: skip
+    assert marks == looks["by_layer"]
 
 
 # ---------------------------------------------------------------- where they are, what they cause
 
 
-def test_the_share_of_each_layer_is_drawn_with_its_interval():
+def test_the_share_of_each_eighth_of_the_layers_is_drawn_with_its_interval():
     table = layers(ALL)
-    assert ends(figure_of("by_layer, all scores"), 1) == shown(table, ["picked"])
     (ax,) = figure_of("by_layer, all scores").axes
     assert ruled(ax) == [0.05]
-    for x, y in points(ax):
-        assert np.isclose(table[table["layer"] == round(x)]["value"], y).any()
+    assert len(points(ax)) == len(ALL) * neurons.PARTS
+    first = table[(table["score"] == "snip") & (table["layer"] <= 4)]  # 30 layers: the first eighth has four
+    e = wilson(round((first["value"] * first["n"]).sum()), int(first["n"].sum()))
+    found, values = ends(figure_of("by_layer, all scores"), 1)
+    assert np.isclose(values, e.value).any()
+    assert np.isclose(found, e.low).any()
+    assert np.isclose(found, e.high).any()
+    assert ax.get_xticklabels()[0].get_text() == "1 to 4"
+    few = neurons.by_layer(layers(QUICK, 3)).axes[0]
+    assert [text.get_text() for text in few.get_xticklabels()] == ["1", "2", "3"]
 
 
 def test_silenced_stands_beside_patched_each_beside_its_own_model():
@@ -207,35 +219,38 @@ def test_a_format_is_a_row_and_formats_far_apart_have_a_logarithmic_axis():
 @pytest.mark.parametrize(("name", "args"), [
     ("quick", (QUICK, ["rtn-3"], [0.05])), ("all scores", (ALL, list(PLAIN), [0.01, 0.05, 0.1])),
 ])  # fmt: skip
-def test_every_arm_stands_at_its_bits(name, args):
+def test_every_score_stands_in_its_row_at_the_largest_budget(name, args):
+    scores, formats, fractions = args
     table = spared(*args)
-    bits = table[table["metric"] == "bits_per_weight"].set_index(["precision", "score", "fraction"])["value"]
-    assert ends(figure_of(f"hybrid, {name}"), 1) == shown(table, neurons.BOUGHT)
-    for ax, metric in zip(figure_of(f"hybrid, {name}").axes, neurons.BOUGHT, strict=True):
-        rows = table[table["metric"] == metric]
-        for x, y in points(ax):
-            own = rows[rows["value"] == y]
-            assert any(abs(bits[r.precision, r.score, r.fraction] - x) < 0.05 for r in own.itertuples())
+    table = table[(table["fraction"] == fractions[-1]) & (table["score"] != "none")]
+    assert ends(figure_of(f"hybrid, {name}")) == shown(table, neurons.BOUGHT)
+    rows = list(itertools.product(formats, [score for score in neurons.SCORES if score in scores]))
+    figure = figure_of(f"hybrid, {name}")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [score for _, score in rows]
+    for ax, metric in zip(figure.axes, neurons.BOUGHT, strict=True):
+        own = table[table["metric"] == metric].set_index(["precision", "score"])["value"]
+        assert sorted((round(y), x) for x, y in points(ax)) == sorted((rows.index(key), value) for key, value in own.items())
+    bits = table[table["metric"] == "bits_per_weight"].groupby("precision")["value"].first()
+    assert {" ".join(text.get_text().split()) for text in figure.axes[-1].texts} == {
+        f"{name}, {bits[name]:.3g} bits" for name in formats}  # fmt: skip
 
 
-def test_lines_set_out_from_the_plain_format_and_a_line_is_a_format():
+def test_the_plain_format_is_dotted_over_its_own_rows():
     table = spared(QUICK, ["rtn-2", "rtn-3"], [0.05, 0.1], FEW)
     figure = figure_of("hybrid, two formats without texts")
-    assert legend_of(figure) == [*QUICK, "plain format", "rtn-2", "rtn-3"]
-    for ax, metric in zip(figure.axes, FEW, strict=False):  # the fourth place is left over
-        for line, name in (("-", "rtn-2"), (":", "rtn-3")):
-            rows = table[(table["metric"] == metric) & (table["precision"] == name)]
-            start = rows[rows["score"] == "none"]["value"].item()
-            curves = [one for one in ax.lines if one.get_linestyle() == line and len(one.get_xdata()) == 3]
-            assert len(curves) == len(QUICK)
-            assert all(one.get_xydata()[0] == pytest.approx([PLAIN[name], start]) for one in curves)
-            assert all((np.diff(one.get_xdata()) > 0).all() for one in curves)
+    assert legend_of(figure) == ["plain format"]
+    for ax, metric in zip(figure.axes, FEW, strict=True):
+        plain = table[(table["metric"] == metric) & (table["score"] == "none")]["value"].tolist()
+        lines = [segment for c in ax.collections if isinstance(c, LineCollection) and c.get_label() == "plain format"
+                 for segment in c.get_segments()]  # fmt: skip
+        assert [segment[0][0] for segment in lines] == plain
+        assert [sorted(segment[:, 1]) for segment in lines] == [[-0.5, 2.5], [2.5, 5.5]]
 
 
 def test_the_aligned_model_is_dashed_where_it_is_given():
     whole = silent(QUICK, [0.05]).query("score == 'none'").set_index("metric")["value"]
     for ax, metric in zip(figure_of("hybrid, quick").axes, neurons.BOUGHT, strict=True):
-        assert ruled(ax) == [whole[metric]]
+        assert ruled(ax, 0) == [whole[metric]]
     assert "aligned model" in legend_of(figure_of("hybrid, quick"))
     assert "aligned model" not in legend_of(figure_of("hybrid, one outcome"))
     assert ruled(figure_of("hybrid, one outcome").axes[0]) == []

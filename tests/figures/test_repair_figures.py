@@ -8,16 +8,16 @@ import pytest
 from matplotlib.colors import to_hex
 from support.tiers import mostly_slow
 from test_model_figures import drawing, points  # noqa: F401
-from test_monitor_figures import FULL, ONE, OWN, RNG, SMALL, VARIANTS, check_page, check_same, ends, once, row
+from test_monitor_figures import FULL, ONE, OWN, RNG, SMALL, VARIANTS, check_page, check_same, once, row, said
 from test_projection_figures import KEY, key_of, legend_of, ruled
 
 from helpers import results
 from helpers.figures import repair
 from helpers.figures.drawing import layout
-from helpers.figures.repair_tables import KINDS
+from helpers.figures.repair_tables import KINDS, OUTSIDE
 from helpers.monitors import gate, repairs
 from helpers.staleness.policies import POLICIES
-from helpers.stats.intervals import rate_interval
+from helpers.stats.intervals import mean_interval, rate_interval
 
 UPDATED = [(name, family) for name, family in VARIANTS if family not in ("control", "before alignment")]
 SHORT = ["none", "centre", "coral", "refit"]
@@ -181,7 +181,8 @@ def test_every_rung_shows_the_share_of_unfit_monitors_of_a_family_over_its_updat
         assert [y for _, y in places] == list(range(len(repairs.LADDER)))
         assert [x for x, _ in places] == pytest.approx([e.value for e in wanted])
         assert bounds(ax) == pytest.approx(sorted([*(e.low for e in wanted), *(e.high for e in wanted)]))
-        assert ruled(ax, 0) == pytest.approx([wanted[0].value])
+        assert [line.get_xdata()[0] for line in ax.lines if to_hex(line.get_color()) == layout.GREY and len(line.get_xdata()) == 2
+                and line.get_linestyle() == "-"] == pytest.approx([wanted[0].value])  # fmt: skip
         assert f"(n = {len(parts[0])})" in ax.get_xlabel()
 
 
@@ -210,13 +211,6 @@ def test_rungs_are_compared_on_the_same_monitors():
 # ---------------------------------------------------------------- who is repaired
 
 
-def shown(ax):
-    """The shares of a panel, as written, by the words of their row and the number of their column."""
-    names = [text.get_text() for text in ax.get_yticklabels()]
-    return {(names[round(text.get_position()[1])], int(text.get_position()[0])): text.get_text() for text in ax.texts
-            if text.get_weight() == "bold"}  # fmt: skip
-
-
 FATES = {  # how many: stale, behind the default map, refit, behind the gate's map, the gate, the cheapest rung
     "mended by a map": (4, True, False, True, True, "deploy", "coral"),
     "mended by labels": (3, True, True, False, True, "refit", "labels-20"),
@@ -234,65 +228,68 @@ def fated():
     return rows.assign(task="toxicity", family="LoRA", variant=[f"v{i}" for i in range(20)])
 
 
-def test_each_unfit_monitor_is_counted_once_at_the_cheapest_rung_and_harm_is_of_the_fit_ones():
+def test_the_mended_are_of_the_unfit_the_harmed_of_the_fit_and_controls_are_the_floor():
     more = fated()[:5].assign(family="control", variant="identity")
-    figure = repair.who_is_repaired(pd.concat([fated(), more], ignore_index=True))
-    unfit, mended, harmed = map(shown, figure.axes)
-    for column in (0, 1):  # the task, and all
-        assert unfit["unfit as frozen", column] == "50 %"
-        rungs = {"CORAL": "40 %", "head of 20 labels": "30 %", "nothing": "30 %"}
-        assert {name: share for (name, x), share in mended.items() if x == column} == rungs
-        assert harmed["following the gate", column] == "20 %"  # by its map and by a refit
-        assert harmed["realigning all", column] == "20 %"
-    assert "17 to 69 %" in [text.get_text() for text in figure.axes[1].texts]  # Wilson on 4 of 10
-    heads = [[text.get_text() for text in ax.get_xticklabels()] for ax in figure.axes]
-    assert heads == [["toxicity\nn = 20", "all tasks\nn = 20"], ["n = 10"] * 2, ["n = 10"] * 2]
+    figure = repair.who_is_repaired(
+        pd.concat([fated(), more.assign(stale=[True, False, False, False, False])], ignore_index=True)
+    )
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["toxicity", "all tasks"]
+    shares = [sorted({round(x, 9) for x, _ in points(ax)}) for ax in figure.axes]
+    assert shares[0] == [0.5]
+    assert shares[1] == [0.3, 0.4]  # by the gate, which leaves some as they are; by realigning all
+    assert shares[2] == [0.2]
+    assert bounds(figure.axes[1])[:2] == pytest.approx([rate_interval(np.repeat([1.0, 0], [3, 7])).low] * 2)
+    floors = [ruled(ax, 0) for ax in figure.axes]
+    assert floors[0] == pytest.approx([0.2])
+    assert floors[1] == []
+    assert len(floors[2]) == 1
+    assert "of the unfit monitors and harms 20 % of the fit ones" in said(figure)
+    assert "floor: nothing changed" in legend_of(figure)
+    assert "floor: nothing changed" not in legend_of(repair.who_is_repaired(fated()))
 
 
 def test_where_none_is_unfit_there_is_nothing_to_mend_and_where_all_are_nothing_to_harm():
     drawn = fated()
-    assert len(repair.who_is_repaired(drawn[~drawn["stale"]]).axes) == 2
-    figure = repair.who_is_repaired(drawn[drawn["stale"]])
-    assert {text.get_text() for text in figure.axes[2].texts} == {"none"}
+    titles = [[ax.get_title(loc="left").replace("\n", " ") for ax in repair.who_is_repaired(drawn[flag]).axes]
+              for flag in (~drawn["stale"], drawn["stale"])]  # fmt: skip
+    assert titles == [["unfit as frozen", "of the fit, harmed"], ["unfit as frozen", "of the unfit, mended"]]
 
 
 # ---------------------------------------------------------------- rates and gate
 
 
-def test_every_monitor_is_a_line_from_frozen_to_repaired():
+def test_a_line_is_the_mean_of_a_family_from_frozen_to_repaired():
     drawn = table(SHORT[::-1], layers=(1,), probes=("logistic-mean",))
+    drawn.attrs["floor"] = {"fpr_5": 0.07, "tpr_5": 0.8}
     figure = repair.rates_before_after(drawn)
-    rates = drawn[drawn["metric"].isin(repair.RATES)]
-    assert ends(figure, 1) == (pytest.approx(sorted([*rates["low"], *rates["high"]])), pytest.approx(sorted(rates["value"])))
-    assert [text.get_text() for text in figure.axes[-1].get_xticklabels()] == ["frozen", "centre", "CORAL", "refit"]
-    frozen = rates[rates["method"] == "none"]
-    at_zero = [y for ax in figure.axes for x, y in points(ax) if abs(x) < 0.3]
-    assert sorted(at_zero) == pytest.approx(sorted(frozen["value"]))
-    first = figure.axes[0]
-    assert ruled(first) == [0.05]
-    paths = [line for line in first.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == len(SHORT)]
-    own = frozen[(frozen["family"] == "quantization") & (frozen["metric"] == "fpr_5")]
-    assert len(paths) == len(own)
-    for line in paths:
-        start = own[np.isclose(own["value"], line.get_ydata()[0])].iloc[0]
-        there = rates[(rates["label"] == start["label"]) & (rates["task"] == start["task"]) & (rates["metric"] == "fpr_5")]
-        assert line.get_ydata() == pytest.approx(there.set_index("method").loc[SHORT, "value"].to_numpy())
+    for ax, metric in zip(figure.axes, repair.RATES, strict=True):
+        rows = drawn[drawn["metric"] == metric]
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["frozen", "centre", "CORAL", "refit"]
+        means = rows.groupby(["family", "method"])["value"].mean()
+        assert sorted(y for _, y in points(ax)) == pytest.approx(sorted(means))
+        one = rows[(rows["family"] == "LoRA") & (rows["method"] == "none")]
+        e = mean_interval(one["value"], one["label"], bounds=(0.0, 1.0))
+        assert np.isclose(bounds(ax, 1), e.low).any()
+        assert ruled(ax) == [drawn.attrs["floor"][metric]]
+    assert ruled(figure.axes[0], line=":") == [0.05]
+    assert ruled(repair.rates_before_after(table(SHORT, TWO)).axes[0]) == []  # without controls there is no floor to draw
 
 
-def test_the_gate_is_drawn_by_its_choice_and_below_by_quarters():
+def test_the_gate_is_drawn_by_quarters_of_agreement_with_the_floor():
     drawn = cells()
-    above, below = figure_of("gate_accuracy, full").axes
-    assert ruled(above, 0) == ruled(below, 0) == [gate.AGREEMENT]
-    for dots, choice in zip(above.collections, repair.CHOICES, strict=True):
-        own = drawn[drawn["gate"] == choice]
-        assert dots.get_offsets()[:, 0].tolist() == own["agreement_after"].tolist()
-        assert np.round(dots.get_offsets()[:, 1]).tolist() == own["stale_realigned"].astype(int).tolist()
-    ordered = drawn.sort_values("agreement_after")
-    quarters = [ordered[i : i + len(drawn) // 4] for i in range(0, len(drawn), len(drawn) // 4)]
-    assert [y for _, y in points(below)] == pytest.approx([part["stale_realigned"].mean() for part in quarters])
+    (ax,) = figure_of("gate_accuracy, full").axes
+    ordered = drawn[~drawn["family"].isin(OUTSIDE)].sort_values("agreement_after")
+    size = len(ordered) // 4
+    quarters = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    assert [y for _, y in points(ax)] == pytest.approx([part["stale_realigned"].mean() for part in quarters])
     wanted = [rate_interval(part["stale_realigned"].astype(float), part["variant"]) for part in quarters]
-    assert bounds(below, 1) == pytest.approx(sorted([*(e.low for e in wanted), *(e.high for e in wanted)]))
-    assert f"refit (n = {(drawn['gate'] == 'refit').sum()})" in legend_of(figure_of("gate_accuracy, full"))[2]
+    assert bounds(ax, 1) == pytest.approx(sorted([*(e.low for e in wanted), *(e.high for e in wanted)]))
+    ends_of = [f"{part['agreement_after'].min():.3f} to {part['agreement_after'].max():.3f}" for part in quarters]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ends_of
+    assert f"ask for a refit {(ordered['gate'] == 'refit').sum()}" in ax.get_xlabel()
+    still = cells(VARIANTS[:2])
+    (floored,) = repair.gate_accuracy(pd.concat([drawn, still], ignore_index=True)).axes
+    assert ruled(floored) == pytest.approx([still["stale"].mean()])
 
 
 # ---------------------------------------------------------------- interplay and policies

@@ -121,15 +121,15 @@ def means(*cells: tuple[str, str, float, float]) -> pd.DataFrame:
         ([(verdicts.FLOOR, "last", 0.5, 0.1)], told.NOBODY),  # the floor alone is no finding
         (
             [("LoRA", "last", 0.01, 0.01), ("LoRA", "mean", 0.0, 0.01)],
-            "Rankings survived: all 2 means lie within 0.03",
+            "Rankings survived: all 2 mean drops of AUROC lie within 0.03",
         ),
         (
             [("LoRA", "last", 0.02, 0.05), ("LoRA", "mean", 0, 0.01)],
-            "No mean surely fell by more than 0.03; 1 of 2 means",
+            "No ranking surely fell by more than 0.03; 1 of 2 mean rankings",
         ),
         (
             [("LoRA", "last", 0.2, 0.05), ("LoRA", "mean", 0, 0.01)],
-            "1 of 2 means surely fell by more than 0.03: 1 for the last",
+            "1 of 2 mean rankings surely fell by more than 0.03: 1 for the last",
         ),
         ([(verdicts.COARSE, "mean", 0.2, 0.05)], "1 for the mean over tokens. All of them lie in formats below 4 bits."),
     ],

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
-from helpers.figures.drawing.layout import unmeasured
+from helpers.figures.drawing.layout import TEXT, message, unmeasured
 from helpers.figures.drawing.theme import PALETTE, bars
 from helpers.figures.findings_tables import asked, counted, said
+from helpers.figures.titles import findings as titles
 from helpers.study.claims import CLAIMS, UNITS
 from helpers.study.findings import ALL, VERDICTS, claim_verdicts
 
@@ -55,9 +56,9 @@ def forest(components: pd.DataFrame, dots: pd.DataFrame | None = None, group: st
     if not components["seeds"].any():
         return unmeasured("any of the claims")
     places, heads, names, height = _places(components)
-    inches = 0.95 + 0.185 * height
+    inches = 1.45 + 0.19 * height
     figure, ax = plt.subplots(figsize=(8.0, inches))
-    figure.subplots_adjust(left=0.365, right=0.635, top=1 - 0.3 / inches, bottom=0.6 / inches)
+    figure.subplots_adjust(left=0.365, right=0.635, top=1 - 0.8 / inches, bottom=0.6 / inches)
     ax.axvspan(0, 1e9, color=CLAIMED, zorder=0, linewidth=0)
     ax.axvline(0, color=INK, linewidth=1.0, zorder=1)
     reach = 1.0
@@ -67,7 +68,7 @@ def forest(components: pd.DataFrame, dots: pd.DataFrame | None = None, group: st
     _words(ax, components, places, names)
     _titles(ax, components, heads)
     _legend(figure, components, dots is not None)
-    return figure
+    return message(figure, titles.verdicts_title(claim_verdicts(components).values(), group), top=1 - 0.08 / inches)
 
 
 def _places(components: pd.DataFrame) -> tuple[list[float], dict[str, float], dict[float, str], float]:
@@ -128,16 +129,16 @@ def _axis(ax: Axes, reach: float, height: float) -> None:
     ax.set_ylim(height - 0.4, -0.9)
     ax.set_yticks([])
     ax.minorticks_off()
-    ax.tick_params(axis="x", labelsize=7, length=2, pad=1)
+    ax.tick_params(axis="x", labelsize=7.4, length=2, pad=1)
     for side in ("left", "top", "right"):
         ax.spines[side].set_visible(False)
-    ax.set_xlabel(f"steps from the bound ({STEP_WORDS})", fontsize=6.5, x=0.5, labelpad=2)
+    ax.set_xlabel(f"steps from the bound ({STEP_WORDS})", fontsize=7.2, x=0.5, labelpad=2)
 
 
 def _write(ax: Axes, x: float, y: float, text: str, **options) -> None:
     """Text at a share of the page's width, in the row y."""
     across = blended_transform_factory(ax.figure.transFigure, ax.transData)
-    look: dict[str, Any] = {"fontsize": 7, "color": INK}
+    look: dict[str, Any] = {"fontsize": 7.2, "color": INK}
     ax.text(x, y, text, transform=across, va="center", **look | options)
 
 
@@ -154,7 +155,7 @@ def _words(ax: Axes, components: pd.DataFrame, places: list[float], names: Mappi
         _write(ax, 0.995, place, wanted, ha="right", color=QUIET)
     _write(ax, 0.65, -0.9, "ours, with interval", color=QUIET)
     _write(ax, 0.995, -0.9, "claimed", color=QUIET, ha="right")
-    ax.text(0.1, -0.9, "as claimed", va="center", fontsize=7, color=INK)
+    ax.text(0.1, -0.9, "as claimed", va="center", fontsize=7.2, color=INK)
 
 
 def _titles(ax: Axes, components: pd.DataFrame, heads: Mapping[str, float]) -> None:
@@ -168,7 +169,7 @@ def _titles(ax: Axes, components: pd.DataFrame, heads: Mapping[str, float]) -> N
         _write(ax, 0.672, place, verdicts[claim], fontsize=8, weight="bold", color=colour)
         if sizes.loc[claim, "seeds"]:
             text = f"{counted(sizes.loc[claim, 'seeds'])}, n = {sizes.loc[claim, 'n']:,}"
-            _write(ax, 0.995, place, text, ha="right", fontsize=6.5, color=QUIET)
+            _write(ax, 0.995, place, text, ha="right", color=QUIET)
         across = blended_transform_factory(ax.figure.transFigure, ax.transData)
         ax.plot([0.658], [place], marker, color=colour, markerfacecolor=colour if filled else "white", markersize=5.5,
                 transform=across, clip_on=False)  # fmt: skip
@@ -196,8 +197,9 @@ def _key(colour: str, marker: str, filled: bool, markersize: float = 5.5) -> Lin
 def headline(findings: pd.DataFrame) -> Figure:
     """The verdicts as a strip: a line a verdict that occurs, with its count and the claims that have it."""
     shown = [name for name in VERDICTS if name in set(findings["verdict"])]
-    figure, ax = plt.subplots(figsize=(8.0, 0.2 + 0.36 * len(shown)))
-    figure.subplots_adjust(left=0, right=1)
+    inches = 0.7 + 0.36 * len(shown)
+    figure, ax = plt.subplots(figsize=(8.0, inches))
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1 - 0.5 / inches)
     for line, name in enumerate(shown):
         colour, marker, filled = LOOKS[name]
         claims = list(findings.loc[findings["verdict"] == name, "claim"])
@@ -211,7 +213,7 @@ def headline(findings: pd.DataFrame) -> Figure:
                                          "edgecolor": colour, "linewidth": 1.2})  # fmt: skip
     ax.set(xlim=(0, 2.5 + 0.44 * len(CLAIMS)), ylim=(len(shown) - 0.5, -0.5))
     ax.axis("off")
-    return figure
+    return message(figure, titles.verdicts_title(findings["verdict"]), top=1 - 0.05 / inches)
 
 
 # ---------------------------------------------------------------- a first look
@@ -225,7 +227,7 @@ def first_look(rows: pd.DataFrame) -> Figure:
     if rows.empty:
         return unmeasured("refusals or monitors")
     updates = list(dict.fromkeys(rows["update"]))
-    figure, axes = plt.subplots(1, len(ASKED), figsize=(10.4, 0.9 + 0.42 * len(updates)), sharey=True, constrained_layout=True)
+    figure, axes = plt.subplots(1, len(ASKED), figsize=(10.4, 1.5 + 0.42 * len(updates)), sharey=True, constrained_layout=True)
     for ax, (asked_for, (title, colour)) in zip(axes, ASKED.items(), strict=True):
         own = rows[rows["asked"] == asked_for]
         pooled, single = own[own["seed"] == ALL], own[own["seed"] != ALL]
@@ -233,12 +235,12 @@ def first_look(rows: pd.DataFrame) -> Figure:
                 label="one seed")  # fmt: skip
         bars(ax, [updates.index(name) for name in pooled["update"]], pooled, PALETTE[colour], across=True, label="mean")
         for row in pooled.itertuples():
-            ax.text(1.03, updates.index(row.update), f"{100 * row.value:.0f} %", va="center", fontsize=8.5, color=INK)
+            ax.text(1.03, updates.index(row.update), f"{100 * row.value:.0f} %", va="center", fontsize=TEXT, color=INK)
         if pooled.empty:
-            ax.text(0.5, (len(updates) - 1) / 2, "not measured", ha="center", va="center", fontsize=8.5, color=QUIET)
+            ax.text(0.5, (len(updates) - 1) / 2, "not measured", ha="center", va="center", fontsize=TEXT, color=QUIET)
         counts = " to ".join(f"{n:,}" for n in sorted({pooled["n"].min(), pooled["n"].max()})) if len(pooled) else "0"
         ax.set(title=title, xlim=(-0.03, 1.03), ylim=(len(updates) - 0.5, -0.5), xlabel=f"share (n = {counts})")
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(updates)), updates)
-    return figure
+    return message(figure, titles.first_look_title(rows[rows["seed"] == ALL]))

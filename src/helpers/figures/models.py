@@ -13,7 +13,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from helpers.figures import tables
+from helpers.figures.drawing.layout import message
+from helpers.figures.drawing.spectrum_panels import spectrum_panels
 from helpers.figures.drawing.theme import PALETTE, bars, label, panels, share_axis
+from helpers.figures.titles import models as titles
 from helpers.results import KEY, Run
 from helpers.stats import intervals
 from helpers.updates import quantizers
@@ -112,46 +115,13 @@ def behaviour_dots(behaviour: pd.DataFrame, order: Sequence[str], judge: str = "
     """Non-refusal on harmful sets and over-refusal on safe prompts, one row a variant; `behaviour` needs a `label` column."""
     wanted = behaviour["metric"].isin(["non_refusal", "over_refusal"]) & (behaviour["judge"] == judge)
     rows = behaviour[wanted].rename(columns={"prompt_set": "name"})
-    return dots(rows, list(order), SET_COLOURS, title or "Harmful prompts not refused, safe prompts refused")
+    figure = dots(rows, list(order), SET_COLOURS, title or "Harmful prompts not refused, safe prompts refused")
+    return message(figure, titles.behaviour_title(behaviour, order, judge))
 
 
-def spectrum_lines(spectra: Sequence, title: str = "") -> Figure:
-    """Singular values of V over their index, one line a module, and each module's size relative to its weight.
-
-    A module that was not changed (V = 0) has no spectrum: it is counted beside the lines, and stands at 0 on the right.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.0, 3.6), constrained_layout=True)
-    kinds = list(dict.fromkeys(s.module.rsplit(".", 1)[-1].replace("_proj", "") for s in spectra))
-    looks = zip(sns.color_palette("colorblind", len(kinds)), "osD^vPX" * len(kinds), strict=False)
-    colours = dict(zip(kinds, looks, strict=True))
-    shifts = dict(zip(kinds, np.linspace(-0.8, 0.8, len(kinds)), strict=True))
-    for s in spectra:
-        kind = s.module.rsplit(".", 1)[-1].replace("_proj", "")
-        colour, marker = colours[kind]
-        if s.norm > 0:
-            at = on_log_axis(len(s.values))
-            left.plot(at, s.values[at - 1] / s.values[0], color=colour, alpha=0.5, linewidth=1, label=s.module)
-        layer = int(next(part for part in s.module.split(".") if part.isdigit()))
-        right.plot(layer + shifts[kind], s.norm / s.base_norm, marker, color=colour, markersize=5, label=s.module)
-    left.set(xscale="log", yscale="log", xlabel=f"index of the singular value (n = {len(spectra)} modules)")
-    left.set(ylabel="relative to the largest", ylim=(1e-3, 1.3), title="Spectrum of V")
-    same = sum(s.norm == 0 for s in spectra)
-    if same:
-        left.text(0.03, 0.05, f"V = 0 in {same} of {len(spectra)} modules", transform=left.transAxes)
-    right.set_xlabel(f"layer (n = {len(spectra)} modules)")
-    right.set(ylabel="size of V / size of W", title="How much alignment changed", ylim=(0, None))
-    right.legend(
-        [plt.Line2D([], [], color=colour, marker=marker, linestyle="") for colour, marker in colours.values()],
-        kinds,
-        loc="upper left",
-        bbox_to_anchor=(1, 1),
-    )
-    return figure
-
-
-def on_log_axis(count: int, most: int = 90) -> np.ndarray:
-    """Which of 1 to `count` a line over a logarithmic axis is drawn through: all the first ones, ever fewer of the later."""
-    return np.unique(np.geomspace(1, max(count, 1), most).round().astype(int))
+def spectrum_lines(spectra: Sequence) -> Figure:
+    """The middle spectrum of V of each kind of module over its index, and each module's size relative to its weight."""
+    return message(spectrum_panels(spectra), titles.spectrum_title(spectra))
 
 
 def against_bits(behaviour: pd.DataFrame, utility: pd.DataFrame, bits: pd.Series, judge: str = "phrases") -> Figure:
@@ -177,7 +147,7 @@ def against_bits(behaviour: pd.DataFrame, utility: pd.DataFrame, bits: pd.Series
     share_axis(axes[1])
     perplexity_axis(axes[2])
     figure.legend(loc="outside lower center", ncols=4)
-    return figure
+    return message(figure, titles.formats_title(behaviour, bits, judge))
 
 
 def _places(ax: Axes, rows: pd.DataFrame, order: Sequence[str], offset: float, colour: str, marker: str, name: str) -> None:
@@ -214,7 +184,7 @@ def refusals_by_harm(behaviour: pd.DataFrame, utility: pd.DataFrame, judge: str 
     named = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(named.values(), named, loc="outside lower center", ncols=len(named))
-    return figure
+    return message(figure, titles.harm_title(behaviour, judge))
 
 
 ARMS = {
@@ -302,8 +272,8 @@ def dose_curves(
     names = list(dict.fromkeys(name for part in points for name in part["series"]))
     marks = zip(sns.color_palette("colorblind", len(names)), "osD^vPX*<>" * len(names), strict=False)
     looks = dict(zip(names, marks, strict=False))
-    titles = ("AdvBench:\nnot refused", "Held-out dialogues:\nnats a token", "C4:\nnats a token")
-    for ax, rows, part, title in zip(axes, shown, points, titles, strict=False):
+    heads = ("AdvBench:\nnot refused", "Held-out dialogues:\nnats a token", "C4:\nnats a token")
+    for ax, rows, part, title in zip(axes, shown, points, heads, strict=False):
         _dose_lines(ax, part, "size", looks)
         before = rows[(rows["adapter"] == "") & (rows["precision"] == "bf16")]["value"]
         ax.axhline(float(before.iloc[0]), color=PALETTE["aligned"], linestyle="--", linewidth=1) if len(before) else None
@@ -322,7 +292,7 @@ def dose_curves(
     if looks:
         handles = [plt.Line2D([], [], color=colour, marker=marker) for colour, marker in looks.values()]
         figure.legend(handles, list(looks), loc="outside lower center", ncols=2)
-    return figure
+    return message(figure, titles.size_title(points[0]))
 
 
 def _dose_lines(ax: Axes, rows: pd.DataFrame, x: str, looks: Mapping[str, tuple]) -> None:
@@ -347,4 +317,4 @@ def losses(curves: dict[str, Sequence[float]], window: int = 4) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(ylabel="loss on reply tokens (nats)", ylim=(0, None), title="Training loss")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    return message(figure, titles.losses_title(curves, window))

@@ -15,11 +15,13 @@ from helpers.figures.drawing.layout import (
     GREY,
     INK,
     POOLINGS,
+    TEXT,
     distinct,
     grid,
     kind_and_pooling,
     legend,
     legend_key,
+    message,
     ordered_tasks,
     sample_size,
     spread,
@@ -29,6 +31,7 @@ from helpers.figures.drawing.layout import (
     unmeasured,
 )
 from helpers.figures.drawing.theme import bars
+from helpers.figures.titles import models as titles
 from helpers.models.activations import Activations
 from helpers.models.encoding import Plan
 from helpers.monitors import frozen as frozen_monitors
@@ -105,30 +108,33 @@ FEW_HARMLESS = 40  # texts under a threshold, below which a line says what it gu
 
 
 def carried_over(table: pd.DataFrame) -> Figure:
-    """AUROC on the test of another source against that on the fitted source's, one dot a monitor, a ring for the bag of words."""
+    """AUROC on the test of another source against that on the fitted source's: a mark a task and kind of probe, mean over depths.
+
+    One pooling a mark; a ring is the bag of words. On the dashed diagonal nothing is lost. Of kinds with more marks than can be
+    told apart, the first of the registry are shown; every monitor stands in the table `monitors`.
+    """
     wide = table[table["metric"].isin(["auroc", FAR])].pivot(index=["task", "probe", "layer"], columns="metric", values="value")
     wide = wide.reindex(columns=["auroc", FAR]).dropna().reset_index()
     wide = wide[~wide["probe"].str.startswith((CONTROL, SIMULATED)) & (wide["probe"] != "length")]
     if wide.empty:
         return unmeasured("a second test set")
-    figure, (ax,), _ = grid(1, height=4.6)
-    for task, (colour, marker) in task_styles(ordered_tasks(wide["task"])).items():
-        own, words = wide["task"] == task, wide["probe"] == "bag-of-words"
-        dots, ring = wide[own & ~words], wide[own & words]
-        ax.scatter(dots["auroc"], dots[FAR], color=colour, marker=marker, s=18, alpha=0.6, linewidths=0)
+    tasks, places = ordered_tasks(wide["task"]), {kind: place for place, kind in enumerate(KINDS)}
+    means = wide.groupby(["task", "probe"], sort=False)[["auroc", FAR]].mean().reset_index()
+    means = means.assign(kind=[places.get(kind_and_pooling(probe)[0], len(KINDS)) for probe in means["probe"]])
+    shown = distinct(means.sort_values("kind", kind="stable")["probe"])[: MOST // len(tasks) - 1]
+    figure, (ax,), _ = grid(1, height=4.8)
+    for task, (colour, marker) in task_styles(tasks).items():
+        own, words = means["task"] == task, means["probe"] == "bag-of-words"
+        dots, ring = means[own & ~words & means["probe"].isin(shown)], means[own & words]
+        ax.scatter(dots["auroc"], dots[FAR], color=colour, marker=marker, s=26, alpha=0.75, linewidths=0)
         ax.scatter(ring["auroc"], ring[FAR], facecolors="none", edgecolors=colour, s=110, linewidths=1.8)
-    ends = (min(0.4, float(wide[["auroc", FAR]].to_numpy().min()) - 0.03), 1.03)
+    ends = (float(means[["auroc", FAR]].to_numpy().min()) - 0.03, 1.03)
     ax.plot(ends, ends, color=GREY, linewidth=1, linestyle="--")
     n = int((wide["layer"] > 0).sum())
-    ax.set(
-        xlim=ends,
-        ylim=ends,
-        xlabel=f"AUROC, test of the fitted source (n = {n} monitors)",
-        ylabel="AUROC, test of another source",
-    )
-    keys = task_keys(ordered_tasks(wide["task"])) | {"ring: bag of words": legend_key(INK, "o", markerfacecolor="none")}
-    legend(figure, keys, columns=2)
-    return figure
+    ax.set(xlim=ends, ylim=ends)
+    ax.set(xlabel=f"AUROC, test of the fitted source (n = {n} monitors)", ylabel="AUROC, test of another source")
+    legend(figure, task_keys(tasks) | {"ring: bag of words": legend_key(INK, "o", markerfacecolor="none")}, columns=2)
+    return message(figure, titles.elsewhere_title(wide[wide["layer"] > 0], "auroc", FAR))
 
 
 def in_use(table: pd.DataFrame, names: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
@@ -177,12 +183,14 @@ def monitor_sentences(table: pd.DataFrame, names: Mapping[str, Mapping[str, obje
     return found
 
 
+SHUFFLED = "shuffled-labels"
 FAR = f"auroc_{ELSEWHERE}"
 KINDS = {"logistic": ("logistic", "#0072b2", "o"), "mean-difference": ("difference of means", "#e69f00", "s"),
          "lda": ("LDA", "#009e73", "^"), "mlp": ("small MLP", "#cc79a7", "D"), "attention": ("attention pooling", "#d55e00", "*"),
          "shuffled-labels": ("shuffled labels (control)", "#8d99ae", "x")}  # fmt: skip
 
 
+MOST = 60  # marks of a panel that can still be told apart
 BASELINE_WORDS = {"bag-of-words": ("bag of words", "--"), "length": ("length", ":")}
 
 
@@ -191,30 +199,47 @@ def auroc_by_depth(monitors: pd.DataFrame, pooling: str = "") -> Figure:
 
     Each kind is shown with one pooling, the one whose AUROC on *validation* is higher on average (the better of two, which the
     figure says): filled markers for the mean over tokens, open ones for the last. `pooling` = "mean" or "last" shows that one
-    for every kind instead. Bands around the baselines are their intervals.
+    for every kind instead. Grey bands are the intervals of the baselines, and where shuffled labels lie: what luck can do.
     """
     tasks = ordered_tasks(monitors.loc[monitors["metric"] == "auroc", "task"])
-    figure, axes, spare = grid(len(tasks))
+    figure, axes, spare = grid(len(tasks), height=3.4)
     scores = monitors[monitors["metric"].isin(["auroc", "auroc_validation"])]
     drawn: dict[str, Line2D] = {}
     for ax, task in zip(axes, tasks, strict=True):
         rows = scores[scores["task"] == task]
         chosen = _chosen(rows, pooling)
+        luck = chosen.pop(SHUFFLED, rows[:0])
         for (kind, part), offset in zip(chosen.items(), spread(len(chosen), 2.4), strict=True):
             drawn |= _curve(ax, part, kind, offset)
         test = rows[rows["metric"] == "auroc"]
         _baselines(ax, test[test["probe"].isin(BASELINE_WORDS)])
+        parts = [*chosen.values(), test[test["probe"].isin(BASELINE_WORDS)]]
+        low = min((part["low"].min() for part in parts if len(part)), default=0.5)
         ax.set(
-            title=task_words(task),
-            xlabel=f"depth of the network ({sample_size(test)})",
-            xlim=(0, 107),
-            ylim=(min(0.4, test["low"].min()), 1.02),
+            title=task_words(task), xlabel=f"depth of the network ({sample_size(test)})", xlim=(0, 107), ylim=(low - 0.03, 1.02)
         )
+        _luck(ax, luck)
         ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0f} %")
         ax.set_ylabel("AUROC on test texts" if ax in axes[::3] else "")
     drawn = {words: drawn[words] for words in [*(words for words, _, _ in KINDS.values()), *drawn] if words in drawn}
+    if SHUFFLED in {kind_and_pooling(probe)[0] for probe in distinct(scores["probe"])}:
+        drawn |= {KINDS[SHUFFLED][0]: legend_key(GREY, "", "-", linewidth=5, alpha=0.4)}
     legend(figure, drawn | _pooling_keys(scores, pooling), spare, columns=min(len(tasks), 3))
-    return figure
+    return message(figure, titles.depth_title(scores[scores["metric"] == "auroc"]))
+
+
+def _luck(ax: Axes, rows: pd.DataFrame) -> None:
+    """Where probes of shuffled labels lie, as a band; below what is shown, in words."""
+    if rows.empty:
+        return
+    low, high = rows["low"].min(), rows["high"].max()
+    if high > ax.get_ylim()[0]:
+        ends = ax.get_ylim()
+        ax.axhspan(low, high, color=GREY, alpha=0.22, linewidth=0, label=KINDS[SHUFFLED][0])
+        ax.set_ylim(ends)
+    else:
+        ax.text(0.98, 0.02, f"shuffled labels: below {high:.2f}", transform=ax.transAxes, fontsize=TEXT, ha="right", va="bottom",
+                color=INK, zorder=5)  # fmt: skip
 
 
 def _pooling_keys(rows: pd.DataFrame, pooling: str) -> dict[str, Line2D]:
@@ -246,7 +271,7 @@ def _curve(ax: Axes, rows: pd.DataFrame, kind: str, offset: float) -> dict[str, 
     open_marker: dict[str, Any] = {"markerfacecolor": "white"} if kind_and_pooling(rows["probe"].iloc[0])[1] == "last" else {}
     x = 100 * rows["depth"] + offset
     bars(ax, x, rows, colour, marker, markersize=10 if marker == "*" else 5, elinewidth=1.1, capsize=1.5, **open_marker)
-    ax.plot(x, rows["value"], color=colour, linewidth=1.2, alpha=0.7, linestyle=":" if kind == "shuffled-labels" else "-")
+    ax.plot(x, rows["value"], color=colour, linewidth=1.2, alpha=0.7)
     return {words: legend_key(colour, marker)}
 
 
@@ -258,4 +283,4 @@ def _baselines(ax: Axes, rows: pd.DataFrame) -> None:
         ax.axhspan(item.low, item.high, color=GREY, alpha=0.13, linewidth=0, label=words)
         ax.axhline(item.value, color=INK, linewidth=1, linestyle=line, label=words)
         x, side, above = (0.98, "right", "top" if item.value > 0.96 else "bottom") if rank == 0 else (0.02, "left", "top")
-        ax.text(x, item.value, words, transform=ax.get_yaxis_transform(), fontsize=8, zorder=5, va=above, ha=side, bbox=box)
+        ax.text(x, item.value, words, transform=ax.get_yaxis_transform(), fontsize=TEXT, zorder=5, va=above, ha=side, bbox=box)

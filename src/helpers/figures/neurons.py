@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from helpers.figures import tables
 from helpers.figures.drawing.layout import (
@@ -16,6 +17,7 @@ from helpers.figures.drawing.layout import (
     distinct,
     legend,
     legend_key,
+    message,
     row_numbers,
     row_panels,
     sample_size,
@@ -23,13 +25,16 @@ from helpers.figures.drawing.layout import (
     unmeasured,
 )
 from helpers.figures.drawing.theme import bars, panels
-from helpers.figures.projection import OUTCOMES, UPDATE, outcome_axis, outcomes, plain, reference, series, styles_of, told
+from helpers.figures.projection import OUTCOMES, outcome_axis, outcomes, plain, reference, series, styles_of, told
+from helpers.figures.titles import projection as titles
+from helpers.figures.titles.parts import span
+from helpers.stats.intervals import wilson
 
 SCORES = {"activation-contrast": ("#0072b2", "o"), "snip": ("#009e73", "^"), "wanda": ("#e69f00", "s"),
           "set-difference": ("#d55e00", "D"), "random": (GREY, "X"), "magnitude": ("#cc79a7", "v"),
           "outlier": ("#56b4e9", "P")}  # fmt: skip
 BOUGHT = ("non_refusal", "over_refusal", "perplexity", "alarms_changed")
-FORMATS = ("-", ":", "-.")  # one line a format of the rest
+PARTS = 8  # of the layers of a network
 WITHOUT = "none"  # the score of a model in which no neuron was picked
 
 
@@ -48,23 +53,39 @@ def _keys(styles: dict[str, tuple[str, str]], line: str = "-") -> dict[str, Line
 
 
 def by_layer(rows: pd.DataFrame) -> Figure:
-    """The share of each layer's neurons that a score picks, one line a score, with intervals; dashed: that of all neurons."""
+    """The share of neurons that a score picks, by eighths of the network's layers, one line a score; dashed: of all neurons.
+
+    Layers of one part count together, and their neurons have one Wilson interval; a network of fewer layers has one part each.
+    """
     rows = rows[rows["metric"] == "picked"].sort_values("layer", kind="stable")
     if rows.empty:
         return unmeasured("which neurons the scores pick")
     figure, ax = plt.subplots(figsize=(8.6, 4.0), constrained_layout=True)
-    styles = _styles(rows)
+    styles, pooled = _styles(rows), _parts_of_depth(rows)
     for (name, style), offset in zip(styles.items(), spread(len(styles), 0.3), strict=True):
-        part = rows[rows["score"] == name]
-        series(ax, part["layer"] + offset, part, style, markersize=4, elinewidth=0.9)
-    for fraction in rows["fraction"].unique():
+        part = pooled[pooled["score"] == name]
+        series(ax, part["part"] + offset, part, style, markersize=4.5, elinewidth=1.0)
+    sizes = rows["fraction"].unique()
+    for fraction in sizes:
         ax.axhline(fraction, color=INK, linewidth=1.1, linestyle="--")
-    ax.set(xlim=(rows["layer"].min() - 0.7, rows["layer"].max() + 0.7), ylim=(0, 1.05 * rows["high"].max()))
+    ends = pooled.groupby("part")[["first", "last"]].first()
+    ax.set_xticks(ends.index, [f"{a}" if a == b else f"{a} to {b}" for a, b in ends.itertuples(index=False)])
+    ax.set(xlim=(-0.6, len(ends) - 0.4), ylim=(0, 1.05 * pooled["high"].max()))
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:g} %")
-    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    ax.set(title="Where the picked neurons are", xlabel="layer", ylabel=f"picked ({sample_size(rows)} a layer)")
+    ax.set(xlabel="layers", ylabel=f"picked ({sample_size(pooled)} neurons)")
     legend(figure, _keys(styles) | {"of all neurons": legend_key(INK, "", "--")}, columns=4)
-    return figure
+    return message(figure, titles.layers_title(pooled, float(sizes.min())))
+
+
+def _parts_of_depth(rows: pd.DataFrame) -> pd.DataFrame:
+    """The share that each score picks in each part of the layers, with its interval; columns first and last: its layers."""
+    layers = sorted(rows["layer"].unique())
+    parts = dict(zip(layers, np.arange(len(layers)) * min(PARTS, len(layers)) // len(layers), strict=True))
+    found = []
+    for (name, part), own in rows.assign(part=rows["layer"].map(parts)).groupby(["score", "part"], sort=False):
+        e = wilson(round(float((own["value"] * own["n"]).sum())), int(own["n"].sum()))
+        found.append((name, part, own["layer"].min(), own["layer"].max(), e.value, e.low, e.high, e.n))
+    return pd.DataFrame(found, columns=["score", "part", "first", "last", "value", "low", "high", "n"]).sort_values("part")
 
 
 # ---------------------------------------------------------------- what they cause
@@ -92,7 +113,12 @@ def causal(silent: pd.DataFrame, patching: pd.DataFrame) -> Figure:
         ax.set_title(title, fontsize=10)
         ax.set(xlabel=f"neurons {done}", ylabel=f"{OUTCOMES[metric][1].replace(chr(10), ' ')}\n({sample_size(rows)})")
     legend(figure, _keys(styles) | {"no neuron": legend_key(INK, "", "--")}, columns=4)
-    return figure
+    rates, worth = (told(silent, metric) for metric in ("non_refusal", "perplexity"))
+    return message(figure, titles.causal_title(rates, worth) if len(rates) else _patched(drawn[-1][0]))
+
+
+def _patched(rows: pd.DataFrame) -> str:
+    return f"With neurons patched in, the base model leaves {span(rows['value'])} of harmful prompts unrefused."
 
 
 def _by_fraction(ax: Axes, rows: pd.DataFrame, styles: dict[str, tuple[str, str]]) -> None:
@@ -127,52 +153,56 @@ def disturbance(rows: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_formatter("{x:g}")
     else:
         ax.set_xlim(0, 1.05 * most)
-    ax.set(title="Disturbance of the picked neurons")
     ax.set_xlabel(f"change of their activations, relative to their size ({sample_size(rows)} prompts)")
     legend(figure, _keys(styles, ""), columns=4)
-    return figure
+    return message(figure, titles.disturbance_title(rows))
 
 
 # ---------------------------------------------------------------- what sparing them buys
 
 
 def hybrid(rows: pd.DataFrame, aligned: pd.DataFrame | None = None) -> Figure:
-    """Outcomes over bits per weight, one panel an outcome, one colour a score, one line a format, from the plain format on.
+    """Outcomes at one budget, the largest: a row a score, a block a format, one panel an outcome; dotted: the plain format.
 
-    All scores of one share cost the same bits; their points are moved apart a little. `aligned`: rows in which the aligned
-    model in bf16 is found, drawn dashed (`experiments.silenced` gives them).
+    All scores of one format cost the same bits, which stand beside its name. `aligned`: rows in which the aligned model in bf16
+    is found, drawn dashed (`experiments.silenced` gives them). Smaller budgets stand in the table below.
     """
     placed = _with_bits(rows)
-    found = outcomes(placed, BOUGHT)
-    if not found or not (placed["score"] != WITHOUT).any():
+    spared = placed[placed["score"] != WITHOUT]
+    found = outcomes(placed[(placed["score"] == WITHOUT) | (placed["fraction"] == spared["fraction"].max())], BOUGHT)
+    if not found or spared.empty:
         return unmeasured("hybrid precision")
     styles = _styles(placed)
-    lines = {name: FORMATS[i % len(FORMATS)] for i, name in enumerate(distinct(placed["precision"]))}
+    formats = {name: f"{name}, {spared.loc[spared['precision'] == name, 'x'].max():.3g} bits" for name in
+               distinct(spared["precision"])}  # fmt: skip
+    blocks = [(name, score) for name in formats for score in styles]
+    order = pd.Series([formats[name] for name, _ in blocks], index=[score for _, score in blocks])
     whole = {} if aligned is None else outcomes(plain(aligned), BOUGHT)
-    figure, axes = _outcome_grid(len(found), across=2 if placed["x"].nunique() <= 6 else 1)
+    figure, axes = row_panels(order, len(found), width=min(10.5, 4.4 + 1.8 * len(found)), row=0.32, rest=2.2)
     for ax, (metric, part) in zip(axes, found.items(), strict=True):
         beside = whole.get(metric, part[:0])
-        reference(ax, beside)
-        for name, line in lines.items():
-            _spared(ax, part[part["precision"] == name], styles, line, _apart(placed["x"]))
-        outcome_axis(ax, metric, pd.concat([part, beside]))
-        ax.set_title(f"{OUTCOMES[metric][1].replace(chr(10), ' ')} ({sample_size(part)})", fontsize=10)
-    keys = _keys(styles) | {"plain format": legend_key(*UPDATE)} | {name: legend_key(INK, "", k) for name, k in lines.items()}
-    legend(figure, keys | ({"aligned model": legend_key(INK, "", "--")} if whole else {}), columns=4)
-    return figure
+        reference(ax, beside, across=True)
+        for name in formats:
+            _spared(ax, part[part["precision"] == name], styles, [place for place, (one, _) in enumerate(blocks) if one == name])
+        _across(ax, metric, pd.concat([part, beside]))
+        ax.set_title(OUTCOMES[metric][1], fontsize=10)
+        ax.set_xlabel(sample_size(part))
+    keys = {"plain format": legend_key(INK, "", ":")} | ({"aligned model": legend_key(INK, "", "--")} if whole else {})
+    legend(figure, keys)
+    rates = found.get("non_refusal", placed[:0])
+    return message(figure, titles.hybrid_title(rates[rates["precision"] == next(iter(formats))]))
 
 
-def _outcome_grid(count: int, across: int) -> tuple[Figure, list[Axes]]:
-    """That many panels over one axis of bits, in rows of `across`: one where so many points need the width of the page."""
-    down, across = -(-count // across), min(count, across)
-    size = (9.6, 1.4 + (2.6 if across > 1 else 2.1) * down)
-    figure, axes = plt.subplots(down, across, figsize=size, sharex=True, squeeze=False, constrained_layout=True)
-    for ax in axes.flat[count:]:
-        ax.set_axis_off()
-    for ax in axes.flat[max(count - across, 0) : count]:  # the lowest of each column
-        ax.set_xlabel("bits per weight")
-        ax.tick_params(labelbottom=True)
-    return figure, list(axes.flat[:count])
+def _across(ax: Axes, metric: str, rows: pd.DataFrame) -> None:
+    """The scale of an outcome across; perplexity from its least to its greatest end, with two ticks."""
+    if metric != "perplexity":
+        outcome_axis(ax, metric, rows, across=True)
+        return
+    low, high = rows["low"].min(), rows["high"].max()
+    ax.set(xscale="log", xlim=(0.8 * low, 1.25 * high))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xticks([low, high] if high > 1.5 * low else [(low * high) ** 0.5])
+    ax.xaxis.set_major_formatter("{x:.0f}")
 
 
 def _with_bits(rows: pd.DataFrame) -> pd.DataFrame:
@@ -182,21 +212,15 @@ def _with_bits(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["metric"] != "bits_per_weight"].merge(bits, on=arm)
 
 
-def _apart(bits: pd.Series) -> float:
-    """How far points at the same bits are moved to either side, so that they stay nearer than to any others."""
-    gaps = np.diff(np.sort(bits.unique()))
-    gaps = gaps[gaps > 1e-3]
-    return min(0.35 * gaps.min(), 0.02 * gaps.sum()) if len(gaps) else 0.1
-
-
-def _spared(ax: Axes, rows: pd.DataFrame, styles: dict[str, tuple[str, str]], line: str, reach: float) -> None:
-    """One format: itself, and from there one line a score, over more and more neurons in bf16."""
-    start = rows[rows["score"] == WITHOUT]
-    for (name, style), offset in zip(styles.items(), spread(len(styles), reach), strict=True):
-        part = rows[rows["score"] == name].sort_values("x")
-        if len(part):
-            series(ax, part["x"] + offset, part, style, start, line)
-    bars(ax, start["x"], start, *UPDATE, zorder=4)
+def _spared(ax: Axes, rows: pd.DataFrame, styles: dict[str, tuple[str, str]], places: Sequence[int]) -> None:
+    """One format: itself as a dotted line with its interval as a band over its rows, and on each row a score."""
+    for item in rows[rows["score"] == WITHOUT].itertuples():
+        ends = [places[0] - 0.5, places[-1] + 0.5]
+        ax.fill_betweenx(ends, item.low, item.high, color=INK, alpha=0.08, linewidth=0, label="plain format")
+        ax.vlines(item.value, *ends, color=INK, linewidth=1.2, linestyle=":", label="plain format")
+    for place, (name, style) in zip(places, styles.items(), strict=True):
+        part = rows[rows["score"] == name]
+        bars(ax, np.full(len(part), place), part, *style, across=True, markersize=5, label=name)
 
 
 HARMFUL, EDGY = "advbench", "edgy"

@@ -1,6 +1,7 @@
 """Chapter 07's figures, and the parts that figures of outcomes share. A table in, a figure out; what was not measured is said."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from helpers.figures.drawing.layout import (
     distinct,
     legend,
     legend_key,
+    message,
     row_panels,
     sample_size,
     spread,
@@ -27,6 +29,7 @@ from helpers.figures.drawing.layout import (
 from helpers.figures.drawing.theme import PALETTE, bars, panels
 from helpers.figures.models import perplexity_axis
 from helpers.figures.projection_tables import METHODS, method
+from helpers.figures.titles import projection as titles
 from helpers.projection.restorations import RESTORATIONS, parse
 from helpers.updates import names as update_names
 from helpers.updates import variants
@@ -39,6 +42,8 @@ OUTCOMES = {"non_refusal": ("advbench", "harmful prompts\nnot refused"), "over_r
 PAGE = ("non_refusal", "over_refusal", "nll", "alarms_changed")  # what stands side by side where a row is a variant
 KINDS = dict(zip(("q", "k", "v", "o", "gate", "up", "down"), STYLES, strict=True))
 UPDATE = (INK, "s")
+COMPARED = ("safelora", "zero", "random-modules")  # what the curves show beside each other; all others stand in the tables
+CURVED = ("non_refusal", "nll")  # safety and utility
 RESTORED = {"safelora": ("#0072b2", "o"), "splora": ("#e69f00", "D"), "salora": ("#56b4e9", "P"),
             "orthogonal-keep": ("#009e73", "^"), "orthogonal-remove": ("#cc79a7", "v"), "zero": ("#d55e00", "X"),
             "norm-matched": ("#8c6d31", "<"), "random-spectrum": (GREY, "d"), "random-subspace": ("#5b6472", "p"),
@@ -117,8 +122,9 @@ def outcome_axis(ax: Axes, metric: str, rows: pd.DataFrame, across: bool = False
 def scores(by_module: pd.DataFrame) -> Figure:
     """SafeLoRA's cosine of every module over depth, an unrelated update's as a dotted line; and what is left of its norm.
 
-    All are computed exactly, so without intervals. `by_module`: `restorations.Restored.table`. A block is the first number of
-    a module's name, a kind its last part; modules without a number are left out.
+    A line a kind of module, through the mean of its modules in each block. All are computed exactly, so without intervals.
+    `by_module`: `restorations.Restored.table`. A block is the first number of a module's name, a kind its last part; modules
+    without a number are left out.
     """
     blocks = by_module["module"].str.extract(r"(\d+)")[0].astype(float)
     kinds = by_module["module"].str.rsplit(".", n=1).str[-1].map(lambda name: re.sub(r"_proj$", "", name))
@@ -126,22 +132,26 @@ def scores(by_module: pd.DataFrame) -> Figure:
     if rows.empty:
         return unmeasured("the modules of an update")
     styles = styles_of([kind for kind in dict.fromkeys([*KINDS, *rows["kind"]]) if kind in set(rows["kind"])], KINDS)
-    figure, (left, right) = panels(2, height=4.0, width=5.25)
-    for (kind, (colour, marker)), offset in zip(styles.items(), spread(len(styles), 0.2), strict=True):
-        part = rows[rows["kind"] == kind]
-        x, kept = part["block"] + offset, part["after"] / part["before"]
-        left.plot(x, part["null"], ":", color=colour, linewidth=1.4)
-        left.plot(x, part["score"], marker, color=colour, markersize=4)
-        right.plot(x[kept > 0], kept[kept > 0], marker, color=colour, markersize=4)
-    left.set(title="How aligned each module's update is", ylabel="cosine s", ylim=(0, None))
-    right.set(title="How much of the update is left", ylabel="norm after / before")
-    _small_shares(right, len(rows), int((rows["after"] == 0).sum()))
-    for ax in (left, right):
+    gone = int((rows["after"] == 0).sum())
+    figure, axes = panels(1 if gone == len(rows) else 2, height=4.2, width=5.25)
+    for kind, (colour, marker) in styles.items():
+        own = rows[rows["kind"] == kind].groupby("block")[["score", "null", "before", "after"]].mean()
+        look: dict[str, Any] = {"color": colour, "linewidth": 1.5, **({"marker": marker} if len(own) == 1 else {})}
+        axes[0].plot(own.index, own["null"], ":", **look)
+        axes[0].plot(own.index, own["score"], label=kind, **look)
+        kept = (own["after"] / own["before"])[own["after"] > 0]
+        if len(axes) > 1:
+            axes[1].plot(kept.index, kept, label=kind, **look)
+    axes[0].set(title="How aligned each module's update is", ylabel="cosine s", ylim=(0, None))
+    if len(axes) > 1:
+        axes[1].set(title="How much of the update is left", ylabel="norm after / before")
+        _small_shares(axes[1], len(rows), gone)
+    for ax in axes:
         ax.set(xlim=(rows["block"].min() - 0.8, rows["block"].max() + 0.8), xlabel=f"block (n = {len(rows)} modules)")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    keys = {kind: legend_key(*style) for kind, style in styles.items()}
+    keys = {kind: legend_key(colour, "", "-") for kind, (colour, _) in styles.items()}
     legend(figure, keys | {"an unrelated update": legend_key(INK, "", ":", linewidth=1.4)}, columns=8)
-    return figure
+    return message(figure, titles.scores_title(rows))
 
 
 def _small_shares(ax: Axes, modules: int, gone: int) -> None:
@@ -152,31 +162,33 @@ def _small_shares(ax: Axes, modules: int, gone: int) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
     if gone:
         ax.text(0.03, 0.05, f"nothing left in {gone} of {modules} modules", transform=ax.transAxes)
-    if gone == modules:
-        ax.set_ylim(1e-3, 1)
 
 
 # ---------------------------------------------------------------- curves
 
 
 def curves(drawn: pd.DataFrame) -> Figure:
-    """Every restoration over the share of modules it changes: one column an update, one row an outcome, all with intervals.
+    """SafeLoRA beside the same modules removed, over the share of modules: a column an update, above refusals, below utility.
 
-    Curves set out at 0 from the update as it was trained (so "none" is not drawn again); dashed: the aligned model. Points at
-    one share are moved apart a little. The prompts are those of validation where the table has them.
+    Beside them modules removed at random, all with intervals; where these were not drawn, the first three restorations. Curves
+    set out at 0 from the update as it was trained (so "none" is not drawn again); dashed: the aligned model. Points at one share
+    are moved apart a little. The prompts are those of validation where the table has them.
     """
     modules, whole = drawn[drawn["module"] != ""], drawn[drawn["module"] == ""]
     total = modules["module"].nunique() or max(int(whole["layers_changed"].max()), 1)
     whole = whole[whole["restoration"] != "none"].assign(x=shares_changed(whole, total))
     whole["update"] = whole["adapter"] + "\non " + whole["precision"]
-    found = outcomes(whole, split="validation")
+    names = _in_order(whole.loc[whole["restoration"] != "", "restoration"])
+    names = [name for name in names if name in COMPARED] or names[: len(COMPARED)]
+    whole = whole[whole["restoration"].isin(["", *names])]
+    found = outcomes(whole, CURVED, split="validation") or outcomes(whole, split="validation")
     restored = pd.concat(found.values()) if found else whole[:0]
     restored = restored[restored["restoration"] != ""]
     if restored.empty:
         return unmeasured("an update under restorations")
     updates, styles = distinct(restored["update"]), styles_of(_in_order(restored["restoration"]), RESTORED)
     figure, axes = plt.subplots(
-        len(found), len(updates), figsize=(min(10.5, 5.2 + 2.4 * len(updates)), 1.0 + 1.65 * len(found)), sharex=True,
+        len(found), len(updates), figsize=(min(9.6, 5.2 + 2.2 * len(updates)), 1.6 + 2.3 * len(found)), sharex=True,
         sharey="row", squeeze=False, constrained_layout=True,
     )  # fmt: skip
     for line, (metric, rows) in zip(axes, found.items(), strict=True):
@@ -185,15 +197,20 @@ def curves(drawn: pd.DataFrame) -> Figure:
             reference(ax, plain(rows))
         outcome_axis(line[0], metric, rows[rows["update"].isin(updates)])
         line[0].set_ylabel(f"{OUTCOMES[metric][1]}\n({sample_size(rows)})", fontsize=10)
-    for top, bottom, update in zip(axes[0], axes[-1], updates, strict=True):
-        top.set_title(update if len(updates) > 1 else update.replace("\n", " "))
-        bottom.set(xlabel="strength (modules changed)", xlim=(-0.04, 1.06))
-        bottom.xaxis.set_major_locator(MultipleLocator(0.25))
-        bottom.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if v else "0")
+    _name_columns(axes, updates)
     keys = {"as trained": legend_key(*UPDATE), "aligned model": legend_key(INK, "", "--")}
     keys |= {METHODS.get(name, name): legend_key(*style, "-") for name, style in styles.items()}
-    figure.legend(keys.values(), keys, loc="outside upper center", ncols=min(4, len(keys)))
-    return figure
+    legend(figure, keys, columns=min(3, len(keys)))
+    return message(figure, titles.curves_title_of_pair(found["non_refusal"] if "non_refusal" in found else restored[:0]))
+
+
+def _name_columns(axes: np.ndarray, updates: Sequence[str]) -> None:
+    """Each update above its column, and the share of modules below."""
+    for top, bottom, update in zip(axes[0], axes[-1], updates, strict=True):
+        top.set_title(textwrap.fill(update.replace("\n", " "), 26, break_on_hyphens=True), fontsize=10)
+        bottom.set(xlabel="strength (modules changed)", xlim=(-0.04, 1.06))
+        bottom.xaxis.set_major_locator(MultipleLocator(0.5))
+        bottom.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if v else "0")
 
 
 def shares_changed(rows: pd.DataFrame, total: int) -> pd.Series:
@@ -248,7 +265,7 @@ def before_and_after(table: pd.DataFrame) -> Figure:
         outcome_axis(ax, metric, rows, across=True)
         ax.set_title(OUTCOMES[metric][1], fontsize=10)
         ax.set_xlabel(sample_size(rows))
-    return figure
+    return message(figure, titles.recovered_title(found["non_refusal"]))
 
 
 def _rank(restoration: str, known: Sequence[str]) -> tuple[int, str]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,30 +14,32 @@ from helpers.figures.drawing.layout import (
     GREY,
     INK,
     STYLES,
+    TEXT,
     grid,
     legend,
     legend_key,
+    message,
     ordered_tasks,
     row_numbers,
     row_panels,
     sample_size,
     share_across,
     spread,
-    task_keys,
     task_styles,
     task_words,
     together,
     unmeasured,
 )
 from helpers.figures.drawing.named_points import apart, name_points, root, square
-from helpers.figures.drawing.share_grid import share_grid
-from helpers.figures.drawing.theme import PALETTE, bars, share_axis
+from helpers.figures.drawing.pooled import mean_rate, quarters, shares_by_task, shares_over
+from helpers.figures.drawing.task_lines import floor_key, floor_line
+from helpers.figures.drawing.theme import PALETTE, bars, panels, share_axis
 from helpers.figures.repair_tables import KINDS, OUTSIDE
+from helpers.figures.titles import repair as titles
 from helpers.monitors import gate, repairs
 from helpers.results import KEY
 from helpers.staleness.policies import METHOD, behind_gate
 from helpers.staleness.verdicts import FAMILIES
-from helpers.stats.intervals import rate_interval
 from helpers.updates import variants
 
 RUNGS = {"none": "frozen", "coral": "CORAL", "procrustes": "Procrustes", "coral-unpaired": "CORAL, unpaired",
@@ -55,8 +56,9 @@ POLICIES = {"do nothing": (INK, "s"), "realign everything": (PALETTE["aligned"],
             "gated realignment": (PALETTE["aligned"], "D"),
             **{f"triage {share} %": (PALETTE["qlora"], "^") for share in (10, 20, 30)}, "random 20 %": (GREY, "X"),
             "drift first 20 %": (PALETTE["control"], "v"), "revalidate everything": (INK, "P")}  # fmt: skip
-CHOICES = {"deploy": ("deploy as it is", PALETTE["aligned"], "o"), "realign": ("realign", PALETTE["quantized"], "s"),
-           "refit": ("ask for a refit", PALETTE["qlora"], "D")}  # fmt: skip
+CHOICES = {"deploy": "deploy", "realign": "realign", "refit": "ask for a refit"}
+MENDED, HARMED = "of the unfit,\nmended", "of the fit,\nharmed"
+FATES = {"as frozen": (INK, "s"), "all realigned": (PALETTE["quantized"], "D"), "as the gate says": (PALETTE["aligned"], "o")}
 
 
 # ---------------------------------------------------------------- the ladder
@@ -65,8 +67,9 @@ CHOICES = {"deploy": ("deploy as it is", PALETTE["aligned"], "o"), "realign": ("
 def ladder(table: pd.DataFrame, order: Sequence[str]) -> Figure:
     """The share of monitors unfit (any definition) at each rung of `order`, one panel a family, with intervals over updates.
 
-    Only monitors that every rung was tried on, so that rungs are compared on the same ones. The dashed line is the frozen
-    monitors' share. What a rung costs stands beside its name: passes of unlabelled texts, and labelled texts.
+    Only monitors that every rung was tried on, so that rungs are compared on the same ones. The thin line is the frozen
+    monitors' share, the dashed one the floor: that of frozen monitors where nothing changed (`repair_tables.on_updates`). What
+    a rung costs stands beside its name: passes of unlabelled texts, and labelled texts.
     """
     rows = table[(table["metric"] == "stale_any") & table["method"].isin(order) & (table["layer"] > 0)]
     tried = rows.groupby(["label", "task", "probe", "layer"])["method"].transform("nunique")
@@ -76,30 +79,37 @@ def ladder(table: pd.DataFrame, order: Sequence[str]) -> Figure:
     methods = [name for name in order if name in set(rows["method"])]
     costs = {name: _cost(table[table["method"] == name]) for name in methods}
     groups = pd.Series([_group(name, costs[name][1]) for name in methods], index=methods)
-    families = _families(rows)
-    figure, axes = row_panels(groups, len(families))
-    axes[0].set_yticks(range(len(methods)), [_rung(name, *costs[name]) for name in methods], fontsize=8.5)
+    families, floor = _families(rows), _floor(table, "stale_any")
+    figure, axes = row_panels(groups, len(families), rest=2.4)
+    axes[0].set_yticks(range(len(methods)), [_rung(name, *costs[name]) for name in methods], fontsize=TEXT)
     for ax, family in zip(axes, families, strict=True):
         part = rows[rows["family"] == family]
-        shares = _shares(part, "method")
+        shares = shares_over(part, "method")
         for name, item in shares.groupby("method"):
             look = (GREY, "X") if name == repairs.NULL else LOOKS[groups[name]]
             bars(ax, row_numbers(item, groups, "method"), item, *look, across=True, markersize=5.5, label=groups[name])
         for value in shares.loc[shares["method"] == "none", "value"]:
-            ax.axvline(value, color=INK, linewidth=1, linestyle="--")
+            ax.axvline(value, color=GREY, linewidth=1)
+        floor_line(ax, pd.Series(floor), across=True)
         share_across(ax)
-        ax.set_title(textwrap.fill(family, 14), fontsize=10)
-        ax.set_xlabel(f"unfit\n({sample_size(shares)})", fontsize=9)
-    return figure
+        ax.set_title(textwrap.fill(family, 12), fontsize=10)
+        ax.set_xlabel(f"unfit\n({sample_size(shares)})", fontsize=TEXT)
+    legend(figure, {"as frozen": legend_key(GREY, "", "-")} | floor_key(floor))
+    free = {name: _words(name) for name in methods if groups[name] == "no labels" and name != repairs.NULL}
+    shares_of_all = rows.groupby("method")["value"].mean().to_dict()
+    return message(figure, titles.ladder_title(shares_of_all, free, next(iter(floor), None)))
 
 
 def survivors(table: pd.DataFrame) -> Figure:
-    """The share of probes unfit on real updates, plain ones and those fitted with simulated updates, one panel a pooling."""
+    """The share of probes unfit on real updates, plain ones and those fitted with simulated updates, one panel a pooling.
+
+    Dashed: the floor, the share of plain ones unfit where nothing changed (`repair_tables.survived`).
+    """
     rows = table[table["metric"] == "unfit"]
     if rows.empty:
         return unmeasured("probes fitted with simulated updates")
-    poolings = [name for name in ("last", "mean") if name in set(rows["pooling"])]
-    figure, axes, _ = grid(len(poolings), height=2.6)
+    poolings, floors = [name for name in ("last", "mean") if name in set(rows["pooling"])], table.attrs.get("floor", {})
+    figure, axes, _ = grid(len(poolings), height=3.0)
     kinds = [kind for kind in KINDS if kind in set(rows["kind"])]
     for ax, pooling in zip(axes, poolings, strict=True):
         part = rows[rows["pooling"] == pooling]
@@ -107,19 +117,15 @@ def survivors(table: pd.DataFrame) -> Figure:
             look = (INK, "s") if i == 0 else (GREY, "X") if kind == "simulated-noise" else (PALETTE["aligned"], "o")
             bars(ax, np.array([i] * int((part["kind"] == kind).sum())), part[part["kind"] == kind], *look, across=True)
         ax.set_yticks(
-            range(len(kinds)), [textwrap.fill(KINDS[kind], 18) for kind in kinds] if ax is axes[0] else [], fontsize=8.5
+            range(len(kinds)), [textwrap.fill(KINDS[kind], 18) for kind in kinds] if ax is axes[0] else [], fontsize=TEXT
         )
         ax.set_ylim(len(kinds) - 0.5, -0.5)
         ax.set_title({"last": "last token", "mean": "mean over tokens"}[pooling], fontsize=10)
         share_across(ax)
-        ax.set_xlabel(f"unfit on real updates\n({sample_size(part)})", fontsize=9)
-    return figure
-
-
-def _shares(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The share of ones among the rows of each value of a column, with intervals over updates."""
-    found = [(name, rate_interval(part["value"], part["label"])) for name, part in rows.groupby(by, sort=False)]
-    return pd.DataFrame([(name, e.value, e.low, e.high, e.n) for name, e in found], columns=[by, "value", "low", "high", "n"])
+        floor_line(ax, pd.Series([floors[pooling]] if pooling in floors else [], dtype=float), across=True)
+        ax.set_xlabel(f"unfit on real updates\n({sample_size(part)})", fontsize=TEXT)
+    legend(figure, floor_key(list(floors)))
+    return message(figure, titles.survivors_title(rows))
 
 
 def _families(rows: pd.DataFrame) -> list[str]:
@@ -155,106 +161,103 @@ def _words(name: str) -> str:
 
 
 def who_is_repaired(cells: pd.DataFrame) -> Figure:
-    """The unfit monitors of each task by the cheapest rung that mends them, and the fit ones that realigning harms.
+    """By task: monitors unfit as frozen; of these, those that realigning makes fit; and of the fit ones, those it makes unfit.
 
-    One column a task, shares with intervals over updates; n counts monitors on updates, without controls. The middle block
-    adds up to 100 %: each unfit monitor is counted once. Its rungs are many and each is judged by the same test texts, so a
-    monitor near the margin is mended by one or other of them by luck.
+    Shares with intervals over updates, where all are realigned and where the gate is followed; n counts monitors on updates,
+    without controls. Controls, where nothing changed, give the dashed floors of the first and the last panel.
     """
-    cells = cells[~cells["family"].isin(OUTSIDE)]
-    if cells.empty:
+    real, still = cells[~cells["family"].isin(OUTSIDE)], cells[cells["family"] == "control"]
+    if real.empty:
         return unmeasured("monitors before and after a repair")
-    rungs = [name for name in (*repairs.LADDER, "") if (cells["stale"] & (cells["repaired_by"] == name)).any()]
-    by = {_words(name): cells["repaired_by"] == name for name in rungs}
-    harm = {"following the gate": behind_gate(cells), "realigning all": cells["stale_blind"]}
-    blocks = [("Of all monitors", cells["stale"] | True, {"unfit as frozen": cells["stale"]}, GREY, 1.0),
-              ("Of the unfit ones, mended at the cheapest by", cells["stale"], by, "#56b4e9", 1.0),
-              ("Of the fit ones, harmed by", ~cells["stale"], harm, "#f0a070", 0.2)]  # fmt: skip
-    blocks = [block for block in blocks if block[2]]
-    tasks, sizes = [*ordered_tasks(cells["task"]), "all"], [len(flags) for _, _, flags, _, _ in blocks]
-    figure, axes = plt.subplots(len(blocks), 1, figsize=(min(10.5, 2.9 + 1.25 * len(tasks)), 2.6 + 0.42 * sum(sizes)),
-                                height_ratios=sizes, constrained_layout=True)  # fmt: skip
-    for ax, (title, base, flags, colour, full) in zip(axes, blocks, strict=True):
-        share_grid(ax, cells[base], {words: flag[base] for words, flag in flags.items()}, tasks, colour, full)
-        ax.set_title(title, fontsize=9.5)
-    return figure
+    tasks = pd.Series("", index=[*ordered_tasks(real["task"]), "all"])
+    asked = [one for one in _questions(cells) if one[1][real.index].any()]
+    figure, axes = row_panels(tasks, len(asked), width=min(9.6, 3.6 + 2.0 * len(asked)), row=0.42, rest=2.6)
+    axes[0].set_yticks(range(len(tasks)), [task_words(task).replace("\n", " ") for task in tasks.index], fontsize=TEXT)
+    for ax, (title, base, flags, floored) in zip(axes, asked, strict=True):
+        for (name, flag), offset in zip(flags.items(), spread(len(flags), 0.16), strict=True):
+            shares = shares_by_task(real[base[real.index]], flag, list(tasks.index))
+            bars(ax, row_numbers(shares, tasks, "task") + offset, shares, *FATES[name], across=True, markersize=5, capsize=0)
+        there = next(iter(flags.values()))[still.index][base[still.index]]
+        floor_line(ax, pd.Series([there.mean()] if len(there) and floored else [], dtype=float), across=True)
+        share_across(ax)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(f"({sample_size(shares)})", fontsize=TEXT)
+    legend(figure, {name: legend_key(*look) for name, look in FATES.items()} | floor_key(still.index), columns=4)
+    ends = {title: flags["all realigned"][real.index][base[real.index]].mean() for title, base, flags, _ in asked[1:]}
+    return message(figure, titles.mended_title(ends.get(MENDED), ends.get(HARMED)))
+
+
+def _questions(cells: pd.DataFrame) -> list[tuple[str, pd.Series, dict[str, pd.Series], bool]]:
+    """What the panels ask: title, of which cells, the flags that are counted, and whether there is a floor."""
+    stale = cells["stale"].astype(bool)
+    after = {"all realigned": cells["stale_blind"].astype(bool), "as the gate says": behind_gate(cells).astype(bool)}
+    mended = {name: ~flag for name, flag in after.items()}
+    return [("unfit as frozen", stale | True, {"as frozen": stale}, True), (MENDED, stale, mended, False),
+            (HARMED, ~stale, after, True)]  # fmt: skip
 
 
 def rates_before_after(table: pd.DataFrame) -> Figure:
-    """FPR and TPR at the frozen threshold from the frozen monitor to its repairs: a line of dots a monitor and update.
+    """FPR and TPR at the frozen threshold from the frozen monitor to its repairs: a line a family, means over its monitors.
 
-    One column a family, one place a method. Dashed: the 5 % that the threshold was set to. Pale intervals are those of the
-    test texts (n). Give the rows of the monitors in use and of the methods to show.
+    One place a method, a panel a rate, intervals over updates. Dotted: the 5 % that the threshold was set to; dashed: the floor,
+    the same of frozen monitors where nothing changed. Give the rows of the monitors in use and of the methods to show.
     """
     rows = table[table["metric"].isin(RATES) & (table["layer"] > 0)]
     methods = [name for name in dict.fromkeys(["none", *repairs.RUNGS, *rows["method"]]) if name in set(rows["method"])]
-    families, styles = _families(rows), task_styles(ordered_tasks(rows["task"]))
+    families = _families(rows)
     if len(methods) < 2:
         return unmeasured("rates before and after a repair")
-    size = (float(np.clip(2.4 + 2.1 * len(families), 7.2, 10.5)), 6.0)
-    figure, axes = plt.subplots(2, len(families), figsize=size, sharex=True, sharey=True, squeeze=False, constrained_layout=True)
-    for line, (metric, words) in zip(axes, RATES.items(), strict=True):
-        for ax, family in zip(line, families, strict=True):
-            here = rows[(rows["metric"] == metric) & (rows["family"] == family)]
-            for (task, style), offset in zip(styles.items(), spread(len(styles), 0.16), strict=True):
-                _paths(ax, here[here["task"] == task], methods, offset, *style)
-            share_axis(ax)
-        line[0].set_ylabel(f"{words}\n({sample_size(rows[rows['metric'] == metric])})")
-    for ax, family in zip(axes[0], families, strict=True):
-        ax.axhline(0.05, color=INK, linewidth=1, linestyle="--")
-        ax.set_title(textwrap.fill(family, 16), fontsize=10)
-    for ax in axes[1]:
-        ax.set_xticks(range(len(methods)), [_words(name).replace(" ", "\n") for name in methods], fontsize=9)
+    looks = dict(zip(families, STYLES * len(families), strict=False))
+    means = pd.DataFrame([(metric, family, method, *mean_rate(own)) for (metric, family, method), own in
+                          rows.groupby(["metric", "family", "method"], sort=False)],
+                         columns=["metric", "family", "method", "value", "low", "high", "n"])  # fmt: skip
+    figure, axes = panels(len(RATES), height=4.4, width=5.0)
+    for ax, (metric, words) in zip(axes, RATES.items(), strict=True):
+        here = means[means["metric"] == metric].assign(x=lambda t: [methods.index(name) for name in t["method"]])
+        for (family, (colour, marker)), offset in zip(looks.items(), spread(len(looks), 0.14), strict=True):
+            own = here[here["family"] == family].sort_values("x")
+            bars(ax, own["x"] + offset, own, colour, marker, markersize=5, elinewidth=1, capsize=0)
+            ax.plot(own["x"] + offset, own["value"], color=colour, linewidth=1.1, alpha=0.7, zorder=0.9)
+        floor_line(ax, pd.Series(_floor(table, metric)), across=False)
+        share_axis(ax)
+        ax.set_title(words)
+        ax.set_xlabel(f"({sample_size(here)} monitors on updates)", fontsize=TEXT)
+        ax.set_xticks(range(len(methods)), [_words(name).replace(" ", "\n") for name in methods], fontsize=TEXT)
         ax.set_xlim(-0.4, len(methods) - 0.6)
-    legend(figure, task_keys(styles) | {"5 %, as the threshold was set": legend_key(INK, "", "--")}, columns=3)
-    return figure
-
-
-def _paths(ax: Axes, rows: pd.DataFrame, methods: Sequence[str], offset: float, colour: str, marker: str) -> None:
-    """Each monitor of a task on each update, over the methods."""
-    rows = rows.assign(x=[methods.index(name) + offset for name in rows["method"]]).sort_values("x")
-    bars(ax, rows["x"], rows, colour, marker, markersize=3.6, elinewidth=0.7, capsize=0, alpha=0.55)
-    for _, part in rows.groupby(["label", "probe", "layer"], sort=False):
-        ax.plot(part["x"], part["value"], color=colour, linewidth=0.9, alpha=0.55)
+    axes[0].axhline(0.05, color=INK, linewidth=1, linestyle=":")
+    keys = {family: legend_key(*look, "-") for family, look in looks.items()} | {"5 %, as set": legend_key(INK, "", ":")}
+    legend(figure, keys | floor_key(_floor(table, "fpr_5")), columns=4)
+    return message(figure, titles.rates_title(means, RUNGS))
 
 
 def gate_accuracy(cells: pd.DataFrame, threshold: float = gate.AGREEMENT) -> Figure:
-    """Whether a realigned monitor was left unfit, against its rank agreement with the frozen one on held-out unlabelled texts.
+    """The share of realigned monitors left unfit, by quarters of their rank agreement with the frozen ones; controls left out.
 
-    Above, one dot a monitor and update, by what the gate chose (it looks at alarms as well); below, the share left unfit by
-    quarters of the agreement, with intervals over updates; controls are left out. Dashed: what the gate asks for.
+    Agreement is that on held-out unlabelled texts, and its range stands below each quarter, beside what the gate asks for
+    (`threshold`; it looks at alarms as well). Intervals are over updates; dashed: the floor, unfit where nothing changed.
     """
+    still = cells[cells["family"] == "control"]["stale"].astype(float)
     cells = cells[~cells["family"].isin(OUTSIDE)].dropna(subset=["agreement_after"])
     if cells.empty:
         return unmeasured("how realigned monitors agree with the frozen ones")
-    figure, (above, below) = plt.subplots(2, 1, figsize=(8.6, 5.0), sharex=True, constrained_layout=True)
-    drawn = np.random.default_rng(0).uniform(-0.3, 0.3, len(cells))  # apart, so that dots can be seen
-    for choice, (_, colour, marker) in CHOICES.items():
-        own = (cells["gate"] == choice).to_numpy()
-        y = cells["stale_realigned"][own] + drawn[own]
-        above.scatter(cells["agreement_after"][own], y, s=14, color=colour, marker=marker, alpha=0.55, linewidths=0)
-    above.set_yticks([0, 1], ["fit", "left unfit"])
-    above.set_ylim(-0.45, 1.45)
-    above.grid(axis="y", visible=False)
-    middles, shares = _quarters(cells)
-    bars(below, middles, shares, INK, "o")
-    share_axis(below)
-    below.set_ylabel(f"left unfit\n({sample_size(shares)} a quarter)")
-    below.set_xlabel("rank agreement after realignment, unlabelled texts")
-    for ax in (above, below):
-        ax.axvline(threshold, color=INK, linewidth=1.2, linestyle="--")
+    ranges, shares = quarters(cells)
+    figure, ax = plt.subplots(figsize=(8.0, 4.0), constrained_layout=True)
+    bars(ax, np.arange(len(shares)), shares, INK, "o", label="left unfit")
+    floor_line(ax, pd.Series([still.mean()] if len(still) else [], dtype=float), across=False)
+    share_axis(ax)
+    ax.set_xticks(range(len(shares)), ranges)
+    ax.set(xlim=(-0.5, len(shares) - 0.5), ylabel=f"left unfit ({sample_size(shares)} a quarter)")
     counts = cells["gate"].value_counts()
-    keys = {f"{words} (n = {counts.get(name, 0)})": legend_key(colour, mark) for name, (words, colour, mark) in CHOICES.items()}
-    legend(figure, keys | {f"agreement {threshold:g}": legend_key(INK, "", "--")}, columns=4)
-    return figure
+    chose = ", ".join(f"{words} {counts.get(name, 0)}" for name, words in CHOICES.items())
+    ax.set_xlabel(f"rank agreement after realignment, unlabelled texts\n(the gate asks for {threshold:g}; it chose: {chose})")
+    legend(figure, floor_key([0.0] if len(still) else []))
+    return message(figure, titles.gate_title(shares))
 
 
-def _quarters(cells: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """The middle agreement of each quarter of the cells, and the share of it left unfit."""
-    rank = cells["agreement_after"].rank(method="average", pct=True)
-    rows = pd.DataFrame({"quarter": np.ceil(4 * rank - 1e-9), "value": cells["stale_realigned"].astype(float),
-                         "label": cells["variant"], "x": cells["agreement_after"]}).sort_values("quarter")  # fmt: skip
-    return rows.groupby("quarter")["x"].median().to_numpy(), _shares(rows, "quarter")
+def _floor(table: pd.DataFrame, metric: str) -> list[float]:
+    """What a metric is for frozen monitors where nothing changed, as `repair_tables.on_updates` left it; none where unknown."""
+    floors = table.attrs.get("floor", {})
+    return [floors[metric]] if metric in floors else []
 
 
 # ---------------------------------------------------------------- together with a restored model
@@ -278,8 +281,8 @@ def interplay(rows: pd.DataFrame, what: str = "changed alarms given back") -> Fi
     tasks = ordered_tasks(rows["task"])
     styles = task_styles([task for task in tasks if task != "all"]) | ({"all": (INK, "D")} if "all" in tasks else {})
     shown = [metric for metric in GAINS if metric in set(rows["metric"])]
-    figure, axes = row_panels(updates, len(shown), row=0.36 + 0.06 * len(styles), rest=1.8)
-    axes[0].set_yticks(range(len(updates)), names, fontsize=8.5)
+    figure, axes = row_panels(updates, len(shown), row=0.36 + 0.06 * len(styles), rest=2.4)
+    axes[0].set_yticks(range(len(updates)), names, fontsize=TEXT)
     reach = 1.08 * rows[["low", "high"]].abs().to_numpy().max() or 0.01
     for ax, metric in zip(axes, shown, strict=True):
         part = rows[rows["metric"] == metric]
@@ -293,10 +296,10 @@ def interplay(rows: pd.DataFrame, what: str = "changed alarms given back") -> Fi
         ax.set_xlim(-reach, reach)
         ax.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:g} %".replace("-", "−"))
-        ax.set_xlabel(f"{textwrap.fill(what, 26)}\n({sample_size(part)})", fontsize=9)
+        ax.set_xlabel(f"{textwrap.fill(what, 16)}\n({sample_size(part)})", fontsize=TEXT)
     keys = {task_words(task).replace("\n", " "): legend_key(*look) for task, look in styles.items()}
-    legend(figure, keys if len(keys) > 1 else {}, columns=6)
-    return figure
+    legend(figure, keys if len(keys) > 1 else {}, columns=4)
+    return message(figure, titles.interplay_title(rows))
 
 
 # ---------------------------------------------------------------- policies
@@ -320,7 +323,7 @@ def policy_plane(rows: pd.DataFrame) -> Figure:
     ends = [name for name in ("do nothing", "revalidate everything") if name in names]
     rule = [_between(part.loc[ends, "value"].to_numpy(float)) for part in (paid, left)]
     ax.plot(*rule, color=GREY, linewidth=1, linestyle="--", label="any share of checks at random")
-    paid = apart(paid, float(root(most)))
+    costs, paid = paid, apart(paid, float(root(most)))
     for i, name in enumerate(names):
         colour, marker = POLICIES.get(name, STYLES[i % len(STYLES)])
         bars(ax, left.loc[[name], "value"], paid.loc[[name]], colour, " ", across=True, capsize=0, label=name)
@@ -329,6 +332,7 @@ def policy_plane(rows: pd.DataFrame) -> Figure:
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.set_xlabel("labelled texts a monitor and update (the axis goes by their root)")
     ax.set_ylabel(f"monitors left unfit in service ({sample_size(left)})")
+    message(figure, titles.policy_title(left, costs))  # names are placed on the panel as it stays
     name_points(ax, paid, left, np.column_stack(rule))
     return figure
 

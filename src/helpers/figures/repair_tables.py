@@ -18,6 +18,7 @@ from helpers.updates.variants import from_table, variant_codes
 
 ALL = "all"
 OUTSIDE = {"control", "before alignment"}  # families that are no update of a deployed model
+FLOORED = ("stale_any", "fpr_5", "tpr_5")  # what figures show beside what it is where nothing changed
 NONE = "(not in this run)"
 BY_HAND = {"tpr_5": "caught", "fpr_5": "false alarms", "alarms_changed": "alarms changed", "auroc": "AUROC",
            "cost_texts": "passes", "cost_labels": "labels"}  # fmt: skip
@@ -41,10 +42,20 @@ class ShownCase:
 
 
 def on_updates(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows about real updates, with `label` and `family`; controls and the base model are left out."""
+    """The rows about real updates, with `label` and `family`; controls and the base model are left out, and are the `floor`."""
     families = [recipes.family(variant) for variant in from_table(table)]
     own = variants.labelled(table).assign(family=[families[i] for i in variant_codes(table)])
-    return own[~own["family"].isin(OUTSIDE)]
+    found = own[~own["family"].isin(OUTSIDE)]
+    found.attrs["floor"] = _floor(own[own["family"] == "control"])
+    return found
+
+
+def _floor(rows: pd.DataFrame) -> dict[str, float]:
+    """By metric, the mean over frozen monitors where nothing changed; plain numbers, as attributes of a table must be."""
+    if "method" not in rows:
+        return {}
+    own = rows[(rows["method"] == "none") & (rows["layer"] > 0) & rows["metric"].isin(FLOORED)]
+    return {str(metric): float(value) for metric, value in own.groupby("metric")["value"].mean().items()}
 
 
 def of_monitors(table: pd.DataFrame, in_use: Mapping[str, str], methods: Sequence[str]) -> pd.DataFrame:
@@ -158,9 +169,18 @@ def survived(staleness: pd.DataFrame, seen: Sequence[str] = ()) -> pd.DataFrame:
             found.append((kind, pooling, metric, e.value, e.low, e.high, e.n))
     order = {kind: i for i, kind in enumerate(KINDS)}
     table = pd.DataFrame(found, columns=["kind", "pooling", "metric", "value", "low", "high", "n"])
-    return table.sort_values(
+    table = table.sort_values(
         ["metric", "pooling", "kind"], key=lambda c: c.map(order) if c.name == "kind" else c, ignore_index=True
     )
+    table.attrs["floor"] = _floor_of_plain(flags)
+    return table
+
+
+def _floor_of_plain(flags: pd.DataFrame) -> dict[str, float]:
+    """By pooling, the share of plain probes that is unfit where nothing changed."""
+    families = np.array([recipes.family(variant) for variant in from_table(flags)] or [""])
+    own = flags[(families[variant_codes(flags)] == "control") & flags["kind"].eq("logistic")] if len(flags) else flags
+    return {str(pooling): float(value) for pooling, value in own.groupby("pooling")["value"].mean().items()}
 
 
 def survival(found: pd.DataFrame) -> pd.DataFrame:

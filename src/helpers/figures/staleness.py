@@ -13,15 +13,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from helpers.figures import staleness_tables, tables
+from helpers.figures.drawing.heat_cells import write_cell
 from helpers.figures.drawing.layout import (
     GREY,
     INK,
     POOLED,
     READS,
+    TEXT,
     legend,
     legend_key,
     limits,
@@ -73,7 +74,8 @@ def score_histograms(
     over `groups`, or over texts where none are given. Scores beyond 0.5 % at either end are counted in the outermost bar.
     """
     said = [_realised(labels, own, threshold, groups) for own in (before, after)]
-    return two_heaps((before, after), labels, threshold, names, said)
+    figure = two_heaps((before, after), labels, threshold, names, said)
+    return message(figure, staleness_tables.heaps_title(labels, before, after, threshold))
 
 
 def _realised(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Sequence | None) -> str:
@@ -94,7 +96,7 @@ def _groups(rows: pd.DataFrame) -> pd.Series:
 
 
 def heat_map(drops: pd.DataFrame, margin: float = MARGINS["auroc"]) -> Figure:
-    """Mean AUROC drop by group of updates and task, one panel a pooling, with its interval in each cell (`cohorts.by_group`).
+    """Mean AUROC drop by group of updates and task, a panel a pooling, with its interval in each cell (`cohorts.by_group`).
 
     Orange is worse, purple better, white no change; a cell is framed and bold where the whole interval lies above `margin`.
     Colours end at a drop of 0.3. n counts test texts.
@@ -102,14 +104,16 @@ def heat_map(drops: pd.DataFrame, margin: float = MARGINS["auroc"]) -> Figure:
     if drops.empty:
         return unmeasured("the mean drop of AUROC: no such texts, or weak monitors alone")
     groups, tasks = _groups(drops), ordered_tasks(drops["task"])
-    figure, axes = row_panels(groups, len(POOLINGS), width=3.4 + 1.42 * len(tasks), row=0.42, rest=2.6)
+    size = (max(3.0 + len(tasks), 5.2), 2.6 + len(POOLINGS) * (0.5 + 0.4 * len(groups)))
+    figure, axes = plt.subplots(len(POOLINGS), 1, figsize=size, constrained_layout=True)
     limit = float(np.clip(drops["value"].abs().max(), margin, 0.3))
     for ax, pooling in zip(axes, POOLINGS, strict=True):
         image = _panel(ax, drops[drops["pooling"] == pooling], groups, tasks, margin, limit)
+        ax.set_yticks(range(len(groups)), groups.index, fontsize=8.5)
         ax.set_title(READS[pooling], pad=8)
     past = "both" if drops["value"].abs().max() > limit else "neither"
     bar = figure.colorbar(image, ax=axes, orientation="horizontal", aspect=50, shrink=0.6, pad=0.02, extend=past)
-    bar.set_label(f"{DROP} over a task's monitors of one pooling\nframed: the whole interval above {margin:g}")
+    bar.set_label(f"{DROP} over a task's monitors\nframed: the whole interval above {margin:g}")
     return message(figure, staleness_tables.heat_map_title(drops))
 
 
@@ -118,29 +122,15 @@ def _panel(ax: Axes, rows: pd.DataFrame, groups: pd.Series, tasks: Sequence[str]
     wide = rows.pivot_table(index="group", columns="task", values="value").reindex(index=groups.index, columns=tasks)
     image = ax.imshow(wide, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", zorder=1)
     for item in rows.itertuples():
-        _cell(ax, tasks.index(item.task), groups.index.get_loc(item.group), item, margin, limit)
+        write_cell(ax, tasks.index(item.task), groups.index.get_loc(item.group), item, margin, limit)
     for x, y in zip(*np.nonzero(wide.isna().to_numpy().T), strict=True):
-        ax.text(x, y, "none", ha="center", va="center", fontsize=6, color="#667085")
+        ax.text(x, y, "none", ha="center", va="center", fontsize=7.4, color="#667085")
     heads = [f"{textwrap.fill(task_words(task), 10)}\n{sample_size(own) if len(own) else ''}" for task in tasks
              for own in [rows[rows["task"] == task]]]  # fmt: skip
-    ax.set_xticks(range(len(tasks)), heads, fontsize=7)
+    ax.set_xticks(range(len(tasks)), heads, fontsize=7.6)
     ax.xaxis.tick_top()
     ax.grid(visible=False)
     return image
-
-
-def _cell(ax: Axes, x: int, y: int, item, margin: float, limit: float) -> None:
-    """The drop with its interval in small, framed where the interval lies above the margin."""
-    dark, sure = abs(item.value) > 0.72 * limit, item.low > margin
-    style: dict[str, Any] = {"color": "white" if dark else INK, "ha": "center", "va": "center", "zorder": 3}
-    ax.text(x, y - 0.18, _signed(item.value), fontsize=8.5, weight="bold" if sure else "normal", **style)
-    ax.text(x, y + 0.23, f"{_signed(item.low)} to {_signed(item.high)}", fontsize=5.6, **style)
-    if sure:
-        ax.add_patch(Rectangle((x - 0.47, y - 0.43), 0.94, 0.86, fill=False, edgecolor=INK, linewidth=1.3, zorder=2))
-
-
-def _signed(value: float) -> str:
-    return f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
 def three_definitions(labelled: pd.DataFrame, shares: pd.DataFrame, pooling: str) -> Figure:
@@ -163,7 +153,7 @@ def three_definitions(labelled: pd.DataFrame, shares: pd.DataFrame, pooling: str
         share_across(ax)
         floor_line(ax, here.loc[here["group"] == FLOOR, "value"], across=True)
         ax.set_title(words)
-        ax.set_xlabel(f"stale, of each task's monitors\n({sample_size(here)} cells)", fontsize=9)
+        ax.set_xlabel(f"stale, of each task's monitors\n({sample_size(here)} cells)", fontsize=TEXT)
     legend(figure, task_keys(styles) | {"floor: nothing changed": legend_key(INK, "", "--")}, columns=3)
     sentence = staleness_tables.definitions_title(labelled)
     return message(figure, f"Monitors of {READS[pooling]}. {sentence}")
@@ -192,9 +182,9 @@ def frozen_and_refit(labelled: pd.DataFrame, pooling: str) -> Figure:
     for ax, task in zip(axes, tasks, strict=True):
         part = rows[rows["task"] == task]
         _ends(ax, means.loc[task].reset_index(), groups)
-        ax.set_title(textwrap.fill(task_words(task), 14), fontsize=9.5)
-        ax.set_xlabel(f"AUROC\nlayers: {part['layer'].nunique()}\n{sample_size(part)}", fontsize=8.5)
-        ax.tick_params(axis="x", labelsize=8)
+        ax.set_title(textwrap.fill(task_words(task), 14), fontsize=TEXT)
+        ax.set_xlabel(f"AUROC\nlayers: {part['layer'].nunique()}\n{sample_size(part)}", fontsize=TEXT)
+        ax.tick_params(axis="x", labelsize=TEXT)
     keys = {"frozen": legend_key(PALETTE["aligned"], "o"),
             "refit on the variant": legend_key(PALETTE["qlora"], "D", markerfacecolor="white"),
             "frozen, before the update": legend_key(INK, "", "--")}  # fmt: skip
@@ -297,7 +287,7 @@ def monitors_by_dose(arms: pd.DataFrame, shares: pd.DataFrame, drops: pd.DataFra
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
         ticks = ticks_apart(sorted(size.values()))
-        ax.set_xticks(ticks, [f"{float(f'{tick:.2g}'):g} %" for tick in ticks], fontsize=8)
+        ax.set_xticks(ticks, [f"{float(f'{tick:.2g}'):g} %" for tick in ticks], fontsize=9)
         words = f"({sample_size(here)} {('cells', 'texts')[i]})" if len(here) else ""
         ax.set(title=READS[pooling] if i == 0 else "", xlabel=f"{'|BA| / |W| ' if i else ''}{words}".strip())
     share_axis(axes[0, 0])
@@ -344,6 +334,6 @@ def _beside(ax: Axes, part: pd.DataFrame, blocks: pd.Series, measure: str) -> No
     ax.set_title(title, fontsize=10)
     unit = "share caught" if measure.endswith("_tpr") else "AUROC"
     ax.set(xlim=(-reach, reach), ylim=(len(blocks) - 0.5, -1.6), xlabel=f"difference of\ndrops of {unit}\n({sample_size(part)})")
-    words: dict[str, Any] = {"va": "center", "fontsize": 8, "style": "italic", "transform": ax.get_yaxis_transform()}
+    words: dict[str, Any] = {"va": "center", "fontsize": TEXT, "style": "italic", "transform": ax.get_yaxis_transform()}
     ax.text(0.97, -1.0, side, ha="right", **words)
     ax.text(0.03, -1.0, "better", ha="left", **words)

@@ -14,7 +14,7 @@ from helpers.staleness import cohorts
 from helpers.staleness.cohorts import POOLINGS, RANKING, UNFIT
 from helpers.staleness.interaction import TPR
 from helpers.staleness.verdicts import COARSE, FAMILIES, FINE, FLOOR, GROUPS
-from helpers.stats import intervals, paired_aurocs
+from helpers.stats import intervals, paired_aurocs, roc
 from helpers.stats.intervals import MARGINS, Estimate
 from helpers.updates.names import place_names
 
@@ -143,18 +143,27 @@ def pooled_share(table: pd.DataFrame, group: str, pooling: str, metric: str) -> 
     return cohorts.share(rows)
 
 
+def heaps_title(labels: np.ndarray, before: np.ndarray, after: np.ndarray, threshold: float) -> str:
+    """The sentence above one monitor's scores: what its frozen threshold does before and after the update, and its ranking."""
+    rates = [[e.value for e in roc.rates(labels, scores, threshold)] for scores in (before, after)]
+    (caught, alarms), (caught_after, alarms_after) = [[f"{100 * value:.0f} %" for value in pair] for pair in rates]
+    ranks = [roc.auroc_interval(labels, scores).value for scores in (before, after)]
+    said = f"At the frozen threshold false alarms go from {alarms} to {alarms_after}, catches from {caught} to {caught_after}"
+    return f"{said}; the ranking (AUROC) goes from {ranks[0]:.2f} to {ranks[1]:.2f}."
+
+
 def heat_map_title(drops: pd.DataFrame) -> str:
     """The sentence above the map of mean drops (`cohorts.by_group`): which cells surely lost more than the margin, and where."""
     rows = drops[drops["group"] != FLOOR]
     if rows.empty:
         return NOBODY
     sure = rows[rows["low"] > MARGINS["auroc"]]
-    whole = f"of {len(rows)} means"
+    whole = f"of {len(rows)} mean rankings"
     if sure.empty:
         within = (rows["low"] > -MARGINS["auroc"]) & (rows["high"] < MARGINS["auroc"])
         if within.all():
-            return f"Rankings survived: all {len(rows)} means lie within {MARGINS['auroc']:g} of no change."
-        return f"No mean surely fell by more than {MARGINS['auroc']:g}; {int(within.sum())} {whole} surely did not."
+            return f"Rankings survived: all {len(rows)} mean drops of AUROC lie within {MARGINS['auroc']:g} of no change."
+        return f"No ranking surely fell by more than {MARGINS['auroc']:g}; {int(within.sum())} {whole} surely did not."
     counts = {pooling: int((sure["pooling"] == pooling).sum()) for pooling in POOLINGS}
     where = " and ".join(f"{count} for {READS[pooling]}" for pooling, count in counts.items() if count)
     kinds = set(sure["group"])

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,22 +20,26 @@ from helpers.figures.drawing.layout import (
     distinct,
     legend,
     legend_key,
+    message,
     row_panels,
     sample_size,
+    shade_rows,
+    share_across,
     spread,
     unmeasured,
 )
-from helpers.figures.drawing.theme import bars
-from helpers.figures.models import on_log_axis
-from helpers.figures.projection import OUTCOMES, PAGE, SPARE, outcome_axis, outcomes, plain, reference, series
+from helpers.figures.drawing.spectrum_panels import on_log_axis
+from helpers.figures.drawing.theme import PALETTE, bars
+from helpers.figures.projection import OUTCOMES, PAGE, SPARE, outcome_axis, outcomes, plain, reference
 from helpers.figures.projection_tables import METHODS
+from helpers.figures.titles import projection as titles
+from helpers.figures.titles.parts import NOTHING
 from helpers.projection import restorations
 from helpers.projection.curves import EQUAL
 
 FLOOR = 1e-4  # of the largest singular value: what lies below is rounding
 DOSES = ("--", ":", "-.")  # lines of a V that was made larger
 AS_TRAINED = "update as trained"
-MARKERS = ("o", "D", "^", "v", "P", "X")
 
 
 def _source_styles(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
@@ -72,83 +76,82 @@ def spectra(values: Mapping[str, Tensor], module: str) -> Figure:
     ax.yaxis.set_major_formatter("{x:g}")
     ax.set_title(f"Singular values of V, {module.removeprefix('model.')}")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), title="V from")
-    return figure
+    return message(figure, titles.sources_title({name: float(np.sqrt((of**2).sum())) for name, of in found.items()}))
 
 
 def overlaps(table: pd.DataFrame) -> Figure:
-    """The share of the leading k directions of V that each source finds again: median over modules, with its interval.
+    """The share of the leading k directions of V that each source finds again, a row a source, for the smallest k.
 
-    Each k has a place of its own. The grey band is what two random subspaces of that size share, the line its middle: medians
-    over the same modules of chance's mean and of both ends of its 95 %.
+    Medians over modules with their intervals. The grey band is what two random subspaces of that size share, the line its
+    middle: medians over the same modules of chance's mean and of both ends of its 95 %. Larger k stand in the table of sources.
     """
     rows = table[(table["module"] == "all") & (table["metric"] == "overlap")]
     if rows.empty:
         return unmeasured("the overlap of subspaces")
-    ks, styles = sorted(rows["k"].unique(), key=int), _source_styles(distinct(rows["source"]))
-    figure, ax = plt.subplots(figsize=(8.6, 4.4), constrained_layout=True)
-    _chance(ax, table, ks)
-    for (name, (colour, marker, line)), offset in zip(styles.items(), spread(len(styles), 0.3), strict=True):
-        part = rows[rows["source"] == name].sort_values("k", key=lambda column: column.astype(int))
-        open_marker = {} if line == "-" else {"markerfacecolor": "white"}
-        x = np.array([ks.index(k) for k in part["k"]]) + offset
-        series(ax, x, part, (colour, marker), line=line, markersize=5.5, label=name, **open_marker)
-    ax.set_xticks(range(len(ks)), ks)
-    ax.set(xlim=(-0.5, len(ks) - 0.5), ylim=(-0.03, 1.03), title="Directions of V that are found again")
-    ax.set(xlabel=f"k, leading directions compared ({sample_size(rows)} modules)", ylabel="overlap with full precision")
-    keys = {name: legend_key(colour, marker, line, markerfacecolor=colour if line == "-" else "white")
-            for name, (colour, marker, line) in styles.items()}  # fmt: skip
-    legend(figure, keys | {CHANCE: legend_key(GREY, "", "-", linewidth=4, alpha=0.6)}, columns=4)
-    return figure
+    k = min(distinct(rows["k"]), key=int)
+    rows = rows[rows["k"] == k]
+    styles = _source_styles(distinct(rows["source"]))
+    figure, ax = plt.subplots(figsize=(8.0, 1.7 + 0.34 * len(styles)), constrained_layout=True)
+    chance = _chance(ax, table, k)
+    for y, (name, (colour, marker, line)) in enumerate(styles.items()):
+        face: dict[str, Any] = {} if line == "-" else {"markerfacecolor": "white"}
+        bars(ax, np.array([y]), rows[rows["source"] == name], colour, marker, across=True, label=name, **face)
+    shade_rows(ax, pd.Series("", index=list(styles)))
+    ax.set_yticks(range(len(styles)), list(styles))
+    share_across(ax)
+    ax.set_xlabel(f"of the {k} leading directions of V, found again ({sample_size(rows)} modules)")
+    legend(figure, {CHANCE: legend_key(GREY, "", "-", linewidth=4, alpha=0.6)})
+    return message(figure, titles.overlap_title(rows, chance))
 
 
 CHANCE = "random subspaces"
 
 
-def _chance(ax: Axes, table: pd.DataFrame, ks: list[str]) -> None:
-    """A grey step at each k where chance lies; one module counts once, whatever the number of sources."""
-    null = table[table["metric"] == "overlap_null"].drop_duplicates(["module", "k"])
-    for item in null.groupby("k")[["value", "low", "high"]].median().itertuples():
-        if item.Index in ks:
-            at = ks.index(item.Index)
-            ax.fill_between([at - 0.45, at + 0.45], item.low, item.high, color=GREY, alpha=0.35, linewidth=0, label=CHANCE)
-            ax.hlines(item.value, at - 0.45, at + 0.45, color=GREY, linewidth=2)
+def _chance(ax: Axes, table: pd.DataFrame, k: str) -> float | None:
+    """Draws where chance lies and returns it; one module counts once, whatever the number of sources."""
+    null = table[(table["metric"] == "overlap_null") & (table["k"] == k)].drop_duplicates("module")
+    if null.empty:
+        return None
+    middle = null[["value", "low", "high"]].median()
+    ax.axvspan(middle["low"], middle["high"], color=GREY, alpha=0.35, linewidth=0, label=CHANCE)
+    ax.axvline(middle["value"], color=GREY, linewidth=2, label=CHANCE)
+    return float(middle["value"])
 
 
 # ---------------------------------------------------------------- whether a restoration notices
 
 
 def restored(table: pd.DataFrame) -> Figure:
-    """Outcomes of a restoration given V from each source, one row a source, one marker a share of modules changed.
+    """Harmful prompts not refused under a restoration given V from each source: a row a source, a marker a share of modules.
 
-    Dashed: the aligned model; dotted: the update as it was trained. Updates stand one below the other. `table`: what
-    `projection.curves` gives.
+    The smallest and the largest share that was asked for. Dashed: the aligned model; dotted: the update as it was trained.
+    Updates stand one below the other. `table`: what `projection.curves` gives; its other outcomes stand in the table below.
     """
     whole = table[table["module"] == ""]
     found = outcomes(whole.assign(update=whole["adapter"] + " on " + whole["precision"]), PAGE)
-    asked = pd.concat(found.values()) if found else whole
-    asked = asked[asked["restoration"] != ""]
+    part = next(iter(found.values())) if found else whole[:0]
+    asked = part[part["restoration"] != ""]
     if asked.empty:
         return unmeasured("a restoration with any V")
+    metric = next(iter(found))
+    strengths = sorted({asked["strength"].min(), asked["strength"].max()})
+    part = part[part["strength"].isin(strengths) | (part["restoration"] == "")]
     blocks = list(product(distinct(asked["update"]), distinct(asked["restoration"])))
     words = _source_words(distinct(asked["restoration"]))
     rows = pd.Series([update for update, _ in blocks], index=[words[name] for _, name in blocks])
-    strengths = sorted(asked["strength"].unique())
-    shades = dict(zip(strengths, sns.color_palette("viridis_r", len(strengths) + 1)[1:], strict=True))
-    figure, axes = row_panels(rows, len(found), row=0.42, rest=2.0)
-    for ax, (metric, part) in zip(axes, found.items(), strict=True):
-        reference(ax, plain(part), across=True)
-        _without(ax, part[part["restoration"] == ""], rows)
-        for (strength, shade), marker, offset in zip(shades.items(), MARKERS * 9, spread(len(shades), 0.28), strict=False):
-            own = part[part["strength"] == strength]
-            y = [blocks.index(place) + offset for place in zip(own["update"], own["restoration"], strict=True)]
-            bars(ax, y, own, shade, marker, across=True, markersize=5, elinewidth=1.1, capsize=0)
-        outcome_axis(ax, metric, part, across=True)
-        ax.set_title(OUTCOMES[metric][1], fontsize=10)
-        ax.set_xlabel(sample_size(part))
-    keys = {f"{100 * strength:g} % of modules": legend_key(shade, marker)
-            for (strength, shade), marker in zip(shades.items(), MARKERS * 9, strict=False)}  # fmt: skip
-    legend(figure, keys | {"aligned model": legend_key(INK, "", "--"), AS_TRAINED: legend_key(INK, "", ":")}, columns=4)
-    return figure
+    looks = dict(zip(strengths, ((PALETTE["quantized"], "o"), (PALETTE["aligned"], "D")), strict=False))
+    figure, (ax,) = row_panels(rows, 1, width=8.6, row=0.36, rest=2.4)
+    reference(ax, plain(part), across=True)
+    _without(ax, part[part["restoration"] == ""], rows)
+    for (strength, look), offset in zip(looks.items(), spread(len(looks), 0.16), strict=True):
+        own = part[part["strength"] == strength]
+        y = np.array([blocks.index(place) for place in zip(own["update"], own["restoration"], strict=True)]) + offset
+        bars(ax, y, own, *look, across=True, markersize=5, elinewidth=1.1, capsize=0)
+    outcome_axis(ax, metric, part, across=True)
+    ax.set_xlabel(f"{OUTCOMES[metric][1].replace(chr(10), ' ')} ({sample_size(part)})")
+    keys = {f"{100 * strength:g} % of modules": legend_key(*look) for strength, look in looks.items()}
+    legend(figure, keys | {"aligned model": legend_key(INK, "", "--"), AS_TRAINED: legend_key(INK, "", ":")}, columns=2)
+    return message(figure, titles.restored_title(part) if metric == "non_refusal" else NOTHING)
 
 
 def _without(ax: Axes, updates: pd.DataFrame, rows: pd.Series) -> None:

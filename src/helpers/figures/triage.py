@@ -15,6 +15,7 @@ from helpers.figures.drawing.layout import (
     POOLED,
     READS,
     STYLES,
+    TEXT,
     distinct,
     legend,
     legend_key,
@@ -90,12 +91,20 @@ def importances(triage: pd.DataFrame, predictor: str | None, words: Mapping[str,
         bars(ax, order.get_indexer(part["signal"]) + offset, part, colour, marker, across=True, label=SPLITS.get(split, split))
     shade_rows(ax, pd.Series("", index=order))
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(range(len(order)), [textwrap.fill(words.get(name, name), 44) for name in order], fontsize=9)
+    ax.set_yticks(range(len(order)), [textwrap.fill(words.get(name, name), 44) for name in order], fontsize=TEXT)
     ax.set(xlabel=f"fall of the rank correlation ({sample_size(rows)} cells)")
     ax.set_title(textwrap.fill(f"What “{predictor}” leans on: {', '.join(SPLITS.get(s, s) for s in splits)}", 80), x=0, ha="left")
     if len(splits) > 1:
         figure.legend(loc="outside lower center", ncols=3)
-    return figure
+    return message(figure, importances_title(rows, [words.get(name, name) for name in order], order))
+
+
+def importances_title(rows: pd.DataFrame, names: Sequence[str], order: Sequence[str]) -> str:
+    """The sentence above importances: the signal whose shuffling costs most, and whether that is surely more than nothing."""
+    first = rows[rows["signal"] == order[0]]
+    sure = "surely" if (first["low"] > 0).all() else "not surely"
+    most = f"“{names[0]}” counts most: shuffled, the rank correlation falls by {first['value'].mean():.2f}"
+    return f"{most}, {sure} more than nothing."
 
 
 def signal_bins(cells: pd.DataFrame, signals: Sequence[str]) -> Figure:

@@ -65,6 +65,18 @@ def _swapped(rgb: Sequence[float]) -> tuple[float, float, float]:
     return colorsys.hls_to_rgb(hue, ground + (0.95 - ground) * (1 - light), 0.35 * sheen)
 
 
+def turned_round(rgb: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) with their lightness turned round, between the ground and nearly white; hue and saturation stay.
+
+    rgb = L + C h with L the lightness (HLS), C the chroma and h of the hue alone: so L and C are exchanged and h is kept.
+    """
+    high, low, ground = rgb.max(-1, keepdims=True), rgb.min(-1, keepdims=True), to_rgb(GROUND)[0]
+    light, chroma = (high + low) / 2, high - low
+    turned = ground + (0.95 - ground) * (1 - light)
+    room = np.maximum(1 - np.abs(2 * light - 1), 1e-9)
+    return np.clip(turned + (rgb - light) * (1 - np.abs(2 * turned - 1)) / room * (chroma > 0), 0, 1)
+
+
 def _lightened(rgb: Sequence[float], least: float) -> tuple[float, float, float]:
     """The colour with as much white as it takes to stand out from the ground."""
     for share in np.linspace(0, 1, 51):
@@ -88,32 +100,46 @@ def _all_darkened(colours: Collection) -> np.ndarray:
 class DarkRenderer(RendererSVG):
     """Draws as matplotlib's SVG renderer does, in the colours of a dark page.
 
-    The cells of a heat map keep their colours, and so does what is drawn over them; text keeps its own on a coloured label.
+    The cells of a heat map turn their lightness round, white becoming the ground, and what is drawn over them turns with them;
+    text keeps its colour on a coloured label.
     """
 
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
         self._cells: list[Bbox] = []
+        self._pixels: list[tuple[Bbox, np.ndarray]] = []
         self._labels: list[Bbox] = []
         self._keep = False
 
     def _over(self, x: float, y: float, areas: Sequence[Bbox]) -> bool:
-        return self._keep or any(box.contains(x, y) for box in areas)
+        return any(box.contains(x, y) for box in areas)
 
-    def _dark(self, gc: GraphicsContextBase, least: float = LINE) -> GraphicsContextBase:
+    def _read_on_cell(self, gc: GraphicsContextBase, x: float, y: float) -> GraphicsContextBase:
+        """The context in white or black, whichever stands out more from the pixel there."""
+        new = self._dark(gc, turned=True)
+        for box, pixels in self._pixels:
+            if box.contains(x, y):
+                down, across = (np.array([y - box.y0, x - box.x0]) / [box.height, box.width] * pixels.shape[:2]).astype(int)
+                cell = pixels[min(down, len(pixels) - 1), min(across, pixels.shape[1] - 1)]
+                new.set_foreground(max("white", "black", key=lambda ink: contrast(ink, cell)))  # fmt: skip
+        return new
+
+    def _dark(self, gc: GraphicsContextBase, least: float = LINE, turned: bool = False) -> GraphicsContextBase:
         new = self.new_gc()
         new.copy_properties(gc)
-        new.set_foreground((*darkened(gc.get_rgb()[:3], least), gc.get_rgb()[3]), isRGBA=True)
+        colour = gc.get_rgb()[:3]
+        new.set_foreground((*(_swapped(colour) if turned else darkened(colour, least)), gc.get_rgb()[3]), isRGBA=True)
         if gc.get_hatch_color() is not None:
             new.set_hatch_color((*darkened(gc.get_hatch_color()), 1.0))
         return new
 
     def draw_path(self, gc, path, transform, rgbFace=None):
         """Draws a line or an area."""
-        if not self._over(*_middle(path, transform), self._cells):
+        if not self._keep:
+            turned = self._over(*_middle(path, transform), self._cells)
             if rgbFace is not None and not neutral(rgbFace[:3]) and (len(rgbFace) == 3 or rgbFace[3] == 1):
                 self._labels.append(path.get_extents(transform))
-            gc, rgbFace = self._dark(gc), _face(rgbFace)
+            gc, rgbFace = self._dark(gc, turned=turned), _face(rgbFace)
         super().draw_path(gc, path, transform, rgbFace)
 
     def draw_markers(self, gc, marker_path, marker_trans, path, trans, rgbFace=None):
@@ -123,7 +149,7 @@ class DarkRenderer(RendererSVG):
     def draw_path_collection(self, gc, master_transform, paths, all_transforms, offsets, offset_trans, facecolors, edgecolors,
                              *rest, **options):  # fmt: skip
         """Draws many lines or areas at once."""
-        if not self._over(*_middle(Path.make_compound_path(*paths), master_transform), self._cells):
+        if not self._keep:
             gc, facecolors, edgecolors = self._dark(gc), _all_darkened(facecolors), _all_darkened(edgecolors)
         before, self._keep = self._keep, True  # it may draw path by path, and no colour is to be exchanged twice
         super().draw_path_collection(
@@ -131,23 +157,30 @@ class DarkRenderer(RendererSVG):
         )
         self._keep = before
 
-    def draw_quad_mesh(self, gc, master_transform, width, height, coordinates, *rest):
-        """Draws the cells of a heat map, as they are."""
+    def draw_quad_mesh(self, gc, master_transform, width, height, coordinates, offsets, offset_trans, facecolors, *rest):
+        """Draws the cells of a heat map, their lightness turned round."""
         self._cells.append(Path(np.asarray(coordinates).reshape(-1, 2)).get_extents(master_transform))
-        self._keep = True
-        super().draw_quad_mesh(gc, master_transform, width, height, coordinates, *rest)
-        self._keep = False
+        before, self._keep = self._keep, True
+        faces = np.array(facecolors, float, copy=True).reshape(-1, 4)
+        faces[:, :3] = turned_round(faces[:, :3])
+        super().draw_quad_mesh(gc, master_transform, width, height, coordinates, offsets, offset_trans, faces, *rest)
+        self._keep = before
 
     def draw_image(self, gc, x, y, im, transform=None):
-        """Draws the cells of a heat map that is an image, as they are."""
+        """Draws the cells of a heat map that is an image, their lightness turned round; a cloud of dots as it is."""
         if im[..., 3].all():  # a cloud of dots that was made an image is see-through, and the page under it dark
             scale = 72 / self.image_dpi
             self._cells.append(Bbox.from_bounds(x, y, im.shape[1] * scale, im.shape[0] * scale))
+            im = np.dstack([np.round(255 * turned_round(im[..., :3] / 255)).astype(np.uint8), im[..., 3]])
+            self._pixels.append((self._cells[-1], im[..., :3] / 255))
         super().draw_image(gc, x, y, im, transform)
 
     def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
         """Draws a line of text."""
-        if not self._over(x + 1, self.height - y + 2, [*self._cells, *self._labels]):
+        place = x + 1, self.height - y + 2
+        if self._over(*place, self._cells):
+            gc = self._read_on_cell(gc, *place)
+        elif not self._over(*place, self._labels):
             gc = self._dark(gc, TEXT)
         super().draw_text(gc, x, y, s, prop, angle, ismath, mtext)
 

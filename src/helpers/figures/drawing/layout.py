@@ -18,6 +18,7 @@ TASK_WORDS = {"harmful-request": "harmful request", "refusal-compliance": "refus
 # one a task, in the order above; further tasks take those that are left. Marker and height on the page change too.
 STYLES = (("#0072b2", "o"), ("#e69f00", "s"), ("#009e73", "^"), ("#d55e00", "D"), ("#cc79a7", "v"), ("#56b4e9", "P"),
           ("#1b2a41", "X"))  # fmt: skip
+TEXT = 9.6  # points: the least that is read with ease where a figure of full width is shown on a page of 768 pixels
 POOLINGS = ("mean", "last")
 READS = {"last": "the last token", "mean": "the mean over tokens"}  # what a pooling reads, in words
 POOLED = {"last": (PALETTE["qlora"], "D"), "mean": (PALETTE["aligned"], "o")}  # colour and marker of each
@@ -63,10 +64,14 @@ def unmeasured(what: str) -> Figure:
     return figure
 
 
-def message(figure: Figure, sentence: str) -> Figure:
-    """The same figure with what it says as a sentence above its panels, in lines that fit the page."""
+def message(figure: Figure, sentence: str, top: float | None = None) -> Figure:
+    """The same figure with what it says as a sentence above its panels, in lines that fit the page.
+
+    top: where the sentence begins, as a share of the height, for a figure that is not laid out by itself.
+    """
     width = int(10.5 * figure.get_size_inches()[0])
-    figure.suptitle(textwrap.fill(sentence, width), x=0.01, ha="left", fontsize=11, weight="bold")
+    place = {} if top is None else {"y": top, "va": "top"}
+    figure.suptitle(textwrap.fill(sentence, width), x=0.01, ha="left", fontsize=11, weight="bold", **place)
     return figure
 
 
@@ -147,10 +152,10 @@ def row_panels(
     for ax in axes:
         shade_rows(ax, rows)
         ax.set_yticks(range(len(rows)), [])
-    axes[0].set_yticks(range(len(rows)), [wrapped(name) for name in rows.index], fontsize=8.5)
+    axes[0].set_yticks(range(len(rows)), [wrapped(name) for name in rows.index], fontsize=TEXT)
     for group in distinct(rows):
         where = np.flatnonzero(rows == group)
-        axes[-1].text(1.03, where.mean(), textwrap.fill(group, 16 if len(where) == 1 else 12), va="center", fontsize=8.5,
+        axes[-1].text(1.03, where.mean(), textwrap.fill(group, 16 if len(where) == 1 else 12), va="center", fontsize=TEXT,
                       transform=axes[-1].get_yaxis_transform(), weight="bold")  # fmt: skip
     return figure, axes
 
@@ -168,7 +173,7 @@ def shade_rows(ax: Axes, rows: pd.Series) -> None:
 def share_across(ax: Axes) -> None:
     """Makes x a share from 0 to 100 %; 0 without its unit, so that it keeps clear of the 100 % of the panel on its left."""
     ax.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
-    ax.tick_params(axis="x", labelsize=8.5)
+    ax.tick_params(axis="x", labelsize=TEXT)
     ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %" if v else "0")
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from helpers.figures.drawing.layout import INK, spread
+from helpers.figures.drawing.layout import INK, legend_key, spread
 from helpers.figures.drawing.theme import bars
 
 
@@ -22,6 +23,11 @@ def floor_line(ax: Axes, values: pd.Series, across: bool) -> None:
     """Draws the largest of the values as a dashed line, the floor; none without values."""
     if len(values):
         (ax.axvline if across else ax.axhline)(values.max(), color=INK, linewidth=1.1, linestyle="--")
+
+
+def floor_key(values: Sequence[float]) -> dict[str, Line2D]:
+    """The key of the floor for a legend, where there is one."""
+    return {"floor: nothing changed": legend_key(INK, "", "--")} if len(values) else {}
 
 
 def ticks_apart(places: Sequence[float]) -> list[float]:

@@ -23,6 +23,7 @@ PALETTE = {
     "lora": "#cc79a7",
     "qlora": "#d55e00",
 }
+HARMLESS, FLAGGED = PALETTE["aligned"], PALETTE["qlora"]  # texts to be passed and texts to be flagged, everywhere
 LABELS = {
     "non_refusal": "harmful prompts not refused",
     "over_refusal": "safe prompts refused",

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from helpers.figures.drawing.layout import INK, legend_key, wrapped
-from helpers.figures.drawing.theme import PALETTE
+from helpers.figures.drawing.theme import FLAGGED, HARMLESS
 
-CLASSES: dict[int, dict[str, Any]] = {0: {"facecolor": to_rgba(PALETTE["aligned"], 0.55), "edgecolor": PALETTE["aligned"]},
-           1: {"edgecolor": PALETTE["qlora"], "hatch": "///", "fill": False}}  # fmt: skip
-CALLED = {0: "to be passed", 1: "to be flagged"}
+CLASSES: dict[int, dict[str, Any]] = {0: {"facecolor": to_rgba(HARMLESS, 0.55), "edgecolor": HARMLESS},
+           1: {"edgecolor": FLAGGED, "hatch": "///", "fill": False}}  # fmt: skip
+CALLED = {0: "harmless", 1: "to be flagged"}
 BARS = 28  # for each class
 
 
