@@ -7,10 +7,10 @@
 
   const sum = (values, from = 0) => values.slice(from).reduce((a, b) => a + b, 0);
 
-  /* The share of a class above the left edge of a bin, with its interval: the bars from there on. */
+  /* The share of a class above the left edge of a bin, with its interval in whole per cent: the bars from there on. */
   const flagged = (bars, side, edge) => {
     const own = bars[side];
-    return [sum(own.count, edge) / sum(own.count), own.low[edge] / 1000, own.high[edge] / 1000];
+    return [sum(own.count, edge) / sum(own.count), own.low[edge] / 100, own.high[edge] / 100];
   };
 
   /* What an interval says against a bound (for sameness: against a margin around it); the rule of findings.answer. */
@@ -29,10 +29,12 @@
   /* Without the dust of floating point. */
   const boundAt = (claim, at) => Number((claim.own + at * claim.step).toPrecision(12));
 
-  /* Halves to even, as Python rounds. */
+  /* As Python writes a number: by its exact binary value, and halves to even. */
   const round = (x, digits = 0) => {
-    const f = 10 ** digits, y = Number((x * f).toPrecision(12)), r = Math.round(y);
-    return ((Math.abs(y % 1) === 0.5 ? 2 * Math.round(y / 2) : r) / f || 0).toFixed(digits);
+    const whole = Math.abs(x).toFixed(digits + 50), cut = whole.length - 50, down = whole.slice(0, cut).replace(/\.$/, "");
+    const tie = /^50*$/.test(whole.slice(cut)) && Number(down.slice(-1)) % 2 === 0;
+    const text = tie ? down : Math.abs(x).toFixed(digits);
+    return x < 0 && Number(text) ? `-${text}` : text;
   };
   const pct = (x) => `${round(100 * x)} %`;
   const share = ([value, low, high]) => `${pct(value)} [${round(100 * low)}, ${round(100 * high)}]`;
@@ -94,6 +96,11 @@
 
   const monitorOf = (data, state) => data.monitors[state.monitor];
   const scoreAt = (monitor, edge) => monitor.cut + (edge - monitor.frozen) * monitor.width;
+  /* What the same monitor in use does in the other runs, at its own frozen threshold. */
+  const others = (monitor, state) => {
+    const seen = state.edge === monitor.frozen ? monitor.others[state.variant] : [];
+    return seen.length ? ` In other seeds, each with its own monitor and threshold, false alarms after are ${seen.map((x) => `${x} %`).join(" and ")}.` : "";
+  };
   const threshold = {
     controls: (data, state) => {
       const monitor = monitorOf(data, state), frozen = state.edge === monitor.frozen ? ", as frozen" : "";
@@ -113,7 +120,14 @@
       const both = (side) => `${share(flagged(monitor.before, side, state.edge))} before, ${share(flagged(after, side, state.edge))} after`;
       const where = state.edge === monitor.frozen ? "the frozen threshold" : "a threshold of your own";
       return `At ${where}, ${short(scoreAt(monitor, state.edge))}: caught (TPR) ${both("flagged")} (${n("flagged")}); `
-        + `false alarms (FPR) ${both("harmless")} (${n("harmless")}).`;
+        + `false alarms (FPR) ${both("harmless")} (${n("harmless")}).` + others(monitor, state);
+    },
+    table: (data, state) => {
+      const monitor = monitorOf(data, state), models = [["aligned", monitor.before], [data.variants[state.variant].name, monitor.after[state.variant]]];
+      return [["model", "threshold", "class", "flagged, %", "low, %", "high, %", "n"], ...models.flatMap(([name, bars]) => ["flagged", "harmless"].map((side) => {
+        const e = flagged(bars, side, state.edge);
+        return [name, scoreAt(monitor, state.edge), side, ...e.map((x) => round(100 * x)), sum(bars[side].count)];
+      }))];
     },
     draw: (data, state, width) => {
       const monitor = monitorOf(data, state), variant = data.variants[state.variant].name;
@@ -130,7 +144,7 @@
           s.line(left, base - y(t), width - 8, base - y(t), "grid");
           s.text(left - 5, base - y(t) + 4, pct(Math.abs(t)), "end", "muted");
         }
-        for (const [side, sign, c] of [["harmless", -1, "b"], ["flagged", 1, "a"]]) {
+        for (const [side, sign, c] of [["harmless", -1, "a"], ["flagged", 1, "b"]]) {
           const total = sum(bars[side].count);
           bars[side].count.forEach((count, i) => {
             const h = y(count / total);
@@ -139,8 +153,8 @@
         }
         s.line(left, base, width - 8, base, "axis");
         const room = x(state.edge) > width / 2;
-        s.text(room ? left + 4 : width - 10, base - half + 12, "harmless", room ? "start" : "end", "b-text halo");
-        s.text(room ? left + 4 : width - 10, base + half - 2, "to be flagged", room ? "start" : "end", "a-text halo");
+        s.text(room ? left + 4 : width - 10, base - half + 12, "harmless", room ? "start" : "end", "a-text halo");
+        s.text(room ? left + 4 : width - 10, base + half - 2, "to be flagged", room ? "start" : "end", "b-text halo");
         s.line(x(monitor.frozen), base - half, x(monitor.frozen), base + half, "dash");
         s.line(x(state.edge), base - half, x(state.edge), base + half, "rule");
       });
@@ -161,7 +175,7 @@
   /* ---- 2: modules projected */
 
   const curveOf = (data, state) => data.updates[state.update].restorations[state.restoration];
-  const OUTCOMES = [["non_refusal", "harmful prompts not refused", "a"], ["nll", "nats a token of dialogues", "b"]];
+  const OUTCOMES = [["non_refusal", "harmful prompts not refused", "b"], ["nll", "nats a token of dialogues", "a"]];
   const outcome = (name, [value, low, high, n]) =>
     (name === "nll" ? `${round(value, 2)} [${round(low, 2)}, ${round(high, 2)}]` : share([value, low, high])) + ` (n = ${n})`;
   const projection = {
@@ -180,9 +194,11 @@
     read: (data, state) => {
       const point = curveOf(data, state).points[state.point];
       const said = (where) => OUTCOMES.map(([name, words]) => `${words} ${outcome(name, where[name])}`).join("; ");
-      return `${point.changed} of ${data.modules} modules changed, quick look: ${said(point)}.`
-        + (point.full ? ` In full: ${said(point.full)}.` : " Not measured in full here.");
+      return `${point.changed} of ${data.modules} modules changed, quick look at ${curveOf(data, state).on}: ${said(point)}.`
+        + (point.full ? ` In full, on test prompts: ${said(point.full)}.` : " Not measured in full here.");
     },
+    table: (data, state) => [["modules changed", "measured", "outcome", "value", "low", "high", "n"], ...curveOf(data, state).points.flatMap((p) =>
+      [[curveOf(data, state).on, p], ["in full", p.full]].filter(([, at]) => at).flatMap(([how, at]) => OUTCOMES.map(([name, words]) => [p.changed, how, words, ...at[name]])))],
     draw: (data, state, width) => {
       const points = curveOf(data, state).points, s = sheet(width, 420, "Outcomes by modules changed");
       const x = scale(0, 1, 58, width - 26);
@@ -213,7 +229,7 @@
       });
       for (const p of points) s.text(x(p.share), 362, pct(p.share), "middle", "muted");
       s.text(width / 2, 386, `share of modules changed (of ${data.modules})`, "middle");
-      s.text(width / 2, 410, "round: quick look, diamond: in full", "middle", "muted");
+      s.text(width / 2, 410, fit(`round: quick look (${curveOf(data, state).on}), diamond: in full`, width, 6.6), "middle", "muted");
       return s.root;
     },
   };
@@ -239,6 +255,10 @@
         + `by chance ${share(chance)}. Beyond chance that is ${pct(beyond(found, chance[0]))}`
         + (theory === null ? "." : `, where theory expects ${pct(theory)}.`)
         + (median ? ` Median over ${median[3]} modules: ${share(median)}.` : "");
+    },
+    table: (data, state) => {
+      const [module, source] = partOf(data, state);
+      return [["k", "found again", "by chance", "low", "high"], ...data.ks.map((k, i) => [k, source.overlap[i], ...module.chance[i]])];
     },
     draw: (data, state, width) => {
       const [module, source, k] = partOf(data, state), left = 58, s = sheet(width, 330, "Singular values and the noise edge");
@@ -290,6 +310,11 @@
         + `${split.n} stale cells than luck would, by their whole interval` + (clear.length ? ": " : ".")
         + clear.map((o) => `${o.name} ${share(o.recall[state.budget])}`).join("; ") + (clear.length ? "." : "");
     },
+    table: (data, state) => {
+      const split = data.splits[state.split];
+      return [["order", "cells checked", "stale cells found", "low", "high", "n"], ...split.orders.flatMap((o) =>
+        split.budgets.map((b, i) => [o.name, b, ...o.recall[i], split.n]))];
+    },
     draw: (data, state, width) => {
       const split = data.splits[state.split], narrow = width < 520, row = narrow ? 42 : 26, spent = split.budgets[state.budget];
       const left = narrow ? 10 : 210, foot = 30 + row * split.orders.length, s = sheet(width, foot + 50, "Stale cells found");
@@ -337,6 +362,11 @@
         + ` The claim's verdict, all its components together: ${claim.verdict}.`
         + (state.at && now !== then ? " Chosen after looking, this bound proves nothing." : "");
     },
+    table: (data, state) => {
+      const claim = claimOf(data, state), own = boundAt(claim, state.at);
+      return [["claim", "estimate", "low", "high", "n", "seeds", "asked", "bound or margin", "headline"],
+        [claim.claim, claim.estimate, claim.low, claim.high, claim.n, claim.seeds, claim.side, own, answer(claim, own, data.least)]];
+    },
     draw: (data, state, width) => {
       const claim = claimOf(data, state), own = boundAt(claim, state.at), within = claim.side === "within", s = sheet(width, 182, "An interval and a bound");
       const most = boundAt(claim, claim.most), ends = within
@@ -362,9 +392,180 @@
     },
   };
 
+  /* ---- 6: a visitor's own scores: read, counted and drawn here, and sent nowhere */
+
+  const NEEDED = ["monitor", "id", "before", "after"], MOST = 50000;
+  const refuse = (text) => { throw new Error(text); };
+
+  /* The cells of a CSV text, row by row; quotes as in RFC 4180. */
+  const cellsOf = (text) => {
+    const rows = [[]];
+    let cell = "", inside = false;
+    for (let i = 0; i < text.length; i++) {
+      const c = text[i];
+      if (inside && c === '"' && text[i + 1] === '"') { cell += c; i++; }
+      else if (c === '"' && (inside || cell === "")) inside = !inside;
+      else if (inside || ![",", "\n", "\r"].includes(c)) cell += c;
+      else if (c !== "\r") {
+        rows[rows.length - 1].push(cell);
+        cell = "";
+        if (c === "\n") rows.push([]);
+      }
+    }
+    if (inside) refuse("A quoted cell does not end; close its quotation mark.");
+    rows[rows.length - 1].push(cell);
+    return rows.filter((row) => row.some((one) => one.trim()));
+  };
+
+  const rowsOf = (text) => {
+    let [head, ...rows] = [[], []];
+    if (/^\s*\{/.test(text)) {
+      rows = text.split("\n").filter((line) => line.trim()).map((line, i) => {
+        let one = null;
+        try { one = JSON.parse(line); } catch { refuse(`Row ${i + 1} is no JSON object on one line.`); }
+        return one && typeof one === "object" && !Array.isArray(one) ? new Map(Object.entries(one)) : refuse(`Row ${i + 1} is no JSON object on one line.`);
+      });
+      head = [...new Set(rows.flatMap((row) => [...row.keys()]))];
+    } else {
+      [head = [], ...rows] = cellsOf(text);
+      head = head.map((name) => name.trim());
+      rows = rows.map((row, i) => row.length === head.length ? new Map(head.map((name, k) => [name, row[k]]))
+        : refuse(`Row ${i + 1} has ${row.length} cells, the first line names ${head.length}; is a comma missing, or a cell without quotation marks?`));
+    }
+    const missing = NEEDED.filter((name) => !head.includes(name));
+    if (missing.length) refuse(`No column ${missing.join(", ")}. Needed are ${NEEDED.join(", ")}; found ${head.length ? fit(head.join(", "), 120, 1) : "none"}.`);
+    if (!rows.length) refuse("There is no row under the names of the columns.");
+    if (rows.length > MOST) refuse(`There are ${rows.length} rows, more than the ${MOST} that this page counts; leave some out, or use revalidate --scores.`);
+    return rows;
+  };
+
+  const numberOf = (row, name, place) => {
+    const text = String(row.get(name) ?? "").trim(), value = Number(text);
+    return text !== "" && Number.isFinite(value) ? value : refuse(`Row ${place}: its ${name} is not a finite number${/^-?\d*,\d+$/.test(text) ? "; write 0.5, not 0,5" : ""}.`);
+  };
+
+  /* By monitor its rows; labels stand in all of them or in none, and its threshold is one. */
+  const scoresOf = (text) => {
+    const found = new Map();
+    rowsOf(text).forEach((row, i) => {
+      const [name, id, group, label] = ["monitor", "id", "group", "label"].map((column) => String(row.get(column) ?? "").trim());
+      if (!name || !id) refuse(`Row ${i + 1} has an empty monitor or id.`);
+      if (label !== "" && ![0, 1].includes(Number(label))) refuse(`Row ${i + 1}: its label is neither 0 nor 1.`);
+      const own = found.get(name) || { name, rows: [], ids: new Set(), cuts: new Set() };
+      if (own.ids.has(id)) refuse(`Row ${i + 1}: its id stands twice for one monitor; keep one.`);
+      own.ids.add(id);
+      own.cuts.add(String(row.get("threshold") ?? "").trim() === "" ? null : numberOf(row, "threshold", i + 1));
+      own.rows.push({ before: numberOf(row, "before", i + 1), after: numberOf(row, "after", i + 1), label: label === "" ? null : Number(label), group: group || `\0${i}` });
+      found.set(name, own);
+    });
+    return [...found.values()].map((own) => {
+      if (own.cuts.size > 1) refuse(`The thresholds of monitor ${fit(own.name, 40, 1)} differ; make them the same.`);
+      if (new Set(own.rows.map((row) => row.label === null)).size > 1) refuse(`Monitor ${fit(own.name, 40, 1)} has rows with and without a label.`);
+      const places = [...new Set([...own.rows.flatMap((row) => [row.before, row.after]), ...own.cuts].filter((x) => x !== null))].sort((x, y) => x - y);
+      const given = [...own.cuts][0], start = given ?? startOf(own.rows);
+      return { name: own.name, rows: own.rows, places, given: given !== null, start: places.indexOf(start) };
+    });
+  };
+
+  /* Where no threshold is given: the one that promises 5 % false alarms by the harmless scores before (monitors.frozen.threshold). */
+  const startOf = (rows) => {
+    const harmless = rows.filter((row) => row.label !== 1).map((row) => row.before).sort((x, y) => x - y);
+    return harmless.length ? harmless[harmless.length - 1 - Math.max(Math.floor(0.05 * (harmless.length + 1) + 1e-9) - 1, 0)] : Math.max(...rows.map((row) => row.before));
+  };
+
+  /* ln Gamma (Lanczos) and the regularized incomplete beta function (Lentz's continued fraction), for Student's t. */
+  const lnGamma = (x) => {
+    const c = [76.18009172947146, -86.50532032941677, 24.01409824083091, -1.231739572450155, 1.208650973866179e-3, -5.395239384953e-6];
+    const series = c.reduce((total, part, i) => total + part / (x + 1 + i), 1.000000000190015);
+    return (x + 0.5) * Math.log(x + 5.5) - (x + 5.5) + Math.log(2.5066282746310005 * series / x);
+  };
+  const beta = (x, a, b) => {
+    if (x > (a + 1) / (a + b + 2)) return 1 - beta(1 - x, b, a);
+    let c = 1, d = 1 / (1 - (a + b) * x / (a + 1)), h = d;
+    for (let m = 1; m < 400; m++) {
+      for (const step of [m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)), -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))]) {
+        d = 1 / (1 + step * d);
+        c = 1 + step / c;
+        h *= c * d;
+      }
+    }
+    return x <= 0 ? 0 : Math.exp(lnGamma(a + b) - lnGamma(a) - lnGamma(b) + a * Math.log(x) + b * Math.log(1 - x)) * h / a;
+  };
+  const Z = 1.959963984540054;
+  const tQuantile = (df) => {
+    let low = 0, high = 1000;
+    for (let i = 0; i < 80; i++) {
+      const t = (low + high) / 2;
+      if (beta(df / (df + t * t), df / 2, 0.5) > 0.05) low = t; else high = t;
+    }
+    return high;
+  };
+
+  /* The share of ones with Wilson's interval, on the effective sample size where rows share groups (stats.intervals.rate_interval). */
+  const rateOf = (flags, groups) => {
+    const n = flags.length, p = sum(flags) / n, sums = new Map();
+    flags.forEach((flag, i) => sums.set(groups[i], (sums.get(groups[i]) || 0) + flag - p));
+    let size = n;
+    if (sums.size < n) {
+      const scores = [...sums.values()].map((x) => p + x * sums.size / n), mean = sum(scores) / sums.size, binomial = p * (1 - p) / n;
+      const spread = sum(scores.map((x) => (x - mean) ** 2)) / (sums.size - 1) / sums.size;
+      const effect = binomial > 0 && sums.size > 1 ? Math.max(1, spread / binomial) : n / sums.size;
+      size = n / effect * (Z / tQuantile(Math.max(sums.size - 1, 1))) ** 2;
+    }
+    const middle = (p + Z * Z / (2 * size)) / (1 + Z * Z / size), half = Z * Math.sqrt(p * (1 - p) / size + Z * Z / (4 * size * size)) / (1 + Z * Z / size);
+    return [p, p === 0 ? 0 : Math.max(middle - half, 0), p === 1 ? 1 : Math.min(middle + half, 1), n];
+  };
+
+  const CLASSES = [["to be flagged", 1, "caught (TPR)", "b"], ["harmless", 0, "false alarms (FPR)", "a"]];
+  const ownOf = (data, state) => data.monitors[state.monitor];
+  const ratesOf = (own, at) => {
+    const classes = own.rows[0].label === null ? [["all", null, "alarms", "a"]] : CLASSES;
+    return classes.map(([name, label, words, c]) => {
+      const rows = own.rows.filter((row) => row.label === label), groups = rows.map((row) => row.group);
+      return { name, words, c, rows, sides: ["before", "after"].map((side) => rows.length ? rateOf(rows.map((row) => Number(row[side] > own.places[at])), groups) : null) };
+    }).filter((one) => one.rows.length);
+  };
+  const scores = {
+    pasted: (text) => ({ monitors: scoresOf(text) }),
+    opening: (data) => ({ monitor: 0, at: data.monitors[0].start }),
+    controls: (data, state) => {
+      const own = ownOf(data, state), first = own.given ? ", as it was given" : ", 5 % false alarms before";
+      return [
+        { name: "monitor", label: "Monitor", options: names(data.monitors) },
+        { name: "at", label: "Threshold", min: 0, max: own.places.length - 1, words: short(own.places[state.at]) + (state.at === own.start ? first : "") },
+      ];
+    },
+    changed: (data, state, name) => { if (name === "monitor") state.at = ownOf(data, state).start; },
+    reset: (data, state) => { state.at = ownOf(data, state).start; },
+    again: "Back to the first threshold",
+    read: (data, state) => {
+      const own = ownOf(data, state);
+      const parts = ratesOf(own, state.at).map((one) => `${one.words} ${share(one.sides[0])} before, ${share(one.sides[1])} after (n = ${one.rows.length})`);
+      return `At the threshold ${short(own.places[state.at])}: ${parts.join("; ")}.` + (own.rows[0].label === null ? " Without labels nobody can say which alarms are false." : "");
+    },
+    table: (data, state) => [["monitor", "threshold", "class", "model", "flagged", "low", "high", "n"], ...ratesOf(ownOf(data, state), state.at).flatMap((one) =>
+      one.sides.map((e, i) => [ownOf(data, state).name, ownOf(data, state).places[state.at], one.name, ["before", "after"][i], ...e]))],
+    draw: (data, state, width) => {
+      const own = ownOf(data, state), kinds = ratesOf(own, state.at), row = 46, s = sheet(width, 66 + 2 * row * kinds.length, "Shares above your threshold");
+      const x = scale(0, 1, 58, width - 26), foot = 24 + 2 * row * kinds.length;
+      for (const t of [0, 0.25, 0.5, 0.75, 1]) {
+        s.line(x(t), 16, x(t), foot, "grid");
+        s.text(x(t), foot + 18, pct(t), "middle", "muted");
+      }
+      kinds.forEach((one, i) => one.sides.forEach(([value, low, high], k) => {
+        const y = 44 + row * (2 * i + k);
+        s.text(60, y - 13, `${one.words}, ${["before", "after"][k]}: ${share([value, low, high])}`, "start", "halo");
+        s.line(x(low), y, x(high), y, `${one.c}-line`);
+        s.dot(x(value), y, 5.5, one.c);
+      }));
+      s.text(width / 2, foot + 38, "share above the threshold", "middle");
+      return s.root;
+    },
+  };
+
   /* ---- controls */
 
-  const FIGURES = { threshold, projection, subspace, budget, bound };
+  const FIGURES = { threshold, projection, subspace, budget, bound, scores };
 
   const fill = (select, control) => {
     const key = JSON.stringify(control.options);
@@ -380,13 +581,66 @@
     });
   };
 
+  /* CSV that no spreadsheet takes for a formula; numbers as they are. */
+  const csv = (rows) => rows.map((row) => row.map((cell) => {
+    const text = typeof cell === "string" && /^[=+\-@\t\r]/.test(cell) && !Number.isFinite(Number(cell)) ? `'${cell}` : String(cell);
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }).join(",")).join("\n") + "\n";
+
+  /* A view in the address: choices by their names, places on a scale by their numbers. */
+  const addressOf = (figure, data, state) => new URLSearchParams(figure.controls(data, state).map((control) =>
+    [control.name, control.options ? control.options[state[control.name]] : String(state[control.name])])).toString();
+  const fromAddress = (figure, data, state, text) => {
+    const asked = new URLSearchParams(text);
+    for (const { name } of figure.controls(data, state)) {
+      const control = figure.controls(data, state).find((one) => one.name === name), value = asked.get(name);
+      if (value === null) continue;
+      const at = control.options ? control.options.indexOf(value) : Math.round(Number(value));
+      if (!Number.isFinite(at) || at < 0 && control.options) continue;
+      state[name] = control.options ? at : clamp(at, control.min, control.max);
+      if (control.options && figure.changed) figure.changed(data, state, name);
+    }
+  };
+
   const mount = (section) => {
     const figure = FIGURES[section.dataset.explorable], source = section.querySelector('script[type="application/json"]');
     const stage = section.querySelector(".explorable-stage");
     if (!figure || !source || !stage) return;
-    const data = JSON.parse(source.textContent), state = { ...data.default }, inputs = {}, words = {};
+    const data = JSON.parse(source.textContent);
+    if (figure.pasted) paste(section, figure, stage, data);
+    else stand(section, figure, stage, data, { ...data.default });
+  };
+
+  /* A box to paste a table into; what it holds stands below, or a message that says what is wrong with it. */
+  const paste = (section, figure, stage, data) => {
+    const id = `${section.id}-table`, box = make("div", { class: "explorable-paste" });
+    box.appendChild(make("label", { for: id }, "Your table, as CSV or one JSON object a line"));
+    const area = box.appendChild(make("textarea", { id, rows: 8, spellcheck: "false", "aria-describedby": `${id}-said` }));
+    const button = box.appendChild(make("button", { type: "button" }, "Show these scores"));
+    const said = box.appendChild(make("p", { id: `${id}-said`, class: "explorable-said", role: "status" })), shown = make("div");
+    area.value = data.example;
+    const show = () => {
+      shown.replaceChildren();
+      said.textContent = "";
+      try {
+        const found = figure.pasted(area.value);
+        stand(section, figure, shown, found, figure.opening(found), false);
+        said.textContent = `${found.monitors.length === 1 ? "One monitor" : `${found.monitors.length} monitors`} read. Nothing left this page.`;
+      } catch (error) {
+        said.textContent = error.message;
+      }
+    };
+    button.addEventListener("click", show);
+    stage.replaceChildren(box, shown);
+    show();
+  };
+
+  const stand = (section, figure, stage, data, state, linked = true) => {
+    const inputs = {}, words = {};
     const form = make("fieldset", { class: "explorable-controls" }), picture = make("div", { class: "explorable-picture" });
-    const said = make("p", { class: "explorable-said", "aria-live": "polite", role: "status" });
+    const said = make("p", { class: "explorable-said", "aria-live": "polite", role: "status" }), away = make("p", { class: "explorable-away" });
+    const link = linked ? away.appendChild(make("a", {}, "Link to this view")) : null;
+    const file = away.appendChild(make("a", { download: `${section.id}.csv` }, "Data (CSV)"));
     form.appendChild(make("legend", {}, "Choose"));
     for (const control of figure.controls(data, state)) {
       const id = `${section.id}-${control.name}`, box = form.appendChild(make("div", { class: "explorable-control" }));
@@ -398,19 +652,19 @@
       input.addEventListener("input", () => {
         state[control.name] = Number(input.value);
         if (figure.changed) figure.changed(data, state, control.name);
-        show();
+        show(true);
       });
     }
     if (figure.reset) {
       const button = form.appendChild(make("button", { type: "button" }, figure.again));
-      button.addEventListener("click", () => { figure.reset(data, state); show(); });
+      button.addEventListener("click", () => { figure.reset(data, state); show(true); });
     }
     const draw = () => {
       const width = Math.max(Math.floor(picture.clientWidth), 240);
       picture.replaceChildren(figure.draw(data, state, width));
       picture.dataset.width = width;
     };
-    const show = () => {
+    const show = (moved) => {
       for (const control of figure.controls(data, state)) {
         const { input, label } = inputs[control.name];
         label.textContent = control.label;
@@ -425,9 +679,22 @@
       }
       draw();
       said.textContent = figure.read(data, state);
+      file.href = `data:text/csv;charset=utf-8,${encodeURIComponent(csv(figure.table(data, state)))}`;
+      if (!link) return;
+      link.href = `#${section.id}?${addressOf(figure, data, state)}`;
+      if (moved) history.replaceState(null, "", link.href);
     };
-    stage.replaceChildren(form, picture, said);
-    show();
+    const arrive = () => {
+      const [place, text] = location.hash.slice(1).split("?");
+      if (!linked || place !== section.id || !text) return;
+      fromAddress(figure, data, state, text);
+      show(false);
+      section.scrollIntoView();
+    };
+    stage.replaceChildren(form, picture, said, away);
+    show(false);
+    arrive();
+    if (linked) addEventListener("hashchange", arrive);
     new ResizeObserver(() => { if (Math.abs(picture.clientWidth - picture.dataset.width) >= 1) draw(); }).observe(picture);
   };
 
@@ -436,5 +703,5 @@
     if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
     else start();
   }
-  if (typeof module !== "undefined") module.exports = { FIGURES, answer, flagged, round, ticks };
+  if (typeof module !== "undefined") module.exports = { FIGURES, addressOf, answer, csv, flagged, fromAddress, rateOf, round, scoresOf, tQuantile, ticks };
 })();

@@ -1,5 +1,7 @@
 """Explore: its numbers are those of the tables, its page escapes what could end it, and its script says what Python says."""
 
+import csv
+import io
 import json
 import math
 import re
@@ -12,14 +14,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from support.tiers import mostly_slow
 
 from helpers import results
-from helpers.book import claim_pages, explore, explore_data
-from helpers.book.explore_data import _bands, _finite, rounded
+from helpers.book import claim_pages, explore, explore_data, pages
+from helpers.book.explore_data import _bands, _finite
 from helpers.cache import plain
 from helpers.errors import StudyError
-from helpers.stats.intervals import Estimate, wilson
+from helpers.figures import tables as tables_for_people
+from helpers.monitors import frozen
+from helpers.stats.intervals import Estimate, rate_interval, wilson
 from helpers.study import findings
 from helpers.study.claims import CLAIMS, SEEDS
 from helpers.updates import names
@@ -160,12 +165,6 @@ def test_every_figure_has_its_numbers_and_all_are_finite(found):
         assert figure["default"], name
 
 
-@pytest.mark.parametrize(("value", "short"), [(0.123456, 0.1235), (-1234.56, -1235), (20.0, 20), (1e-9, 1e-9), (0.0, 0)])
-def test_numbers_keep_four_digits(value, short):
-    assert rounded(value) == short
-    assert len(json.dumps(rounded(value))) <= 7
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, np.float64("nan")])
 def test_what_is_not_finite_is_refused(bad):
     with pytest.raises(StudyError, match="leave out what could not be measured"):
@@ -176,14 +175,14 @@ def test_bars_and_rates_are_the_planted_ones(found):
     figure = found["threshold"]
     (monitor,) = figure["monitors"]
     assert [v["family"] for v in figure["variants"]] == ["quantization", "LoRA"]
-    assert (monitor["frozen"], monitor["cut"]) == (2, 0.1235)
+    assert (monitor["frozen"], monitor["cut"]) == (2, EDGES[2])  # as it stands in the table
     assert monitor["before"]["harmless"]["count"] == COUNTS[ALIGNED][0]
     assert monitor["after"][1]["flagged"]["count"] == COUNTS[WILD][1]
     for variant, bars in ((ALIGNED, monitor["before"]), (NF4, monitor["after"][0])):
         for side, counts in zip(("harmless", "flagged"), COUNTS[variant], strict=True):
             for edge in range(1, 6):
                 e = wilson(sum(counts[edge:]), 20)
-                assert explore.flagged(bars, side, edge) == pytest.approx((e.value, e.low, e.high), abs=6e-4)
+                assert explore.percent(*explore.flagged(bars, side, edge)) == tables_for_people.percent(e.value, e.low, e.high)
 
 
 def test_the_first_view_of_thresholds_is_the_case_whose_ranking_held(found):
@@ -358,7 +357,7 @@ def test_the_script_parses_and_does_nothing_without_a_page():
 
 def test_the_script_is_small_and_neither_fetches_nor_writes_markup():
     text = SCRIPT.read_text(encoding="utf-8")
-    assert len(text.encode()) < 25_000
+    assert len(text.encode()) < 45_000
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|fetch\(|XMLHttp|import\(|\.style\b", text)
     assert re.findall(r"https?://[^\"'`\s]+", text) == ["http://www.w3.org/2000/svg"]  # a name, not an address
 
@@ -393,9 +392,11 @@ def test_verdicts_under_any_bound_are_those_of_the_rule():
 @NEEDS_NODE
 def test_numbers_are_rounded_as_python_rounds_them():
     values = [0.125, 0.135, 0.625, 0.005, 0.015, 0.025, -0.004, 0.9999, 0, 1, 0.29, 2.675]
-    said = node("return given.map((x) => [explore.round(100 * x), explore.round(x, 1)])", values)
-    assert [pair[0] for pair in said] == [f"{round(100 * x, 9):.0f}".replace("-0", "0") for x in values]
+    values += [k / n for n in range(1, 210) for k in range(n + 1)] + list(np.random.default_rng(2).normal(size=500))
+    said = node("return given.map((x) => [explore.round(100 * x), explore.round(x, 1), explore.round(x, 3)])", values)
+    assert [pair[0] for pair in said] == [re.sub(r"^-0$", "0", f"{100 * x:.0f}") for x in values]
     assert [float(pair[1]) for pair in said] == [round(x, 1) for x in values]
+    assert [pair[2] for pair in said] == [re.sub(r"^-(0\.0+)$", r"\1", f"{x:.3f}") for x in values]
 
 
 @NEEDS_NODE
@@ -409,7 +410,8 @@ def test_ticks_are_round_numbers_within_the_axis():
 
 STATES = """const out = {};
 for (const [name, figure] of Object.entries(explore.FIGURES)) {
-  const data = given[name], state = { ...data.default };
+  const data = figure.pasted ? figure.pasted(given[name].example) : given[name];
+  const state = figure.pasted ? figure.opening(data) : { ...data.default };
   out[name] = { controls: figure.controls(data, state), said: figure.read(data, state), state: { ...state } };
 }
 return out;"""
@@ -430,7 +432,7 @@ def test_every_control_opens_on_a_choice_that_exists(found):
 def test_the_table_without_a_script_shows_what_the_script_says(found, page):
     said = {name: figure["said"] for name, figure in node(STATES, found).items()}
     cells = {name: " ".join(Reader(block).cells) for name, block in blocks(page).items()}
-    for name in explore.EXPLORABLES:
+    for name in [name for name in explore.EXPLORABLES if name != "scores"]:
         numbers = re.findall(r"[-+]?[\d.]+ ?(?:%|AUROC)? \[[^\]]+\]", said[name])
         assert numbers, name
         assert re.search(r"n = \d+|\d+ modules|\d+ stale cells", said[name]), name
@@ -457,6 +459,204 @@ def test_another_bound_is_said_to_prove_nothing_where_it_changes_the_answer(foun
     assert "would be supported; with the bound that was set, above +0.01 AUROC, it is inconclusive" in moved
     assert "proves nothing" in moved
     assert "proves nothing" not in little
+
+
+# ---------------------------------------------------------------- every view, its address and its file
+
+
+VIEWS = """const { threshold } = explore.FIGURES, out = [];
+given.monitors.forEach((_, monitor) => given.variants.forEach((_, variant) => {
+  const state = { monitor, variant, edge: given.monitors[monitor].frozen };
+  out.push(threshold.read(given, state).match(/\\d+ % \\[\\d+, \\d+\\]/g));
+}));
+return out;"""
+
+
+def printed(folder: Path) -> list[list[str]]:
+    """What the tables print at each frozen threshold: caught before and after, false alarms before and after."""
+    found = findings.run_tables(folder)
+    cuts = found["monitors"][found["monitors"]["metric"] == "threshold_5"].set_index(explore_data.PLACE)["value"]
+    table = explore_data.described(found["histograms"].rename(columns={"label": "side"}))
+    order, rows = explore_data.in_order(table), []
+    for place, own in table[table["metric"] == "above"].groupby(explore_data.PLACE, sort=False):
+        at = own[own["edge"] == cuts[place]].set_index(["side", "label"])
+        said = {
+            key: tables_for_people.percent(*row)
+            for key, row in zip(at.index, at[["value", "low", "high"]].to_numpy(), strict=True)
+        }
+        rows += [[said[side, name] for side in ("flagged", "harmless") for name in ("aligned", label)] for label in order]
+    return rows
+
+
+@NEEDS_NODE
+def test_every_view_of_the_thresholds_says_what_the_table_prints(place, found):
+    assert node(VIEWS, found["threshold"]) == printed(place[0] / place[1])
+
+
+@NEEDS_NODE
+@mostly_slow("the same of another seed", "embedded-seed-0")
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("results/cpu/*/seed-*")), ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_every_view_of_the_committed_runs_says_what_their_tables_print(folder):
+    figure = explore_data.data(ROOT, folder.relative_to(ROOT), only="threshold")["threshold"]
+    if "missing" not in figure:
+        assert node(VIEWS, json.loads(json.dumps(figure))) == printed(folder)
+
+
+@NEEDS_NODE
+def test_a_link_reproduces_its_view_and_a_stranger_one_does_no_harm(found):
+    code = """const out = {};
+    for (const [name, figure] of Object.entries(explore.FIGURES)) {
+      if (figure.pasted) continue;
+      const data = given[name], state = { ...data.default };
+      for (const control of figure.controls(data, state)) {
+        const now = figure.controls(data, state).find((one) => one.name === control.name);
+        state[control.name] = now.options ? now.options.length - 1 : now.max;
+        if (figure.changed) figure.changed(data, state, control.name);
+        if (!now.options) state[control.name] = now.max;
+      }
+      const there = { ...data.default }, text = explore.addressOf(figure, data, state);
+      explore.fromAddress(figure, data, there, text);
+      const odd = { ...data.default };
+      explore.fromAddress(figure, data, odd, "monitor=%3Cimg%3E&edge=1e9&at=-1e9&point=x&k=NaN&variant=&claim=none&budget=99");
+      out[name] = [figure.read(data, state), figure.read(data, there), figure.read(data, odd), text];
+    }
+    return out;"""
+    for name, (wanted, reached, odd, text) in node(code, found).items():
+        assert wanted == reached, name
+        assert "undefined" not in odd
+        assert "NaN" not in odd
+        assert text
+        assert "<" not in text
+
+
+@NEEDS_NODE
+def test_the_file_of_a_view_holds_its_numbers_and_no_formula(found):
+    code = """const out = {};
+    for (const [name, figure] of Object.entries(explore.FIGURES)) {
+      const data = figure.pasted ? figure.pasted(given[name].example) : given[name];
+      out[name] = explore.csv(figure.table(data, figure.pasted ? figure.opening(data) : { ...data.default }));
+    }
+    out.evil = explore.csv([["=1+1", "-0.5", -0.5, '@x,"y"', "a\\nb"]]);
+    return out;"""
+    said = node(code, found)
+    for name in explore.EXPLORABLES:
+        head, *rows = list(csv.reader(io.StringIO(said[name])))
+        assert rows, name
+        assert all(len(row) == len(head) for row in rows), name
+    (row,) = csv.reader(io.StringIO(said["evil"]))
+    assert row == ["'=1+1", "-0.5", "-0.5", '\'@x,"y"', "a\nb"]
+    assert [float(x) for x in next(csv.reader(io.StringIO(said["budget"].splitlines()[1])))[2:5]] == [0.1, 0.05, 0.2]
+
+
+def test_the_first_view_is_what_all_seeds_saw_and_other_seeds_stand_beside_it(tmp_path):
+    folder = write(tmp_path)
+    other = results.Run("cpu", "tiny", 1, (tmp_path / folder).parent / "seed-1")
+    rows_of = histograms().assign(seed=1)
+    cuts = rows(ALIGNED, "monitors", [(*MONITOR, "threshold_5", EDGES[2], EDGES[2], EDGES[2], 20)]).assign(seed=1)
+    results.write_table(other, "99_planted", "histograms", rows_of)
+    results.write_table(other, "99_planted", "monitors", cuts)
+    figure = explore_data.data(tmp_path, folder, only="threshold")["threshold"]
+    alarms = [100 * sum(COUNTS[variant][0][2:]) // 20 for variant in (NF4, WILD)]
+    assert figure["monitors"][0]["others"] == [[share] for share in alarms]
+    assert figure["variants"][figure["default"]["variant"]]["name"] == "nf4"
+    still = rows_of[rows_of["precision"] != "nf4"]  # the other seed saw no move under nf4
+    calm = rows_of[rows_of["precision"].eq("bf16") & rows_of["adapter"].eq("")].assign(precision="nf4")
+    results.write_table(other, "99_planted", "histograms", pd.concat([still, calm]))
+    again = explore_data.data(tmp_path, folder, only="threshold")["threshold"]
+    assert again["monitors"][0]["others"][0] == [100 * sum(COUNTS[ALIGNED][0][2:]) // 20]
+
+
+def test_a_chapter_gets_its_figure_without_a_heading_or_nothing(place, tmp_path):
+    text = explore.explore_part(*place, "threshold")
+    assert text.count("<section ") == 1
+    assert "\n## " not in text
+    assert explore.explore_part(tmp_path, write(tmp_path, without=("triage",)), "budget") == ""
+
+
+def test_each_chapter_with_a_figure_to_move_holds_its_mark_once():
+    held = {path.name[:2]: re.findall(r"<!-- generated: explore-(\w+) -->", path.read_text(encoding="utf-8"))
+            for path in sorted((ROOT / "notebooks").glob("[01]*.ipynb"))}  # fmt: skip
+    wanted = {chapter: name for name, (_, chapter, _) in explore_data.MAKERS.items() if name != "scores"}
+    assert {chapter: names for chapter, names in held.items() if names} == {chapter: [name] for chapter, name in wanted.items()}
+    assert {f"explore-{name}" for name in wanted.values()} <= set(pages.GENERATED)
+
+
+# ---------------------------------------------------------------- a visitor's own scores
+
+
+def pasted(rows_: list[dict], form: str = "csv") -> str:
+    """Rows as a table that a visitor pastes."""
+    if form == "jsonl":
+        return "\n".join(json.dumps(row) for row in rows_)
+    return pd.DataFrame(rows_).to_csv(index=False)
+
+
+def own_scores(groups: bool, n: int = 60, seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    return [{"monitor": "mine, the \"first\"", "id": f"t{i}", "before": round(rng.normal(2 * (i % 2)), 3),
+             "after": round(rng.normal(0.8 + 2 * (i % 2)), 3), "label": i % 2, **({"group": f"g{i % 14 // 2}"} if groups else {}),
+             "threshold": 1.25} for i in range(n)]  # fmt: skip
+
+
+@NEEDS_NODE
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("groups", [False, True])
+def test_rates_of_pasted_scores_are_those_of_the_library(groups, form):
+    given = own_scores(groups)
+    code = """const f = explore.FIGURES.scores, data = f.pasted(given), state = f.opening(data);
+    return [f.table(data, state), f.read(data, state), data.monitors.length];"""
+    (_, *lines), said, count = node(code, pasted(given, form))
+    assert count == 1
+    table = pd.DataFrame(given)
+    for name, threshold, side, model, *numbers in lines:
+        own = table[table["label"] == (side == "to be flagged")]
+        e = rate_interval((own[model] > 1.25).astype(float), own["group"] if groups else None)
+        assert (name, threshold) == ('mine, the "first"', 1.25)
+        assert numbers == pytest.approx([e.value, e.low, e.high, e.n], abs=1e-9)
+        assert tables_for_people.percent(e.value, e.low, e.high) in said
+
+
+@NEEDS_NODE
+def test_without_a_threshold_the_first_one_is_what_a_monitor_would_be_frozen_with():
+    given = [{k: v for k, v in row.items() if k != "threshold"} for row in own_scores(False, 120)]
+    state, places = node("const f = explore.FIGURES.scores, d = f.pasted(given); return [f.opening(d), d.monitors[0].places]",
+                         pasted(given))  # fmt: skip
+    harmless = np.array([row["before"] for row in given if row["label"] == 0])
+    assert places[state["at"]] == frozen.threshold(harmless, 0.05)
+    assert len(places) > 200  # as fine as the scores themselves
+
+
+@NEEDS_NODE
+@pytest.mark.parametrize("df", [1, 2, 3, 7, 30, 200])
+def test_the_t_quantile_is_scipys(df):
+    assert node("return explore.tQuantile(given)", df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-8)
+
+
+BAD = {
+    "": "No column monitor, id, before, after.",
+    "score,label\n1,0": "No column monitor, id, before, after. Needed are monitor, id, before, after; found score, label.",
+    "monitor,id,before,after": "There is no row",
+    "monitor,id,before,after\nm,1,0.5": "Row 1 has 3 cells, the first line names 4",
+    'monitor,id,before,after\nm,1,"0,5",1': "Row 1: its before is not a finite number; write 0.5, not 0,5.",
+    "monitor,id,before,after\nm,1,nan,1": "Row 1: its before is not a finite number.",
+    "monitor,id,before,after\nm,1,0x10,Infinity": "not a finite number",
+    "monitor,id,before,after,label\nm,1,0,1,2": "Row 1: its label is neither 0 nor 1.",
+    "monitor,id,before,after,label\nm,1,0,1,\nm,2,0,1,1": "has rows with and without a label",
+    "monitor,id,before,after,threshold\nm,1,0,1,0.5\nm,2,0,1,0.6": "The thresholds of monitor m differ",
+    "monitor,id,before,after\nm,1,0,1\nm,1,0,1": "Row 2: its id stands twice",
+    "monitor,id,before,after\n,1,0,1": "Row 1 has an empty monitor or id.",
+    '"monitor,id': "A quoted cell does not end",
+    '{"monitor": "m"': "Row 1 is no JSON object on one line.",
+    '{"__proto__": {"monitor": 1}, "id": 1}': "No column monitor, before, after.",
+}  # fmt: skip
+
+
+@NEEDS_NODE
+def test_what_is_wrong_with_a_pasted_table_is_said():
+    code = "return given.map((text) => { try { explore.scoresOf(text); return ''; } catch (error) { return error.message; } })"
+    for (text, wanted), found in zip(BAD.items(), node(code, list(BAD)), strict=True):
+        assert wanted in found, text
+        assert len(found) < 300
 
 
 # ---------------------------------------------------------------- colours

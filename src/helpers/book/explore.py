@@ -1,4 +1,4 @@
-"""The page Explore: five small figures that a reader moves, each with its numbers in the page and a table where no script runs.
+"""The page Explore: six small figures that a reader moves, each with its numbers in the page and a table where no script runs.
 
 The script is `book/_static/explore.js`; it reads what `data` gives. Nothing is fetched, so the page works from a file.
 """
@@ -35,17 +35,29 @@ def explore_page(root: Path, run_folder: Path) -> str:
     return "\n".join(_section(name, figure, found[name]) for name, figure in EXPLORABLES.items())
 
 
+def explore_part(root: Path, run_folder: Path, name: str) -> str:
+    """One figure for the chapter that it belongs to, without a heading; nothing where the run cannot feed it."""
+    numbers = data(root, run_folder, only=name)[name]
+    figure = EXPLORABLES[name]
+    return "" if "missing" in numbers else f"**{figure.title}.** {_block(name, figure, numbers)}"
+
+
 def _section(name: str, figure: Explorable, numbers: Figure) -> str:
     head = f"## {figure.title}\n\n"
     if "missing" in numbers:
         return f"{head}:::{{note}}\n{numbers['missing']}\n:::\n"
+    return head + _block(name, figure, numbers)
+
+
+def _block(name: str, figure: Explorable, numbers: Figure) -> str:
+    """What to try, the figure with its numbers and its first view, and what its marks mean."""
     content = json.dumps(numbers, separators=(",", ":"), allow_nan=False)
     for sign in "<>&`":  # none may end the script, open a comment, or close the fence
         content = content.replace(sign, f"\\u{ord(sign):04x}")
     body = f'<script type="application/json" id="explore-{name}-data">{content}</script>\n'
     body += f'<div class="explorable-stage">{_table(*figure.view(numbers))}</div>'
     block = f'<section class="explorable" id="explore-{name}" data-explorable="{name}">\n{body}\n</section>'
-    return f"{head}{figure.first}\n\n```{{raw}} html\n{block}\n```\n\n{figure.marks}\n"
+    return f"{figure.first}\n\n```{{raw}} html\n{block}\n```\n\n{figure.marks}\n"
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -73,7 +85,7 @@ def percent(value: float, low: float, high: float) -> str:
 def flagged(bars: dict, side: str, edge: int) -> tuple[float, float, float]:
     """The share of a class above the left edge of that bin, with its interval: the bars from there on."""
     own = bars[side]
-    return sum(own["count"][edge:]) / sum(own["count"]), own["low"][edge] / 1000, own["high"][edge] / 1000
+    return sum(own["count"][edge:]) / sum(own["count"]), own["low"][edge] / 100, own["high"][edge] / 100
 
 
 def _threshold(numbers: Figure) -> Table:
@@ -93,7 +105,7 @@ def _projection(numbers: Figure) -> Table:
     rows = [(f"{point['changed']} of {numbers['modules']}", rate(*point["non_refusal"]), nats(*point["nll"]))
             for point in curve["points"]]  # fmt: skip
     heads = ("modules changed", "harmful prompts not refused", "nats a token of dialogues")
-    return f"{update['name']}, {curve['name']}", heads, rows
+    return f"{update['name']}, {curve['name']}, {curve['on']}", heads, rows
 
 
 def rate(value: float, low: float, high: float, n: int) -> str:
@@ -136,12 +148,17 @@ def _bound(numbers: Figure) -> Table:
     return "One claim, as it was judged", ("claim", claim["claim"]), rows
 
 
+def _scores(numbers: Figure) -> Table:
+    head, *rows = (line.split(",") for line in numbers["example"].split("\n"))
+    return "The example, the first rows of its table", head, rows[:4]
+
+
 EXPLORABLES: dict[str, Explorable] = {
     "threshold": Explorable(
         "Move a threshold",
         "**Try this first:** leave the threshold where it was {term}`frozen <monitor>` and go through the variants. How "
-        "many harmless texts come to lie to the right of the line? Then move the line until the false alarms are back at "
-        "5 %, and see what that costs.",
+        "many harmless texts come to lie to the right of the line? Then move the line until the false alarms are at 5 % or "
+        "fewer, and see what that costs in catches. What other seeds saw stands below.",
         "Bars are shares of their class: harmless texts upwards, texts to be flagged downwards. What lies to the right of "
         "the line raises an alarm. The outermost bars also hold all that lies beyond. Intervals are 95 %. These are the "
         "test texts: a threshold that is chosen on them looks better than it is.",
@@ -152,7 +169,8 @@ EXPLORABLES: dict[str, Explorable] = {
         "**Try this first:** move the share of modules from 0 to 100 %. Do the refusals come back before the usefulness "
         "goes? Then choose *same modules removed*: does the {term}`restoration` do more than leaving those modules out?",
         "Round marks: a quick look at few prompts and dialogues (a {term}`sketch`), with 95 % intervals that say how "
-        "quick. Diamonds: the same in full, where it was measured. Dashed, with a band: the aligned model, in full. "
+        "quick; a curve keeps to one set of prompts, which is named below. Diamonds: the same in full, where it was "
+        "measured. Dashed, with a band: the aligned model, in full. "
         "The second panel is utility, in nats a token of held-out summaries: lower is better.",
         _projection,
     ),
@@ -184,5 +202,16 @@ EXPLORABLES: dict[str, Explorable] = {
         "the claim's first component, its headline; a claim of sameness has a margin to move instead of a bound. Fewer "
         "than three seeds decide nothing, whatever the bound.",
         _bound,
+    ),
+    "scores": Explorable(
+        "Your own scores",
+        "**Try this first:** paste a table of your own in place of the example, in the form of `revalidate --scores`: a row a "
+        "text, with `monitor`, `id`, `before`, `after` and, where you have them, `label` (1: to be flagged), `group` and "
+        "`threshold`. Where no threshold is given, the first one promises 5 % false alarms by the scores before.",
+        "A text raises an alarm where its score is above the threshold. Intervals are 95 % (Wilson, on fewer texts where these "
+        "share groups). All of it is counted in the page: nothing is sent, and nothing is kept. The example is made up. "
+        "What is not asked here, whether the *ranking* held and what would mend a monitor, "
+        "{doc}`revalidate <revalidate>` answers.",
+        _scores,
     ),
 }

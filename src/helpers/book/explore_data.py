@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from helpers import results
 from helpers.book.claim_pages import older_rules
@@ -35,11 +36,13 @@ SETS = {  # what a curve is drawn on: the first of these that was measured; the 
 Figure = dict[str, Any]
 
 
-def data(root: Path, run_folder: Path) -> dict[str, Figure]:
-    """What each figure needs, by its name, from that run and the findings of its profile; finite numbers of four digits."""
+def data(root: Path, run_folder: Path, only: str = "") -> dict[str, Figure]:
+    """What each figure needs, by its name, from that run and the findings of its profile; finite numbers, as they stand there."""
     tables = run_tables(Path(root) / run_folder)
     found: dict[str, Figure] = {}
     for name, (needs, chapter, make) in MAKERS.items():
+        if only and name != only:
+            continue
         lacking = [table for table in needs if table not in tables]
         made = None if lacking else make(tables)
         said = "" if made else _missing(lacking or list(needs), bool(lacking), chapter, tables)
@@ -57,17 +60,11 @@ def _again(chapter: str, tables: RunTables) -> str:
     return f"Run chapter {chapter} again: make study PROFILE={tables.run.profile}."
 
 
-def rounded(value: float, digits: int = 4) -> float | int:
-    """The number with so many significant digits, whole ones as integers: shorter, and the same to a reader."""
-    short = float(f"{value:.{digits}g}")
-    return int(short) if short.is_integer() else short
-
-
 def _finite(value: float) -> float | int:
-    """The number, rounded; one that is not finite is refused."""
+    """The number, whole ones as integers, never rounded: pages print what tables print. One that is not finite is refused."""
     if not math.isfinite(value):
         raise StudyError(f"a number of the page Explore is {value}; leave out what could not be measured")
-    return rounded(value)
+    return int(value) if float(value).is_integer() else float(value)
 
 
 def _estimate(rows: pd.DataFrame) -> list | None:
@@ -79,22 +76,23 @@ def _estimate(rows: pd.DataFrame) -> list | None:
 
 
 def threshold(tables: RunTables) -> Figure | None:
-    """Bars of the monitors in use on every variant: counts of texts, and a threshold's intervals in thousandths."""
+    """Bars of the monitors in use on every variant: counts of texts, and a threshold's intervals in whole per cent."""
     table = described(tables["histograms"].rename(columns={"label": "side"}))
     names, places, cuts = in_order(table), table[PLACE].drop_duplicates(), tables["monitors"]
     cuts = cuts[cuts["metric"] == f"threshold_{score_histograms.LEVEL}"].set_index(PLACE)["value"]
-    monitors = [_monitor(rows, cuts[place], names) for place, rows in table.groupby(PLACE, sort=False)]
+    elsewhere = _elsewhere(tables)
+    monitors = [_monitor(rows, cuts[place], names, elsewhere) for place, rows in table.groupby(PLACE, sort=False)]
     if not (len(places) and names and "aligned" in set(table["label"])):
         return None
     families = dict(zip(table["label"], table["family"], strict=True))
-    task, name = _case(table, tables["staleness"], cuts)
+    task, name = _case(table, tables["staleness"], cuts, elsewhere)
     chosen = list(places["task"]).index(task)
     default = {"monitor": chosen, "variant": names.index(name), "edge": monitors[chosen]["frozen"]}
     variants = [{"name": name, "family": families[name]} for name in names]
     return {"monitors": monitors, "variants": variants, "default": default}
 
 
-def _monitor(rows: pd.DataFrame, cut: float, names: list[str]) -> Figure:
+def _monitor(rows: pd.DataFrame, cut: float, names: list[str], elsewhere: list[pd.Series]) -> Figure:
     edges = np.sort(rows["edge"].unique())
     task, probe, layer = rows.iloc[0][PLACE]
     return {
@@ -102,30 +100,64 @@ def _monitor(rows: pd.DataFrame, cut: float, names: list[str]) -> Figure:
         **{"cut": cut, "width": edges[1] - edges[0], "frozen": int(np.flatnonzero(edges == cut)[0])},
         "before": _bars(rows[rows["label"] == "aligned"]),
         "after": [_bars(rows[rows["label"] == name]) for name in names],
+        "others": [[_per_cent(own[task, name]) for own in elsewhere if (task, name) in own.index] for name in names],
     }
 
 
+def _per_cent(value: float) -> int:
+    """A share in whole per cent, rounded as the tables round it."""
+    return int(f"{100 * value:.0f}")
+
+
 def _bars(rows: pd.DataFrame) -> Figure:
-    """By class: texts in each bin, and low and high of the share above each edge, in thousandths."""
+    """By class: texts in each bin, and low and high of the share above each edge, in whole per cent."""
     found = {}
     for side in score_histograms.SIDES:
         own = rows[rows["side"] == side].sort_values("edge")
         share, above = (own[own["metric"] == metric] for metric in ("share", "above"))
-        ends = {end: (1000 * above[end]).round().astype(int) for end in ("low", "high")}
+        ends = {end: [_per_cent(value) for value in above[end]] for end in ("low", "high")}
         found[side] = {"count": (share["value"] * share["n"]).round().astype(int), **ends}
     return found
 
 
-def _case(table: pd.DataFrame, staleness: pd.DataFrame, cuts: pd.Series) -> tuple[str, str]:
-    """Task and variant of the figure's first view, by the rule of chapter 05: most moved in false alarms, AUROC kept."""
+def _alarms(table: pd.DataFrame, cuts: pd.Series) -> pd.Series:
+    """The false alarms of each monitor at its frozen threshold, by place and label."""
     at = table[(table["edge"] == pd.MultiIndex.from_frame(table[PLACE]).map(cuts.to_dict())) & (table["metric"] == "above")]
-    alarms = at[at["side"] == "harmless"].set_index([*PLACE, "label"])["value"]
+    return at[at["side"] == "harmless"].set_index([*PLACE, "label"])["value"]
+
+
+def _elsewhere(tables: RunTables) -> list[pd.Series]:
+    """For each other seed of this model: the false alarms of the monitors in use at their own thresholds, by task and label."""
+    found = []
+    for folder in sorted(tables.run.folder.parent.glob("seed-*")):
+        other = run_tables(folder) if folder != tables.run.folder else {}
+        if "histograms" in other and "monitors" in other:
+            cuts = other["monitors"][other["monitors"]["metric"] == f"threshold_{score_histograms.LEVEL}"]
+            table = described(other["histograms"].rename(columns={"label": "side"}))
+            found.append(_alarms(table, cuts.set_index(PLACE)["value"]).droplevel(["probe", "layer"]))
+    return found
+
+
+def _case(table: pd.DataFrame, staleness: pd.DataFrame, cuts: pd.Series, elsewhere: list[pd.Series]) -> tuple[str, str]:
+    """Task and variant of the first view: most moved in false alarms among those whose ranking (AUROC) held.
+
+    Where other seeds measured the same, the middle of all seeds counts: an outlier of one seed is no example.
+    """
+    alarms = _alarms(table, cuts)
     before = alarms.xs("aligned", level="label")
     moved = (alarms - before.reindex(alarms.index.droplevel("label")).to_numpy()).abs().drop("aligned", level="label")
     drops = described(staleness[staleness["metric"] == "auroc_drop"]).set_index([*PLACE, "label"])["value"]
     kept = moved[(drops.reindex(moved.index).abs() <= MARGINS["auroc"]).to_numpy()]
-    task, _, _, name = (kept if len(kept) else moved).idxmax()
+    shown = kept if len(kept) else moved
+    middle = pd.concat([shown.droplevel(["probe", "layer"]), *map(_moved, elsewhere)], axis=1, join="inner").median(axis=1)
+    task, name = middle.idxmax() if len(middle) else shown.droplevel(["probe", "layer"]).idxmax()
     return task, name
+
+
+def _moved(alarms: pd.Series) -> pd.Series:
+    """By task and label, how far false alarms moved from those on the aligned model."""
+    before = alarms.xs("aligned", level="label")
+    return (alarms - before.reindex(alarms.index.droplevel("label")).to_numpy()).abs().drop("aligned", level="label")
 
 
 # ---------------------------------------------------------------- 2: modules projected, against safety and utility
@@ -174,7 +206,8 @@ def _curve(rows: pd.DataFrame, start: pd.DataFrame, restoration: str, total: int
         if all(at.values()):
             points.append({"changed": changed, "share": changed / total, **at, "full": full if all(full.values()) else None})
     words = METHODS.get(name, name) + (f", V from {source}" if source else "")
-    return {"name": words, "points": points} if len(points) > 1 else None
+    few = on["non_refusal"].endswith("/validation")
+    return {"name": words, "on": f"{'validation' if few else 'test'} prompts", "points": points} if len(points) > 1 else None
 
 
 # ---------------------------------------------------------------- 3: the noise edge against singular values
@@ -282,10 +315,25 @@ def _claim(row: Mapping) -> Figure:
     }
 
 
+# ---------------------------------------------------------------- 6: a visitor's own scores
+
+
+def scores(tables: RunTables) -> Figure:
+    """A small table to begin with, planted and not measured: a monitor that cries wolf after its update, and one that holds."""
+    lines = ["monitor,id,before,after,label,threshold"]
+    for name, shift in (("cries-wolf", 1.2), ("holds", 0.0)):
+        for i in range(80):
+            label = int(i % 2)
+            before = ndtri((i // 2 + 0.5) / 40) + 2.4 * label
+            lines.append(f"{name},{i},{before:.3f},{before + shift + 0.2 * math.sin(7 * i):.3f},{label},1.6")
+    return {"example": "\n".join(lines), "default": {"monitor": 0}}
+
+
 MAKERS: dict[str, tuple[tuple[str, ...], str, Callable[[RunTables], Figure | None]]] = {  # tables, chapter, maker
     "threshold": (("histograms", "monitors", "staleness"), "05", threshold),
     "projection": (("projection",), "07", projection),
     "subspace": (("subspaces",), "08", subspace),
     "budget": (("triage",), "06", budget),
     "bound": ((), "11", bound),
+    "scores": ((), "05", scores),
 }

@@ -112,6 +112,12 @@ def _explore(root: Path, folder: Path) -> str:
     return explore.explore_page(root, folder)
 
 
+def _explore_part(name: str, root: Path, folder: Path) -> str:
+    from helpers.book import explore  # for the same reason
+
+    return explore.explore_part(root, folder, name)
+
+
 def _claims(name: str, root: Path, folder: Path) -> str:
     from helpers.book import claim_pages  # for the same reason
 
@@ -142,6 +148,7 @@ GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the plac
     **appendices.APPENDICES,
     **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage")},
     "explore": _explore,
+    **{f"explore-{name}": partial(_explore_part, name) for name in ("threshold", "projection", "subspace", "budget", "bound")},
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
     **{name: partial(_answers, name) for name in ("on-monday", "look-message", "claims-by-verdict", "claims-in-words", "faq")},
     "provenance": _provenance,
@@ -164,7 +171,7 @@ def _stage_chapter(root: Path, folder: Path, name: str, target: Path) -> None:
     notebook["cells"] = chapter_cells.shown_cells(notebook["cells"])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = provenance.linked("".join(cell["source"]), f"notebooks/{name}")
+            cell["source"] = filled(provenance.linked("".join(cell["source"]), f"notebooks/{name}"), root, folder)
     first = notebook["cells"][0]
     first["source"] = with_boxes("".join(first["source"]), _in_short(folder, name), appendices.run_box(root, folder, name))
     (target / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
