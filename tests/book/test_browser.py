@@ -55,6 +55,22 @@ OVERFLOW = """(() => {
     const page = document.documentElement.scrollWidth > wide ? [`the page is ${document.documentElement.scrollWidth} wide`] : [];
     return [...page, ...found.sort((a, b) => b[0] - a[0]).slice(0, 3).map(name)];
 })()"""
+# Where what a selector names ends, how many numbers lead from it to their origin, and its text.
+ENDS = """[...document.querySelectorAll('{}')].map(part => [
+    Math.round(part.getBoundingClientRect().bottom + scrollY),
+    part.querySelectorAll('a.number[href]').length, part.textContent])"""
+SEARCHES = {
+    "PII probe": "book/faq.html",
+    "what should I check first": "book/faq.html",
+    "recalibrate threshold": "book/faq.html",
+    "classifier": "book/faq.html",
+    "drift": "book/faq.html",
+    "merge adapter": "book/faq.html",
+    "SafeLoRA": "notebooks/07_projection.html",
+    "QLoRA": "notebooks/05_staleness.html",
+    "CORAL": "book/faq.html",
+    "threshold": "book/glossary.html",
+}
 GRAVE = {"serious", "critical"}
 ALL = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
 COLOURS = {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}
@@ -218,6 +234,33 @@ def test_the_search_finds_a_word(browser, root):
     assert until(browser, "document.querySelectorAll('#search-results a').length", lambda count: count >= 3) >= 3
     assert "Glossary" in until(browser, "document.querySelector('#search-results').innerText", lambda text: "Glossary" in text)
     assert browser.complaints(root) == []
+
+
+@slow("the published book in a real browser; the sentences themselves are tested in test_answers")
+@pytest.mark.parametrize(("query", "page"), SEARCHES.items())
+def test_the_words_of_engineers_find_their_page_among_the_first_three(browser, book, query, page):
+    browser.open(f"{book}/search.html?q={quote(query)}")
+    until(browser, "document.querySelector('.search-summary')?.textContent ?? ''", lambda text: "found" in text)
+    found = browser.evaluate("[...document.querySelectorAll('ul.search li > a')].map(link => link.getAttribute('href'))")
+    assert page in [link.partition("#")[0].partition("?")[0] for link in found][:3]
+
+
+@slow("the published book in a real browser; the sentences themselves are tested in test_answers")
+@pytest.mark.parametrize(("width", "height"), [(WIDE, 1000), (NARROW, 844)])
+def test_what_was_found_stands_in_the_first_view(browser, book, width, height):
+    browser.size(width, height)
+    browser.open(f"{book}/{FIRST}")
+    items = browser.evaluate(ENDS.format("#on-monday ol > li"))
+    assert 3 <= len(items) <= 5
+    assert sorted(end for end, *_ in items)[2] <= height
+    for end, numbers, text in items:
+        assert numbers or "not measured" in text, (end, text)
+    for path in sorted((published.book() / "notebooks").glob("[0-9]*.html")):
+        browser.open(f"{book}/notebooks/{path.name}")
+        ((end, numbers, text),) = browser.evaluate(ENDS.format(".in-short"))
+        assert end <= 700, path.stem
+        assert numbers or "measures it" in text or "makes it" in text, path.stem
+        assert not re.search("if there is|where the profile|may or may not", text, re.IGNORECASE)
 
 
 @slow("the published book in a real browser; one page of the smoke book stays, in test_study")

@@ -14,7 +14,7 @@ from helpers.book.markup import text
 from helpers.figures.findings_tables import asked, counted, said
 from helpers.runner.manifests import finished
 from helpers.study import findings
-from helpers.study.claims import LEVELS, SEEDS, UNITS, Component
+from helpers.study.claims import IN_WORDS, LEVELS, SEEDS, UNITS, Component
 from helpers.study.findings import INCONCLUSIVE, NOT_RUN, Run
 from helpers.study.paired_items import Premised, Seen, pooled, single
 from helpers.study.reasons import Judged, reason
@@ -58,7 +58,8 @@ class Told:
     @property
     def part(self) -> str:
         """What tells it from its neighbours in a claim: the pooling, or else its name."""
-        return self.name.rpartition(": ")[2] if self.name.rpartition(": ")[2] in {"last token", "mean of tokens"} else self.name
+        last = self.name.rpartition(": ")[2]
+        return last if last in IN_WORDS.values() else self.name
 
 
 @dataclass(frozen=True, eq=False)

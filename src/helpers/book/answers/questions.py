@@ -82,7 +82,7 @@ QUESTIONS: tuple[Asked, ...] = (
     Asked("I only quantize. May I skip revalidation of my classifiers?", ("ranking-formats", "threshold-formats"), ("M1",)),
     Asked("Does a LoRA fine-tune break probes and classifiers on hidden states?", ("ranking-lora", "threshold-lora"), ("M2",)),
     Asked("We tune on harmless data. Do we lose refusals?", ("benign", "harmful"), ("S6", "S1")),
-    Asked("What do I check first? Does drift tell which monitor went stale?", ("forecast", "order"), ("M5",)),
+    Asked("What should I check first? Does drift tell which monitor went stale?", ("forecast", "order"), ("M5",)),
     Asked("Can I recalibrate a threshold without labels?", ("reset", "reset-harm"), ("N4",)),
     Asked("Is the signal gone, or do I retrain the probe?", ("turned",), ("M7",)),
     Asked("May I merge my adapter into the quantized weights?", ("merged",), ("N3",)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from helpers.book.answers.numbers import Gathered, Told, linked_number
 from helpers.book.markup import text
+from helpers.study.claims import IN_WORDS
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
 
 SO, NOT_SO, PARTLY, OPEN, NIL, UNMEASURED = "so", "not so", "in part", "open", "nil", "not measured"
@@ -107,7 +108,8 @@ def _listed(found: Gathered, statement: Statement, which: str, up: str) -> str:
     lines = []
     for key in statement.parts:
         each = found.told[key]
-        label = text(each[0].part) if len(statement.parts) > 1 else ""
+        label = text(each[0].part if each[0].part in IN_WORDS.values() else f"{each[0].part}:")
+        label = label if len(statement.parts) > 1 else ""
         says = ", ".join(dict.fromkeys(YES[_single(one)] for one in each)) if which == PARTLY else ""
         notes = ": ".join(text(note) for note in (says, "" if shared else _why(found, key)) if note)
         shown = linked_number(found, key, up) if any(one.measured for one in each) else ""
