@@ -4,11 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 
+import gguf
 import pytest
+import test_gguf
 import test_packed
 import torch
 from safetensors.torch import load_file, save_file
-from support import given
+from support import families, given
 from support.bland import refused
 from test_decoders import written
 
@@ -329,3 +331,18 @@ def test_a_packed_update_is_compared_as_what_its_codes_stand_for(name, tiny, tmp
     base, (note,) = inputs._base(str(tmp_path / "packed"))
     assert f"stored as {name}" in note
     assert moved(tmp_path / "packed", base) == (movement.Movement(0.0, 5), [])
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["a file", "a folder with one"])
+def test_a_gguf_update_is_compared_with_the_base_it_was_made_from(inside, tmp_path):
+    """In 8 bits it lies as far as its steps; whole in bf16 it is the base, in weights and settings."""
+    base, folder = families.write("qwen2", tmp_path / "qwen"), tmp_path / "served"
+    folder.mkdir()
+    path, _ = test_gguf.written(folder / "eight.gguf", base)
+    found, others = moved(folder if inside else path, base)
+    assert 0.001 < found.relative < 0.01
+    assert others == []
+    whole, _ = test_gguf.written(tmp_path / "whole.gguf", base, gguf.GGMLQuantizationType.BF16)
+    assert moved(whole, base) == (movement.Movement(0.0, 5), [])
+    with refused(REFUSED, "is a GGUF file", "--update"):
+        inputs._base(str(path))

@@ -10,7 +10,7 @@ from helpers.data.splits import Example
 from helpers.errors import REFUSED, StudyError, shown
 from helpers.models import activations, checkpoints, loading
 from helpers.models.foreign import templates
-from helpers.models.formats import packed_folders
+from helpers.models.formats import gguf_files, packed_folders
 from helpers.monitors import frozen
 from helpers.monitors.exchange import direction_folders
 from helpers.monitors.exchange.direction_folders import BaseModel
@@ -97,6 +97,9 @@ def _foreign_settings(base: Path) -> list[str]:
 
 def _base(model: str) -> tuple[Path, list[str]]:
     """The checked folder of the base, unpacked first where it is stored in few bits, and what to say of that."""
+    if gguf_files.gguf_file(Path(model)):
+        what = f"--base {shown(Path(model).name)} is a GGUF file, which says too little of how its model is built"
+        raise StudyError(f"{what}; give the folder of the model that it was made from, and it as --update", REFUSED)
     if not Path(model).is_dir():
         return loading.base_folder(model), []
     found = packed_folders.plain(Path(model))

@@ -12,7 +12,7 @@ from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.models import checkpoints, loading
 from helpers.models.foreign import fetched, settings_file
-from helpers.models.formats import decoders, packed_folders
+from helpers.models.formats import decoders, gguf_files, packed_folders
 from helpers.models.loading import LanguageModel
 from helpers.monitors import frozen
 from helpers.revalidation.candidate import settings
@@ -56,7 +56,7 @@ def check_update(name: str, precision: str, base: Path, reads: str, template: bo
     template: whether monitors read texts in the chat template; else the templates may differ.
     """
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.is_dir() and not gguf_files.gguf_file(folder):
         return _quantizer(name, precision, base)
     found = _offered(folder, base, reads, template)
     return replace(found, notes=(*found.notes, *_left_as_they_are(precision, base)))
@@ -66,10 +66,11 @@ def _offered(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
     """The adapter or merged model of a folder."""
     if (folder / ADAPTER).is_file() or list(folder.glob("adapter_model.*")):
         return _adapter(folder, base, reads, template)
-    if not (folder / CONFIG).is_file():
+    file = gguf_files.gguf_file(folder)
+    if not file and not (folder / CONFIG).is_file():
         how = fetched.models_below(folder) or "give one that has"
         raise StudyError(f"--update {shown(folder.name)} has neither {ADAPTER} nor {CONFIG}; {how}", REFUSED)
-    given, (folder, unpacked) = folder, packed_folders.plain(folder)
+    given, (folder, unpacked) = folder, gguf_files.on_base(file, base) if file else packed_folders.plain(folder)
     checkpoints.check_folder(folder)
     theirs = checkpoints.sizes(folder)
     for field, value in checkpoints.sizes(base).items():
@@ -79,7 +80,7 @@ def _offered(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
             )
     compared = tuple(settings.compare_folders(base, folder))
     settings.check_reading(folder, settings.tokenizer_of(folder), reads, template)
-    notes = (*([unpacked] if unpacked else []), *_lying_beside(given))
+    notes = (*([unpacked] if unpacked else []), *([] if file else _lying_beside(given)))
     return Candidate(results.slug(str(given)), "merged", folder, settings=compared, notes=notes)
 
 
