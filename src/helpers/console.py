@@ -18,8 +18,6 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from tqdm import tqdm
-
 from helpers.errors import ENVIRONMENT, StudyError
 from helpers.folders import RUNNER
 
@@ -48,6 +46,8 @@ _written = -PAUSE
 
 def training(title: str) -> Callable[[int, int, float], None]:
     """A callback for `training.tune`: one bar, its steps and the loss of the last one."""
+    from tqdm import tqdm  # no part of the light path, where nothing takes long enough for a bar
+
     bar = tqdm(desc=title, unit="step", file=sys.stderr, mininterval=SECONDS, ascii=True, position=0)
     state = _begin(title)
 
@@ -64,6 +64,8 @@ def training(title: str) -> Callable[[int, int, float], None]:
 
 def counting(title: str, total: int) -> Callable[[str], None]:
     """A callback that moves one bar by one and names what was done last."""
+    from tqdm import tqdm
+
     bar = tqdm(desc=title, total=total, unit=" done", file=sys.stderr, mininterval=SECONDS, ascii=True, position=0)
     state = _begin(title, total)
 

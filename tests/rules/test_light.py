@@ -16,14 +16,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "results" / "cpu" / "embedded" / "seed-0"
-BLOCKED = {"torch", "transformers", "bitsandbytes", "peft", "accelerate", "tokenizers", "safetensors", "fcntl", "resource"}
+BLOCKED = {
+    *("torch", "transformers", "bitsandbytes", "peft", "accelerate", "tokenizers", "safetensors", "fcntl", "resource"),
+    *("tqdm", "psutil", "matplotlib", "seaborn", "papermill", "nbformat", "nbclient", "IPython", "ipykernel", "snakemake", "bs4"),
+    *("huggingface_hub", "gguf", "rouge_score", "faker", "beartype"),
+}  # what the extra `study` brings, and what Windows lacks
 LIGHT = (
     *("errors", "console", "results"),
-    *("study.parameters", "study.evidence", "study.claims", "study.findings", "study.chapters"),
+    *("study.session", "study.parameters", "study.evidence", "study.claims", "study.findings", "study.chapters"),
     *("stats.intervals", "stats.roc", "stats.paired_rates"),
     *("data.sources", "data.corpora", "data.splits", "data.user_files", "data.pii_templates", "data.tasks"),
     *("updates.names",),
-    *("figures.tables", "figures.triage"),
+    *("figures.tables",),
     *("monitors.baselines",),
     *("staleness.drift_signals", "staleness.predictors", "staleness.threshold_rules", "staleness.triage"),
     *("book.exercises", "book.markup", "book.parameter_table", "book.appendices", "book.provenance"),
