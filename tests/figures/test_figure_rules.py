@@ -50,6 +50,15 @@ def test_a_line_counts_once_and_dots_of_single_seeds_do_not():
     assert figure_rules.counted(figure) == {"": 2}
 
 
+def test_marks_with_words_of_their_own_are_no_crowd():
+    figure, ax = plt.subplots(constrained_layout=True, figsize=(8, 14))
+    ax.plot([0] * 70, range(70), "o", label="a component")
+    assert [line for line in figure_rules.broken(layout.message(figure, "A forest has a line a mark.")) if "marks" in line]
+    for y in range(70):
+        ax.text(0.01, y, f"row {y}")
+    assert figure_rules.broken(figure) == []
+
+
 # ---------------------------------------------------------------- one colour code
 
 

@@ -34,7 +34,10 @@ def _sentence(figure: Figure) -> list[str]:
 
 
 def _crowded(figure: Figure) -> list[str]:
-    return [f"panel {name!r} has {count} marks" for name, count in counted(figure).items() if count > MOST]
+    """Panels with too many marks, unless each has words of its own beside it, as in a forest."""
+    worded = {marks.panel_name(ax): len(ax.texts) for ax in marks.panels_of(figure)}
+    found = counted(figure).items()
+    return [f"panel {name!r} has {count} marks" for name, count in found if count > MOST and worded.get(name, 0) < count]
 
 
 def _small(figure: Figure) -> list[str]:
