@@ -150,7 +150,7 @@ def load_adapter(folder: Path) -> Adapter:
 
 
 def _plain_names(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The names of an adapter's tensors, by what `from_peft` calls them: without prefixes, wrappers and the adapter's own name."""
+    """An adapter's names of tensors, by what `from_peft` calls them: without prefixes, wrappers and the adapter's own name."""
     found: dict[str, str] = {}
     for name in names:
         bare = plain_name(plain_name(name).removeprefix("base_model.model."))
