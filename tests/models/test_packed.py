@@ -108,6 +108,13 @@ def test_compressed_tensors_are_what_their_codes_stand_for(bits, size):
         assert torch.allclose(form.decode(plain, {}), wanted, atol=1e-6)
 
 
+def test_compressed_floats_are_multiplied_by_their_scale():
+    scale = weights().abs().amax(1, keepdim=True) / 448
+    codes = (weights() / scale).to(torch.float8_e4m3fn)
+    found = packed_tensors.FORMATS["compressed-tensors"].decode({"weight": codes, "weight_scale": scale}, {})
+    assert torch.equal(found, codes.float() * scale)
+
+
 @pytest.mark.oracle
 def test_compressed_tensors_are_what_their_own_library_says():
     """Not among the pins: run where compressed-tensors is installed."""
@@ -167,10 +174,19 @@ def bitsandbytes_parts(weight):
     return {"weight": codes, **told}, functional.dequantize_4bit(codes, state)
 
 
+def eight_bit_parts(weight):
+    from bitsandbytes import functional
+
+    codes, absmax, _ = functional.int8_vectorwise_quant(weight.half())
+    told = {"weight": codes, "SCB": absmax, "weight_format": torch.zeros((), dtype=torch.uint8)}
+    return told, functional.int8_vectorwise_dequant(codes, absmax)
+
+
 PACKERS: dict[str, tuple[Callable, dict]] = {
     "gptq": (gptq_parts, {"quant_method": "gptq", "bits": 4, "group_size": 64}),
     "awq": (awq_parts, {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}),
     "compressed-tensors": (compressed_parts, {"quant_method": "compressed-tensors", "format": "int-quantized", **group_of(8)}),
+    "bitsandbytes 8 bit": (eight_bit_parts, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "bitsandbytes 4 bit": (bitsandbytes_parts, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
 }
 
