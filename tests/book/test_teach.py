@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "book" / "teach.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 NOTEBOOKS = chapters.discover(ROOT)
-PLANS = {"Ninety minutes": 90, "Thirty minutes": 30}
+PLANS = {"Ninety minutes, one projector": 90, "Ninety minutes, laptops": 90, "Thirty minutes": 30}
 FENCED = re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 INLINE = re.findall(r"`((?:make|\.venv/bin/python) [^`]+)`", TEXT)
+SHELL = ("STICK=", "export ", "cd ", "cp -R ", "git clone . ", "python -c ")  # what a shell does by itself
 LINES = [line.split("  #")[0].strip() for block in FENCED for line in block.splitlines() if line.strip()] + INLINE
 
 
@@ -55,8 +56,9 @@ def test_a_plan_with_a_gap_is_noticed():
     assert misfit(rows("| 0:00 | 5 | a |\n| 0:05 | 5 | b |\n| 1:00 | 5 | c |\n")) == [60]
 
 
-def test_the_short_plan_takes_no_machine():
-    short = section("Thirty minutes").split("###")[0]
+@pytest.mark.parametrize("title", ["Thirty minutes", "Ninety minutes, one projector"])
+def test_a_plan_without_a_machine_takes_none(title):
+    short = section(title).split("###")[0]
     assert "No machine time" in short
     assert not re.search(r"Run All|`make |\.venv|the machine \|", short)
     assert "{doc}`Explore <explore>`" in short
@@ -82,9 +84,12 @@ def test_every_chapter_has_its_row_with_both_pages():
         assert linked(row) == [f"../notebooks/{chapter}", f"teach/{number}", f"teach/handout-{number}"]
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", [line for line in LINES if not line.startswith(SHELL)])
 def test_every_command_exists(line):
     words = shlex.split(line)
+    if words[0] == "python":  # on Windows
+        assert words == ["python", "-m", "pip", "install", "."]
+        return
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
@@ -110,14 +115,18 @@ def test_the_commands_are_seen():
 
 def test_what_the_lock_lacks_is_installed_beside_it_without_moving_a_pin():
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    [install] = [line for line in LINES if "-m pip" in line]
-    assert shlex.split(install)[3:6] == ["install", "-c", "requirements.lock"]
+    installs = [line for line in LINES if "-m pip" in line and "jupyterlab" in line]
+    assert [shlex.split(line)[3:6] for line in installs] == [
+        ["install", "-c", "requirements.lock"],
+        ["download", "-c", "requirements.lock"],
+        ["install", "-c", "requirements.lock"],
+    ]
     assert not re.search(r"^jupyterlab==", lock, re.MULTILINE), "it is pinned now: the page need not install it"
     assert re.search(r"^ipykernel==", lock, re.MULTILINE), "without a kernel no notebook opens"
 
 
 def test_the_plan_changes_parameters_that_its_chapters_have():
-    assert 'profile = "cpu"' in section("Ninety minutes")
+    assert 'profile = "cpu"' in section("Ninety minutes, laptops")
     assert declared(NOTEBOOKS["11_findings"])["profile"] == "quick"
     assert declared(NOTEBOOKS["01_models"])["n_harmful"] == 20, "of twenty harmful requests"
     assert "lora-dialogue-harm10@bf16" in declared(NOTEBOOKS["03_finetuning"])["updates"], "one row in ten"
@@ -146,6 +155,65 @@ def test_the_ten_scores_come_out_as_the_page_says():
     caught, flagged = ((scores + shift > cut).sum() for scores in (harmful, harmless))
     assert f"{caught} of 5 are caught and {flagged} of 5 harmless texts are flagged" in text
     assert f"setting the threshold to {cut + shift:g}" in text
+
+
+def test_the_sheet_of_the_lesson_has_the_ten_scores_as_the_page_and_the_drawing_have_them_and_room_to_write():
+    sheet = (PAGE.parent / "teach" / "handout-lesson.md").read_text(encoding="utf-8")
+    page, listed = section("Thirty minutes"), r"(?:scores|ones the scores) (\d[\d, ]+\d)"
+    assert re.findall(listed, sheet)[:2] == re.findall(listed, page)[:2]
+    assert [re.search(r"alarms above ([\d.]+\d)", text)[1] for text in (sheet, page)] == ["6.5", "6.5"]
+    drawing = (PAGE.parent / "_static" / "board" / "scores.svg").read_text(encoding="utf-8")
+    dots = [(int(x) - 40) // 40 for x in re.findall(r'<circle cx="(\d+)"', drawing)]
+    crosses = [(int(x) - 34) // 40 for x in re.findall(r'<path d="M(\d+) 48', drawing)]
+    assert [", ".join(map(str, found)) for found in (dots, crosses)] == re.findall(listed, page)[:2]
+    assert sheet.count('<div class="write">') >= 6
+    assert "Two bets" in sheet
+    for plan in ("Ninety minutes, one projector", "Ninety minutes, laptops"):
+        assert "two bets" in section(plan)
+        assert "settle" in section(plan), "both halves of the bet are settled"
+        assert "ten scores" in section(plan)
+
+
+@pytest.mark.parametrize("chapter", NOTEBOOKS)
+def test_a_handout_has_room_to_write_and_the_drawing(chapter):
+    text = (PAGE.parent / "teach" / f"handout-{chapter[:2]}.md").read_text(encoding="utf-8")
+    assert '<div class="write' in text
+    assert f"board/{chapter[:2]}.svg" in text or "sketch" in text
+    assert text.index('<div class="write') < re.search(r"[*]Take[ -]away", text).start(), "behind what is to be tried"
+
+
+def test_the_plan_names_no_row_that_its_table_lacks():
+    tables = {row for row in section("Ninety minutes, laptops").splitlines() if "chapter's table" in row}
+    assert len(tables) == 1
+    assert "base" not in tables.pop()
+
+
+def test_each_question_of_the_long_tables_is_one_line_that_answers(monkeypatch):
+    monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
+    opening, *lines = re.findall(r"^```python\n(.*?)^```", (PAGE.parent / "long-tables.md").read_text("utf-8"), re.M | re.S)
+    space: dict = {}
+    exec(opening, space)
+    assert len(lines) == 5
+    answers = []
+    for line in lines:
+        assert len(line.splitlines()) == 1
+        exec(line, space)
+        answers.append(space["answer"])
+    metrics, rate, worst, share, best = answers
+    assert {"non_refusal", "over_refusal"} <= set(metrics)
+    assert len(rate) == 1
+    assert 0 <= rate.item() <= 1
+    assert worst in set(space["rows"]["precision"])
+    assert 0 <= share <= 1
+    assert len(best) >= 3
+    assert best.between(0.5, 1).all()
+
+
+def test_the_answer_on_windows_is_one_that_the_check_takes(capsys, monkeypatch):
+    monkeypatch.setenv("AFTER_UPDATE_ROOT", str(ROOT))
+    (line,) = (line for line in LINES if line.startswith("python -c"))
+    exec(shlex.split(line)[2], {})
+    assert capsys.readouterr().out.startswith(("Right.", "Not yet. (On the run cpu, embedded, seed 0.) Hint"))
 
 
 def test_the_quoted_error_is_what_a_chapter_alone_says(tmp_path):
