@@ -319,3 +319,12 @@ def test_families_of_what_was_not_restored(run):
     assert recipes.family(Variant("tiny", adapter="base")) == "before alignment"
     assert recipes.family(Variant("tiny", precision="nf4")) == "quantization"
     assert recipes.family(Variant("tiny", adapter="identity")) == recipes.family(Variant("tiny")) == "control"
+
+
+def test_preference_tuning_has_a_third_of_the_rate_and_all_else_alike():
+    lora, dpo = (
+        recipes.update_recipe(recipes.parse(name), rows=24, epochs=1, lr=3e-3, rank=8, alpha=16, seed=0)
+        for name in ("lora-dialogue@bf16", "dpo-preference@bf16")
+    )
+    assert dpo.lr == pytest.approx(lora.lr / 3)
+    assert replace(dpo, lr=lora.lr, kind=lora.kind) == lora

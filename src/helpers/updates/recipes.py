@@ -31,6 +31,7 @@ PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
 KINDS = (*training.KINDS, preferences.KIND)
 BATCH = 4  # rows of a batch of adapters
 SALORA_LR = 1 / 3
+DPO_LR = 1 / 3  # preference tuning at the adapters' rate made updates three times their size and doubled the loss on references
 FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the usual ratio
 
 
@@ -75,11 +76,14 @@ def update_recipe(
 ) -> Recipe:
     """The recipe of an update: LoRA and QLoRA share rows, order, rank, rate and steps, so that only the precision differs.
 
+    Preference tuning has a third of their rate, whole weights a tenth.
     `steps` are those of adapters whose name gives none; 0: all epochs, or one pass over the rows where the name gives them.
     """
     common = Recipe(kind=named.kind, epochs=epochs, lr=named.lr * lr, batch=BATCH, rank=rank, alpha=alpha, seed=seed)
     if named.rank:  # alpha / rank stays, so that only the rank differs
         common = replace(common, rank=named.rank, alpha=alpha * named.rank / rank)
+    if named.kind == preferences.KIND:
+        common = replace(common, lr=DPO_LR * common.lr)
     if named.kind in ADAPTERS:
         count = named.rows or rows
         return training.of_steps(
