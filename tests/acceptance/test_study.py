@@ -206,6 +206,37 @@ def test_every_solution_answers_or_says_that_a_run_this_small_cannot_tell(finish
         assert capsys.readouterr().out.startswith(("Right.", "The run smoke, tiny, seed 0 cannot tell")), name
 
 
+IN_ITS_NOTEBOOK = """
+import json, sys
+import nbformat
+from nbclient import NotebookClient
+from helpers.book import exercise_form
+chapter, values = sys.argv[1], json.loads(sys.argv[2])
+notebook = nbformat.read(f"notebooks/{chapter}.ipynb", as_version=4)
+place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+given = "\\n".join(f"{name} = {value!r}" for name, value in values.items())
+notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
+for exercise in exercise_form.read(chapter):
+    check = f"from helpers.book import exercises\\nexercises._unchanged = lambda *_: ''\\nexercises.check({exercise.name!r}, answer, run)"
+    notebook.cells += [nbformat.v4.new_code_cell(exercise.code), nbformat.v4.new_code_cell(check)]
+NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+for cell in notebook.cells[-6:]:
+    print(*(output["text"] for output in cell.outputs if output.output_type == "stream"), sep="")
+"""
+
+
+@slow("a kernel for each chapter; in test_exercises every solution runs in the names that its notebook binds")
+@pytest.mark.parametrize("chapter", [path.stem for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))])
+def test_the_solutions_run_at_the_end_of_their_own_notebook_opened_by_hand(finished, project, cache_one, chapter):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    values = json.loads((finished / "status" / f"{chapter}.json").read_text())["parameters"]
+    said = [line for line in run_in(project, cache_one, "-c", IN_ITS_NOTEBOOK, chapter, json.dumps(values)).splitlines() if line]
+    answers = [line for line in said if line.startswith(("Right.", "Not yet.", "The run smoke, tiny, seed 0 cannot tell"))]
+    assert len(answers) == 3, said
+    assert not [line for line in answers if line.startswith("Not yet.")], said
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before, "it is only read"
+
+
 def test_the_manifest_is_complete(finished):
     manifest = json.loads((finished / "manifest.json").read_text())
     assert set(manifest["chapters"]) == {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}

@@ -294,7 +294,7 @@ def test_code_can_be_copied_and_the_next_page_reached(browser, root):
 
 
 @slow("the published book in a real browser; one page of the smoke book stays, in test_study")
-def test_paper_shows_the_text_alone_in_light_with_all_parts_open(browser, book):
+def test_paper_shows_the_text_alone_in_light_with_all_parts_open_but_solutions(browser, book):
     browser.size(WIDE)
     browser.open(f"{book}/{MATHS}")
     browser.evaluate(MODE % "dark")
@@ -307,7 +307,10 @@ def test_paper_shows_the_text_alone_in_light_with_all_parts_open(browser, book):
     browser.evaluate("dispatchEvent(new Event('beforeprint'))")
     aside = ".bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-footer, .copybtn, .headerlink"
     assert browser.evaluate(f"[...document.querySelectorAll('{aside}')].filter(part => part.offsetWidth).length") == 0
-    assert browser.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    at_home = "details:is(.hint, .solution, .answer)"  # what a class is not handed, unless the address ends in ?solutions
+    assert browser.evaluate(f"document.querySelectorAll('details:not([open]):not({at_home})').length") == 0
+    assert browser.evaluate(f"[...document.querySelectorAll('{at_home}')].filter(part => part.offsetHeight).length") == 0
+    assert browser.evaluate(f"document.querySelectorAll('{at_home}').length") >= 9
     assert browser.evaluate("document.documentElement.dataset.theme") == "light"
     browser.evaluate("dispatchEvent(new Event('afterprint'))")
     browser.call("Emulation.setEmulatedMedia", media="")
@@ -325,6 +328,33 @@ def test_every_handout_fits_on_one_sheet(browser, book):
         sheets[path.stem] = len(re.findall(rb"/Type\s*/Page\b", printed))
     assert sheets.pop(Path(MATHS).stem) > 1  # the control: a chapter does not
     assert set(sheets.values()) <= {1}, sheets
+
+
+# ---------------------------------------------------------------- what readers tripped over, on every page
+
+TALL = """[...document.querySelectorAll('article table')].filter(t => t.checkVisibility() && t.offsetHeight > 900
+    && !document.querySelector('[data-explorable]')).map(t => `a table of ${t.offsetHeight} px`)"""
+CUT = """[...document.querySelectorAll('article pre')].filter(p => p.checkVisibility() && p.scrollWidth > p.clientWidth + 1)
+    .map(p => `cut: ${p.innerText.slice(0, 40)}`)"""
+RAW = "[...document.querySelectorAll('article table.dataframe:not(.results)')].map(t => 'a raw frame')"
+LINES = """[...document.querySelectorAll('a.number')].filter(a => a.innerText.length > 60 && a.checkVisibility())
+    .map(a => `underlined: ${a.innerText.slice(0, 40)}`)"""
+TICKS = "[...document.querySelectorAll('article caption')].filter(c => c.innerText.includes('`')).map(c => c.innerText)"
+
+
+@slow("the published book in a real browser; pages of a few lines stay, in test_reading")
+def test_no_page_has_what_readers_tripped_over(browser, book):
+    browser.size(WIDE, 1000)
+    found = {}
+    for path in sorted(published.book().rglob("*.html")):
+        name = path.relative_to(published.book()).as_posix()
+        if name != "index.html":
+            browser.open(f"{book}/{name}")
+            found[name] = [line for script in (TALL, CUT, RAW, LINES, TICKS) for line in browser.evaluate(script)]
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    browser.open(f"{book}/{MATHS}")
+    cells = "[...document.querySelectorAll('article .cell')].slice(0, 2).map(c => c.querySelector('details.hide') !== null)"
+    assert browser.evaluate(cells) == [True, True]  # parameters and set-up
 
 
 # ---------------------------------------------------------------- hostile text
