@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -153,6 +154,15 @@ def test_one_seed_decides_nothing_and_says_so():
     assert plain(stated(found, STATEMENTS["benign"])).endswith("; 1 seed, and fewer than 3 decide nothing.")
     assert plain(stated(found, STATEMENTS["over-refusal"])).endswith(" (1 seed).")
     assert "seed" not in stated(planted({"over-refusal": SO}), STATEMENTS["over-refusal"])
+
+
+def test_where_no_seed_counts_the_reason_leads_to_the_origin():
+    found = planted({})
+    why = "no premise: at least 20 points of damage in 0 of 3 seeds"
+    open_ = replace(found.told["s2-1"][0], answer=findings.INCONCLUSIVE, reason=why)
+    told = stated(replace(found, told={**found.told, "s2-1": (open_,)}), STATEMENTS["projected"], "../")
+    assert [(match["key"], plain(match["body"])) for match in LINK.finditer(told)] == [("s2-1", why)]
+    assert told.startswith("It cannot be told yet whether projecting")
 
 
 def test_a_number_that_some_seeds_lack_says_on_how_many_it_rests():

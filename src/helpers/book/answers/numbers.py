@@ -190,5 +190,9 @@ def anchor(key: str) -> str:
 def linked_number(found: Gathered, key: str, up: str = "") -> str:
     """The number of a key as a link to its line, one a model; `up`: from the page's folder to the folder of the site."""
     shown = [f"{each.model}: {each.written}" * found.several or each.written for each in found.told[key] if each.measured]
-    body = text("; ".join(shown) or "not measured")
-    return f'<a class="number" href="{up}{PAGE}#{anchor(key)}">{body}</a>'
+    return link(key, "; ".join(shown) or "not measured", up)
+
+
+def link(key: str, body: str, up: str = "") -> str:
+    """Some words about a number as a link to its line."""
+    return f'<a class="number" href="{up}{PAGE}#{anchor(key)}">{text(body)}</a>'

@@ -33,7 +33,8 @@ def answer_origins(root: Path, run: Path) -> str:
 
 def _origin(found: Gathered, key: str) -> str:
     told = [each for each in found.told.get(key, ()) if each.measured]
-    shown = "<br>".join(entities(f"{each.model}: {each.written}") for each in told) or "not measured"
+    shown = "<br>".join(entities(f"{each.model}: {each.written}") for each in told)
+    shown = shown or entities("; ".join(each.reason for each in found.told.get(key, ())) or "not measured")
     name, claim = found.told[key][0].name if key in found.told else key, key.partition("-")[0].upper()
     made = f"{name}, a part of claim {claim}" if claim in CLAIMS else name
     own = [f"{each.model}: {', '.join(f'seed {seed} {_short(each.unit, ends[0])}' for seed, *ends in each.own)}" for each in told]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from helpers.book.answers.numbers import Gathered, Told, linked_number
+from helpers.book.answers.numbers import Gathered, Told, link, linked_number
 from helpers.book.markup import text
 from helpers.study.claims import IN_WORDS
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
@@ -114,7 +114,9 @@ def _listed(found: Gathered, statement: Statement, which: str, up: str) -> str:
         notes = ": ".join(text(note) for note in (says, "" if shared else _why(found, key)) if note)
         shown = linked_number(found, key, up) if any(one.measured for one in each) else ""
         lines.append(" ".join(filter(None, (label, shown, f"({notes})" if notes else ""))))
-    shared_reason = text(next(iter(reasons))) if shared else ""
+    why = next(iter(reasons)) if shared else ""
+    bare = not any(one.measured for one in _told(found, statement.parts))  # then the reason is what leads to the origin
+    shared_reason = link(statement.parts[0], why, up) if why and bare else text(why)
     return "; ".join(filter(None, (", ".join(filter(None, lines)), shared_reason)))
 
 
