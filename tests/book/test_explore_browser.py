@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not chromium.PROGRAM, reason="chromium is not installed: Explore was not looked at in a browser"),
 ]
 PAGE = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>Explore</title>
-<meta http-equiv="Content-Security-Policy" 
+<meta http-equiv="Content-Security-Policy"
 content="default-src 'self' data:; script-src 'self'; style-src 'self' 'unsafe-inline'">
 <link rel="stylesheet" href="explore.css"><script defer src="explore.js"></script></head><body><main><h1>Explore</h1>{}</main>"""
 

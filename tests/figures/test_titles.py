@@ -124,7 +124,7 @@ MOVED = neurons(
     ("nf4", "snip", 0.05, 0.5), ("nf4", "random", 0.05, 0.1), ("int8", "snip", 0.05, 0.1), ("int8", "random", 0.05, 0.1)
 )
 MODULES = pd.DataFrame({"score": [0.5, 0.2], "null": [0.3, 0.3], "before": [1.0, 1.0], "after": [0.01, 0.03]})
-SOURCES = rows(("nf4-both", "8", 0.05), ("rtn-8-both", "8", 0.7), columns=["source", "k"])
+SOURCES = rows(("nf4-both", "8", 0.05), ("rtn-8-both", "8", 0.7), ("rtn-8-both x16", "8", 1.0), columns=["source", "k"])
 PROJECTION = {
     "modules": (
         lambda: projection.scores_title(MODULES),

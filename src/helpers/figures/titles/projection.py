@@ -54,8 +54,9 @@ def sources_title(norms: Mapping[str, float]) -> str:
 
 
 def overlap_title(rows: pd.DataFrame, chance: float | None) -> str:
-    """Which sources find most and fewest of the leading directions again, beside chance (rows of one k)."""
-    ordered = rows.sort_values("value", kind="stable")
+    """Which sources of V as it is find most and fewest of the leading directions again, beside chance (rows of one k)."""
+    as_is = rows[~rows["source"].str.contains(" x")]
+    ordered = (as_is if len(as_is) else rows).sort_values("value", kind="stable")
     least, most = ordered.iloc[0], ordered.iloc[-1]
     luck = "" if chance is None else f"; chance gives {share(chance)}"
     if len(ordered) == 1:
