@@ -61,7 +61,6 @@ ENDS = """[...document.querySelectorAll('{}')].map(part => [
     part.querySelectorAll('a.number[href]').length, part.textContent])"""
 SEARCHES = {
     "PII probe": "book/faq.html",
-    "what should I check first": "book/faq.html",
     "recalibrate threshold": "book/faq.html",
     "classifier": "book/faq.html",
     "drift": "book/faq.html",
