@@ -277,6 +277,6 @@ def test_lists_and_spans_are_short():
 
 def test_intervals_that_touch_are_not_apart():
     one, other = (SimpleNamespace(low=low, high=high) for low, high in ((0.1, 0.2), (0.2, 0.3)))
-    assert parts.apart(one, other) == parts.apart(other, one) == 0
-    assert parts.apart(SimpleNamespace(low=0.31, high=0.4), other) == 1
-    assert parts.apart(one, SimpleNamespace(low=0.21, high=0.4)) == -1
+    assert parts.clear_of(one, other) == parts.clear_of(other, one) == 0
+    assert parts.clear_of(SimpleNamespace(low=0.31, high=0.4), other) == 1
+    assert parts.clear_of(one, SimpleNamespace(low=0.21, high=0.4)) == -1

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.figures.drawing.layout import TASK_WORDS
-from helpers.figures.titles.parts import NOTHING, apart, listed, one_row, share
+from helpers.figures.titles.parts import NOTHING, clear_of, listed, one_row, share
 
 NEAR = 0.03  # of AUROC: the margin within which two monitors rank equally well
 
@@ -42,12 +42,12 @@ def behaviour_title(behaviour: pd.DataFrame, order: Sequence[str], judge: str = 
     if len(others[0]) == 1:
         said = f"{others[0][0].label} leaves {share(others[0][0].value)} of the harmful prompts unrefused, "
         return f"{said}the aligned model {share(whole[0].value)}."
-    more = sum(apart(row, whole[0]) > 0 for row in others[0])
+    more = sum(clear_of(row, whole[0]) > 0 for row in others[0])
     said = f"Surely more harmful prompts unrefused than in the aligned model ({share(whole[0].value)}): "
     said += f"{more} of {len(others[0])}"
     if whole[1] is None or not others[1]:
         return f"{said}."
-    strict = sum(apart(row, whole[1]) > 0 for row in others[1])
+    strict = sum(clear_of(row, whole[1]) > 0 for row in others[1])
     return f"{said}; surely more safe prompts refused: {strict}."
 
 
@@ -58,7 +58,7 @@ def formats_title(behaviour: pd.DataFrame, bits: pd.Series, judge: str = "phrase
     others = [row for row in rows.itertuples() if row.precision != "bf16"]
     if whole is None or not others:
         return NOTHING
-    moved = [row.precision for row in others if apart(row, whole)]
+    moved = [row.precision for row in others if clear_of(row, whole)]
     if not moved:
         return f"No format's refusals of harmful prompts lie surely apart from those of bf16 ({share(whole.value)} not refused)."
     least = min((bits[row.precision] for row in others if row.precision not in moved), default=None)
@@ -87,7 +87,7 @@ def size_title(points: pd.DataFrame) -> str:
     small, large = own.iloc[0], own.iloc[-1]
     if len(own) < 2:
         return f"{name} was made in one size: {share(small['value'])} of the harmful prompts are not refused."
-    way = {1: "surely more", -1: "surely fewer", 0: "not surely more"}[apart(large, small)]
+    way = {1: "surely more", -1: "surely fewer", 0: "not surely more"}[clear_of(large, small)]
     times = f"{large['size'] / small['size']:.3g} times the size"
     return f"{name}: at {times} {way} prompts are not refused ({share(small['value'])}, then {share(large['value'])})."
 

@@ -18,7 +18,7 @@ def points(value: float) -> str:
     return f"{100 * value:+.0f} points".replace("-", "−")
 
 
-def apart(row: Any, other: Any) -> int:
+def clear_of(row: Any, other: Any) -> int:
     """1 where the row's whole interval lies above the other's, -1 below it, 0 where they touch."""
     return int(row.low > other.high) - int(row.high < other.low)
 

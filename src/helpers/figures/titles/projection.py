@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from helpers.figures.titles.parts import NOTHING, apart, listed, one_row, share, span
+from helpers.figures.titles.parts import NOTHING, clear_of, listed, one_row, share, span
 
 PAIR = ("safelora", "zero")  # a projection, and leaving the same modules out
 
@@ -35,7 +35,7 @@ def recovered_title(rows: pd.DataFrame) -> str:
     restored = [row for row in rows.itertuples() if row.restoration]
     if whole is None or not restored:
         return NOTHING
-    back = sum(apart(row, whole) <= 0 for row in restored)
+    back = sum(clear_of(row, whole) <= 0 for row in restored)
     said = f"{back} of {len(restored)} restored updates cannot be told from the aligned model by their refusals"
     return f"{said} ({span(row.value for row in restored)} not refused; aligned {share(whole.value)})."
 
@@ -112,7 +112,7 @@ def disturbance_title(rows: pd.DataFrame) -> str:
     for _, own in rows.groupby("precision", sort=False):
         random = one_row(own[own["score"] == "random"])
         if random is not None:
-            moved += [row.score for row in own.itertuples() if row.score != "random" and apart(row, random) > 0]
+            moved += [row.score for row in own.itertuples() if row.score != "random" and clear_of(row, random) > 0]
     if "random" not in set(rows["score"]):
         return NOTHING
     if not moved:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from helpers.figures.titles.parts import NOTHING, apart, points, share
+from helpers.figures.titles.parts import NOTHING, clear_of, points, share
 
 
 def _where_nothing_changed(floor: float | None) -> str:
@@ -49,7 +49,7 @@ def gate_title(quarters: pd.DataFrame) -> str:
     if len(quarters) < 2:
         return NOTHING
     least, *_, most = quarters.itertuples()
-    tells = apart(least, most) > 0
+    tells = clear_of(least, most) > 0
     said = (
         "Agreement without labels tells who is left unfit"
         if tells
