@@ -217,7 +217,8 @@ place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.
 given = "\\n".join(f"{name} = {value!r}" for name, value in values.items())
 notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
 for exercise in exercise_form.read(chapter):
-    check = f"from helpers.book import exercises\\nexercises._unchanged = lambda *_: ''\\nexercises.check({exercise.name!r}, answer, run)"
+    check = "from helpers.book import exercises\\nexercises._unchanged = lambda *_: ''\\n"
+    check += f"exercises.check({exercise.name!r}, answer, run)"
     notebook.cells += [nbformat.v4.new_code_cell(exercise.code), nbformat.v4.new_code_cell(check)]
 NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
 for cell in notebook.cells[-6:]:

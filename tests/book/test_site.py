@@ -161,6 +161,7 @@ def test_a_sound_site_has_no_problem(tmp_path):
 @pytest.mark.parametrize(
     ("planted", "said"),
     [
+        ('<table border="1" class="dataframe"><tr><td>1</td></tr></table>', "shows a raw frame"),
         ('<a href="third.html">x</a>', "no file"),
         ('<a href="first.html#there">x</a>', "anchor"),
         ('<a href="#there">x</a>', "anchor"),

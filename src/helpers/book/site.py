@@ -237,7 +237,7 @@ def _of_page(html: Path, place: str, text: str, soup: BeautifulSoup, anchors: di
 def _of_tag(html: Path, place: str, tag: Tag, anchors: dict[str, set[str]]) -> Iterator[str]:
     if tag.name in BARRED:
         yield f"holds <{tag.name}>"
-    if tag.name == "table" and "dataframe" in tag.get("class", []) and "results" not in tag.get("class", []):
+    if tag.name == "table" and "dataframe" in (kinds := str(tag.get("class"))) and "results" not in kinds:
         yield "shows a raw frame"
     if tag.name == "script" and not tag.get("src") and not str(tag.get("type", "")).endswith("json") and not themes_own(tag.text):
         yield f"has an inline script that is not the theme's: {' '.join(tag.text.split())[:60]}"
