@@ -139,14 +139,16 @@ def restored(table: pd.DataFrame) -> Figure:
     blocks = list(product(distinct(asked["update"]), distinct(asked["restoration"])))
     words = _source_words(distinct(asked["restoration"]))
     rows = pd.Series([update for update, _ in blocks], index=[words[name] for _, name in blocks])
-    looks = dict(zip(strengths, ((PALETTE["quantized"], "o"), (PALETTE["aligned"], "D")), strict=False))
+    looks: dict[float, tuple[str, str]] = dict(
+        zip(strengths, ((PALETTE["quantized"], "o"), (PALETTE["aligned"], "D")), strict=False)
+    )
     figure, (ax,) = row_panels(rows, 1, width=8.6, row=0.36, rest=2.4)
     reference(ax, plain(part), across=True)
     _without(ax, part[part["restoration"] == ""], rows)
     for (strength, look), offset in zip(looks.items(), spread(len(looks), 0.16), strict=True):
         own = part[part["strength"] == strength]
         y = np.array([blocks.index(place) for place in zip(own["update"], own["restoration"], strict=True)]) + offset
-        bars(ax, y, own, *look, across=True, markersize=5, elinewidth=1.1, capsize=0)
+        bars(ax, y, own, look[0], look[1], across=True, markersize=5, elinewidth=1.1, capsize=0)
     outcome_axis(ax, metric, part, across=True)
     ax.set_xlabel(f"{OUTCOMES[metric][1].replace(chr(10), ' ')} ({sample_size(part)})")
     keys = {f"{100 * strength:g} % of modules": legend_key(*look) for strength, look in looks.items()}
