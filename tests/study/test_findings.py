@@ -163,7 +163,7 @@ def test_seeds_that_say_opposite_things_are_counted_and_not_only_widened():
         ([S, S, S], S), ([C, C], C), ([S, C], MIXED), ([C, S], MIXED), ([U, S, C], MIXED), ([S, S, C], MIXED),
         ([U, S], U), ([U, C], MIXED), ([U, N], U), ([U, S, S], U), ([S, U], U), ([C, U], MIXED), ([S, N], U), ([C, U, N], MIXED),
         ([S, S, U], U),
-        ([N, S], NOT_RUN), ([N, S, C], NOT_RUN), ([N, N], NOT_RUN),
+        ([N, S], U), ([N, S, C], MIXED), ([N, N], NOT_RUN),
     ],
 )  # fmt: skip
 def test_a_claim_is_a_conjunction(answers, wanted):
@@ -175,9 +175,9 @@ def test_a_verdict_keeps_to_its_rules_whatever_the_answers():
     for length in (1, 2, 3):
         for answers in itertools.product((S, C, U, N), repeat=length):
             found = verdict(answers)
-            assert (found == NOT_RUN) == (answers[0] == N)
+            assert (found == NOT_RUN) == (set(answers) == {N})
             assert (found in (S, C)) == (set(answers) in ({S}, {C}))
-            assert (found == MIXED) == (answers[0] != N and C in answers and set(answers) != {C})
+            assert (found == MIXED) == (C in answers and set(answers) != {C})
             assert found == verdict((answers[0], *answers[:0:-1]))  # the order of the others is nothing
 
 
@@ -246,7 +246,9 @@ def test_one_seed_of_anything_is_inconclusive():
 
 def test_what_was_not_measured():
     heads = {(claim, 1) for claim in CLAIMS}
-    table, _ = findings.judge(dots(skip=heads))
+    assert set(verdicts(dots(skip=heads)).values()) == {INCONCLUSIVE}
+    conjuncts = {(name, i) for name, claim in CLAIMS.items() for i, one in enumerate(claim.components, 1) if not one.beside}
+    table, _ = findings.judge(dots(skip=conjuncts))
     assert set(table["verdict"]) == {NOT_RUN}
     assert table[["estimate", "low", "high"]].isna().all(axis=None)
     assert (table[["n", "seeds"]] == 0).all(axis=None)
@@ -300,6 +302,18 @@ def overlap_table(value):
            "strength": np.nan, "source": "nf4-both", "module": "all", "k": "8", "metric": "overlap", "value": value,
            "low": value - 0.1, "high": value + 0.1, "n": 21}  # fmt: skip
     return results.checked("subspaces", pd.DataFrame([row]))
+
+
+def test_a_headline_that_no_monitor_could_show_leaves_the_claim_open_and_the_next_conjunct_is_shown():
+    """Where monitors of the last token are too weak to lose anything, those of the mean still say what they say."""
+    dots = pd.DataFrame([("M3", 2, "tiny", seed, 0.3, 0.2, 0.4, 9) for seed in range(3)], columns=findings.DOTS[:8])
+    table, parts = findings.judge(dots)
+    row = table.set_index("claim").loc["M3"]
+    assert (row["verdict"], row["seeds"]) == (INCONCLUSIVE, 3)
+    assert row["estimate"] == pytest.approx(0.3)
+    assert "last token: not run, or no such monitor caught 30 % before the update" in row["reason"]
+    assert set(parts.loc[parts["claim"] == "M1", "answer"]) == {NOT_RUN}  # control: nothing of it was measured
+    assert table.set_index("claim").loc["M1", "verdict"] == NOT_RUN
 
 
 def test_runs_of_three_seeds_become_a_finding():
@@ -400,7 +414,8 @@ def test_the_runs_behind_a_page_are_named(names, words):
 
 
 def test_verdicts_are_counted():
-    table = pd.concat([dots(skip={("S1", 2), ("M6", 1)}), dots(False).query("claim == 'S1' and component == 2")])
+    gone = {("S1", 2), *(("M6", place) for place in range(1, 9))}
+    table = pd.concat([dots(skip=gone), dots(False).query("claim == 'S1' and component == 2")])
     counts = findings_tables.about(findings.judge(table)[0], [], ROWS)
     assert {name: count for name, count in counts.items() if name != "runs-words"} == {
         "count-supported": "19", "count-contradicted": "0", "count-mixed": "1", "count-inconclusive": "0", "count-not-run": "1"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from helpers.staleness.cohorts import POOLINGS
+from helpers.staleness.cohorts import POOLINGS, WEAK_BELOW
 from helpers.stats.intervals import MARGINS, Bounds
 from helpers.study import evidence, monitor_evidence, repair_evidence
 from helpers.study.selections import BENIGN, HARMFUL, LOW_BASES, PREFERRED, SHIFT, Evidence, at_home
@@ -70,6 +70,7 @@ class Component:
 
     side `within`: the claim is one of sameness, and wants it less than `margin` away from the bound. beside: no conjunct of the
     sentence. family: components of one family are corrected together (Holm). premise: what a run must show to count.
+    lacking: why it may stand in no run's tables.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Component:
     beside: bool = False
     family: str = ""
     premise: str = ""
+    lacking: str = "not run"
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,15 @@ LE = "Le 2026, Table 1"
 NO_FIGURE, OURS = "no figure at hand", "no figure published"
 points, auroc = partial(Component, unit="points"), partial(Component, unit="AUROC")
 share, nats = partial(Component, unit="share"), partial(Component, unit="nats")
+TOO_WEAK = f"not run, or no such monitor caught {WEAK_BELOW:.0%} before the update".replace("%", " %")
 IN_WORDS = {"last": "last token", "mean": "mean of tokens"}
 
 
 def by_pooling(make: Callable[..., Component], name: str, of: Callable[[str], Evidence], **rule) -> tuple[Component, ...]:
     """One component a pooling: monitors of the last token, and of the mean over tokens."""
-    return tuple(make(name=f"{name}: {IN_WORDS[pooling]}", estimate=of(pooling), **rule) for pooling in POOLINGS)
+    return tuple(
+        make(name=f"{name}: {IN_WORDS[pooling]}", estimate=of(pooling), lacking=TOO_WEAK, **rule) for pooling in POOLINGS
+    )
 
 
 def _restored(names: tuple[str, ...], precisions: tuple[str, ...], lots: bool) -> tuple[Component, ...]:

@@ -80,12 +80,10 @@ def answer(e: Estimate, seeds: int, component: Component) -> str:
 def verdict(answers: Sequence[str]) -> str:
     """The verdict on a claim from the answers of its conjuncts, the headline's first.
 
-    not run where the headline was not measured; supported or contradicted where all conjuncts are. One that is contradicted
+    not run where no conjunct was measured; supported or contradicted where all conjuncts are. One that is contradicted
     among others that are not makes it mixed: the sentence as a whole is not so, but a part of it is or may be. Else a conjunct
     that is undecided, or was not measured, leaves the claim inconclusive, however well the others stand.
     """
-    if answers[0] == NOT_RUN:
-        return NOT_RUN
     found = set(answers)
     return answers[0] if len(found) == 1 else MIXED if CONTRADICTED in found else INCONCLUSIVE
 
@@ -147,9 +145,9 @@ def collect(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def judge(dots: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Findings and components from what `by_seed` gives.
 
-    A finding shows the headline: over the seeds of the model, or where several models measured it, the mean of theirs with
-    an interval that holds all of theirs. n and seeds count all; what was not run has no estimate, n 0 and seeds 0. Its reason
-    names the conjuncts that are undecided, or that make the claim mixed.
+    A finding shows the headline, the first conjunct that was measured: over the seeds of the model, or where several models
+    measured it, the mean of theirs with an interval that holds all of theirs. n and seeds count all; what was not run has no
+    estimate, n 0 and seeds 0. Its reason names the conjuncts that are undecided, or that make the claim mixed.
     """
     models = sorted(set(dots["model"])) or [""]
     parts = pd.DataFrame([row for model in models for row in _parts(dots, model)], columns=PARTS)
@@ -273,7 +271,8 @@ def _took(component: Component, rows: pd.DataFrame) -> str:
 
 
 def _finding(name: str, claim: Claim, parts: pd.DataFrame, said: str) -> tuple:
-    heads = parts[(parts["component"] == 1) & (parts["seeds"] > 0)]
+    measured = parts[~parts["beside"].astype(bool) & (parts["seeds"] > 0)]
+    heads = measured[measured["component"] == measured["component"].min()]
     ends = (heads["estimate"].mean(), heads["low"].min(), heads["high"].max(), int(heads["n"].sum()), int(heads["seeds"].sum()))
     return name, claim.source, claim.statement, *ends, claim.literature, said, claim.chapter, _why(parts, said)
 
@@ -283,12 +282,14 @@ def _why(parts: pd.DataFrame, said: str) -> str:
     own = parts[~parts["beside"].astype(bool) & (parts["answer"] != SUPPORTED)]
     if said not in {INCONCLUSIVE, MIXED, NOT_RUN}:
         return ""
+    if said == NOT_RUN:
+        return "; ".join(dict.fromkeys(own["reason"]))
     several = parts["model"].nunique() > 1
     lines = []
     for row in own.to_dict("records"):
         text = "; ".join(filter(None, (row["reason"] or row["answer"], row["took"])))
         lines.append(f"{row['model'] + ', ' if several else ''}{row['name']}: {text}")
-    return "not run" if said == NOT_RUN else ". ".join(lines)
+    return ". ".join(lines)
 
 
 # ---------------------------------------------------------------- runs on disk

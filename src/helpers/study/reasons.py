@@ -76,7 +76,7 @@ def reason(judged: Judged) -> str:
     """Why this component is undecided; empty where it is not for want of anything that can be named."""
     component, held = judged.component, sum(one for _, one in judged.premises)
     if not judged.seeds and not judged.premises:
-        return "not run"
+        return component.lacking
     if judged.premises and held < min(SEEDS, len(judged.premises)):
         return f"no premise: {component.premise} in {held} of {counted_seeds(len(judged.premises))}"
     if judged.seeds < SEEDS:
