@@ -64,7 +64,7 @@ def test_every_monitor_met_every_variant(run):
 
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
 def test_the_test_sets_are_as_large_as_the_tasks_allow(run):
-    """100 test texts a class where the task holds them: of personal data some are too like others, of toxicity most are missing."""
+    """100 test texts a class where the task holds them: of personal data some are too alike, of toxicity most are missing."""
     table = findings.run_tables(run)["monitors"]
     sizes = table[table["metric"] == "auroc"].groupby("task")["n"].min()
     assert (sizes.drop(["toxicity", "privacy-pii"]) >= 200).all(), sizes.to_dict()
