@@ -1,6 +1,7 @@
 """Staging: present words over the outputs of a run, generated parts in their places, and nothing shown that was not run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_a_generated_part_stands_in_its_place_and_an_unknown_one_is_refused(monk
 
 def test_every_page_asks_for_parts_that_exist_and_every_part_is_asked_for():
     asked = {name for page in (ROOT / "book").rglob("*.md") for name in pages.MARK.findall(page.read_text(encoding="utf-8"))}
-    assert asked == set(pages.GENERATED)
+    notebooks = (path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
+    in_chapters = {name for text in notebooks for name in re.findall(r"<!-- generated: ([a-z-]+) -->", text)}
+    assert asked | in_chapters == set(pages.GENERATED)
 
 
 def test_every_page_of_the_book_is_in_its_contents_and_no_other():
