@@ -369,7 +369,7 @@ WROTE = {  # exercise, what a reader wrote (made of the right answer), on a run 
     "a name in words": ("05-1", lambda right: in_words([right])[0], True, r"Right\."),
     "a rate in per cent": ("05-2", lambda right: f"{100 * right:.1f} %", True, r"Not yet\. .*Give the rate as a share"),
     "the other share": ("05-2", lambda right: 1 - right, True, r"Not yet\. \(On the run [^)]*\) Hint"),
-    "as many texts": ("05-3", lambda right: right, False, r"Not yet\. Change calibration_rows .* first.*calibration_rows = 16"),
+    "as many texts": ("05-3", lambda right: right, False, r"Not yet\. Change calibration_rows .* first.*calibration_rows = \d+"),
     "a share for per cent": ("07-1", lambda right: right / 100, True, r"Not yet\. .*Give it in per cent"),
     "a list of one": ("07-2", lambda _: ["harmful-request"], True, r"Not yet\. \(On the run [^)]*\) Hint"),
     "names in words": ("07-2", in_words, True, r"Right\."),

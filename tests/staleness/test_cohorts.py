@@ -67,6 +67,17 @@ def test_unfit_is_either_side_of_the_threshold_and_none_that_cried_wolf_before()
     assert told.to_dict() == {1: 1.0, 2: 1.0, 4: 0.0}
 
 
+def test_what_is_said_of_unfit_monitors_is_traced_to_the_rows_that_decide():
+    """The fault: the numbers of rows were counted anew, and a share's link led to other monitors."""
+    rows = [flag("lda-last", layer, name, float(layer == 2 and name == "stale_fpr_5")) for layer in (1, 2)
+            for name in ("stale_tpr_5", "stale_fpr_5")]  # fmt: skip
+    table = labelled({ALIGNED: [flag("lda-last", layer, name, 0.0) for layer in (1, 2) for name in ("stale_tpr_5", "stale_fpr_5")],
+                      NF4: rows}).sample(frac=1, random_state=0)  # fmt: skip
+    found = cohorts.unfit(cohorts.single_monitors(table))
+    assert (table.loc[found.index, "value"] == found["value"]).all()
+    assert (table.loc[found.index, ["layer", "precision"]] == found[["layer", "precision"]]).all(axis=None)
+
+
 def test_a_group_is_the_mean_of_its_variants_and_no_row_is_about_both_poolings():
     drops = {NF4: 0.02, INT8: 0.0, RTN: 0.4, DOSE: 0.9}
     more = {"last": 0.1, "mean": 0.0}

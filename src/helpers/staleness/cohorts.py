@@ -22,6 +22,7 @@ MONITOR = ["task", "probe", "layer"]
 FLAGS = ("stale_auroc_05", "stale_auroc_10", "stale_tpr_5", "stale_fpr_5")
 UNFIT = "unfit"  # at the frozen threshold: catches less, or cries wolf though it did not before
 RANKING = "stale_auroc_05"
+VALUES = ("value", "low", "high", "n")
 
 
 def is_counted(kind: str) -> bool:
@@ -59,13 +60,16 @@ def _aligned(table: pd.DataFrame) -> pd.Series:
 def unfit(singles: pd.DataFrame) -> pd.DataFrame:
     """Rows with metric `unfit`, one a monitor and variant: 1 where it catches less at its frozen threshold, or cries wolf.
 
-    Monitors that cry wolf on the aligned model itself are left out: no update can break the promise that they did not keep.
+    Each keeps the index of one of the two rows that it was made of. Monitors that cry wolf on the aligned model itself are left
+    out: no update can break the promise that they did not keep.
     """
     flags = singles[singles["metric"].isin(["stale_tpr_5", "stale_fpr_5"])]
-    keys = [name for name in flags if name not in {"metric", "value", "low", "high", "n"}]
-    found = (
-        flags.groupby(keys, as_index=False, sort=False, dropna=False)[["value", "low", "high", "n"]].max().assign(metric=UNFIT)
-    )
+    keys = [name for name in flags if name not in {"metric", *VALUES}]
+    groups = flags.groupby(keys, sort=False, dropna=False)
+    # each stands at the place of the row that decides, so that its number can be traced in the table
+    worst = flags.assign(number=groups.ngroup()).sort_values(["number", "value"], ascending=[True, False], kind="stable")
+    worst = worst.drop_duplicates("number").drop(columns="number")
+    found = worst.assign(metric=UNFIT, **{name: ends.to_numpy() for name, ends in groups[[*VALUES]].max().items()})
     start = found[_aligned(found) & (found["value"] == 1)]
     return found[~pd.MultiIndex.from_frame(found[MONITOR]).isin(pd.MultiIndex.from_frame(start[MONITOR]))]
 
