@@ -71,8 +71,8 @@ def test_what_is_said_of_unfit_monitors_is_traced_to_the_rows_that_decide():
     """The fault: the numbers of rows were counted anew, and a share's link led to other monitors."""
     rows = [flag("lda-last", layer, name, float(layer == 2 and name == "stale_fpr_5")) for layer in (1, 2)
             for name in ("stale_tpr_5", "stale_fpr_5")]  # fmt: skip
-    table = labelled({ALIGNED: [flag("lda-last", layer, name, 0.0) for layer in (1, 2) for name in ("stale_tpr_5", "stale_fpr_5")],
-                      NF4: rows}).sample(frac=1, random_state=0)  # fmt: skip
+    start = [flag("lda-last", layer, name, 0.0) for layer in (1, 2) for name in ("stale_tpr_5", "stale_fpr_5")]
+    table = labelled({ALIGNED: start, NF4: rows}).sample(frac=1, random_state=0)
     found = cohorts.unfit(cohorts.single_monitors(table))
     assert (table.loc[found.index, "value"] == found["value"]).all()
     assert (table.loc[found.index, ["layer", "precision"]] == found[["layer", "precision"]]).all(axis=None)
