@@ -18,8 +18,8 @@ from helpers.study.evidence import UPDATES
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED
 
 UP = "../"  # from `book/` and `notebooks/` to the folder of the site
-GROUPS = {SUPPORTED: "Holds", CONTRADICTED: "Does not hold", MIXED: "Does not hold as a whole", INCONCLUSIVE: "Cannot be told, because",
-          NOT_RUN: "Not measured in these runs"}  # fmt: skip
+GROUPS = {SUPPORTED: "Holds", CONTRADICTED: "Does not hold", MIXED: "Does not hold as a whole",
+          INCONCLUSIVE: "Cannot be told, because", NOT_RUN: "Not measured in these runs"}  # fmt: skip
 TESTED = next(iter(UPDATES))  # the model before any update
 BROKEN = {"refusals": ("refusals",), "thresholds of monitors": ("last", "mean")}  # what the first figure shows, by whose numbers
 CAUSES = {  # how a reason begins or what it holds: the cause in words
