@@ -195,6 +195,18 @@ def test_the_identity_control_needs_no_repair(finished):
     assert (gates["value"] == 1).all()
 
 
+def test_monitors_are_told_under_a_projection_and_under_the_same_modules_removed(finished):
+    """What N1 and N2 compare. The fault: rows that only planted tables had, so that no seeds could have decided them."""
+    table = pd.read_parquet(finished / "tables" / "realignment.parquet")
+    own = table[(table["method"] == "none") & (table["layer"] > 0) & table["metric"].isin(["stale_any", "auroc", "tpr_5"])]
+    keys = ["precision", "adapter", "strength", "task", "probe", "layer", "metric"]
+    projected, removed = (set(map(tuple, own.loc[own["restoration"] == name, keys].to_numpy())) for name in ("safelora", "zero"))
+    assert projected
+    assert projected == removed
+    unprojected = own.loc[own["restoration"] == "", keys].drop(columns="strength")
+    assert {(*key[:2], *key[3:]) for key in projected} <= set(map(tuple, unprojected.to_numpy()))
+
+
 def test_every_solution_answers_or_says_what_is_wanting(finished, capsys):
     """A run this small cannot tell some of them, and those that ask for a changed parameter are not asked of a run without it."""
     from helpers.book import exercise_form, exercises

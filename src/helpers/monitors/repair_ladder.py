@@ -80,6 +80,27 @@ def observe(
     return Ladder(pd.concat(tables, ignore_index=True), pd.concat(found, ignore_index=True))
 
 
+def unrepaired(
+    parts: Parts, aligned: Variant, variants: Sequence[Variant], monitors: Sequence[Monitor], in_use: Mapping[str, str],
+    plan: Plan, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of the table about the same monitors on other variants, such as restored ones, with no repair at all (rung `none`)."""
+    plan = readings.on_variants(plan)
+    before = readings.in_double(measurements.stored(parts, aligned, plan))
+    tables = [names.keyed(aligned, pd.DataFrame(columns=COLUMNS))]
+    for variant in variants:
+        after = readings.in_double(measurements.stored(parts, variant, plan))
+        rows = []
+        with loading.threads(1):
+            for task, name in in_use.items():
+                here = repair_case.case(task, before, after, plan, repair_case.other_texts(plan, task), seed)
+                found = repair_measures.measure(here, monitors_at(monitors, task, name, before), ["none"])
+                rows += [_row(one.repaired.monitor, one.repaired.method, m, e) for one in found for m, e in one.values.items()]
+        tables.append(names.keyed(variant, pd.DataFrame(rows, columns=COLUMNS)))
+    table = pd.concat([part for part in tables if len(part)] or tables, ignore_index=True)
+    return table[np.isfinite(table[["value", "low", "high"]].astype(float)).all(axis=1)].reset_index(drop=True)
+
+
 def on_variant(
     before: Activations, after: Activations, monitors: Sequence[Monitor], in_use: Mapping[str, str], plan: Plan, seed: int = 0,
     most: int | None = None,

@@ -31,13 +31,14 @@ class Measured:
         return self.values["stale_any"].value == 1
 
 
-def measure(case: RepairCase, monitors: Sequence[Monitor]) -> list[Measured]:
-    """Every rung that applies to each monitor, measured on the task's test texts."""
+def measure(case: RepairCase, monitors: Sequence[Monitor], rungs: Sequence[str] = tuple(RUNGS)) -> list[Measured]:
+    """Each of the rungs that applies to each monitor, measured on the task's test texts; `none`, which others are held against,
+    must be among them."""
     test = case.rows["test"]
     test = replace(test, groups=group_codes(test.groups, len(test.groups)))
     found = []
     for monitor in monitors:
-        methods = [name for name in RUNGS if not repairs.missing(name, monitor, case)]
+        methods = [name for name in rungs if not repairs.missing(name, monitor, case)]
         found += [repairs.apply(name, monitor, case) for name in methods]
     old = {m.name: case.score(m, test.index, after=False) for m in monitors}
     none = {one.monitor.name: one.scores for one in found if one.method == "none"}
