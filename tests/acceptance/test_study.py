@@ -201,8 +201,8 @@ def test_monitors_are_told_under_a_projection_and_under_the_same_modules_removed
     own = table[(table["method"] == "none") & (table["layer"] > 0) & table["metric"].isin(["stale_any", "auroc", "tpr_5"])]
     keys = ["precision", "adapter", "strength", "task", "probe", "layer", "metric"]
     projected, removed = (set(map(tuple, own.loc[own["restoration"] == name, keys].to_numpy())) for name in ("safelora", "zero"))
-    assert projected
-    assert projected == removed
+    assert removed
+    assert removed == {key for key in projected if key[0] == "bf16"}, "on other bases this profile draws the projection alone"
     unprojected = own.loc[own["restoration"] == "", keys].drop(columns="strength")
     assert {(*key[:2], *key[3:]) for key in projected} <= set(map(tuple, unprojected.to_numpy()))
 

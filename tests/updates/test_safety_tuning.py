@@ -214,6 +214,30 @@ def test_a_given_aligned_model_is_checked_and_not_trained(tiny, says, monkeypatc
         safety_tuning.pair(tiny, str(tiny), [], RECIPE, origin="tiny")
 
 
+@pytest.mark.parametrize(("met", "tried"), [(0, [3]), (1, [3, 6]), (2, [3, 6, 12]), (None, [3, 6, 12])])
+def test_what_misses_its_target_is_tuned_anew_from_the_base_with_more_steps(tiny, rows, monkeypatch, met, tried):
+    """The fault: a seed whose few fixed steps missed by a little ended the whole study."""
+    seen = []
+
+    def align(base, rows, recipe, target, must_hold, **options):
+        good = met == len(seen)
+        seen.append((base, recipe))
+        found = safety_tuning.Alignment(base, Check(recipe.steps, 0.0, 0.1 if good else 0.5, 6, 6), (), (2.0,) * recipe.steps)
+        return safety_tuning._held(found, target, must_hold)
+
+    monkeypatch.setattr(safety_tuning, "align", align)
+    recipe = safety_tuning.safety_recipe(3, len(rows), 1e-3, 7)
+    if met is None:
+        with pytest.raises(StudyError, match=r"misses its target .* in 12 steps"):
+            safety_tuning.pair(tiny, "", rows, recipe)
+    else:
+        assert safety_tuning.pair(tiny, "", rows, recipe).final.step == tried[-1]
+    assert seen == [(tiny, safety_tuning.safety_recipe(steps, len(rows), 1e-3, 7)) for steps in tried]
+    seen.clear()
+    assert safety_tuning.pair(tiny, "", rows, recipe, must_hold=False).final.step == 3
+    assert len(seen) == 1, "what need not hold is taken for what it is"
+
+
 def test_an_adapter_is_no_alignment(align):
     with pytest.raises(StudyError, match="tuned in full, but kind is 'lora'") as caught:
         align(training.Recipe(kind="lora"))

@@ -30,12 +30,13 @@ REWRITTEN = {
     ' onclick="window.print()"': " data-print",  # no inline handler may run; site.js gives the button its work back
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # a list of what may not stand in a list
     ' role="doc-biblioentry"': "",
+    ' aria-label="Toggle hidden content"': "",  # what stands in it says what is hidden
     '<summary><span class="toctree-toggle"': '<summary aria-label="The pages below"><span class="toctree-toggle"',
     '<input class="task-list-item-checkbox"': '<input class="task-list-item-checkbox" aria-label="done"',
     '<meta charset="utf-8" />': "",  # it comes first, below
 }
 MOST = 40 * 10**6  # bytes of the site
-TALLEST = 750  # px that a table may take at 1400 px, as `table_height` estimates it, before it is folded
+TALLEST = 500  # px that a table may take as `table_height` estimates it, before it is folded; up to 1.75 times that were seen
 WIDTH, LETTER, LINE, GAP = 760, 7.6, 22, 12  # px: of a table, of one letter, of a line, and between two rows
 SENTENCE = 60  # characters above which what was glued is a sentence, and only what follows it is the link to its rows
 GLUED = re.compile(r'<a class="number" href="([^"]*)">(<span class="pasted-text">((?:(?!</?a\b).)*?)</span>)</a>', re.DOTALL)

@@ -14,6 +14,7 @@ from helpers.stats.over_seeds import Spread
 from helpers.study.claims import LEVELS, SEEDS, UNITS, Component
 
 MOST_SEEDS, MOST_ITEMS = 40, 50  # what could be run: seeds, and times as many items
+FAR = f" for {MOST_SEEDS} seeds or {MOST_ITEMS} times the items"
 NEVER = 0  # no number within these decides
 
 
@@ -94,7 +95,7 @@ def _wanting(judged: Judged) -> str:
     parts = [f"{seeds} seeds"] * bool(seeds) + [f"{items:,} items a seed"] * bool(items and judged.spread is not None)
     if parts:
         return f"needs about {' or '.join(parts)}"
-    return f"too near its bound for {MOST_SEEDS} seeds or {MOST_ITEMS} times the items"
+    return f"too near its bound{FAR}"
 
 
 def counted_seeds(number: int) -> str:

@@ -25,6 +25,7 @@ from helpers.updates import training
 
 BATCH = 12  # rows of a batch
 CHECK_EVERY = 6  # steps between two looks at the validation prompts
+LONGER = (1, 2, 4)  # times the steps of the recipe: a tuning that misses its targets is made anew, from the base model
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,30 @@ def safety_recipe(steps: int, rows: int, lr: float, seed: int) -> training.Recip
                            steps=steps)  # fmt: skip
 
 
-def pair(base: Path, aligned_model: str, rows: Sequence[Row], recipe: training.Recipe, **options) -> Alignment:
-    """The aligned counterpart of `base`: the given model, checked like our own, or the one that `align` makes."""
-    if not aligned_model:
-        return align(base, rows, recipe, Target(), check_every=CHECK_EVERY, **options)
-    folder = loading.base_folder(aligned_model)
-    final = check(loading.load(folder, on=options.get("device", "cpu")), Target(), options.get("origin", "embedded"))
-    return _held(Alignment(folder, final, (), ()), Target(), options.get("must_hold", True))
+def pair(
+    base: Path, aligned_model: str, rows: Sequence[Row], recipe: training.Recipe, target: Target | None = None, **options
+) -> Alignment:
+    """The aligned counterpart of `base`: the given model, checked like our own, or the one that `align` makes.
+
+    Where it misses the targets it is tuned anew with more steps (`LONGER`), each time whole, so that the rate still falls to
+    zero by the end; the last miss is an error, unless `must_hold` is off, which takes the first for what it is.
+    """
+    target, hold = target or Target(), options.pop("must_hold", True)
+    if aligned_model:
+        folder = loading.base_folder(aligned_model)
+        final = check(loading.load(folder, on=options.get("device", "cpu")), target, options.get("origin", "embedded"))
+        return _held(Alignment(folder, final, (), ()), target, hold)
+    for times in LONGER if hold else LONGER[:1]:
+        tuning = longer(recipe, len(rows), times)
+        found = align(base, rows, tuning, target, must_hold=False, check_every=CHECK_EVERY, **options)
+        if target.met(found.final):
+            break
+    return _held(found, target, hold)
+
+
+def longer(recipe: training.Recipe, rows: int, times: int) -> training.Recipe:
+    """The recipe with so many times its steps; `rows` is the number of rows, which go round as often as the steps need."""
+    return recipe if times == 1 else safety_recipe(times * recipe.steps, rows, recipe.lr, recipe.seed)
 
 
 def _train(base: Path, folder: Path, rows, recipe, target: Target, origin: str, device: str, check_every: int, progress) -> None:

@@ -12,6 +12,7 @@ from helpers.book.answers.numbers import Gathered, Told, link, linked_number
 from helpers.book.markup import text
 from helpers.study.claims import IN_WORDS
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
+from helpers.study.reasons import FAR
 
 SO, NOT_SO, PARTLY, OPEN, NIL, UNMEASURED = "so", "not so", "in part", "open", "nil", "not measured"
 OUTCOMES = (SO, NOT_SO, PARTLY, OPEN, NIL, UNMEASURED)
@@ -122,4 +123,5 @@ def _listed(found: Gathered, statement: Statement, which: str, up: str) -> str:
 
 def _why(found: Gathered, key: str) -> str:
     told = [each for each in found.told[key] if each.answer == INCONCLUSIVE]
-    return "; ".join(dict.fromkeys(filter(None, [note for each in told for note in (each.reason, each.took)])))
+    # for how large a study the effect is too near its bound, the page of the claim tells
+    return "; ".join(dict.fromkeys(filter(None, [note for each in told for note in (each.reason.removesuffix(FAR), each.took)])))
