@@ -80,7 +80,10 @@ JUDGES = Definition("judges", 2, code=("models.judge_types", "models.judges", "m
 # ---------------------------------------------------------------- models that are made, and kept
 
 TRAIN = Definition(
-    "train", 2, (MODELS, QUANTIZE, LOWRANK), code=("updates.training", "updates.preferences", "updates.names", "updates.recipes")
+    "train",
+    2,
+    (MODELS, QUANTIZE, LOWRANK),
+    code=("updates.training", "updates.preferences", "updates.endings", "updates.names", "updates.recipes"),
 )
 SALORA = Definition("salora", 2, (TRAIN,), code=("updates.salora",))
 ALIGN = Definition("align", 1, (TRAIN, REPLIES, JUDGES), code=("updates.safety_tuning",))

@@ -14,7 +14,7 @@ from helpers.figures import models
 from helpers.models import loading
 from helpers.projection import restorations
 from helpers.results import KEY, Run
-from helpers.updates import lora, recipes, safety_tuning, salora, training
+from helpers.updates import endings, lora, recipes, safety_tuning, salora, training
 from helpers.updates import names as update_names
 from helpers.updates import variants as model_variants
 from helpers.updates.names import Variant
@@ -125,14 +125,15 @@ def test_what_is_trained_for_some_names_is_trained_once_and_the_attack_first():
         "lora-dialogue-harm10-steps12-x4@bf16", "lora-dialogue-harm5@bf16", "lora-dialogue-rank2-steps3@nf4",
         "qat-dialogue-steps2@rtn-4", "dpo-preference-harm10@bf16",
     ]  # fmt: skip
-    assert recipes.attacks_of(names) == ["lora-dialogue-harm10@bf16", "dpo-preference-harm10@bf16"]
+    assert recipes.attacks_of(names) == ["lora-dialogue-harm10@bf16"], "preference tuning follows the size of its own"
+    assert recipes.attacks_of(names[-1:]) == ["dpo-preference-harm10@bf16"]
     assert list(recipes.trainings(names).items()) == [
         ("lora-dialogue-harm10@bf16", (True, [6, 12])),
-        ("dpo-preference-harm10@bf16", (True, [])),
         ("lora-dialogue@bf16", (True, [])),
         ("lora-dialogue-harm5@bf16", (True, [])),
         ("lora-dialogue-rank2@nf4", (False, [3])),
         ("qat-dialogue-steps2@rtn-4", (True, [])),  # its rate falls to its own end: no beginning of another
+        ("dpo-preference-harm10@bf16", (True, [])),
     ]
 
 
@@ -162,7 +163,7 @@ def test_the_attack_takes_what_it_takes_and_the_others_take_as_many_steps(tiny, 
     breaks_at(4, monkeypatch)
     names = ["lora-dialogue@bf16", "lora-dialogue-harm10-lr0.3@nf4", "lora-dialogue-harm10@bf16", "lora-dialogue-harm10-x2@bf16",
              "lora-dialogue-harm10-steps2@bf16", "lora-dialogue-harm10-steps6@bf16", "lora-dialogue-rows6@bf16"]  # fmt: skip
-    parts = recipes.train(Parts(tiny, tiny), names, **ASKED, attack=safety_tuning.Attack(0.8, 2, 6, prompts=4))
+    parts = recipes.train(Parts(tiny, tiny), names, **ASKED, attack=endings.Attack(0.8, 2, 6, prompts=4))
     steps = {name: made["steps"] for name, made in recipes.recipes(parts).items()}
     assert set(steps) == set(names)
     assert steps == {**dict.fromkeys(names[:4], 4), names[4]: 2, names[5]: 6, names[6]: 2}
@@ -178,9 +179,7 @@ def test_the_attack_takes_what_it_takes_and_the_others_take_as_many_steps(tiny, 
 def test_an_attack_that_does_not_reach_its_target_is_kept_marked_and_said(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("AFTER_UPDATE_CACHE", str(tmp_path))
     breaks_at(99, monkeypatch)
-    parts = recipes.train(
-        Parts(tiny, tiny), ["lora-dialogue-harm10@bf16"], **ASKED, attack=safety_tuning.Attack(0.8, 2, 3, prompts=4)
-    )
+    parts = recipes.train(Parts(tiny, tiny), ["lora-dialogue-harm10@bf16"], **ASKED, attack=endings.Attack(0.8, 2, 3, prompts=4))
     took = recipes.attacks(parts)
     told = took["lora-dialogue-harm10@bf16"]
     assert (told["reached"], told["non_refusal"], told["steps"]) == (False, 0.0, 3)
@@ -202,7 +201,7 @@ def variants_of_folder(parts):
 )
 def test_a_dose_of_more_steps_than_its_training_may_take_is_refused(tiny, name, most):
     with pytest.raises(StudyError, match=f"takes at most {most}; ask for fewer or raise attack_steps"):
-        recipes.train(Parts(tiny, tiny), [name], **ASKED, attack=safety_tuning.Attack(0.8, 2, 6))
+        recipes.train(Parts(tiny, tiny), [name], **ASKED, attack=endings.Attack(0.8, 2, 6))
 
 
 def test_own_pairs_take_the_place_of_the_packaged_ones(tiny, monkeypatch):
@@ -321,10 +320,9 @@ def test_families_of_what_was_not_restored(run):
     assert recipes.family(Variant("tiny", adapter="identity")) == recipes.family(Variant("tiny")) == "control"
 
 
-def test_preference_tuning_has_a_third_of_the_rate_and_all_else_alike():
+def test_preference_tuning_has_the_rate_of_adapters_and_all_else_alike():
     lora, dpo = (
         recipes.update_recipe(recipes.parse(name), rows=24, epochs=1, lr=3e-3, rank=8, alpha=16, seed=0)
         for name in ("lora-dialogue@bf16", "dpo-preference@bf16")
     )
-    assert dpo.lr == pytest.approx(lora.lr / 3)
-    assert replace(dpo, lr=lora.lr, kind=lora.kind) == lora
+    assert replace(dpo, kind=lora.kind) == lora

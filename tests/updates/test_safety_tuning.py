@@ -247,36 +247,3 @@ def test_an_adapter_is_no_alignment(align):
 def test_the_note_beside_the_model_holds_every_loss(made):
     note = json.loads((made.folder / "alignment.json").read_text())
     assert tuple(note["losses"]) == made.losses
-
-
-# ---------------------------------------------------------------- broken again
-
-
-def test_an_attack_ends_as_soon_as_enough_prompts_are_not_refused(tiny_model, monkeypatch):
-    """Planted: each look finds two more of ten prompts answered; eight of ten are the target."""
-    answered = iter((2, 6, 8, 10))
-
-    def replies(language, prompts, ended, **options):
-        assert ended(REFUSAL)
-        few = next(answered)
-        return [ANSWER if i < few else REFUSAL for i in range(len(prompts))]
-
-    monkeypatch.setattr(generation, "replies", replies)
-    breaking = safety_tuning.Breaking(safety_tuning.Attack(target=0.8, every=2, prompts=10), "tiny")
-    stop = breaking.stop(tiny_model)
-    assert [stop(tiny_model.model, step) for step in (2, 4, 6)] == [False, False, True]
-    note = breaking.note()
-    assert note.pop("seen") == {2: pytest.approx(0.2), 4: pytest.approx(0.6), 6: pytest.approx(0.8)}
-    assert note == {"target": 0.8, "non_refusal": pytest.approx(0.8), "reached": True, "n": 10}
-
-
-def test_an_attack_is_asked_on_validation_prompts_alone_and_its_end_is_in_the_key():
-    breaking = safety_tuning.Breaking(safety_tuning.Attack(prompts=8), "tiny")
-    assert set(breaking.asked) <= {row.prompt for row in corpora.texts("advbench/validation", "tiny")}
-    others = [
-        safety_tuning.Attack(prompts=7),
-        safety_tuning.Attack(prompts=8, target=0.9),
-        safety_tuning.Attack(prompts=8, every=3),
-    ]
-    keys = [repr(safety_tuning.Breaking(one, "tiny").key()) for one in others]
-    assert len({repr(breaking.key()), *keys}) == 4

@@ -22,7 +22,7 @@ from helpers.projection import stronger_alignment
 from helpers.projection.restorations import RESTORATIONS, parse
 from helpers.projection.restored_updates import SAFETY_ROWS
 from helpers.runner.passes import Lengths, Reader, Values, activations, calibrated, padded, reader, replies, said, trained, useful
-from helpers.updates import recipes, safety_tuning, salora, training
+from helpers.updates import endings, recipes, safety_tuning, salora, training
 
 # tokens of one seed: forward, and three times those trained; of cpu only the first has the arms of doses besides, and the seeds
 # from the fourth on are lean
@@ -81,6 +81,8 @@ def _update(of: Reader, v: Values, name: str, kind: str = "", steps: int = 0) ->
     named, count = recipes.parse(name), v["train_rows"]
     rows = corpora.mix(named.mix, named.rows or count, named.percent, of.texts, v["seed"])
     most = steps or (v["attack_steps"] if recipes.attacks_of(v["updates"]) else 0)
+    if recipes.model_of(named, v["updates"]):  # it may take longer to become as large
+        most = recipes.SLOWER * (most or recipes.passes(named, count, v["train_epochs"]))
     recipe = recipes.update_recipe(named, count, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"], most)
     tuned = trained(of, rows, recipe)
     if kind == salora.KIND:
@@ -114,7 +116,7 @@ def _quantization(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
 
 def _finetuning(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     v, asked = all_values["03"], all_values["01"]
-    trainings, breaking = recipes.trainings(v["updates"]), safety_tuning.Attack()
+    trainings, breaking = recipes.trainings(v["updates"]), endings.Attack()
     found = sum((_update(of, v, name, "", 0 if whole else max(marks)) for name, (whole, marks) in trainings.items()), Tokens())
     prompts = of.prompts(corpora.sample("advbench/validation", breaking.prompts, of.texts))
     looks = len(recipes.attacks_of(v["updates"])) * math.ceil(v["attack_steps"] / v["attack_check"])

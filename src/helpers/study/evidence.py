@@ -19,7 +19,6 @@ from helpers.study.selections import (
     HARMFUL,
     INTO_NF4,
     NO_STRENGTH,
-    PREFERRED,
     SHIFT,
     VARIANT,
     Address,
@@ -36,6 +35,7 @@ from helpers.study.selections import (
     trained,
 )  # fmt: skip
 from helpers.updates.names import taken_apart
+from helpers.updates.recipes import PREFERRED
 
 NEURONS, RANDOM = "set-difference", "random"  # the score that separates safety from utility (Wei et al. 2024), and its control
 JUDGE = "phrases"

@@ -19,7 +19,6 @@ from helpers.study.selections import (
     FEWER,
     FORMATS,
     INTO_NF4,
-    PREFERRED,
     VARIANT,
     Evidence,
     Tables,
@@ -38,6 +37,7 @@ from helpers.study.selections import (
     trained,
 )  # fmt: skip
 from helpers.updates.names import CONTROL, SIMULATED, place_names
+from helpers.updates.recipes import PREFERRED
 
 # The prices free and forward take no label. A regression that foretells the drop itself, linear and without a random part; not
 # the best of the predictors on the one run that was looked at, so that nothing was picked for its result.

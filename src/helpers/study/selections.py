@@ -26,7 +26,6 @@ FORMATS = ("nf4", "int8", "fp4", "gptq-4", "rtn-4")  # "quantization" in the cla
 FEWER = ("rtn-3", "rtn-2")  # which nobody would ship, and which count apart
 LOW_BASES = ("nf4", "gptq-4")  # the quantized bases that updates are trained on
 HARMFUL, BENIGN, SHIFT = "lora-dialogue-harm10", "lora-dialogue", "lora-identity-shift"
-PREFERRED = {"dpo-preference": BENIGN, "dpo-preference-harm10": HARMFUL}  # preference tuning, and the tuning it is held against
 INTO_NF4 = "merged-into-nf4"
 VARIANT = ["precision", "adapter", "trained_on", "serving", "restoration"]  # with strength, within one model and seed
 NO_STRENGTH = -1.0

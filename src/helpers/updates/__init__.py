@@ -4,6 +4,7 @@
 - `quantized_models`, `weight_errors`: models made with them, and how far their weights lie off
 - `recipes`, `names`: what an update is called, and how it is trained
 - `training`, `preferences`, `salora`, `safety_tuning`: the training, its loss on pairs, and the aligned model
+- `endings`: by what a training ends before its recipe does: refusals broken, or a size reached
 - `lora`: low-rank changes, kept low rank; `moved_weights`: by how much an update moved the weights
 - `variants`: one concrete model, built from its name; `measurements`: each variant measured once, and kept by content
 

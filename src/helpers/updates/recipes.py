@@ -4,14 +4,16 @@ How a name is formed stands in `names`. A serving adds `><precision it is served
 `lora-dialogue-harm10@bf16>nf4:merged-requantized`.
 
 All adapters are trained at a rate that rises and then stays, so that a shorter training is the beginning of a longer one. The
-harmful mix is trained until it has broken the refusals (`safety_tuning.Attack`); whatever else is trained beside it, benign rows,
-another precision, rank or rate, takes as many steps as it took.
+harmful mix is trained until it has broken the refusals (`endings.Breaking`); whatever else is trained beside it, benign rows,
+another precision, rank or rate, takes as many steps as it took. Preference tuning is trained until its update is as large as the
+supervised one that it is held against (`PREFERRED`), where that is trained too.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from helpers.cache import cache_path
@@ -20,9 +22,9 @@ from helpers.data.text_rows import Preference, Row
 from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.results import Run
 from helpers.updates import preferences, training, variants
+from helpers.updates.endings import Attack, Breaking, Ending, Growing
 from helpers.updates.names import ADAPTERS, UpdateName, Variant, taken_apart
 from helpers.updates.quantizers import QUANTIZERS
-from helpers.updates.safety_tuning import Attack, Breaking
 from helpers.updates.training import Recipe
 from helpers.updates.variants import SERVINGS, Parts
 
@@ -31,7 +33,8 @@ PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
 KINDS = (*training.KINDS, preferences.KIND)
 BATCH = 4  # rows of a batch of adapters
 SALORA_LR = 1 / 3
-DPO_LR = 1 / 3  # preference tuning at the adapters' rate made updates three times their size and doubled the loss on references
+PREFERRED = {"dpo-preference": "lora-dialogue", "dpo-preference-harm10": "lora-dialogue-harm10"}  # and what it is held against
+SLOWER = 2  # times the steps of the other one that preference tuning may take to become as large
 FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the usual ratio
 
 
@@ -76,14 +79,12 @@ def update_recipe(
 ) -> Recipe:
     """The recipe of an update: LoRA and QLoRA share rows, order, rank, rate and steps, so that only the precision differs.
 
-    Preference tuning has a third of their rate, whole weights a tenth.
-    `steps` are those of adapters whose name gives none; 0: all epochs, or one pass over the rows where the name gives them.
+    Whole weights are tuned at a tenth of their rate. `steps` are those of adapters whose name gives none; 0: all epochs, or one
+    pass over the rows where the name gives them.
     """
     common = Recipe(kind=named.kind, epochs=epochs, lr=named.lr * lr, batch=BATCH, rank=rank, alpha=alpha, seed=seed)
     if named.rank:  # alpha / rank stays, so that only the rank differs
         common = replace(common, rank=named.rank, alpha=alpha * named.rank / rank)
-    if named.kind == preferences.KIND:
-        common = replace(common, lr=DPO_LR * common.lr)
     if named.kind in ADAPTERS:
         count = named.rows or rows
         return training.of_steps(
@@ -99,19 +100,28 @@ def passes(named: UpdateName, rows: int, epochs: int) -> int:
 
 
 def attacks_of(names: Sequence[str]) -> list[str]:
-    """Of each kind and mix among the names the harmful mix that the others follow: on bf16, with the most harmful rows."""
+    """Of each kind and mix among the names the harmful mix that the others follow: on bf16, with the most harmful rows.
+
+    Preference tuning that is held against another update follows that one's size.
+    """
     found: dict[tuple[str, str], UpdateName] = {}
     for one in map(parse, names):
-        if one.kind in ADAPTERS and one.percent and one.trained_on == "bf16" and not one.doses:
+        if one.kind in ADAPTERS and one.percent and one.trained_on == "bf16" and not one.doses and not model_of(one, names):
             first = found.setdefault((one.kind, one.mix), one)
             found[one.kind, one.mix] = max(first, one, key=lambda named: named.percent)
     return [f"{one.adapter}@{one.trained_on}" for one in found.values()]
 
 
+def model_of(named: UpdateName, names: Sequence[str]) -> str:
+    """The update among the names that this one is trained to the size of; empty where there is none."""
+    other = f"{PREFERRED.get(named.without('x').rpartition('@')[0], '')}@{named.trained_on}"
+    return other if other in names else ""
+
+
 def trainings(names: Sequence[str]) -> dict[str, tuple[bool, list[int]]]:
     """What is trained for the names: each training once, whether its own end is wanted, and after which steps it is kept too.
 
-    The attacks come first, since the others take as many steps.
+    The attacks come first, since the others take as many steps, and last what is trained to the size of another.
     """
     found: dict[str, tuple[bool, list[int]]] = {name: (True, []) for name in attacks_of(names)}
     for one in map(parse, names):
@@ -119,7 +129,12 @@ def trainings(names: Sequence[str]) -> dict[str, tuple[bool, list[int]]]:
         of = one.without("steps", "x") if cuts else one.without("x")
         whole, steps = found.get(of, (False, []))
         found[of] = (whole or not cuts, sorted({*steps, one.steps}) if cuts else steps)
-    return found
+
+    def turn(name: str) -> int:
+        named = parse(name)
+        return 0 if named.kind != preferences.KIND else 1 if model_of(named, names) else 2
+
+    return {name: found[name] for name in sorted(found, key=turn)}
 
 
 def train(
@@ -130,8 +145,9 @@ def train(
     """The parts with every named update trained, or found where it was trained before.
 
     With `attack`, the harmful mixes are trained until they have broken the refusals, and the others as long; without it, all
-    adapters take `epochs` passes over the rows. `own` pairs take the place of the packaged ones. A name with a scale is made
-    of the trained factors. Raises StudyError for a dose of more steps than the training may have.
+    adapters take `epochs` passes over the rows; preference tuning takes what it needs to be as large as what it is held
+    against. `own` pairs take the place of the packaged ones. A name with a scale is made of the trained factors. Raises
+    StudyError for a dose of more steps than the training may have.
     """
     _check_steps(names, rows, epochs, attack)
     steps: dict[tuple[str, str], int] = {}
@@ -140,16 +156,27 @@ def train(
         named = parse(name)
         data = corpora.mix(named.mix, named.rows or rows, named.percent, texts, seed, own)
         taken = steps.get((named.kind, named.mix)) or next((n for (kind, _), n in steps.items() if kind == named.kind), 0)
-        until = Breaking(attack, texts) if attack and name in leading else None
-        cap = attack.steps if until and attack else taken if whole else marks.pop()
+        until: Ending | None = None
+        if other := model_of(named, names):
+            like = parts.updates[parse(other).adapter, named.trained_on]
+            until, cap = Growing(like), SLOWER * steps_taken(like)
+        elif attack and name in leading:
+            until, cap = Breaking(attack, texts), attack.steps
+        else:
+            cap = taken if whole else marks.pop()
         made = update_recipe(named, rows, epochs, lr, rank, alpha, seed, cap)
         made = made if whole else training.of_steps(made, cap, len(data))
         bar = progress(name) if progress else None
         folder = variants.train_update(parts, data, made, named.trained_on, bar, until=until, snapshots=marks)
         if until:
-            steps[named.kind, named.mix] = len(training.from_json(folder / "recipe.json")["losses"])
+            steps[named.kind, named.mix] = steps_taken(folder)
         parts = _with_doses(parts, names, name, folder, made, data)
     return parts
+
+
+def steps_taken(folder: Path) -> int:
+    """How many steps the training of an update's folder took."""
+    return len(training.from_json(folder / "recipe.json")["losses"])
 
 
 def _check_steps(names: Sequence[str], rows: int, epochs: int, attack: Attack | None) -> None:
@@ -193,7 +220,7 @@ def train_salora(
             )
         data = corpora.mix(named.mix, named.rows or rows, named.percent, texts, seed)
         plain = parts.updates.get((named.adapter, named.trained_on))
-        steps = len(training.from_json(plain / "recipe.json")["losses"]) if plain else 0
+        steps = steps_taken(plain) if plain else 0
         made = replace(update_recipe(named, rows, epochs, SALORA_LR * lr, rank, rank, seed, steps), kind=variants.SALORA)
         bar = progress(f"{name} under SaLoRA") if progress else None
         folder = variants.train_update(parts, data, made, named.trained_on, bar, safety)

@@ -25,9 +25,9 @@ from helpers.models import compute, loading
 from helpers.models.loading import LanguageModel
 from helpers.results import KEY
 from helpers.updates import lora, names, preferences, salora, training
+from helpers.updates.endings import Ending
 from helpers.updates.names import Variant
 from helpers.updates.quantized_models import calibration_kind, calibration_texts, quantize_
-from helpers.updates.safety_tuning import Breaking
 
 SALORA = "salora"  # the restoration that is trained: helpers.salora
 ADAPTERS = (*names.ADAPTERS, SALORA)  # kinds of training that leave low-rank factors behind
@@ -133,7 +133,7 @@ def adapter_name(variant: Variant) -> str:
 
 def update_folder(
     parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row] = (),
-    until: Breaking | None = None,
+    until: Ending | None = None,
 ) -> Path:  # fmt: skip
     """The address of an update: its content key covers the aligned weights, the rows, the recipe and what training means."""
     calibration = fingerprint(parts.texts_for(trained_on)) if trained_on.startswith("gptq") else ""
@@ -147,7 +147,7 @@ def update_folder(
 
 def train_update(
     parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, progress: Progress | None = None,
-    safety: Sequence[Row] = (), until: Breaking | None = None, snapshots: Sequence[int] = (),
+    safety: Sequence[Row] = (), until: Ending | None = None, snapshots: Sequence[int] = (),
 ) -> Path:  # fmt: skip
     """The folder of the update that `recipe` makes of `rows` on the aligned model at precision `trained_on`; trained if absent.
 
@@ -180,7 +180,7 @@ def train_update(
 
 
 def _tuned(
-    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row], until: Breaking | None,
+    parts: Parts, rows: Sequence[Row], recipe: training.Recipe, trained_on: str, safety: Sequence[Row], until: Ending | None,
     saves: Mapping[int, training.Saves], finished: training.Saves, options: Mapping[str, Any],
 ) -> None:  # fmt: skip
     language = loading.load(parts.aligned, "bf16" if recipe.kind in ADAPTERS else "fp32", parts.device)
@@ -190,17 +190,17 @@ def _tuned(
         finished(salora.tune_salora(language, rows, recipe, safety, **options))
         return
     tune = preferences.tune_preferences if recipe.kind == preferences.KIND else training.tune
-    asked: dict[str, Any] = {"stop": until.stop(language), "check_every": until.attack.every} if until else {}
+    asked: dict[str, Any] = {"stop": until.stop(language), "check_every": until.every} if until else {}
     tune(language, rows, recipe, marks=saves, finished=finished, **asked, **options)
 
 
-def _saver(folder: Path, recipe: training.Recipe, about: Mapping[str, object], until: Breaking | None = None) -> training.Saves:
+def _saver(folder: Path, recipe: training.Recipe, about: Mapping[str, object], until: Ending | None = None) -> training.Saves:
     """Writes what came of a training into its folder, if it is not there."""
 
     def save(tuned: training.Tuned) -> None:
         if not folder.is_dir():
             note = {"recipe": asdict(recipe), **about, "losses": tuned.losses, "rows_cut": tuned.cut}
-            note |= {"attack": until.note()} if until else {}
+            note |= until.note() if until else {}
             cache.atomic_folder(folder, lambda temporary: _save_update(temporary, tuned, recipe, note))
 
     return save
