@@ -77,12 +77,10 @@ def _safety_tuning(of: Reader, v: Values, checks: int) -> Tokens:
 
 
 def _update(of: Reader, v: Values, name: str, kind: str = "", steps: int = 0) -> Tokens:
-    """One training, as long as it may be at most."""
+    """One training, as long as it may be at most; of preference tuning as many steps as what it is held against."""
     named, count = recipes.parse(name), v["train_rows"]
     rows = corpora.mix(named.mix, named.rows or count, named.percent, of.texts, v["seed"])
     most = steps or (v["attack_steps"] if recipes.attacks_of(v["updates"]) else 0)
-    if recipes.model_of(named, v["updates"]):  # it may take longer to become as large
-        most = recipes.SLOWER * (most or recipes.passes(named, count, v["train_epochs"]))
     recipe = recipes.update_recipe(named, count, v["train_epochs"], v["train_lr"], v["rank"], v["alpha"], v["seed"], most)
     tuned = trained(of, rows, recipe)
     if kind == salora.KIND:
