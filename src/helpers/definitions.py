@@ -107,7 +107,7 @@ PROBES = Definition(
           "monitors.baselines"),
 )  # fmt: skip
 SIGNALS = Definition(
-    "signals", 2, (VARIANT,), code=("updates.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
+    "signals", 2, (VARIANT,), code=("staleness.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
 )
 SKETCH = Definition("sketch", 2, (ACTIVATIONS, MEASURE, PROBES), code=("monitors.spot_check",))
 NEURONS = Definition("neurons", 1, (TRAIN, ENCODE, REPLIES), code=("neurons.neuron_scores",))

@@ -15,7 +15,8 @@ from helpers.errors import REFUSED
 from helpers.models import activations, checkpoints, encoding, generation, loading, shared_prefix
 from helpers.neurons import neuron_scores
 from helpers.projection import alignment_matrix, safelora, safety_inputs
-from helpers.updates import lora, moved_weights, preferences, quantized_models, quantizers, training, variants
+from helpers.staleness import moved_weights
+from helpers.updates import lora, preferences, quantized_models, quantizers, training, variants
 from helpers.updates.names import Variant
 
 PROMPTS = ["Polish the lamp.", "Hi", "Describe how a lantern is carried across the river in the rain, please, and then back."]

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.models import loading
-from helpers.staleness import drift_signals, predictors
+from helpers.staleness import drift_signals, moved_weights, predictors
 from helpers.staleness.drift_signals import SIGNALS
-from helpers.updates import lora, moved_weights, quantizers
+from helpers.updates import lora, quantizers
 from helpers.updates.lora import LowRank
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")

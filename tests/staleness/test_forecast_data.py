@@ -16,9 +16,9 @@ from helpers.figures import triage
 from helpers.models import activations, loading
 from helpers.monitors import fitting, probes, readings
 from helpers.monitors.probes import PROBES
-from helpers.staleness import drops, forecast_data, predictors
+from helpers.staleness import drops, forecast_data, moved_weights, predictors
 from helpers.staleness.drift_signals import SIGNALS
-from helpers.updates import lora, measurements, moved_weights, quantizers
+from helpers.updates import lora, measurements, quantizers
 from helpers.updates.names import CONTROL, Variant, keyed
 from helpers.updates.variants import Parts, build_variant
 

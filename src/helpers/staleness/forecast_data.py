@@ -23,8 +23,8 @@ from helpers.models.loading import LanguageModel
 from helpers.monitors import probes, readings
 from helpers.monitors.frozen import Monitor
 from helpers.results import KEY, Run
-from helpers.staleness import cohorts, drift_signals
-from helpers.updates import measurements, moved_weights, quantizers, weight_errors
+from helpers.staleness import cohorts, drift_signals, moved_weights
+from helpers.updates import measurements, quantizers, weight_errors
 from helpers.updates import names as update_names
 from helpers.updates import recipes as update_recipes
 from helpers.updates import variants as model_variants

@@ -15,7 +15,7 @@ from helpers.staleness.cohorts import POOLINGS, WEAK_BELOW
 from helpers.stats.intervals import MARGINS, Bounds
 from helpers.study import evidence, monitor_evidence, repair_evidence
 from helpers.study.selections import BENIGN, HARMFUL, LOW_BASES, SHIFT, Evidence, at_home
-from helpers.updates.recipes import PREFERRED
+from helpers.updates.names import PREFERRED
 
 RULES_SET = "2026-12-01"
 SEEDS = 3  # fewer decide nothing: one seed is one alignment, one draw of rows and one adapter

@@ -34,8 +34,7 @@ from helpers.study.selections import (
     select,
     trained,
 )  # fmt: skip
-from helpers.updates.names import taken_apart
-from helpers.updates.recipes import PREFERRED
+from helpers.updates.names import PREFERRED, taken_apart
 
 NEURONS, RANDOM = "set-difference", "random"  # the score that separates safety from utility (Wei et al. 2024), and its control
 JUDGE = "phrases"

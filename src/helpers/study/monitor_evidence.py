@@ -36,8 +36,7 @@ from helpers.study.selections import (
     select,
     trained,
 )  # fmt: skip
-from helpers.updates.names import CONTROL, SIMULATED, place_names
-from helpers.updates.recipes import PREFERRED
+from helpers.updates.names import CONTROL, PREFERRED, SIMULATED, place_names
 
 # The prices free and forward take no label. A regression that foretells the drop itself, linear and without a random part; not
 # the best of the predictors on the one run that was looked at, so that nothing was picked for its result.

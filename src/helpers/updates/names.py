@@ -25,6 +25,10 @@ NAME = re.compile(
     rf"(?P<adapter>(?P<series>(?P<kind>[a-z]+)-(?P<mix>[a-z-]+?)(?:-harm(?P<percent>\d{{1,3}}))?){_DOSE})@(?P<trained_on>[a-z0-9-]+)"
 )
 ADAPTERS = ("lora", "dpo")  # kinds of training that leave low-rank factors behind
+PREFERRED = {  # preference tuning, and the supervised tuning that it is held against
+    "dpo-preference": "lora-dialogue",
+    "dpo-preference-harm10": "lora-dialogue-harm10",
+}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ How a name is formed stands in `names`. A serving adds `><precision it is served
 All adapters are trained at a rate that rises and then stays, so that a shorter training is the beginning of a longer one. The
 harmful mix is trained until it has broken the refusals (`endings.Breaking`); whatever else is trained beside it, benign rows,
 another precision, rank or rate, takes as many steps as it took. Preference tuning is trained until its update is as large as the
-supervised one that it is held against (`PREFERRED`), where that is trained too.
+supervised one that it is held against (`names.PREFERRED`), where that is trained too.
 """
 
 import math
@@ -23,7 +23,7 @@ from helpers.errors import NOT_COMPARABLE, StudyError
 from helpers.results import Run
 from helpers.updates import preferences, training, variants
 from helpers.updates.endings import Attack, Breaking, Ending, Growing
-from helpers.updates.names import ADAPTERS, UpdateName, Variant, taken_apart
+from helpers.updates.names import ADAPTERS, PREFERRED, UpdateName, Variant, taken_apart
 from helpers.updates.quantizers import QUANTIZERS
 from helpers.updates.training import Recipe
 from helpers.updates.variants import SERVINGS, Parts
@@ -33,7 +33,6 @@ PRECISIONS = ("bf16", *(name for name in QUANTIZERS if name != "none"))
 KINDS = (*training.KINDS, preferences.KIND)
 BATCH = 4  # rows of a batch of adapters
 SALORA_LR = 1 / 3
-PREFERRED = {"dpo-preference": "lora-dialogue", "dpo-preference-harm10": "lora-dialogue-harm10"}  # and what it is held against
 SLOWER = 2  # times the steps of the other one that preference tuning may take to become as large
 FULL_LR = 0.1  # whole weights are tuned at a tenth of the adapters' rate: the usual ratio
 

@@ -18,7 +18,7 @@ from helpers.models.checkpoints import Stored
 from helpers.models.formats import decoders
 from helpers.models.loading import LanguageModel
 from helpers.revalidation.candidate.offer import Candidate
-from helpers.updates import moved_weights
+from helpers.staleness import moved_weights
 
 ROUNDED = frozenset({"int8", "fp32"})  # precisions that round activations otherwise too, which no weight shows
 
