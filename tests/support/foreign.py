@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ def write(folder: Path) -> Path:
         LlamaForCausalLM(built_in.tiny_config(**SIZES)).to(torch.bfloat16).save_pretrained(folder)
     built_in.tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_adapter(base: Path, folder: Path) -> Path:
+    """The folder, holding a LoRA of rank 2 on two kinds of modules of that base, as PEFT saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, bias="none",
+                            task_type="CAUSAL_LM")  # fmt: skip
+        get_peft_model(loading.load(base).model, config).save_pretrained(folder)
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return edit(folder, "adapter_config.json", **{**settings, "base_model_name_or_path": base.name, "init_lora_weights": True})
 
 
 def copy(folder: Path, place: Path) -> Path:
@@ -83,6 +97,12 @@ ADDED = (
     "decoder", "transformers_weights", "sep_token", "split_special_tokens", "quantization_config", "temperature",
     "eos_token_id", "use_cache", "partial_rotary_factor", "attention_chunk_size",
 )  # fmt: skip
+OF_ADAPTERS = (
+    "lora_alpha", "r", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "use_dora", "bias", "lora_bias",
+    "modules_to_save", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "init_lora_weights", "peft_type", "task_type",
+    "base_model_name_or_path", "revision", "auto_mapping", "layer_replication", "trainable_token_indices", "lora_dropout",
+    "eva_config", "loftq_config", "megatron_config", "megatron_core", "exclude_modules", "target_parameters", "gate_scale",
+)  # fmt: skip
 SNIPPETS = (
     "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ 'a' * 10 ** 6 }}", "{% if %}",
     "{% endif %}", "{% for %}", "{{ nothing.at.all }}", "{{ messages[7] }}", "{{ messages | bogus }}",
@@ -113,13 +133,13 @@ def _changed(value: Any, path: tuple, change) -> Any:
 
 
 @st.composite
-def broken_json(draw, document: Any) -> str:
-    """The text of a JSON document in which one to three things are other, gone or new; at times it is cut off."""
+def broken_json(draw, document: Any, added: Sequence[str] = ADDED) -> str:
+    """The text of a JSON document in which one to three things are other, gone or new (`added`); at times it is cut off."""
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(_paths(document)[1:] or [()]))
         new = draw(st.sampled_from([..., *ODD]))
         if draw(st.integers(0, 3)) == 0 and isinstance(document, dict):
-            document = {**document, draw(st.sampled_from(ADDED)): None if new is ... else new}
+            document = {**document, draw(st.sampled_from(added)): None if new is ... else new}
         elif path:
             document = _changed(document, path, partial(_to, new))
     text = json.dumps(document)

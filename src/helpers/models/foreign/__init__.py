@@ -2,5 +2,5 @@
 
 - `boundary`: the one place where a library's exception becomes one line; `culprit`: the file and field that made it
 - `settings_file`: the configuration, as transformers reads it; `tokens`: the tokenizer; `templates`: the chat template, its clock
-- `fetched`: whether all of a model's files are there
+- `adapter_file`: the settings of an adapter; `fetched`: whether all of a model's files are there
 """

@@ -6,9 +6,12 @@ Files of other people can make a library raise anything: assertions, key errors,
 
 import errno
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from helpers.errors import ENVIRONMENT, REFUSED, StudyError
@@ -34,6 +37,26 @@ def foreign(what: str, remedy: str, culprit: Callable[[str], str] | None = None,
             raise StudyError(f"{what}: no room for it ({reason(error)}); free memory or disk space", ENVIRONMENT) from error
         named = culprit(str(error)) if culprit else ""
         raise StudyError(f"{named or what} ({reason(error)}); {remedy}", code) from error
+
+
+@contextmanager
+def at_most(seconds: float, late: str) -> Iterator[None]:
+    """Ends a block that takes longer with the line `late`, where the system has the timer and nobody else uses it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        raise StudyError(late, REFUSED)
+
+    before = signal.signal(signal.SIGALRM, ended)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def reason(error: BaseException) -> str:

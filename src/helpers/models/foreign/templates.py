@@ -4,14 +4,11 @@ A template that tells the time would read every text otherwise tomorrow. What it
 """
 
 import re
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from helpers.errors import REFUSED, StudyError, shown
@@ -82,7 +79,8 @@ def rendered(tokenizer, turns: Sequence[Mapping[str, str]], opened: bool = True)
     template = chosen(tokenizer)
     _stop_clock(template)
     told = {"chat_template": template, "date_string": Clock().strftime("%d %b %Y"), "enable_thinking": False}
-    with _at_most(SECONDS, place(tokenizer)):
+    late = f"{place(tokenizer)}: the chat template did not end within {SECONDS:g} s; {MEND}"
+    with boundary.at_most(SECONDS, late):
         text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=opened, **told)
     around = len(text) - sum(len(turn["content"]) for turn in turns)
     if around > LONGEST:
@@ -143,23 +141,3 @@ def _line(error: BaseException) -> int:
             found = trace.tb_lineno
         trace = trace.tb_next
     return found
-
-
-@contextmanager
-def _at_most(seconds: float, who: str) -> Iterator[None]:
-    """Ends a block that takes longer, where the system has the timer and nobody else uses it."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
-        yield
-        return
-
-    def ended(number: int, frame: FrameType | None) -> None:
-        raise StudyError(f"{who}: the chat template did not end within {seconds:g} s; {MEND}", REFUSED)
-
-    before = signal.signal(signal.SIGALRM, ended)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

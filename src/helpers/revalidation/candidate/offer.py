@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,9 @@ import torch
 from helpers import results
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError, nearest, shown
 from helpers.models import checkpoints, loading
-from helpers.models.foreign import fetched, settings_file
+from helpers.models.foreign import adapter_file, fetched, settings_file
+from helpers.models.foreign.boundary import at_most, foreign, one_line
+from helpers.models.foreign.culprit import field_at_fault
 from helpers.models.formats import decoders, gguf_files, packed_folders
 from helpers.models.loading import LanguageModel
 from helpers.monitors import frozen
@@ -120,30 +123,48 @@ def _adapter(folder: Path, base: Path, reads: str, template: bool) -> Candidate:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in frozen.PICKLES)
     if pickles and not (folder / "adapter_model.safetensors").is_file():
         raise StudyError(f"{folder.name} holds {pickles[0]}, which can run code when opened; save it as safetensors", REFUSED)
-    adapter = lora.load_adapter(folder)
+    adapter, idle = _factors(folder)
     compared: list[Setting] = []
     own = settings.adapters_tokenizer(folder, base)
     if own is not None:
         settings.check_reading(folder, own, reads, template)
         compared = settings.compare_tokenizers(settings.tokenizer_of(base), own)
     _check_modules(folder, adapter, _empty_model(base))
-    notes = _adapter_notes(folder, adapter, base)
+    notes = _adapter_notes(folder, idle, base)
     return Candidate(results.slug(str(folder)), "adapter", folder, adapter, tuple(compared), tuple(notes))
 
 
-def _adapter_notes(folder: Path, adapter: Adapter, base: Path) -> list[str]:
+def _factors(folder: Path) -> tuple[Adapter, list[tuple[str, str]]]:
+    """The adapter of a folder, and fields and patterns of its settings that no module of it has."""
+    if (folder / "adapter_model.safetensors").is_file():  # without it, its reader says how to save one
+        fetched.check_pointers(folder)
+        adapter_file.check_adapter(folder)
+    what = f"{folder.name}/{ADAPTER}"
+    late = f"{what}: its patterns did not end within {adapter_file.SECONDS:g} s; name the modules instead"
+    culprit = partial(field_at_fault, folder, (ADAPTER,), lora.base_of)
+    with foreign(f"{what} cannot be read", adapter_file.AGAIN, culprit), at_most(adapter_file.SECONDS, late):
+        adapter = lora.load_adapter(folder)
+        idle = lora.idle_patterns(folder, adapter)
+    broken = next((n for n, pair in adapter.items() if not (pair.left.isfinite().all() and pair.right.isfinite().all())), None)
+    if broken:
+        why = f"the update of {shown(broken)} at the scale of its config is NaN or infinite"
+        raise StudyError(f"{folder.name}: {why}; save the adapter again, or leave it out", REFUSED)
+    return adapter, idle
+
+
+def _adapter_notes(folder: Path, patterns: Sequence[tuple[str, str]], base: Path) -> list[str]:
     """What is odd about an adapter that can be put on the base: other weights beside it, patterns without a module, its base."""
-    notes = [f"{folder.name}: {name} and others were read without what wrappers put into their names"
+    notes = [f"{folder.name}: {one_line(name)[:120]} and others were read without what wrappers put into their names"
              for name in [lora.renamed(folder)] if name]  # fmt: skip
     if (folder / CONFIG).is_file() and checkpoints.weight_files(folder):
         other = checkpoints.weight_files(folder)[0].name
         notes.append(
             f"{folder.name} holds a whole model ({other}) beside an adapter: the adapter on the base was taken, not the model"
         )
-    idle = [f"{field} {shown(pattern)}" for field, pattern in lora.idle_patterns(folder, adapter)]
+    idle = [f"{field} {shown(pattern)}" for field, pattern in patterns]
     if idle:
         notes.append(f"{folder.name}: {', '.join(idle[:3])} of its config match(es) no module of the adapter")
-    made_for, revision = lora.base_of(folder)
+    made_for, revision = (one_line(name)[:60] for name in lora.base_of(folder))
     if made_for and made_for.lower() not in _names_of(base):
         which = f"{made_for} (revision {revision})" if revision else made_for
         notes.append(f"{folder.name} was made for {which}, and is put on {base.name}, whose modules have the same shapes")
@@ -163,7 +184,9 @@ def _names_of(base: Path) -> set[str]:
 def _check_modules(folder: Path, adapter: Adapter, model: torch.nn.Module) -> None:
     """Raises StudyError that names the first three modules which the base does not have, or has in another shape."""
     shapes = {name: tuple(module.weight.shape) for name, module in model.named_modules() if hasattr(module, "weight")}
-    strange = [name for name, pair in adapter.items() if shapes.get(name) != (pair.left.shape[0], pair.right.shape[1])]
+    strange = [
+        one_line(name)[:120] for name, pair in adapter.items() if shapes.get(name) != (pair.left.shape[0], pair.right.shape[1])
+    ]
     if strange:
         raise StudyError(
             f"{folder.name}: {len(strange)} of {len(adapter)} modules are not the base's ({', '.join(strange[:3])}); "
