@@ -5,13 +5,14 @@ import re
 import shutil
 
 import pytest
+import test_packed
 import torch
 from safetensors.torch import load_file, save_file
 from support import given
 from support.bland import refused
 
-from helpers.errors import REFUSED
-from helpers.models import loading
+from helpers.errors import REFUSED, USAGE
+from helpers.models import checkpoints, loading
 from helpers.monitors import frozen
 from helpers.revalidation import inputs
 from helpers.revalidation.behaviour import speech
@@ -105,6 +106,54 @@ def test_weights_that_are_not_packed_under_settings_that_say_so_are_refused_at_o
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": settings}))
     with refused(REFUSED, "merged: quantization_config says", "remove that field"):
         checked(folder)
+
+
+# ---------------------------------------------------------------- models of the hub
+
+
+@pytest.fixture
+def hub(folder, tiny, monkeypatch):
+    """A hub of one model at one commit, in the folders that its cache makes; `Owner/Packed` is stored in few bits."""
+    places = {}
+    for name in ("Packed", "Plain"):
+        place = folder / f"models--Owner--{name}" / "snapshots" / "abc123"
+        place.parent.mkdir(parents=True)
+        if name == "Packed":
+            test_packed.packed("gptq", tiny, place)
+        else:
+            shutil.copytree(tiny, place)
+        places[f"Owner/{name}@abc123"] = place
+    monkeypatch.setattr(checkpoints, "from_hub", places.__getitem__)
+    monkeypatch.setattr(loading, "from_hub", places.__getitem__)
+    return places
+
+
+def test_a_packed_model_of_the_hub_is_a_base_as_its_folder_is(folder, hub):
+    found = checked(folder, "adapter", "Owner/Packed@abc123")
+    assert found.base.name.startswith("Packed@abc123-unpacked-")
+    assert any("Packed@abc123 is stored as gptq" in note for note in found.notes)
+    local = checked(folder, "adapter", str(hub["Owner/Packed@abc123"]))
+    assert (local.base, local.reads) == (found.base, found.reads)
+    assert checked(folder, "adapter", "Owner/Plain@abc123").base == hub["Owner/Plain@abc123"]  # the control
+
+
+def test_an_adapter_of_a_packed_model_of_the_hub_is_known_to_be_made_for_it(folder, hub):
+    path = folder / "adapter" / "adapter_config.json"
+    plain = json.loads(path.read_text())
+    for made_for, noted in ((("Owner/Packed", None), False), (("Owner/Packed", "abc123"), False), (("Owner/Other", None), True)):
+        path.write_text(json.dumps({**plain, "base_model_name_or_path": made_for[0], "revision": made_for[1]}))
+        notes = checked(folder, "adapter", "Owner/Packed@abc123").notes
+        assert any("was made for" in note for note in notes) == noted, made_for
+
+
+def test_a_model_of_the_hub_has_a_revision_as_base_and_is_fetched_first_as_update(folder):
+    with refused(REFUSED, "'Owner/Packed' has no revision; pin one"):
+        checked(folder, "adapter", "Owner/Packed")
+    for name, revision in (("Owner/Change@abc123", "abc123"), ("Owner/Change", "<commit>"), ("owner/ad.apter-1@main", "main")):
+        own = name.partition("@")[0]
+        how = f"hf download {own} --revision {revision} --local-dir {own.rpartition('/')[2]}"
+        with refused(USAGE, f"--update '{name}' is no folder here", how):
+            checked(folder, name)
 
 
 # ---------------------------------------------------------------- adapters

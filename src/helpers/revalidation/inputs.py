@@ -100,10 +100,8 @@ def _base(model: str) -> tuple[Path, list[str]]:
     if gguf_files.gguf_file(Path(model)):
         what = f"--base {shown(Path(model).name)} is a GGUF file, which says too little of how its model is built"
         raise StudyError(f"{what}; give the folder of the model that it was made from, and it as --update", REFUSED)
-    if not Path(model).is_dir():
-        return loading.base_folder(model), []
-    found = packed_folders.plain(Path(model))
-    return loading.base_folder(str(found.folder)), [found.note] if found.note else []
+    found = packed_folders.plain_base(model)
+    return found.folder, [found.note] if found.note else []
 
 
 def _beside(base: Path) -> list[str]:

@@ -5,6 +5,7 @@ seen in weights and stands in the note. A folder that is not packed is given bac
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,11 @@ from helpers.errors import REFUSED, StudyError
 from helpers.models import checkpoints
 from helpers.models.foreign.boundary import foreign
 from helpers.models.formats.packed_tensors import FORMATS, PackedFormat, format_of
-from helpers.models.loading import identity
+from helpers.models.loading import base_folder, identity
 
 SHARD = 2**30  # bytes that are held before they are written
-TOLD, UNPACKED = "unpacked.json", "-unpacked-"
+TOLD, UNPACKED, AT = "unpacked.json", "-unpacked-", "@"
+HUB = re.compile(r"[\w.-]+/[\w.-]+@[\w.-]+")  # a model of the hub at a revision
 NOT_TENSORS = (".safetensors", ".safetensors.index.json", ".bin", ".gguf")
 ROUNDS = ("bitsandbytes 8 bit", "compressed-tensors")  # whose served models may round activations too
 
@@ -32,6 +34,21 @@ class Unpacked(NamedTuple):
 
     folder: Path
     note: str = ""
+
+
+def plain_base(model: str) -> Unpacked:
+    """The checked folder of a base, unpacked where it is stored in few bits: a local folder or a hub id; other names as known."""
+    hub = not Path(model).exists() and HUB.fullmatch(model)
+    if not (Path(model).is_dir() or hub):
+        return Unpacked(base_folder(model))
+    found = plain(checkpoints.from_hub(model) if hub else Path(model))
+    return found._replace(folder=base_folder(str(found.folder)))
+
+
+def called(folder: Path) -> str:
+    """What a folder is called: of one in the hub's cache, whose name is a commit, the model's name and that commit."""
+    hub = next((part.rpartition("--")[2] for part in reversed(folder.parts) if part.startswith("models--")), "")
+    return f"{hub}{AT}{folder.name}" if hub else folder.name
 
 
 def plain(folder: Path) -> Unpacked:
@@ -52,7 +69,7 @@ def plain(folder: Path) -> Unpacked:
     if not modules:
         how = "remove that field from config.json, or fetch the whole model again"
         raise StudyError(f"{folder.name}: quantization_config says {name}, and no module is stored so; {how}", REFUSED)
-    target = cache.cache_folder() / "models" / f"{folder.name}{UNPACKED}{identity(folder).rpartition('-')[2]}"
+    target = cache.cache_folder() / "models" / f"{called(folder)}{UNPACKED}{identity(folder).rpartition('-')[2]}"
     with foreign(f"{told} says {name}, and the weights cannot be unpacked so", "fetch the whole model again"):
         made = cache.atomic_folder(target, lambda temporary: _write(folder, temporary, config, name, owners, modules))
     return Unpacked(made, _note(folder, name, json.loads((made / TOLD).read_text(encoding="utf-8"))))
@@ -61,7 +78,7 @@ def plain(folder: Path) -> Unpacked:
 def _note(folder: Path, name: str, told: Mapping[str, int]) -> str:
     also = "; served, it may round activations too, which no weight shows" if name in ROUNDS else ""
     what = f"{told['modules']} modules of it were packed, {told['others']} other matrices were not"
-    return f"{folder.name} is stored as {name}: {what}; it was read as the bf16 weights that these codes stand for{also}"
+    return f"{called(folder)} is stored as {name}: {what}; it was read as the bf16 weights that these codes stand for{also}"
 
 
 def packed_modules(names: Mapping[str, Path], form: PackedFormat) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,6 +101,12 @@ def _lying_beside(folder: Path) -> list[str]:
 def _quantizer(name: str, precision: str, base: Path) -> Candidate:
     if instead := fetched.instead_of(Path(name)):
         raise StudyError(f"--update {instead}", REFUSED)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+        which, _, revision = name.partition("@")
+        how = f"hf download {which} --revision {revision or '<commit>'} --local-dir {which.rpartition('/')[2]}"
+        raise StudyError(
+            f"--update {shown(name)} is no folder here; if it lies on the hub, fetch it ({how}) and give that folder"
+        )
     if name not in QUANTIZERS:
         choice = f"{nearest(name, QUANTIZERS)}choose one of {', '.join(QUANTIZERS)}, or a folder that exists"
         raise StudyError(f"--update {shown(Path(name).name)} is neither a folder nor a quantizer; {choice}")
@@ -177,7 +184,8 @@ def _names_of(base: Path) -> set[str]:
     """What a base may be called: by its folder, by the hub's cache around it, by what its own config remembers."""
     hub = [part.rpartition("--")[2] for part in base.resolve().parts if part.startswith("models--")]
     told = str(config(base).get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
-    own = (base.name, base.resolve().name, base.name.partition(packed_folders.UNPACKED)[0])
+    unpacked = base.name.partition(packed_folders.UNPACKED)[0]
+    own = (base.name, base.resolve().name, unpacked, unpacked.partition(packed_folders.AT)[0])
     return {name.lower() for name in (*own, told, *hub) if name}
 
 
