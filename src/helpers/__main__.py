@@ -40,6 +40,7 @@ COMMANDS = {
     "study": "run all chapters of a profile that are not done, then build the book",
     "chapter": "run one chapter of a profile",
     "book": "build the book from executed chapters; no model is touched",
+    "findings": "print the verdicts of a profile, or with --diff which of them moved between two folders of results",
     "verify": "measure chapters again from an empty cache and compare every table with the stored one",
     "revalidate": "say which frozen monitors an update of your own model broke, and what mends them",
     "check": "check a profile; nothing is run",
@@ -58,6 +59,10 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         from helpers.revalidation.cli import add_options
 
         add_options(command)
+    if name == "findings":
+        from helpers.book.verdict_history.command import add_options as add_findings_options
+
+        add_findings_options(command)
     if name in {"study", "chapter", "check", "plan", "book", "verify", "headline"}:
         default = None if name in {"book", "headline"} else "quick"
         command.add_argument(
@@ -189,6 +194,13 @@ def book(options: argparse.Namespace) -> dict[str, Any]:
     index, new = pages.build(root, profile, folder, options.force)
     say(f"book of profile {profile}: {index}{'' if new else ' (unchanged)'}")
     return {"profile": profile, "book": str(index), "built": new}
+
+
+def findings(options: argparse.Namespace) -> dict[str, Any]:
+    """The verdicts of a profile, or what moved between two folders of results."""
+    from helpers.book.verdict_history import command
+
+    return command.findings(options)
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:

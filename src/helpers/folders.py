@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 RUNNER = "AFTER_UPDATE_PROGRESS"  # the environment variable that the runner's kernels have, and no notebook opened by hand
+SHOWN = ("published", "cpu", "quick", "smoke")  # profiles whose results are shown where none is named: the first that has some
 LEAN = "lean.json"  # beside the tables of a run: what it leaves out
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from helpers.book.verdict_history import record, sides
 from helpers.results import KEY, OWN, VALUES
 from helpers.study import findings
 from helpers.study.claims import CLAIMS, RULES_SET
@@ -30,6 +31,15 @@ def test_what_is_committed_is_light_and_chapters_are_those_of_the_seed_that_the_
     drawn = {path.parents[1].name for path in paths if path.suffix == ".ipynb"}
     assert drawn == {"seed-0"}
     assert {path.parents[1].name for path in paths if path.parent.name == "tables"} == {"seed-0"}
+
+
+@pytest.mark.parametrize("profile", sorted({run.parents[1] for run in RUNS}), ids=lambda folder: folder.name)
+def test_a_record_of_changed_verdicts_ends_with_those_that_are_committed(profile):
+    """Where this fails, verdicts changed and nobody said so: `python -m helpers findings --diff OLD NEW --record DATE`."""
+    changes = record.read_changes(profile)
+    stored = sides.read_side(str(profile)).verdicts
+    assert not changes or record.unlike(changes[-1]["verdicts"], stored) == []
+    assert set(stored.values()) <= set(findings.VERDICTS)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=IDS)

@@ -31,6 +31,7 @@ LIGHT = (
     *("monitors.baselines",),
     *("staleness.drift_signals", "staleness.predictors", "staleness.threshold_rules", "staleness.triage"),
     *("book.exercises", "book.markup", "book.parameter_table", "book.appendices", "book.provenance"),
+    *("book.verdict_history.command", "book.verdict_history.shown"),
     *(
         "revalidation.options",
         "revalidation.hypotheses",
@@ -127,6 +128,31 @@ print(len(shown) == len(read) > 0, len(both) == len(stored) > 10, (judged["verdi
 print(appendices.runs(root, folder).count("|") > 100)
 """)
     assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+def test_verdicts_are_printed_and_two_folders_of_them_compared(tmp_path):
+    done = command("findings", "--profile", "cpu", folder=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["claim", "verdict", "seeds", "chapter", "ours"]
+    done = lightly(
+        """
+import runpy
+from pathlib import Path
+import pandas as pd
+table = pd.read_parquet(Path(sys.argv[1]) / "results/cpu/findings.parquet")
+for name, verdict in (("old", "supported"), ("new", "mixed")):
+    Path(name).mkdir()
+    table.assign(verdict=[verdict, *table["verdict"][1:]]).to_parquet(Path(name) / "findings.parquet")
+sys.argv = ["helpers", "findings", "--diff", "old", "new", "--record", "2026-12-01", "--json"]
+runpy.run_module("helpers", run_name="__main__")
+""",
+        str(ROOT),
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(one["before"]["verdict"], one["after"]["verdict"]) for one in found["moved"]] == [("supported", "mixed")]
+    assert json.loads((tmp_path / "new" / "verdicts.json").read_text(encoding="utf-8"))["changes"][0]["date"] == "2026-12-01"
 
 
 # ---------------------------------------------------------------- the gate

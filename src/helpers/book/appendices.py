@@ -225,12 +225,22 @@ def _shown(found: Iterable[Finished]) -> str:
     )
 
 
+def changelog_opening(root: Path, run: Path) -> str:
+    """What stands in CHANGELOG.md above its versions: the heading, which is the page's, and what the file holds."""
+    return _changelog(root)[0]
+
+
 def changelog(root: Path, run: Path) -> str:
-    """CHANGELOG.md as it stands; its first heading is the page's."""
+    """The versions of CHANGELOG.md as they stand."""
+    return _changelog(root)[1]
+
+
+def _changelog(root: Path) -> tuple[str, str]:
     path = root / "CHANGELOG.md"
     if not path.is_file():
         raise StudyError("CHANGELOG.md is not there; restore it from the repository", REFUSED)
-    return path.read_text(encoding="utf-8")
+    opening, mark, versions = path.read_text(encoding="utf-8").partition("\n## ")
+    return f"{opening}\n", mark.lstrip() + versions
 
 
 APPENDICES: dict[str, Callable[[Path, Path], str]] = {
@@ -240,5 +250,6 @@ APPENDICES: dict[str, Callable[[Path, Path], str]] = {
     "runs": runs,
     "spread": spread,
     "citation": citation,
+    "changelog-opening": changelog_opening,
     "changelog": changelog,
 }

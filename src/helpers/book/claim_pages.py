@@ -1,6 +1,5 @@
 """Claim pages: what the book's pages show of verdicts, power and coverage, made from tables and never typed."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pandas as pd
 from helpers.book.answers.numbers import gathered
 from helpers.book.markup import table, text
 from helpers.book.power import PLANS
+from helpers.book.verdict_history.sides import rules_of
 from helpers.figures.findings_tables import asked
 from helpers.study.claims import CLAIMS, RULES_SET, UNITS
 
@@ -18,8 +18,7 @@ MISSING = "This table is not made yet."
 
 def older_rules(profile: Path) -> list[str]:
     """The sets of rules, by date, that judged the stored runs of a profile and are not the present ones."""
-    notes = profile.glob("*/seed-*/parts/11_findings/rules.json")
-    return sorted({json.loads(note.read_text(encoding="utf-8"))["set"] for note in notes} - {RULES_SET})
+    return [name for name in rules_of(profile) if name != RULES_SET]
 
 
 def rules(root: Path, run: Path) -> str:

@@ -21,11 +21,10 @@ from helpers.book import appendices, chapter_cells, provenance, site
 from helpers.console import ANSI, scrub
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.figures.drawing import export
-from helpers.folders import run_folders
+from helpers.folders import SHOWN, run_folders
 from helpers.study import statuses
 
 STAGED = ("book", "notebooks", "_config.yml", "_toc.yml")
-ORDER = ("published", "cpu", "quick", "smoke")  # whose chapters the book shows where no profile is named
 BUILD = [
     sys.executable,
     "-c",
@@ -59,7 +58,7 @@ def missing(root: Path, folder: Path) -> list[str]:
 
 def find_run(root: Path, results: Path, profile: str, first: Path | None = None) -> tuple[str, Path]:
     """The profile and the run whose chapters the book shows: the named profile's, else the first that has them all."""
-    for name in (profile,) if profile else ORDER:
+    for name in (profile,) if profile else SHOWN:
         folders = [first] if first else run_folders(results / name)
         for folder in folders:
             if not missing(root, folder):
@@ -68,7 +67,7 @@ def find_run(root: Path, results: Path, profile: str, first: Path | None = None)
         raise StudyError(f"{undrawn(first)}; the book needs its chapters", NOT_COMPARABLE)
     name = profile or "quick"
     lacking = missing(root, first or (results / name / "none"))
-    text = f"no finished {', '.join(lacking)} in results/{profile or '{' + ','.join(ORDER) + '}'}"
+    text = f"no finished {', '.join(lacking)} in results/{profile or '{' + ','.join(SHOWN) + '}'}"
     raise StudyError(f"{text}; the book needs them: run make study PROFILE={name}", NOT_COMPARABLE)
 
 
@@ -92,6 +91,7 @@ def stage(root: Path, profile: str, folder: Path) -> Path:
     for page in sorted((target / "book").rglob("*.md")):
         text = filled(page.read_text(encoding="utf-8"), root, folder)
         page.write_text(provenance.linked(text, str(page.relative_to(target).with_suffix(""))), encoding="utf-8")
+    (target / site.FEED.replace("_static", "book/_static")).write_text(_verdict_feed(root, folder), encoding="utf-8")
     return target
 
 
@@ -136,6 +136,18 @@ def _answers(name: str, root: Path, folder: Path) -> str:
     return parts.PAGES[name](root, folder)
 
 
+def _verdict_changes(root: Path, folder: Path) -> str:
+    from helpers.book.verdict_history import shown
+
+    return shown.section(root, folder)
+
+
+def _verdict_feed(root: Path, folder: Path) -> str:
+    from helpers.book.verdict_history import shown
+
+    return shown.feed(root, folder)
+
+
 def _provenance(root: Path, folder: Path) -> str:
     from helpers.book.answers import origins
 
@@ -152,6 +164,7 @@ GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the plac
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
     **{name: partial(_answers, name) for name in ("on-monday", "look-message", "claims-by-verdict", "claims-in-words", "faq")},
     "provenance": _provenance,
+    "verdict-changes": _verdict_changes,
 }
 
 

@@ -18,11 +18,12 @@ from bs4 import BeautifulSoup
 from bs4.element import Tag
 
 CARD = "_static/social-card.png"
-# The themes' own sources, which are no pages; and 1.4 MB of script that redraw the icons which a style sheet has drawn already.
+FEED = "_static/verdicts.xml"  # the changes of verdicts, which every page names as a feed
+# The themes' own sources, which are no pages; and scripts that redraw the icons which a style sheet has drawn already.
 UNUSED = ("_static/*-macros.html", "_static/vendor/fontawesome/*/js/*")
 # What loads them; and fonts fetched before it is known whether a page needs them, which no browser allows from a file.
 NEEDLESS = re.compile(r'<script src="[^"]*/fontawesome/[^"]*"></script>|<link rel="preload" as="font"[^>]*>')
-WHERE = {  # what only some pages need, by what such a page holds: 1.1 MB for formulas, 25 kB for the figures that can be moved
+WHERE = {  # what only some pages need, by what such a page holds: formulas, or figures that can be moved
     ".math": re.compile(r"<script>window\.MathJax = [^<]*</script>|<script[^>]*/mathjax/[^>]*></script>"),
     "[data-explorable]": re.compile(r"<script[^>]*/explore\.js[^>]*></script>"),
 }
@@ -73,7 +74,7 @@ ADDRESSES = ("href", "src", "srcset", "poster", "action", "formaction", "data", 
 BARRED = ("iframe", "frame", "object", "embed", "applet", "base", "portal")
 ELSEWHERE = re.compile(r"(?:url\(|@import)\s*[\"']?\s*(?:https?:)?//", re.IGNORECASE)
 MACHINE = re.compile(r"(?<![\w.:/-])/(?:home|root|Users|work|mnt|private|opt|tmp|var/folders)/[\w.-]+")
-TEXTS = (".html", ".css", ".svg", ".ipynb", ".md", ".json", ".csv", ".txt", ".bib")
+TEXTS = (".html", ".css", ".svg", ".xml", ".ipynb", ".md", ".json", ".csv", ".txt", ".bib")
 
 
 # ---------------------------------------------------------------- finishing
@@ -83,10 +84,12 @@ def finish(html: Path, title: str, description: str, address: str = "") -> None:
     """Gives every page its content security policy and its metadata; without an `address` the social card's path is relative."""
     for path in [path for pattern in UNUSED for path in html.glob(pattern)]:
         path.unlink()
+    feed = f"{title}: when a verdict changed" if (html / FEED).is_file() else ""
     for path in sorted(html.rglob("*.html")):
         text = path.read_text(encoding="utf-8")
         place = path.relative_to(html).as_posix()
-        path.write_text(_finished(text, place, title, description, address and address.rstrip("/") + "/"), encoding="utf-8")
+        text = _finished(text, place, title, description, address and address.rstrip("/") + "/")
+        path.write_text(_with_feed(text, place, feed) if feed else text, encoding="utf-8")
 
 
 def _finished(text: str, place: str, title: str, description: str, address: str) -> str:
@@ -116,6 +119,13 @@ def _finished(text: str, place: str, title: str, description: str, address: str)
     # the charset first: a browser looks for it in the first 1024 bytes only
     start = f'<head>\n<meta charset="utf-8" />\n<meta http-equiv="Content-Security-Policy" content="{policy(text)}" />\n'
     return text.replace("<head>", start + "\n".join(lines), 1)
+
+
+def _with_feed(page: str, place: str, title: str) -> str:
+    """The page with the feed named in its head, where readers of feeds look for it."""
+    address = "../" * place.count("/") + FEED
+    link = f'<link rel="alternate" type="application/atom+xml" title="{escape(title)}" href="{address}" />'
+    return page.replace("</head>", f"{link}\n</head>", 1)
 
 
 def _short_link(match: re.Match) -> str:
