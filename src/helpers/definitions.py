@@ -2,7 +2,7 @@
 
 A key names the definition and the inputs, never the code: renames, moves and speed-ups keep every result. The number of a
 definition goes up when the same inputs would give other values, and for nothing else; then all that uses it is measured anew.
-Golden values hold each definition to its number: `tests/golden.py`.
+Golden values hold each definition to its number: `make golden`.
 """
 
 import hashlib
@@ -62,7 +62,8 @@ TEXTS = Definition(  # which are drawn, and their splits
 )  # fmt: skip
 INTERVALS = Definition(
     "intervals", 2,
-    code=("stats.intervals", "stats.over_seeds", "stats.kappa", "stats.p_values", "stats.roc", "stats.paired_aurocs"),
+    code=("stats.intervals", "stats.over_seeds", "stats.unbalanced", "stats.kappa", "stats.p_values", "stats.roc",
+          "stats.paired_aurocs"),
 )  # fmt: skip
 MODELS = Definition(  # a folder as a model; text as tokens; batches
     "models", 1,
@@ -136,7 +137,7 @@ REALIGN = Definition(
           "monitors.repair_ladder", "staleness.policies"),
 )  # fmt: skip
 FINDINGS = Definition(
-    "findings", 2, (INTERVALS,),
+    "findings", 3, (INTERVALS,),
     code=("study.paired_items", "study.selections", "study.evidence", "study.monitor_evidence", "study.repair_evidence",
           "study.claims", "study.reasons", "study.findings"),
 )  # fmt: skip

@@ -13,11 +13,14 @@ from scipy.stats import norm
 from helpers.stats import paired_aurocs
 from helpers.stats.intervals import Estimate, exact_ends, mean_interval
 from helpers.stats.over_seeds import over_seeds, two_level
+from helpers.stats.unbalanced import crossed_in_part
 from support.simulated import held
 
 PLACE = Path(__file__).parents[2] / "book" / "_static" / "tables" / "coverage.csv"
 SEEDS, SIZES, SPREADS = (3, 5, 8), (32, 96, 140, 200), (0.0, 0.4, 1.2, 2.8)
 EFFECTS = {"effect of 0.3": -0.6, "effect of 0.5": 0.2, "effect of 0.75": 1.6}  # log odds after, mean over seeds
+PLACES, LACKING = (3, 6, 12), (0.0, 0.1, 0.3, 0.5)  # of monitors in a seed, and the share of them that some seeds lack
+TOGETHER = (0.5, 1.0, 0.5)  # standard deviations of seeds, places and cells
 BEFORE, ITEM = -3.5, 1.0  # log odds before, and how far items lie apart
 Row = tuple[str, int, int, float, float, float, float, int]
 
@@ -57,6 +60,24 @@ def estimates_coverage(seeds: int, n: int, spread: float, after: float, repeats:
     return held(found, truth)
 
 
+def places_coverage(
+    seeds: int, units: int, lacking: float, spread: tuple[float, float, float], repeats: int, seed: int = 0
+) -> Estimate:
+    """How often `crossed_in_part` holds the mean on other seeds and units, where a share of the cells is wanting.
+
+    spread: standard deviations of seeds, of units, and of cells.
+    """
+    rng, found = np.random.default_rng(seed), []
+    between, within, noise = spread
+    for _ in range(repeats):
+        rows = between * rng.normal(size=(seeds, 1)) + within * rng.normal(size=units) + noise * rng.normal(size=(seeds, units))
+        gone = rng.random((seeds, units)) < lacking
+        gone[np.arange(seeds), rng.integers(units, size=seeds)] = False  # every seed has a unit
+        gone[:, gone.all(axis=0)] = False  # and every unit is in a seed
+        found.append(crossed_in_part(np.where(gone, np.nan, rows))[0])
+    return held(found, 0.0)
+
+
 def discordance_coverage(n: int, gained: float, lost: float, repeats: int, seed: int = 0) -> Estimate:
     """How often the exact ends hold the difference of two paired rates of which few items differ (where many do: no ends)."""
     rng, found = np.random.default_rng(seed), []
@@ -93,6 +114,11 @@ def rows(repeats: int) -> list[Row]:
                     add(f"items crossed with seeds, {what}", seeds, n, spread, crossed_coverage(seeds, n, spread, after, repeats))
     for spread in SPREADS:
         add("estimates over seeds, effect of 0.5", 5, 140, spread, estimates_coverage(5, 140, spread, 0.2, repeats))
+    for seeds in SEEDS:
+        for places in PLACES:
+            for lacking in LACKING:
+                e = places_coverage(seeds, places, lacking, TOGETHER, repeats)
+                add(f"places of monitors, {100 * lacking:.0f} % wanting", seeds, places, TOGETHER[0], e)
     for n in SIZES:
         for gained, lost in ((0.0, 0.0), (0.01, 0.01), (0.03, 0.0), (0.02, 0.05)):
             e = discordance_coverage(n, gained, lost, repeats)

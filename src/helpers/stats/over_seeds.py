@@ -56,7 +56,7 @@ def two_level(
     half^2 = (t_seed^2 MS_seed + t_group^2 max(MS_group - MS_rest, 0)) / (S G): each part keeps the t of its own few degrees
     of freedom (Burdick and Graybill 1992, modified large sample). Drawing seeds outside and groups within (Owen 2007)
     estimates the same variance, but its percentiles cover 70 to 83 % with 3 seeds that differ. Where seeds lie skewed one end
-    reaches further (`_lean`). Simulated labels, effects of 0.3 to 0.75, 32 to 200 items, log odds of seeds 0 to 2.8 apart: a 95 %
+    reaches further (`lean`). Simulated labels, effects of 0.3 to 0.75, 32 to 200 items, log odds of seeds 0 to 2.8 apart: a 95 %
     interval covers 93 to 97 % from 5 seeds on, and 90 to 97 % with 3. What differs between `strata`
     (one a row: sets of prompts with sizes of their own) is no error: groups are held against their stratum's mean. Few groups
     that differ at all within `bounds` get exact ends (`intervals.exact_ends`) where these are wider, if the values are LABELS
@@ -90,20 +90,20 @@ def crossed(
         found = scores_interval(level_scores.mean(axis=0), total, level, bounds)
         low, high = found.low, found.high
     else:
-        half, lean = spread.half_width(level=level), _lean(scores, spread, level)
-        low, high = value - half + min(lean, 0.0), value + half + max(lean, 0.0)
+        half, further = spread.half_width(level=level), lean(scores.mean(axis=1), spread, level)
+        low, high = value - half + min(further, 0.0), value + half + max(further, 0.0)
     if bounds is not None and scores.size:
         exact = (exact_ends(plain, bounds, level) if kind == LABELS else None) or (low, high)
         low, high = max(min(low, exact[0]), bounds[0]), min(max(high, exact[1]), bounds[1])
     return Estimate(value, float(low), float(high), total), spread
 
 
-def _lean(scores: np.ndarray, spread: Spread, level: float) -> float:
+def lean(means: np.ndarray, spread: Spread, level: float) -> float:
     """How much further one end reaches because seeds lie skewed: s g (1 + 2 t^2) / (6 S), as `mean_interval` has it for groups.
 
     s and g are deviation and skewness of the seeds' means; only the share of their variance counts that is the seeds' own.
     """
-    means, seeds = scores.mean(axis=1), len(scores)
+    seeds = len(means)
     own = spread.seed + spread.cell / spread.units
     if seeds < 3 or np.ptp(means) <= 1e-12 or own <= 0:
         return 0.0

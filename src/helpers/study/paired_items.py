@@ -1,18 +1,21 @@
 """Paired items: what one run says on every prompt, or on every place of monitors, of a comparison; and several runs as one.
 
-Runs that tell their items are crossed with them (`stats.over_seeds.two_level`), on the items that all of them have; runs that
-tell an estimate alone are put together as estimates. A premise says whether there was anything to see: what a restoration is
+Runs that tell their items are crossed with them: prompts on those that all runs have (`stats.over_seeds.two_level`), places of
+monitors on all, since which monitors count differs from run to run (`stats.unbalanced`). Runs that tell an estimate alone are put
+together as estimates. A premise says whether there was anything to see: what a restoration is
 said to bring back must first be lost.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from helpers.stats.intervals import Bounds, Estimate
 from helpers.stats.over_seeds import LABELS, Spread, crossed, over_seeds, spread_over_seeds
+from helpers.stats.unbalanced import crossed_in_part
 
 LEAST = 2  # items that runs must share to be crossed
 NORMAL = 0.95  # the level of the intervals that tables hold
@@ -56,26 +59,34 @@ def pooled(seen: Sequence[Seen], bounds: Bounds, level: float = NORMAL) -> tuple
     """The mean over runs with its interval, and what the width is made of; n counts the items of all runs that were used."""
     found = [plain(one) for one in seen]
     items = [one for one in found if isinstance(one, Items)]
-    if len(items) == len(found) and len(table := shared(items)) >= min(LEAST, min(len(one.values) for one in items)):
+    alike = len(items) == len(found) and len({one.contrast for one in items}) == 1
+    if alike and len(table := shared(items)) >= min(LEAST, min(len(one.values) for one in items)):
         strata = table.index.get_level_values(0) if table.index.nlevels > 1 else None
-        return crossed(_contrasted(table, items[0].contrast).T.to_numpy(), None, level, bounds, strata, items[0].kind)
+        scores, kind = _contrasted(table, items[0].contrast).T.to_numpy(), items[0].kind
+        if np.isnan(scores).any():
+            return crossed_in_part(scores, level, bounds, strata, kind)
+        return crossed(scores, None, level, bounds, strata, kind)
     estimates = [single(one, bounds) if isinstance(one, Items) else one for one in found]
     return over_seeds(estimates, level, bounds), spread_over_seeds(estimates)
 
 
 def _contrasted(table: pd.DataFrame, contrast: tuple[str, str] | None) -> pd.DataFrame:
-    """The values times what makes their mean the difference of two strata's means."""
+    """The values times what makes each run's mean the difference of two strata's means."""
     if contrast is None:
         return table
     names = table.index.get_level_values(0)
-    counts = names.value_counts()
-    weights = {name: sign * len(table) / counts[name] for name, sign in zip(contrast, (1, -1), strict=True) if name in counts}
-    return table.mul(names.map(weights).to_numpy(float), axis=0)
+    held = table.notna()
+    counts = held.groupby(names).sum()
+    weights = pd.DataFrame({run: names.map(counts[run]) for run in table}, index=table.index)
+    signs = names.map(dict(zip(contrast, (1.0, -1.0), strict=True))).to_numpy(float)
+    return table.mul(signs, axis=0) * held.sum() / weights
 
 
 def shared(items: Sequence[Items]) -> pd.DataFrame:
-    """The values of the units that all runs have: units x runs, in the order of the units' names."""
-    table = pd.concat([one.values.rename(i) for i, one in enumerate(items)], axis=1, join="inner").sort_index()
+    """The values of the units, units x runs, in the order of the units' names: of prompts those that all runs have, of places of
+    monitors all of them, NaN where a run lacks one."""
+    join: Literal["inner", "outer"] = "inner" if items[0].kind == LABELS else "outer"
+    table = pd.concat([one.values.rename(i) for i, one in enumerate(items)], axis=1, join=join).sort_index()
     wanted = items[0].contrast
     whole = wanted is None or set(wanted) <= set(table.index.get_level_values(0))
     return table if whole else table.iloc[:0]

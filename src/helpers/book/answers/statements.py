@@ -83,7 +83,7 @@ def stated(found: Gathered, statement: Statement, up: str = "") -> str:
 def begins(found: Gathered, statement: Statement) -> str:
     """How the sentence begins where it is neither yes nor no; the question follows, as a clause."""
     each = {_single(one) for one in _told(found, statement.parts)}
-    partly = "It depends whether" if {SO, NOT_SO} <= each else "It can be told in part whether"
+    partly = "It depends whether" if {SO, NOT_SO} <= each else "It is only partly clear whether"
     ways = {PARTLY: partly, OPEN: "It cannot be told yet whether", NIL: "There is no sign that"}
     return ways.get(outcome(found, statement), "It was not measured in these runs whether")
 
