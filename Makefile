@@ -23,7 +23,7 @@ TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: study architecture test test-all cover check golden coverage power book bench clean lock lock-check doctor env help
+.PHONY: study architecture test test-all cover check golden coverage power book pdf launch bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
@@ -63,6 +63,12 @@ power: .venv/.stamp  ## what each claim will decide with more seeds or items, fr
 
 book: .venv/.stamp  ## build the book from executed chapters; no model is touched (PROFILE=)
 	@$(BIN)/python -m helpers book $(NARROW)
+
+pdf: .venv/.stamp  ## the whole book as one PDF, printed by chromium (PROFILE=)
+	@$(BIN)/python -m helpers pdf $(NARROW)
+
+launch: .venv/.stamp  ## write the notebooks that Colab opens, for the address in _config.yml
+	@$(BIN)/python -m helpers.book.away.launch
 
 bench: .venv/.stamp  ## measure the speed-ups as ratios against plain formulations
 	@for file in benchmarks/[a-z]*.py; do $(BIN)/python "$$file"; done

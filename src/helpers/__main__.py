@@ -41,6 +41,7 @@ COMMANDS = {
     "chapter": "run one chapter of a profile",
     "book": "build the book from executed chapters; no model is touched",
     "findings": "print the verdicts of a profile, or with --diff which of them moved between two folders of results",
+    "pdf": "print the whole book to one file; needs chromium",
     "verify": "measure chapters again from an empty cache and compare every table with the stored one",
     "revalidate": "say which frozen monitors an update of your own model broke, and what mends them",
     "check": "check a profile; nothing is run",
@@ -63,8 +64,8 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         from helpers.book.verdict_history.command import add_options as add_findings_options
 
         add_findings_options(command)
-    if name in {"study", "chapter", "check", "plan", "book", "verify", "headline"}:
-        default = None if name in {"book", "headline"} else "quick"
+    if name in {"study", "chapter", "check", "plan", "book", "pdf", "verify", "headline"}:
+        default = None if name in {"book", "pdf", "headline"} else "quick"
         command.add_argument(
             "--profile", default=default, help=f"a file in profiles/ (default: {default or 'the first finished one'})"
         )
@@ -72,7 +73,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--seed", default="", help="a whole number; several as 0,1,2 or 0-2")
     if name in {"study", "chapter", "plan", "verify", "revalidate"}:
         command.add_argument("--compute", default="", help="auto, bf16 or fp32 (default: auto, which asks the machine)")
-    if name in {"study", "chapter", "book"}:
+    if name in {"study", "chapter", "book", "pdf"}:
         command.add_argument(
             "--force", action="store_true", help="run or build again; committed results are kept in results/.old"
         )
@@ -201,6 +202,13 @@ def findings(options: argparse.Namespace) -> dict[str, Any]:
     from helpers.book.verdict_history import command
 
     return command.findings(options)
+
+
+def pdf(options: argparse.Namespace) -> dict[str, Any]:
+    """Where the book as one PDF is."""
+    from helpers.book.away import pdf as printing
+
+    return printing.pdf(*_finished(options), options.force)
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:

@@ -320,7 +320,8 @@ def test_make_narrows_the_study_and_cleans_nothing_that_is_committed():
     assert make("-n", "clean").stdout.strip() == "rm -rf build logs .snakemake results/quick results/smoke"
     shown = {line.split()[1] for line in make("help").stdout.splitlines()}
     tests = {"test", "test-all", "cover", "check", "golden", "coverage", "power"}
-    assert shown == tests | {"study", "book", "architecture", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
+    more = {"architecture", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
+    assert shown == tests | more | {"study", "book", "pdf", "launch"}
 
 
 def plain_make(folder: Path, *words: str, **pythons: str) -> subprocess.CompletedProcess:

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from helpers.book import appendices, chapter_cells, provenance, site
+from helpers.book.away import launch
 from helpers.console import ANSI, scrub
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.figures.drawing import export
@@ -86,6 +87,7 @@ def stage(root: Path, profile: str, folder: Path) -> Path:
     for name in STAGED:
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy2
         copy(root / name, target / name)
+    launch.stage_settings(root, target / "_config.yml")
     for name in book_chapters(root):
         _stage_chapter(root, folder, name, target)
     for page in sorted((target / "book").rglob("*.md")):
@@ -161,6 +163,7 @@ GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the plac
     **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage")},
     "explore": _explore,
     **{f"explore-{name}": partial(_explore_part, name) for name in ("threshold", "projection", "subspace", "budget", "bound")},
+    "clone": launch.clone_part,
     "first-look": lambda root, folder: figure(folder, "11_findings", "11-14"),
     **{name: partial(_answers, name) for name in ("on-monday", "look-message", "claims-by-verdict", "claims-in-words", "faq")},
     "provenance": _provenance,
@@ -223,7 +226,7 @@ def inputs_hash(staged: Path, root: Path) -> str:
     digest = hashlib.sha256()
     lock = root / "requirements.lock"
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    for path in [*files, *([lock] if lock.is_file() else []), Path(site.__file__)]:
+    for path in [*files, *([lock] if lock.is_file() else []), Path(site.__file__), Path(launch.__file__)]:
         content = path.read_bytes()
         digest.update(f"{os.path.relpath(path, staged)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
@@ -255,6 +258,7 @@ def _built(root: Path, profile: str, folder: Path, force: bool) -> tuple[Path, b
     (place / "build.log").write_text(scrub(done, root), encoding="utf-8")
     settings = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     description = settings.get("description", settings["title"])
+    launch.lead_to_launchers(root, work / "_build" / "html")
     site.finish(work / "_build" / "html", settings["title"], description, settings.get("address", ""))
     faults = site.problems(work / "_build" / "html")
     if faults:
