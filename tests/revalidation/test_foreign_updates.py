@@ -108,6 +108,25 @@ def test_weights_that_are_not_packed_under_settings_that_say_so_are_refused_at_o
         checked(folder)
 
 
+@pytest.mark.parametrize(
+    "names", [["eight.gguf"], ["EIGHT.GGUF"], ["folder/eight.gguf"], ["folder/a.gguf", "folder/b.gguf"]], ids=str
+)
+def test_a_gguf_file_is_no_base_wherever_it_lies(folder, names):
+    (folder / "folder").mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"GGUF")
+    first = names[0].rpartition("/")
+    with refused(
+        REFUSED, f"--base '{first[2]}' is a GGUF file", "give the folder of the model that it was made from", "--update"
+    ):
+        checked(folder, "adapter", first[0] or names[0])
+    shutil.copy(
+        folder / "merged" / WEIGHTS, folder / "folder" / WEIGHTS
+    )  # the control: beside safetensors it is not what is read
+    with refused(REFUSED, "folder has no readable config.json"):
+        checked(folder, "adapter", "folder")
+
+
 # ---------------------------------------------------------------- models of the hub
 
 

@@ -97,11 +97,11 @@ def _foreign_settings(base: Path) -> list[str]:
 
 def _base(model: str) -> tuple[Path, list[str]]:
     """The checked folder of the base, unpacked first where it is stored in few bits, and what to say of that."""
-    if gguf_files.gguf_file(Path(model)):
-        what = f"--base {shown(Path(model).name)} is a GGUF file, which says too little of how its model is built"
+    if found := gguf_files.gguf_in(Path(model)):
+        what = f"--base {shown(found[0].name)} is a GGUF file, which says too little of how its model is built"
         raise StudyError(f"{what}; give the folder of the model that it was made from, and it as --update", REFUSED)
-    found = packed_folders.plain_base(model)
-    return found.folder, [found.note] if found.note else []
+    unpacked = packed_folders.plain_base(model)
+    return unpacked.folder, [unpacked.note] if unpacked.note else []
 
 
 def _beside(base: Path) -> list[str]:

@@ -23,11 +23,18 @@ NO_SETTINGS = frozenset({"model_type", "architectures", "_model_name_or_path", "
 RENAMED = {"rope_theta": "rope_parameters"}  # under which field transformers keeps it today
 
 
+def gguf_in(path: Path) -> list[Path]:
+    """The .gguf file that a path is, or those of a folder without safetensors, in the order of their names."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".gguf" else []
+    if not path.is_dir() or list(path.glob("*.safetensors")):
+        return []
+    return sorted(other for other in path.iterdir() if other.suffix.lower() == ".gguf" and other.is_file())
+
+
 def gguf_file(path: Path) -> Path | None:
     """The one .gguf file that a path is, or that a folder without safetensors holds; several are refused by name."""
-    if path.is_file():
-        return path if path.suffix.lower() == ".gguf" else None
-    found = sorted(path.glob("*.gguf")) if path.is_dir() and not list(path.glob("*.safetensors")) else []
+    found = gguf_in(path)
     if len(found) > 1:
         raise StudyError(f"{path.name} holds {len(found)} .gguf files, such as {found[0].name}; give one of them", REFUSED)
     return found[0] if found else None
