@@ -10,7 +10,7 @@ from test_appendices import NASTY, rendered
 from test_verdict_moves import judged, refused, side
 
 from helpers.book import pages, site
-from helpers.book.verdict_history import moves, record, shown
+from helpers.book.verdict_history import lines, moves, record, shown
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE
 from helpers.study.claims import CLAIMS
 
@@ -119,7 +119,9 @@ def test_a_record_that_is_no_json_is_refused(tmp_path):
 
 def test_without_a_record_the_page_says_that_no_verdict_changed(tmp_path):
     _, new, run = folders(tmp_path)
-    assert "No verdict has changed since the first results of the profile `new`." in shown.section(tmp_path, run)
+    assert "No verdict has changed since the first results of which this page keeps account: those of `new`." in shown.section(
+        tmp_path, run
+    )
     (run / "status").mkdir()
     status = {"finished": "2026-12-01T13:30:32.099+00:00"}
     (run / "status" / "01_models.json").write_text(json.dumps(status), encoding="utf-8")
@@ -139,7 +141,7 @@ def test_the_section_says_what_moved_why_and_when_the_newest_first(tmp_path):
     assert f"M1 ({CLAIMS['M1'].short}): supported → contradicted" in text
     assert "Judged by the rules of 2027-01-01; before, by those of" in text
     part = record.read_changes(folder)[0]["moved"][0]["parts"][0]
-    assert f"{part['name']}: supported → contradicted;" in text
+    assert f"{part['name']}: supported, {lines.told_number(part['unit'], part['before'])} → contradicted, " in text
     assert html.a["href"] == "../_static/verdicts.xml"
     assert "newer verdicts" not in text
 
@@ -198,6 +200,11 @@ def test_a_feed_without_a_change_is_valid_and_empty(tmp_path):
     (tmp_path / "_config.yml").write_text(CONFIG, encoding="utf-8")
     top = checked_feed(shown.feed(tmp_path, run))
     assert top.findall("a:entry", ATOM) == []
+    assert top.find("a:updated", ATOM).text == "1970-01-01T00:00:00Z"
+    (run / "status").mkdir()
+    for name, instant in (("01", "2026-12-01T13:30:32.099+00:00"), ("02", "2026-12-01T09:00:00.000+00:00"), ("03", "then")):
+        (run / "status" / f"{name}.json").write_text(json.dumps({"finished": instant}), encoding="utf-8")
+    assert checked_feed(shown.feed(tmp_path, run)).find("a:updated", ATOM).text == "2026-12-01T13:30:32.099+00:00"
     assert top.find("a:title", ATOM).text == "A Book & more: when a verdict changed"
 
 

@@ -88,8 +88,8 @@ def test_a_verdict_that_moved_names_every_part_that_gave_another_answer_with_bot
     assert said[1].startswith("M1  supported → contradicted   ")
     text = " ".join(" ".join(said[2:]).split())
     for part in moved["parts"]:
-        assert f"{part['name']}: supported → contradicted; {lines.told_number(part['unit'], part['before'])} → " in text
-        assert f"{lines.told_number(part['unit'], part['after'])}; claimed {part['asked']}" in text
+        before, after = (lines.told_number(part["unit"], part[when]) for when in ("before", "after"))
+        assert f"{part['name']}: supported, {before} → contradicted, {after}; claimed {part['asked']}" in text
     assert "(n = 300, 3 seeds)" in text
     assert "(n = 400, 4 seeds)" in text
     json.dumps(found, allow_nan=False)
@@ -111,7 +111,9 @@ def test_a_claim_that_was_not_run_before_says_so_of_its_parts(tmp_path):
     (moved,) = found["moved"]
     assert (moved["claim"], moved["before"]["verdict"], moved["before"]["estimate"]) == ("S4", "not run", None)
     assert {part["before"]["answer"] for part in moved["parts"]} == {"not run"}
-    assert "not run → supported; not run → " in " ".join(" ".join(lines.move_lines(found)).split())
+    first = moved["parts"][0]
+    wanted = f"{first['name']}: not run → supported, {lines.told_number(first['unit'], first['after'])}; claimed"
+    assert wanted in " ".join(" ".join(lines.move_lines(found)).split())
 
 
 def test_a_verdict_that_moved_with_the_rules_alone_is_told_from_one_that_the_numbers_moved(tmp_path):

@@ -23,10 +23,14 @@ def told_number(unit: str, told: Mapping[str, Any]) -> str:
 
 def part_words(part: Mapping[str, Any], several: bool) -> str:
     """What one part of a claim said before and says now, and what was asked of it."""
-    before, after = part["before"], part["after"]
+    before, after = (_answered(part["unit"], part[when]) for when in ("before", "after"))
     name = f"{part['model']}, {part['name']}" if several else part["name"]
-    numbers = f"{told_number(part['unit'], before)} → {told_number(part['unit'], after)}"
-    return f"{name}: {before['answer']} → {after['answer']}; {numbers}; claimed {part['asked']}"
+    return f"{name}: {before} → {after}; claimed {part['asked']}"
+
+
+def _answered(unit: str, told: Mapping[str, Any]) -> str:
+    number = told_number(unit, told)
+    return number if number == told["answer"] else f"{told['answer']}, {number}"
 
 
 def claim_parts(claim: Mapping[str, Any]) -> list[str]:

@@ -36,8 +36,8 @@ def section(root: Path, run: Path) -> str:
     feed = f'<a href="../_static/{FEED}">a feed</a>'
     behind = _unrecorded(folder, changes)
     if not changes:
-        since = f", made on {since_day(folder)}" if since_day(folder) else ""
-        said = f"No verdict has changed since the first results of the profile {code(folder.name)}{since}."
+        made = f", made on {since_day(folder)}" if since_day(folder) else ""
+        said = f"No verdict has changed since the first results of which this page keeps account: those of {code(folder.name)}{made}."
         return f"{said} When one does, this page says so, and so does {feed}.\n"
     told = [_change(number, change) for number, change in reversed([*enumerate(changes, 1)])]
     return f"Of the profile {code(folder.name)}, the newest first; also as {feed}.\n\n{behind}{''.join(told)}"
@@ -103,7 +103,8 @@ def feed(root: Path, run: Path) -> str:
     folder, title = run.parents[1], str(settings["title"])
     changes, address = read_changes(folder), str(settings.get("address", "")).rstrip("/")
     base = f"{address}/" if address else "../"  # a feed without an address is read beside its page
-    updated = f"{changes[-1]['date']}T00:00:00Z" if changes else since(folder) or "1970-01-01T00:00:00Z"
+    recorded = f"{changes[-1]['date']}T00:00:00Z" if changes else "1970-01-01T00:00:00Z"
+    updated = max(recorded, since(folder))  # never before what it was without a record
     top = ElementTree.Element("feed", {"xmlns": ATOM, "xml:lang": "en"})
     _fields(top, id=_urn(folder.name), title=f"{title}: when a verdict changed", updated=updated)
     _fields(ElementTree.SubElement(top, "author"), name=str(settings.get("author", title)))
