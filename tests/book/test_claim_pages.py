@@ -44,3 +44,8 @@ def test_a_table_that_is_not_made_is_said_so_and_one_that_is_stands_on_the_page(
     pd.DataFrame(plans, columns=power.COLUMNS).to_csv(tmp_path / claim_pages.TABLES / "power.csv", index=False)
     (line,) = [line for line in claim_pages.power(tmp_path, tmp_path).splitlines() if line.startswith("| S1")]
     assert line.count("**") == 2 * 5
+
+
+def test_table_one_without_a_run_says_so(tmp_path):
+    (tmp_path / "cpu" / "embedded" / "seed-0").mkdir(parents=True)
+    assert "No run of this profile" in claim_pages.table_one(tmp_path, tmp_path / "cpu" / "embedded" / "seed-0")

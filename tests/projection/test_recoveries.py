@@ -430,6 +430,22 @@ def test_two_updates_in_one_precision_keep_their_own_rows_and_names():
     }  # fmt: skip
 
 
+def test_over_seeds_a_method_is_one_row_whatever_strength_each_seed_chose():
+    stronger = replace(SAFE, strength=0.75)
+    first = full({ALIGNED: asked((1, 1, 1, 1)), UPDATE: asked((0, 0, 0, 0)), SAFE: asked((1, 1, 1, 0))})
+    second = full({ALIGNED: asked((1, 1, 1, 1)), UPDATE: asked((0, 0, 0, 0)), stronger: asked((1, 1, 0, 0))})
+    found = projection_tables.table_one_over_seeds({0: first, 1: second, 2: first}).set_index("method")
+    assert found.index.tolist() == ["aligned, no update", "LoRA", "SafeLoRA"]
+    own = first[(first["metric"] == "non_refusal") & (first["measured_on"] == "harmful")]
+    assert found["seeds"].tolist() == [3] * 3
+    assert found.loc["SafeLoRA", "strength"] == "50 %, 75 %"
+    assert found.loc["SafeLoRA", "ASR (non-refusal)"].startswith("33 % [")  # 25, 50 and 25 %
+    assert found.loc["LoRA", "n"] == 3 * own["n"].max()
+    both = {**dict.fromkeys((ALIGNED, UPDATE, SAFE), asked((1, 1, 1, 1))), FULL: asked((0, 0, 0, 0))}
+    apart = projection_tables.table_one_over_seeds({0: full(both)})
+    assert apart["update"].tolist() == ["none", "lora-dialogue-harm10", "lora-dialogue-harm10", "full-dialogue"]
+
+
 def test_columns_that_were_not_measured_are_left_out():
     whole = full()
     table = projection_tables.table_one(whole[whole["metric"] == "non_refusal"])

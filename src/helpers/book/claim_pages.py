@@ -10,7 +10,10 @@ from helpers.book.markup import table, text
 from helpers.book.power import PLANS
 from helpers.book.verdict_history.sides import rules_of
 from helpers.figures.findings_tables import asked
+from helpers.figures.projection_tables import table_one_over_seeds
+from helpers.runner.manifests import finished
 from helpers.study.claims import CLAIMS, RULES_SET, UNITS
+from helpers.study.findings import run_tables
 
 TABLES = Path("book") / "_static" / "tables"
 MISSING = "This table is not made yet."
@@ -73,9 +76,20 @@ def coverage(root: Path, run: Path) -> str:
     return table(heads, rows)
 
 
+def table_one(root: Path, run: Path) -> str:
+    """Restorations in the form of the literature's Table 1, over all seeds of the shown model; a line where none ran them."""
+    own = [each for each in finished(run.parents[1]) if each.model == run.parent.name]
+    tables = {each.seed: run_tables(each.folder)["projection"] for each in own if "07_projection" in each.chapters}
+    if not tables:
+        return "*No run of this profile has restored an update yet.*"
+    found = table_one_over_seeds(tables)
+    return table(tuple(found), [tuple(text(str(cell)) for cell in row) for row in found.itertuples(index=False, name=None)])
+
+
 CLAIM_PARTS: dict[str, Callable[[Path, Path], str]] = {
     "rules": rules,
     "reasons": reasons,
     "power": power,
     "coverage": coverage,
+    "table-one": table_one,
 }

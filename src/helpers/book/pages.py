@@ -19,6 +19,7 @@ import yaml
 
 from helpers.book import appendices, chapter_cells, provenance, site
 from helpers.book.away import launch
+from helpers.cache import write_whole
 from helpers.console import ANSI, scrub
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.figures.drawing import export
@@ -93,7 +94,7 @@ def stage(root: Path, profile: str, folder: Path) -> Path:
     for page in sorted((target / "book").rglob("*.md")):
         text = filled(page.read_text(encoding="utf-8"), root, folder)
         page.write_text(provenance.linked(text, str(page.relative_to(target).with_suffix(""))), encoding="utf-8")
-    (target / site.FEED.replace("_static", "book/_static")).write_text(_verdict_feed(root, folder), encoding="utf-8")
+    write_whole(target / site.FEED.replace("_static", "book/_static"), _verdict_feed(root, folder))
     return target
 
 
@@ -160,7 +161,7 @@ def _provenance(root: Path, folder: Path) -> str:
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
-    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage")},
+    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "table-one")},
     "explore": _explore,
     **{f"explore-{name}": partial(_explore_part, name) for name in ("threshold", "projection", "subspace", "budget", "bound")},
     "clone": launch.clone_part,

@@ -1,6 +1,8 @@
 """What chapter 07 says of restorations: tables for people, sentences, and the names of the literature."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -8,6 +10,8 @@ from helpers.figures import tables
 from helpers.projection import restorations
 from helpers.projection.curves import EQUAL, HARMFUL
 from helpers.staleness.cohorts import POOLINGS
+from helpers.stats.intervals import Estimate
+from helpers.stats.over_seeds import over_seeds
 from helpers.updates import recipes, variants
 from helpers.updates.names import EVERY, Variant
 
@@ -50,6 +54,8 @@ COLUMNS_OF_TABLE_1 = {
     **{(EVERY, f"mean_auroc_drop_{pooling}"): f"AUROC drop, {pooling}" for pooling in POOLINGS},
     **{(EVERY, f"alarms_changed_{pooling}"): f"alarms changed, {pooling}" for pooling in POOLINGS},
 }
+OVER_SEEDS = {key: column for key, column in COLUMNS_OF_TABLE_1.items() if key[0] != EVERY}
+SCALES: dict[str, tuple[float, float]] = {"harmfulness": (1.0, 5.0), "rouge1": (0.0, 100.0)}  # the ends of a measure's range
 CARD = ("reliable", "fresh prompts", "beyond removal", "other update")  # the diagnostics of an acceptance card
 
 
@@ -93,6 +99,46 @@ def table_one(table: pd.DataFrame) -> pd.DataFrame:
     ordered = sorted(found, key=lambda row: precisions.index(row["weights"]))
     columns = ("weights", "update", "method", *COLUMNS_OF_TABLE_1.values(), *CARD)
     return pd.DataFrame(ordered, columns=[c for c in columns if any(c in row for row in found)])
+
+
+def table_one_over_seeds(found: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """The same over seeds, from the table `projection` of each: one row a method at the strengths that validation chose; the
+    columns of the literature, and not those of monitors and of the card.
+
+    Each measure is the mean over the seeds that have it, with an interval for other seeds and prompts (`over_seeds`); `n` counts
+    the harmful prompts of all of them. A method is told in as many seeds as ran it.
+    """
+    seen: dict[tuple[str, str, str], dict[tuple[str, str], list[Estimate]]] = {}
+    strengths: dict[tuple[str, str, str], set[float]] = {}
+    for table in found.values():
+        wanted = table[[pair in OVER_SEEDS for pair in zip(table["measured_on"], table["metric"], strict=True)]]
+        wanted = wanted[wanted["module"] == ""].reset_index(drop=True)
+        for row, variant in zip(wanted.to_dict("records"), _variants_of(wanted), strict=True):
+            key = variant.precision, variant.adapter or "none", method(replace(variant, strength=None))
+            estimate = Estimate(row["value"], row["low"], row["high"], int(row["n"]))
+            seen.setdefault(key, {}).setdefault((row["measured_on"], row["metric"]), []).append(estimate)
+            strengths.setdefault(key, set()).update([] if variant.strength is None else [variant.strength])
+    order = list(dict.fromkeys(key[0] for key in seen))
+    ordered = sorted(seen, key=lambda key: order.index(key[0]))
+    made = pd.DataFrame([_over_seeds(key, seen[key], strengths[key]) for key in ordered])
+    several = len({key[1] for key in seen} - {"none"}) > 1
+    columns = ("weights", *["update"] * several, "method", "seeds", "n", "strength", *OVER_SEEDS.values())
+    return made[[c for c in columns if c in made]].fillna("")
+
+
+def _over_seeds(
+    key: tuple[str, str, str], own: Mapping[tuple[str, str], Sequence[Estimate]], strengths: set[float]
+) -> dict[str, Any]:
+    asked = own.get((HARMFUL, "non_refusal"), [])
+    row: dict[str, Any] = dict(zip(("weights", "update", "method"), key, strict=True))
+    row |= {"seeds": len(asked), "n": sum(e.n for e in asked)}
+    row["strength"] = ", ".join(f"{100 * strength:.0f} %" for strength in sorted(strengths))
+    for (on, metric), column in OVER_SEEDS.items():
+        if estimates := own.get((on, metric)):
+            bounds = (0.0, 1.0) if metric in tables.PERCENT else SCALES.get(metric)
+            e = over_seeds(estimates, bounds=bounds)
+            row[column] = tables.interval(metric, e.value, e.low, e.high)
+    return row
 
 
 def _card(table: pd.DataFrame, variant: Variant) -> dict[str, str]:
