@@ -16,6 +16,7 @@ from support import chromium
 from support.tiers import slow
 
 from helpers.book import site
+from helpers.book.away import launch
 from helpers.models.meter import Tokens
 from helpers.results import KEY, VALUES
 from helpers.runner import budget, plans
@@ -46,6 +47,8 @@ def copied(root: Path) -> Path:
     for name in PARTS:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, root / name)
+    if (ROOT / launch.FOLDER).is_dir():  # once the project has an address
+        shutil.copytree(ROOT / launch.FOLDER, root / launch.FOLDER)
     return root
 
 

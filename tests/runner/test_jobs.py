@@ -62,10 +62,10 @@ def notebook(path: Path, number: str, *cells: str) -> None:
 def settings() -> dict:
     """The book's own settings, without the files that a toy has not."""
     found = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    for name in ("logo", "bibtex_bibfiles"):
+    for name in ("logo", "bibtex_bibfiles", "repository"):
         found.pop(name)
     found["html"].pop("favicon")
-    absent = ("html_static_path", "html_css_files", "html_js_files", "mathjax_path")
+    absent = ("html_static_path", "html_css_files", "html_js_files", "html_search_scorer", "mathjax_path")
     for name in (*absent, "bibtex_reference_style", "bibtex_default_style"):
         found["sphinx"]["config"].pop(name)
     found["sphinx"]["config"]["extensions"].remove("sphinxcontrib.bibtex")
