@@ -37,7 +37,8 @@ def section(root: Path, run: Path) -> str:
     behind = _unrecorded(folder, changes)
     if not changes:
         made = f", made on {since_day(folder)}" if since_day(folder) else ""
-        said = f"No verdict has changed since the first results of which this page keeps account: those of {code(folder.name)}{made}."
+        first = f"those of {code(folder.name)}{made}"
+        said = f"No verdict has changed since the first results of which this page keeps account: {first}."
         return f"{said} When one does, this page says so, and so does {feed}.\n"
     told = [_change(number, change) for number, change in reversed([*enumerate(changes, 1)])]
     return f"Of the profile {code(folder.name)}, the newest first; also as {feed}.\n\n{behind}{''.join(told)}"
