@@ -274,17 +274,17 @@ def test_the_n_asked_for_settles_an_open_monitor():
 
 
 @slow("a simulation of hundreds of samples; a stale monitor over 50 resamples stays")
-def test_an_unchanged_model_is_fine_at_the_stated_rate_over_50_resamples():
+def test_an_unchanged_model_is_fine_at_the_stated_rate_over_400_resamples():
     """bf16-like noise: the gate opens as often as it says, and calls nothing stale."""
-    panel, rng = given.panel(n=400, noise=0.02), np.random.default_rng(1)
+    panel, rng, n = given.panel(n=400, noise=0.02), np.random.default_rng(1), 400  # of 50 none could tell 0.9 from 0.94
     stated = error_rates.simulate([panel], ALL, seed=0)
-    states = [judged(resampled(panel, rng)).states for _ in range(50)]
+    states = [judged(resampled(panel, rng)).states for _ in range(n)]
     stale, fine = sum("stale" in one for one in states), sum(one == ("fine",) * 6 for one in states)
     assert stated.false_alarm.high < 0.03
-    assert stats.binomtest(stale, 50, max(stated.false_alarm.high, 1e-9), "greater").pvalue > 0.01
+    assert stats.binomtest(stale, n, max(stated.false_alarm.high, 1e-9), "greater").pvalue > 0.01
     assert stated.opened.value > 0.9
-    assert stats.binomtest(fine, 50, stated.opened.low, "less").pvalue > 0.01
-    assert fine >= 45
+    assert stats.binomtest(fine, n, stated.opened.low, "less").pvalue > 0.01
+    assert stats.binomtest(fine, n, stated.opened.high, "greater").pvalue > 0.01
 
 
 def test_a_stale_monitor_is_stale_over_50_resamples():
