@@ -65,8 +65,17 @@ def _seconds(found: list[Finished]) -> str:
         )
         for name in names
     ]
-    said = "From an empty cache. A chapter that runs again finds most of its work done.\n\n" if all(e.cold for e in found) else ""
-    return said + table(("chapter", *(text(each.label) for each in found), "spread"), rows)
+    return _first_or_again(found) + table(("chapter", *(text(each.label) for each in found), "spread"), rows)
+
+
+def _first_or_again(found: list[Finished]) -> str:
+    """Which runs' seconds are those of an empty cache."""
+    first, again = ([text(each.label) for each in found if each.cold == cold] for cold in (True, False))
+    if not again:
+        return "From an empty cache. A chapter that runs again finds most of its work done.\n\n"
+    if not first:
+        return ""
+    return f"From an empty cache: {', '.join(first)}. Made again, with most of the work done: {', '.join(again)}.\n\n"
 
 
 def _versions(found: list[Finished]) -> str:
