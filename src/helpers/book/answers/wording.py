@@ -155,7 +155,7 @@ STATEMENTS: dict[str, Statement] = {
     ),
     # 10
     "reset": Statement(
-        ("n4-1", "n4-2"), "a new threshold from unlabelled texts mends most unfit monitors",
+        ("n4-1", "n4-2"), "a new threshold mends most unfit monitors",
         "A new **threshold** from unlabelled texts mends most unfit monitors: {n4-1} (last token), {n4-2} (mean of tokens).",
         "A new **threshold** from unlabelled texts mends less than half of the unfit monitors: {n4-1} (last token), "
         "{n4-2} (mean of tokens).",
