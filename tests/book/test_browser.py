@@ -26,7 +26,8 @@ FIRST_MOST = 10**6  # bytes of the first page with all that it loads
 OPENED = """(async () => {
     for (const part of document.querySelectorAll('details')) part.open = true;
     for (const part of document.querySelectorAll('.toggle-hidden')) part.classList.remove('toggle-hidden');
-    document.head.insertAdjacentHTML('beforeend', '<style>*, ::before, ::after { transition: none !important; animation: none !important }</style>');
+    const still = 'transition: none !important; animation: none !important';
+    document.head.insertAdjacentHTML('beforeend', `<style>*, ::before, ::after { ${still} }</style>`);
     for (const image of document.images) image.loading = 'eager';
     await Promise.all([...document.images].map(image => image.decode().catch(() => 0)));
 })()"""
