@@ -21,7 +21,7 @@ def test_a_whole_table_gives_what_crossed_gives(spread, strata):
     assert vars(own) == pytest.approx(vars(whole), abs=1e-12)
 
 
-@mostly_slow("the same simulation at other sizes", "5-6-0.3")
+@mostly_slow("the same simulation at other sizes", "5-6-0.3-both")
 @pytest.mark.parametrize("spread", [(0.0, 1.0, 1.0), (0.5, 1.0, 0.5), (1.0, 0.3, 0.3)], ids=["units", "both", "seeds"])
 @pytest.mark.parametrize("lacking", [0.1, 0.3, 0.5])
 @pytest.mark.parametrize("units", [3, 6, 12])
