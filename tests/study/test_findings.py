@@ -466,3 +466,12 @@ def test_every_text_on_a_claim_knows_the_rows_that_it_was_made_of(tmp_path):
     assert texts["s1-literature"] == findings_tables.claim_sentences(found, components)["s1-literature"]
     assert set(table["of_seed"]) == {"all", *map(str, seeds["seed"])}
     assert len(table) == len(components) + len(seeds)
+
+
+def test_numbers_bear_the_name_of_the_part_that_they_are_of():
+    """The fault: a claim whose first part no run could measure showed the second part's numbers under the name of the first."""
+    first, second = CLAIMS["M3"].components[:2]
+    assert findings_tables.headline("M3", "") == first
+    assert findings_tables.headline("M3", f"{first.name}: {first.lacking}. {second.name}: needs about 6 seeds") == second
+    every = ". ".join(f"{part.name}: {part.lacking}" for part in CLAIMS["M3"].components)
+    assert findings_tables.headline("M3", every) == first
