@@ -471,7 +471,7 @@ def test_every_text_on_a_claim_knows_the_rows_that_it_was_made_of(tmp_path):
 def test_numbers_bear_the_name_of_the_part_that_they_are_of():
     """The fault: a claim whose first part no run could measure showed the second part's numbers under the name of the first."""
     first, second = CLAIMS["M3"].components[:2]
-    assert findings_tables.headline("M3", "") == first
-    assert findings_tables.headline("M3", f"{first.name}: {first.lacking}. {second.name}: needs about 6 seeds") == second
+    assert findings_tables.head_of("M3", "") == first
+    assert findings_tables.head_of("M3", f"{first.name}: {first.lacking}. {second.name}: needs about 6 seeds") == second
     every = ". ".join(f"{part.name}: {part.lacking}" for part in CLAIMS["M3"].components)
-    assert findings_tables.headline("M3", every) == first
+    assert findings_tables.head_of("M3", every) == first

@@ -33,7 +33,7 @@ def asked(unit: str, side: str, bound: float, margin: float = 0.0, words: bool =
 
 def claims_overview(findings: pd.DataFrame) -> pd.DataFrame:
     """One row a claim in plain text: the claim, ours with its interval, the literature's, the verdict and why, the chapter."""
-    heads = [headline(claim, why) for claim, why in zip(findings["claim"], findings["reason"], strict=True)]
+    heads = [head_of(claim, why) for claim, why in zip(findings["claim"], findings["reason"], strict=True)]
     numbers = zip(heads, findings[["estimate", "low", "high"]].itertuples(index=False, name=None), strict=True)
     ours = ["not run" if pd.isna(e[0]) else f"{head.name}: {said(head.unit, *e)}" for head, e in numbers]
     seeds = [
@@ -44,7 +44,7 @@ def claims_overview(findings: pd.DataFrame) -> pd.DataFrame:
                          "why": [why or "decided" for why in findings["reason"]], "chapter": findings["chapter"]})  # fmt: skip
 
 
-def headline(claim: str, reason: str) -> Component:
+def head_of(claim: str, reason: str) -> Component:
     """The part of a claim that its numbers are of: the first that was measured, which its reason does not say to be lacking."""
     parts = [part for part in CLAIMS[claim].components if not part.beside]
     return next((part for part in parts if f"{part.name}: {part.lacking}" not in (reason or "")), parts[0])

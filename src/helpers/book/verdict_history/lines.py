@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers.figures.findings_tables import counted, headline, said
+from helpers.figures.findings_tables import counted, head_of, said
 from helpers.study.claims import CLAIMS, UNITS
 
 WIDTH = 110
@@ -84,7 +84,7 @@ def table_lines(findings: pd.DataFrame) -> list[str]:
 
 
 def _row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    head = headline(row["claim"], row["reason"]) if row["claim"] in CLAIMS else None
+    head = head_of(row["claim"], row["reason"]) if row["claim"] in CLAIMS else None
     told = {**row, "estimate": None if pd.isna(row["estimate"]) else row["estimate"]}
     ours = f"{head.name}: {told_number(head.unit, told)}" if head else told_number("", told)
     why = f"open: {row['reason']}" if row["reason"] else ""
