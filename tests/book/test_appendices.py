@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -322,3 +323,11 @@ def test_every_appendix_stands_in_a_page_and_the_changelog_names_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     with pytest.raises(StudyError, match=r"CHANGELOG\.md is not there"):
         appendices.changelog(ROOT / "book", ROOT)
+
+
+def test_seconds_say_which_runs_had_an_empty_cache():
+    """The fault: times of runs that found most of their work done stood beside first runs without a word."""
+    cold, warm = (SimpleNamespace(label=name, cold=name == "seed 0") for name in ("seed 0", "seed 3"))
+    assert appendices._first_or_again([cold]).startswith("From an empty cache. ")
+    assert appendices._first_or_again([warm]) == ""
+    assert "From an empty cache: seed 0. Of the others" in appendices._first_or_again([cold, warm])

@@ -249,7 +249,7 @@ FINDINGS = {
     "no verdict": (lambda: findings.verdicts_title([]), parts.NOTHING),
     "a look": (
         lambda: findings.first_look_title(LOOKED),
-        "Most harmful prompts are not refused after LoRA (60 %); last-token monitors are most often unfit after NF4 (50 %).",
+        "Most harmful prompts are not refused after “LoRA” (60 %); last-token monitors are most often unfit after “NF4” (50 %).",
     ),
 }
 SAID = {

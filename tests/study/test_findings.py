@@ -10,6 +10,7 @@ import pytest
 from support.tiers import mostly_slow
 
 from helpers import results
+from helpers.book import explore_data
 from helpers.errors import StudyError
 from helpers.figures import findings_tables
 from helpers.stats.intervals import Estimate
@@ -475,3 +476,14 @@ def test_numbers_bear_the_name_of_the_part_that_they_are_of():
     assert findings_tables.head_of("M3", f"{first.name}: {first.lacking}. {second.name}: needs about 6 seeds") == second
     every = ". ".join(f"{part.name}: {part.lacking}" for part in CLAIMS["M3"].components)
     assert findings_tables.head_of("M3", every) == first
+    assert findings_tables.head_of("M3", f"tiny, {first.name}: {first.lacking}") == first, "another model may have measured it"
+
+
+def test_explore_moves_the_bound_of_the_part_that_was_measured():
+    """The fault: the interval of one part beside the name and the bound of another."""
+    first, second = CLAIMS["N3"].components[:2]  # a share below a bound, and a sameness: nothing of them is alike
+    row = dict.fromkeys(("statement", "chapter"), "") | {"claim": "N3", "estimate": 0.01, "low": -0.01, "high": 0.02, "n": 9}
+    lacking = {**row, "seeds": 3, "verdict": INCONCLUSIVE, "reason": f"{first.name}: {first.lacking}"}
+    found = explore_data._claim(lacking)
+    assert (found["name"], found["unit"], found["side"]) == (second.name, second.unit, "within")
+    assert explore_data._claim({**lacking, "reason": ""})["name"] == first.name

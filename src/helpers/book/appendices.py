@@ -69,13 +69,13 @@ def _seconds(found: list[Finished]) -> str:
 
 
 def _first_or_again(found: list[Finished]) -> str:
-    """Which runs' seconds are those of an empty cache."""
+    """Which runs' seconds are those of an empty cache; of the others it is not known."""
     first, again = ([text(each.label) for each in found if each.cold == cold] for cold in (True, False))
     if not again:
         return "From an empty cache. A chapter that runs again finds most of its work done.\n\n"
     if not first:
         return ""
-    return f"From an empty cache: {', '.join(first)}. Made again, with most of the work done: {', '.join(again)}.\n\n"
+    return f"From an empty cache: {', '.join(first)}. Of the others a part of the work may have been done before.\n\n"
 
 
 def _versions(found: list[Finished]) -> str:

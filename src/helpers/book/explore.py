@@ -11,7 +11,6 @@ from pathlib import Path
 
 from helpers.book.explore_data import Figure, data
 from helpers.figures.findings_tables import asked, said
-from helpers.study.claims import CLAIMS
 
 __all__ = ["EXPLORABLES", "Explorable", "data", "explore_page"]
 
@@ -141,7 +140,7 @@ def _budget(numbers: Figure) -> Table:
 
 def _bound(numbers: Figure) -> Table:
     claim = numbers["claims"][numbers["default"]["claim"]]
-    unit = CLAIMS[claim["claim"]].components[0].unit
+    unit = claim["unit"]
     seen = f"{said(unit, claim['estimate'], claim['low'], claim['high'])} (n = {claim['n']:,}, {claim['seeds']} seeds)"
     wanted = asked(unit, claim["side"], claim["bound"], claim["margin"])
     rows = [("its headline", claim["name"]), ("measured", seen), ("claimed", wanted), ("verdict", claim["verdict"])]

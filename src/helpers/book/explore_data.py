@@ -17,6 +17,7 @@ from helpers import results
 from helpers.book.claim_pages import older_rules
 from helpers.cache import plain
 from helpers.errors import StudyError
+from helpers.figures.findings_tables import head_of
 from helpers.figures.projection import shares_changed
 from helpers.figures.projection_tables import METHODS
 from helpers.figures.triage import SPLITS
@@ -299,7 +300,7 @@ def bound(tables: RunTables) -> Figure | None:
 
 
 def _claim(row: Mapping) -> Figure:
-    part = CLAIMS[row["claim"]].components[0]
+    part = head_of(row["claim"], row["reason"])
     unit, step = UNITS[part.unit], UNITS[part.unit].step / 10
     within = part.side == "within"
     own, far = (part.margin, max(abs(row["low"] - part.bound), abs(row["high"] - part.bound))) if within else (part.bound, 0.0)
@@ -309,7 +310,8 @@ def _claim(row: Mapping) -> Figure:
     high = min(math.ceil((ends[1] - own) / step) + 5, math.floor((reach[1] - own) / step + 1e-9))
     return {
         **{name: row[name] for name in ("claim", "statement", "estimate", "low", "high", "n", "seeds", "verdict", "chapter")},
-        **{"name": part.name, "side": part.side, "bound": part.bound, "margin": part.margin, "step": step, "own": own},
+        **{"name": part.name, "unit": part.unit, "side": part.side, "bound": part.bound, "margin": part.margin},
+        **{"step": step, "own": own},
         **{"least": low, "most": high, "at": 0},
         **{"words": unit.words, "scale": unit.scale, "digits": int(unit.form.strip("+.f")), "signed": unit.form[0] == "+"},
     }

@@ -45,9 +45,13 @@ def claims_overview(findings: pd.DataFrame) -> pd.DataFrame:
 
 
 def head_of(claim: str, reason: str) -> Component:
-    """The part of a claim that its numbers are of: the first that was measured, which its reason does not say to be lacking."""
+    """The part of a claim that its finding's numbers are of: the first that was measured, so that no reason says it is lacking.
+
+    Of several models a reason names each, and the first part is taken, which one of them may lack.
+    """
     parts = [part for part in CLAIMS[claim].components if not part.beside]
-    return next((part for part in parts if f"{part.name}: {part.lacking}" not in (reason or "")), parts[0])
+    told = f". {reason or ''}"
+    return next((part for part in parts if f". {part.name}: {part.lacking}" not in told), parts[0])
 
 
 def counted(seeds: int) -> str:
@@ -64,7 +68,7 @@ def claim_sentences(findings: pd.DataFrame, components: pd.DataFrame) -> dict[st
     texts: dict[str, str] = {}
     several = components["model"].nunique() > 1
     for row in findings.to_dict("records"):
-        key, head = row["claim"].lower(), CLAIMS[row["claim"]].components[0]
+        key, head = row["claim"].lower(), head_of(row["claim"], row["reason"])
         seen = f"{said(head.unit, row['estimate'], row['low'], row['high'])} ({counted(row['seeds'])}, n = {row['n']:,})"
         texts |= {f"{key}-verdict": row["verdict"], f"{key}-estimate": seen if row["seeds"] else "(not in this run)"}
         parts = components[components["claim"] == row["claim"]]

@@ -13,7 +13,7 @@ import pandas as pd
 from helpers.book.verdict_history.sides import NUMBERS, Side
 from helpers.cache import plain
 from helpers.errors import NOT_COMPARABLE, USAGE, StudyError
-from helpers.figures.findings_tables import asked
+from helpers.figures.findings_tables import asked, head_of
 from helpers.study.claims import CLAIMS, RULES_SET
 from helpers.study.findings import NOT_RUN
 
@@ -58,7 +58,8 @@ def _alone(claim: str, verdicts: Mapping[str, str]) -> dict[str, str]:
 def _claim(claim: str, old: Side, new: Side) -> dict[str, Any]:
     sides = {"before": old, "after": new}
     heads = {when: _headline(claim, side) for when, side in sides.items()}
-    unit = CLAIMS[claim].components[0].unit if claim in CLAIMS else ""
+    reason = new.findings.set_index("claim").loc[claim, "reason"]
+    unit = head_of(claim, reason).unit if claim in CLAIMS else ""
     parts = _parts(claim, old, new) if old.runs and new.runs else []
     notes = _notes(claim, old, new, parts)
     return {"claim": claim, "short": short_of(claim), "unit": unit, **heads, "parts": parts, "notes": notes}

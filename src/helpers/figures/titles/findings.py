@@ -33,6 +33,6 @@ def first_look_title(rows: pd.DataFrame) -> str:
         own = rows[rows["asked"] == asked]
         if len(own):
             top = own.loc[own["value"].idxmax()]
-            said.append(f"{words} {top['update']} ({share(top['value'])})")
+            said.append(f"{words} “{top['update']}” ({share(top['value'])})")
     text = "; ".join(said)
     return f"{text[0].upper()}{text[1:]}." if text else NOTHING
