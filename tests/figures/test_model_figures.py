@@ -294,6 +294,19 @@ def test_losses_are_smoothed_over_their_window():
     assert ax.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
 
 
+def test_many_trainings_leave_the_lines_their_room():
+    """The fault: fifteen names beside the panel took all of it, and the lines lay in a strip without height."""
+    curves = {f"lora-dialogue-harm10-rows{n}-lr0.3@bf16": np.geomspace(3, 1, n) for n in range(12, 26)}
+    curves |= {"lora-dialogue-harm10-rows12-lr0.3-x2@bf16": curves["lora-dialogue-harm10-rows12-lr0.3@bf16"]}
+    figure = models.losses(curves | {"lora-dialogue-harm10-rows950@bf16": np.geomspace(3, 1, 240)})
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    assert ax.get_window_extent().height > 0.4 * figure.bbox.height
+    assert ax.get_window_extent().width > 0.8 * figure.bbox.width
+    assert (len(ax.lines), ax.get_xscale()) == (15, "log"), "a multiple of an update was not trained"
+    assert models.losses(curves).axes[0].get_xscale() == "linear"
+
+
 def test_the_same_table_gives_the_same_picture(tmp_path):
     for name in "ab":
         models.behaviour_dots(behaviour(labels(LONG)), LONG).savefig(tmp_path / f"{name}.svg", metadata={"Date": None})

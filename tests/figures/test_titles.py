@@ -97,7 +97,7 @@ MODELS = {
     "falls": (lambda: models.size_title(sized(0.5, 0.1)), "surely fewer"),
     "one dose": (lambda: models.size_title(sized(0.5)), "in one size: 50 %"),
     "loss": (
-        lambda: models.losses_title({"a": [4.0, 2.0], "b": [2.0, 1.0]}, 1),
+        lambda: models.losses_title({"a": [4.0, 2.0], "b": [2.0, 1.0], "dpo-c": [0.7, 0.1]}, 1),
         "from 3.00 to 1.50 nats, in the mean of 2 trainings",
     ),
     "no loss": (lambda: models.losses_title({}, 1), parts.NOTHING),

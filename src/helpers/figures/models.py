@@ -1,5 +1,6 @@
 """Figures and tables of chapters 01 to 03: refusals, spectra of V, formats, updates and their harm."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -306,15 +307,30 @@ def _size(rows: pd.DataFrame) -> str:
     return " to ".join(map(str, dict.fromkeys([int(rows["n"].min()), int(rows["n"].max())]))) if len(rows) else "0"
 
 
+LONGER = 4  # times as long as another, from where on steps are counted in ratios
+
+
 def losses(curves: dict[str, Sequence[float]], window: int = 4) -> Figure:
-    """Training loss over steps, smoothed over `window` steps, one line an update."""
-    figure, ax = plt.subplots(figsize=(8.2, 3.4), constrained_layout=True)
-    looks = zip(sns.color_palette("colorblind", len(curves)), ("-", "--", ":", "-.") * len(curves), strict=False)
-    for (colour, line), (name, values) in zip(looks, curves.items(), strict=False):
+    """Training loss over steps, smoothed over `window` steps, one line a training; multiples of an update share its line.
+
+    Steps are counted in ratios where one training is much longer than another, which would be a mark at the edge.
+    """
+    once: dict[tuple[float, ...], str] = {}
+    for name, values in curves.items():
+        once.setdefault(tuple(values), name)
+    trained = {name: values for values, name in once.items()}
+    figure, ax = plt.subplots(figsize=(8.2, 3.4 + 0.2 * math.ceil(len(trained) / 3)), constrained_layout=True)
+    looks = zip(sns.color_palette("colorblind", len(trained)), ("-", "--", ":", "-.") * len(trained), strict=False)
+    for (colour, line), (name, values) in zip(looks, trained.items(), strict=False):
         smooth = pd.Series(values).rolling(window, min_periods=1).mean()
         ax.plot(range(1, len(values) + 1), smooth, line, color=colour, linewidth=1.6, label=name)
+    lengths = [len(values) for values in trained.values() if len(values)]
+    if lengths and max(lengths) > LONGER * min(lengths):
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:.0f}")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(f"step (mean of the last {window})")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(ylabel="loss on reply tokens (nats)", ylim=(0, None), title="Training loss")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return message(figure, titles.losses_title(curves, window))
+    ax.set(ylabel="loss (nats)", ylim=(0, None), title="Training loss")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7.5)
+    return message(figure, titles.losses_title(trained, window))

@@ -92,9 +92,12 @@ def size_title(points: pd.DataFrame) -> str:
     return f"{name}: at {times} {way} prompts are not refused ({share(small['value'])}, then {share(large['value'])})."
 
 
+ON_PAIRS = "dpo-"  # how the names of preference tuning begin
+
+
 def losses_title(curves: Mapping[str, Sequence[float]], window: int) -> str:
-    """How far the training losses fall on average, from the first steps to the last."""
-    known = [np.asarray(values, float) for values in curves.values() if len(values)]
+    """How far the training losses fall on average, from the first steps to the last; those on pairs are other losses."""
+    known = [np.asarray(values, float) for name, values in curves.items() if len(values) and not name.startswith(ON_PAIRS)]
     if not known:
         return NOTHING
     ends = [np.mean([values[part].mean() for values in known]) for part in (slice(None, window), slice(-window, None))]
