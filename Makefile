@@ -23,7 +23,7 @@ TESTS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: study architecture test test-all cover check golden coverage power book pdf launch bench clean lock lock-check doctor env help
+.PHONY: study architecture test test-all cover check golden coverage gate power book pdf launch bench clean lock lock-check doctor env help
 
 study: .venv/.stamp  ## run the chapters that are not done, then build the book (PROFILE=quick MODEL= SEED= FORCE=1)
 	@$(BIN)/python -m helpers study $(NARROW) $(COMPUTED)
@@ -57,6 +57,9 @@ golden: .venv/.stamp  ## record the golden values of new definitions, and code t
 
 coverage: .venv/.stamp  ## simulate how often intervals hold what was planted, for the book (some minutes)
 	@cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m support.coverage
+
+gate: .venv/.stamp  ## try `revalidate` on the embedded model: how often it errs, how long it takes, for the book (minutes)
+	@cd tests && ../$(BIN)/python -m support.gate_trial
 
 power: .venv/.stamp  ## what each claim will decide with more seeds or items, from the committed runs, for the book
 	@OMP_NUM_THREADS=1 $(BIN)/python -m helpers.book.power

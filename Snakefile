@@ -40,5 +40,7 @@ for chapter in sorted({stem.rsplit("/", 1)[1] for stem in JOBS}):
             python=lambda wildcards: shlex.quote(PLAN["python"]),
             root=lambda wildcards: shlex.quote(PLAN["root"]),
             job=f"{{model}}/seed-{{seed}}/{chapter}.json",
+        # what many others wait for goes first
+        priority: max(job["priority"] for stem, job in JOBS.items() if stem.endswith(f"/{chapter}"))
         threads: max(job["threads"] for stem, job in JOBS.items() if stem.endswith(f"/{chapter}"))
         shell: "AFTER_UPDATE_ROOT={params.root} OMP_NUM_THREADS={threads} {params.python} -m helpers chapter --job {params.job} 2>&1"

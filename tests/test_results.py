@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import sys
+import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +69,45 @@ def test_a_torn_cached_table_is_made_again(cache, content):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
     assert cached_table("things", "key", lambda: rows("b"))["prompt_set"].tolist() == ["b"]
     assert [p.name for p in path.parent.iterdir()] == ["key.parquet"]
+
+
+def test_what_two_ask_for_at_once_is_made_by_one_of_them(cache):
+    made = []
+
+    def make() -> pd.DataFrame:
+        made.append(1)
+        time.sleep(0.2)
+        return rows("a")
+
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(lambda _: cached_table("things", "key", make), range(2)))
+    pd.testing.assert_frame_equal(*found)
+    assert len(made) == 1
+
+
+def test_beside_a_cache_in_which_no_lock_can_be_written_each_makes_its_own(cache, monkeypatch):
+    cache_files.cache_path("things", "").with_name("locks").write_text("no folder")
+    assert cached_table("things", "key", lambda: rows("a"))["prompt_set"].tolist() == ["a"]
+
+
+def test_two_chapters_that_write_one_table_at_once_leave_the_rows_of_both(run, monkeypatch):
+    """Each merges all parts; whoever merges first may not write last what it read before the other's part was there."""
+    plain, begun = results.merged, threading.Event()
+
+    def slowly(folder: Path, name: str) -> pd.DataFrame:
+        table = plain(folder, name)
+        if not begun.is_set():  # the first one has read and takes its time
+            begun.set()
+            time.sleep(0.3)
+        return table
+
+    monkeypatch.setattr(results, "merged", slowly)
+    with ThreadPoolExecutor(2) as both:
+        first = both.submit(write_table, run, "01_models", "behaviour", rows("advbench"))
+        begun.wait(10)
+        both.submit(write_table, run, "02_quantization", "behaviour", rows("xstest")).result()
+        first.result()
+    assert set(read_table(run, "behaviour")["prompt_set"]) == {"advbench", "xstest"}
 
 
 # --- addresses ---

@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ COMMANDS = {
     "plan": "count the tokens that a profile will read and train, and the minutes that takes here; nothing is run",
     "doctor": "compare the installed packages with requirements.lock; disk, cache and missing sources",
     "headline": "draw the README's figure from the tables of a finished profile",
+    "lesson": "keep what a finished run of quick gave, for the page on what a class will see",
     "clean": "remove build/, logs/ and the results of the quick and smoke profiles",
 }
 
@@ -78,7 +78,7 @@ def _options(name: str, command: argparse.ArgumentParser) -> None:
             "--force", action="store_true", help="run or build again; committed results are kept in results/.old"
         )
     if name == "study":
-        command.add_argument("--jobs", type=int, default=1, help="how many runs at a time (default: 1)")
+        command.add_argument("--jobs", type=int, help="how many chapters at a time (default: what cores and memory allow)")
         command.add_argument("--cluster", default="", help="slurm or kubernetes (profiles/clusters/); default: run here")
         command.add_argument("--no-book", action="store_true", help="chapters only")
     if name == "verify":
@@ -122,10 +122,10 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
     from helpers.models.meter import Tokens
     from helpers.runner import jobs
 
-    if options.jobs < 1:
-        raise StudyError(f"--jobs {options.jobs} is not possible; give 1 or more")
+    if options.jobs is not None and options.jobs < 1:
+        raise StudyError(f"--jobs {options.jobs} is not possible; give 1 or more, or leave it out")
     plan = _plan(options)
-    found = jobs.study(plan, options.force, options.jobs, options.cluster)
+    found = jobs.study(plan, options.force, options.jobs or 0, options.cluster)
     states = [chapter["state"] for entry in found["runs"] for chapter in entry["chapters"].values()]
     if not found["code"] and not options.no_book and (plan.root / "_toc.yml").is_file():
         folders = [plan.root / run.folder for run in plan.runs]
@@ -186,6 +186,16 @@ def headline(options: argparse.Namespace) -> dict[str, Any]:
     return {"profile": profile, "figure": str(target.relative_to(root))}
 
 
+def lesson(options: argparse.Namespace) -> dict[str, Any]:
+    """Where what a class will see is kept."""
+    from helpers.book.lesson import quick_run
+    from helpers.console import say
+
+    kept = quick_run.keep(project_root())
+    say(f"kept: {kept}; make book shows it")
+    return {"kept": kept.as_posix()}
+
+
 def book(options: argparse.Namespace) -> dict[str, Any]:
     """Where the book is."""
     from helpers.book import pages
@@ -233,25 +243,9 @@ def verify(options: argparse.Namespace) -> dict[str, Any]:
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:
     """The tokens that a profile plans, by run and chapter, from an empty cache."""
-    from helpers.runner import budget, outlook, plans
+    from helpers.runner import jobs
 
-    found = _plan(options)
-    plans.fetch(found)
-    ahead = outlook.of(found.compute, found.values, {run: list(found.chapters(run)) for run in found.runs}, {})
-    total = outlook.together(ahead)
-    if total is None:
-        raise StudyError("the notebooks of this project are not the study's own, so nothing is known of their passes")
-    for one, part in ahead.items():
-        for name, tokens in part.tokens[one].items():
-            console.say(f"{name:<20} {one.label}: {tokens.words if tokens.cost else 'no model is read'}")
-    console.say(f"profile {found.profile}: {total.words}")
-    heavy = max(ahead, key=lambda one: ahead[one].total.cost)
-    over = budget.over(found.profile, ahead[heavy].total.cost)
-    if over:
-        name, saved = budget.heaviest(found.values[heavy])
-        raise StudyError(f"profile {found.profile} plans {over}; {name!r} weighs most: half of it saves {saved / 1e6:.2f} M")
-    counted = {one.label: {name: asdict(t) for name, t in part.tokens[one].items()} for one, part in ahead.items()}
-    return {"profile": found.profile, "compute": total.compute.name, "tokens": counted, "minutes": round(total.minutes, 1)}
+    return jobs.planned(_plan(options))
 
 
 def revalidate(options: argparse.Namespace) -> dict[str, Any]:

@@ -141,6 +141,25 @@ def _rename(temporary: Path, target: Path) -> None:
             raise
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Runs the block while no other process makes the same cached thing: what two chapters need is made by one of them.
+
+    The system lets a lock go when its process ends, however it ends. Where no lock can be written, as beside a shared cache that
+    is only read, the block runs without: twice the work, and the same bytes.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(cache_folder() / "locks" / f"{path.parent.name}-{path.name}")
+    with suppress(OSError):
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()  # also of a lock that was never held
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

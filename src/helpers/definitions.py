@@ -137,7 +137,7 @@ REALIGN = Definition(
           "monitors.repair_ladder", "staleness.policies"),
 )  # fmt: skip
 FINDINGS = Definition(
-    "findings", 3, (INTERVALS,),
+    "findings", 4, (INTERVALS,),
     code=("study.paired_items", "study.selections", "study.evidence", "study.monitor_evidence", "study.repair_evidence",
           "study.claims", "study.reasons", "study.findings"),
 )  # fmt: skip

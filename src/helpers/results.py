@@ -10,12 +10,13 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from helpers.cache import atomic_file, cache_path, write_file, write_json
+from helpers.cache import alone, atomic_file, cache_path, write_file, write_json
 from helpers.errors import NOT_COMPARABLE, REFUSED, StudyError
 from helpers.folders import RUNNER, left_out, results_root, run_folders
 
@@ -132,7 +133,8 @@ def write_table(run: Run, chapter: str, name: str, table: pd.DataFrame) -> pd.Da
     valid = checked(name, table)
     if not only_read(run):
         write_file(run.folder / "parts" / chapter / f"{name}.parquet", valid.to_parquet)
-        write_file(run.folder / "tables" / f"{name}.parquet", merged(run.folder, name).to_parquet)
+        with alone(cache_path("runs", sha256(str(run.folder.absolute()).encode()).hexdigest())):  # another chapter may merge it
+            write_file(run.folder / "tables" / f"{name}.parquet", merged(run.folder, name).to_parquet)
     return _named(valid, name, chapter)
 
 
@@ -219,14 +221,14 @@ def read_note(run: Run, chapter: str, name: str) -> Any:
 def cached_table(kind: str, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table stored under a content key, made and stored first where it is not there or cannot be read."""
     path = cache_path(kind, f"{key}.parquet")
-    if path.is_file():
-        try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError):  # torn by a crash or a full disk: made again
-            path.unlink(missing_ok=True)
-    table = make()
-    write_file(path, table.to_parquet)
-    return pd.read_parquet(path)
+    with alone(path):
+        if path.is_file():
+            try:
+                return pd.read_parquet(path)
+            except (OSError, ValueError):  # torn by a crash or a full disk: made again
+                path.unlink(missing_ok=True)
+        write_file(path, make().to_parquet)
+        return pd.read_parquet(path)
 
 
 def finished(run: Run, before: str) -> list[Run]:

@@ -79,15 +79,20 @@ def finished(project, cache_one):
 
 
 def test_what_was_planned_is_what_was_counted(finished, project):
-    """Within 10 % in all and by chapter; only what a model says, where a reply ends, is not known beforehand."""
+    """Within 10 % in all and by chapter; only what a model says, where a reply ends, is not known beforehand.
+
+    05 and 07 run side by side, and what both read counts in the one that is there first.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFTER_UPDATE_ROOT", str(project))
         plan = plans.check(project, "smoke")
     planned = budget.count(plan.values[plan.runs[0]])
     statuses = {name: json.loads((finished / "status" / f"{name}.json").read_text()) for name in planned}
     counted = {name: Tokens(**status["tokens"]) for name, status in statuses.items()}
-    for name, tokens in planned.items():
-        assert counted[name].cost == pytest.approx(tokens.cost, rel=0.1), name
+    beside = [name for name in planned if name[:2] in {"05", "07"}]
+    for names in (beside, *([name] for name in planned if name not in beside)):
+        seen, foreseen = (sum((found[name] for name in names), Tokens()).cost for found in (counted, planned))
+        assert seen == pytest.approx(foreseen, rel=0.1), names
     manifest = json.loads((finished / "manifest.json").read_text())
     assert manifest["tokens"] == {kind: sum(s["tokens"][kind] for s in statuses.values()) for kind in ("forward", "trained")}
     assert {status["machine"]["compute"] for status in statuses.values()} <= {"bf16", "fp32"}

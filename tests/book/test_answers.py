@@ -149,6 +149,18 @@ def test_parts_that_differ_are_told_apart():
     assert left.endswith("(yes), mean of tokens (not measured).")
 
 
+def test_a_part_that_was_not_measured_is_said_so_beside_one_that_is_open():
+    """The fault: `last token, mean of tokens -22 points`, where no seed had a monitor of the last token."""
+    for way, sign in ((OPEN, "(needs about"), (NIL, "(nil within")):
+        told = plain(stated(planted({"m3-2": way}), STATEMENTS["privacy"]))
+        assert ": last token (not measured), mean of tokens " in told
+        assert sign in told
+    found = planted({"m3-2": OPEN})
+    other = replace(found.told["m3-2"][0], model="other", answer=findings.NOT_RUN, seeds=0)
+    both = replace(found, told={**found.told, "m3-2": (*found.told["m3-2"], other)})
+    assert "other: not measured" in plain(stated(both, STATEMENTS["privacy"]))
+
+
 def test_one_seed_decides_nothing_and_says_so():
     found = planted(dict.fromkeys(["s6-1", "over-refusal"], SO), seeds=1)
     assert plain(stated(found, STATEMENTS["benign"])).endswith("; 1 seed, and fewer than 3 decide nothing.")
@@ -233,14 +245,22 @@ def test_the_box_stands_right_below_the_title_and_the_run_at_the_end():
 # ---------------------------------------------------------------- the first page, and questions
 
 
+def whole(claim: str) -> list[str]:
+    """The keys of a claim's conjuncts."""
+    return [f"{claim.lower()}-{place}" for place, each in enumerate(CLAIMS[claim].components, 1) if not each.beside]
+
+
+@pytest.mark.parametrize("rest", [SO, None], ids=["whole", "in part"])
 @pytest.mark.parametrize("way", [SO, NOT_SO, OPEN])
-def test_the_first_page_has_at_most_five_imperatives_each_with_number_verdict_and_chapter(way, shown):
-    found = planted({key: way for each in MONDAY for key in STATEMENTS[each.statement].keys}, verdicts=True)
+def test_the_first_page_has_at_most_five_imperatives_each_with_number_verdict_and_chapter(way, rest, shown):
+    ways = {key: SO for each in MONDAY for key in whole(each.claim) if rest}
+    found = planted(ways | {key: way for each in MONDAY for key in STATEMENTS[each.statement].keys}, verdicts=True)
     shown(found)
     lines = [line for line in parts.on_monday(ROOT, RUN).splitlines() if line.startswith("1. ")]
     assert len(lines) == questions.MOST
     for line, each in zip(lines, parts.chosen(found), strict=True):
-        words = {SO: each.so, NOT_SO: each.not_so}.get(way, each.unsure)
+        so = each.so if rest or set(whole(each.claim)) <= set(STATEMENTS[each.statement].keys) else each.in_part
+        words = {SO: so, NOT_SO: each.not_so}.get(way, each.unsure)
         assert line.startswith(f"1. **{words}.** ")
         assert LINK.search(line)
         assert re.search(rf"\({each.claim}: {found.verdict(each.claim)}, {{doc}}`chapter {CLAIMS[each.claim].chapter} <", line)
@@ -248,10 +268,15 @@ def test_the_first_page_has_at_most_five_imperatives_each_with_number_verdict_an
 
 def test_imperatives_differ_by_outcome_and_the_decided_come_first():
     for each in MONDAY:
-        assert len({each.so, each.not_so, each.unsure}) == 3
+        assert len({each.so, each.not_so, each.in_part, each.unsure}) == 4
+        for open_ in (each.in_part, each.unsure):
+            assert re.search(r": .* not (shown|settled) here$", open_), "what is open is said to be open"
         assert each.claim.lower() in {key.partition("-")[0] for key in STATEMENTS[each.statement].parts}
-    found = planted({"s2-1": SO, "n3-1": SO, "n3-2": SO, "m2-3": OPEN, "m2-4": OPEN})
+    found = planted({key: SO for claim in ("S2", "N3") for key in whole(claim)} | {"m2-3": OPEN, "m2-4": OPEN}, verdicts=True)
     assert {"projected", "merged", "threshold-lora"} <= {each.statement for each in parts.chosen(found)}
+    part = planted({"s2-1": SO, **{key: SO for claim in ("M1", "M2", "M5", "N2", "N3") for key in whole(claim)}}, verdicts=True)
+    assert part.verdict("S2") == findings.INCONCLUSIVE
+    assert "projected" not in {each.statement for each in parts.chosen(part)}, "refusals come back, and the claim is open"
     assert [each.statement for each in parts.chosen(planted({}))] == [each.statement for each in MONDAY[: questions.MOST]]
 
 
@@ -284,6 +309,22 @@ def test_claims_are_grouped_by_verdict_and_the_open_ones_by_their_cause(shown):
     assert Counter(re.findall(r"\*\*([MSQN]\d)\*\*", page)) == dict.fromkeys(CLAIMS, 1)
     shown(planted({"s6-1": SO, "s6-2": SO, "s6-3": SO}, seeds=2, verdicts=True))
     assert "... too few seeds were run:\n\n- **S6**" in plain(parts.claims_by_verdict(ROOT, RUN))
+
+
+def test_a_settled_sentence_beside_an_open_claim_says_what_is_open(shown):
+    """The fault: `One harmful row in ten costs refusals` beside *inconclusive*, and no word why."""
+    found = planted({"s1-1": SO, "s1-2": OPEN, "s6-1": OPEN, "s6-2": SO, "s6-3": SO, "m3-2": OPEN}, verdicts=True)
+    shown(found)
+    said = "open in 1 of 2 parts: not refused, minus after as many benign"
+    (line,) = (line for line in plain(parts.claims_by_verdict(ROOT, RUN)).splitlines() if "**S1**" in line)
+    assert said in line
+    answer = plain(parts.faq(ROOT, RUN)).partition("Do we lose refusals?")[2].partition("## ")[0]
+    assert f"({said})" in answer
+    assert answer.count("open in") == 1, "of S6 the sentence itself says that it is open"
+    told = plain(parts.claims_in_words(ROOT, RUN))
+    assert f"**inconclusive.** O{said[1:]}.\n\nOne harmful row in ten costs refusals" in told
+    (line,) = (line for line in plain(parts.claims_by_verdict(ROOT, RUN)).splitlines() if "**M3**" in line)
+    assert "unfit, privacy minus refusal: last token not measured" in line
 
 
 @pytest.mark.parametrize("way", [SO, OPEN])
@@ -362,6 +403,10 @@ def test_the_numbers_of_committed_runs_are_those_of_their_tables():
         (own,) = (each for each in found.told[f"{row['claim'].lower()}-{row['component']}"] if each.model == row["model"])
         assert own.written == said(row["unit"], row["estimate"], row["low"], row["high"])
         assert own.answer == row["answer"]
+    monday = parts.on_monday(ROOT, RUNS[0])
+    assert len([line for line in monday.splitlines() if line.startswith("1. ") and LINK.search(line)]) >= 3
+    for line in (line for line in monday.splitlines() if line.startswith("1. ") and ": inconclusive, " in line):
+        assert re.match(r"1\. \*\*[^*]* not (shown|settled) here\.\*\*", line), "an open verdict, said as if it were settled"
     look_rows = findings.overlook(runs)
     for row in look_rows[look_rows["seed"] == findings.ALL].to_dict("records"):
         (own,) = (each for each in found.told[look(row["update"], row["asked"])] if each.model == row["model"])

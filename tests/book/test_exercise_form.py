@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from helpers.book import exercise_form
-from helpers.study import chapters
+from helpers.study import chapters, parameters
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = chapters.discover(ROOT)
@@ -86,8 +86,36 @@ def test_a_chapter_opens_with_its_question_and_what_it_needs(chapter):
     assert re.search(r"\bminutes?\b", needs)
     assert "CPU" in needs or "o model is touched" in needs
     assert "GPU" in needs
-    before = chapters.needs(chapter, NOTEBOOKS) if chapters.CHAPTERS.get(chapter[:2]) else []
-    assert [name for name in before if int(name[:2]) not in named(needs)] == [], "**Needs** names each chapter that comes before"
+    if chapters.CHAPTERS.get(chapter[:2]) is not None:
+        listed = re.split(r"[;.] ", needs)[0]
+        assert named(listed) == needed(chapter), "**Needs** names the chapters that are needed, and no other"
+
+
+def needed(chapter: str) -> set[int]:
+    """The numbers of the chapters that must be done before this one, as the runner has it."""
+    return {int(name[:2]) for name in chapters.needs(chapter, NOTEBOOKS)}
+
+
+@every_chapter
+def test_the_teachers_page_tells_of_the_same_chapters_before(chapter):
+    text = (TEACH / f"{chapter[:2]}.md").read_text(encoding="utf-8")
+    said = r"[Cc]hapters? ([\d, andto]+) must have been run|needs the results of chapters? ([\d, andto]+)\."
+    for numbers in (first or second for first, second in re.findall(said, text)):
+        if ends := re.fullmatch(r"(\d+) to (\d+)", numbers):
+            assert set(range(int(ends[1]), int(ends[2]) + 1)) == needed(chapter)
+        else:
+            assert {int(number) for number in re.findall(r"\d+", numbers)} == needed(chapter)
+    assert not re.search(r"needs the (earlier|other|previous) chapters", text), "say which"
+
+
+@every_chapter
+def test_a_value_that_is_to_be_replaced_stands_in_its_parameter(chapter):
+    names = (chapter[:2], f"handout-{chapter[:2]}")
+    pages = [prose(chapter), *((TEACH / f"{name}.md").read_text(encoding="utf-8") for name in names)]
+    own = parameters.declared(NOTEBOOKS[chapter])
+    for new, old, name in re.findall(r"[Pp]ut `([^`]+)` in place of `([^`]+)` in the parameter `(\w+)`", "\n".join(pages)):
+        assert ast.literal_eval(old) in own[name], f"{old} is not in `{name}`"
+        assert ast.literal_eval(new) not in own[name]
 
 
 @every_chapter

@@ -317,6 +317,13 @@ def test_the_table_of_the_first_view_is_escaped(name, found):
     assert "<b>" not in explore._table(*explore.EXPLORABLES[name].view(figure))
 
 
+@pytest.mark.parametrize("page", ["README.md", "book/explore.md"])
+def test_prose_counts_the_figures_as_they_are(page):
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    found = re.findall(r"(\w+) (?:small )?figures (?:to move|can be moved) by hand", (ROOT / page).read_text(encoding="utf-8"))
+    assert {word.lower() for word in found} == {words[len(explore.EXPLORABLES)]}
+
+
 def test_the_source_of_the_page_has_its_placeholder_once():
     text = (ROOT / "book" / "explore.md").read_text(encoding="utf-8")
     assert text.splitlines().count(explore.PLACEHOLDER) == 1

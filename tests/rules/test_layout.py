@@ -319,7 +319,7 @@ def test_make_narrows_the_study_and_cleans_nothing_that_is_committed():
     assert '.venv/bin/python -m helpers study --profile "cpu" --model "tiny" --seed "3" --force' in said
     assert make("-n", "clean").stdout.strip() == "rm -rf build logs .snakemake results/quick results/smoke"
     shown = {line.split()[1] for line in make("help").stdout.splitlines()}
-    tests = {"test", "test-all", "cover", "check", "golden", "coverage", "power"}
+    tests = {"test", "test-all", "cover", "check", "golden", "coverage", "gate", "power"}
     more = {"architecture", "bench", "clean", "lock", "lock-check", "doctor", "env", "help"}
     assert shown == tests | more | {"study", "book", "pdf", "launch"}
 

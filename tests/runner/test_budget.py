@@ -82,6 +82,7 @@ def test_the_chapters_that_read_models_are_those_that_are_counted():
     assert set(budget.CHAPTERS) <= set(chapters.discover(ROOT))
 
 
+@slow("each of some forty parameters is counted once more; the plan of smoke is held against what was spent")
 def test_every_seed_of_smoke_costs_something_and_half_of_a_parameter_less(tiny):
     plan = plans.check(ROOT, "smoke")
     values = plan.values[plan.runs[0]]

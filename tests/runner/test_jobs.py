@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -22,6 +23,7 @@ from helpers.errors import StudyError
 from helpers.runner import guards, plans, workflow
 from helpers.runner import jobs as study_jobs
 from helpers.study import parameters, statuses
+from helpers.study.chapters import PlannedRun
 
 ROOT = Path(__file__).parents[2]
 SHARED = 'profile = "quick"\nmodel = "tiny"\nseed = 0\nthreads = 1\ntext = "plain"\n'
@@ -370,6 +372,43 @@ def test_a_profile_with_several_models_and_seeds_is_several_runs(toy):
     )
 
 
+MEET = """import time
+from pathlib import Path
+Path(f"met-{own}").touch()
+until = time.monotonic() + 60
+while not Path(f"met-{other}").exists():
+    assert time.monotonic() < until, "nobody else was at work"
+    time.sleep(0.05)
+"""
+
+
+def test_chapters_that_do_not_wait_for_one_another_run_side_by_side(toy):
+    """02 and 04 need 01 alone: each ends only when the other has begun."""
+    notebook(toy / "notebooks" / "02_second.ipynb", "second", f"own, other = 2, 4\n{MEET}")
+    notebook(toy / "notebooks" / "04_fourth.ipynb", "fourth", f"own, other = 4, 2\n{MEET}")
+    code, out, err = call(toy, "study", "--no-book", "--jobs", "2")
+    assert code == 0, out + err
+    assert sorted(path.stem for path in (toy / "results" / "quick" / "tiny" / "seed-0" / "status").glob("*.json")) == [
+        "01_first", "02_second", "04_fourth",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "changes", "wanted"),
+    [
+        (2, 24, {}, 2), (2, 5, {}, 1), (1, 24, {}, 1), (64, 500, {}, workflow.MOST), (4, 11, {}, 2),
+        (8, 64, {"threads": 4}, 2), (8, 64, {"device": "cuda"}, 1), (8, 64, {"model": "a/model@1"}, 1),
+    ],
+)  # fmt: skip
+def test_as_many_chapters_run_at_once_as_there_are_cores_and_memory_for(monkeypatch, cores, memory, changes, wanted):
+    run = PlannedRun("quick", str(changes.get("model", "embedded")), "embedded", 0, Path("results"))
+    values = {run: {"01_first": {"threads": 1, "device": "cpu"} | changes}}
+    plan = plans.StudyPlan(Path(), "quick", {}, (run,), values, 60.0)
+    monkeypatch.setattr(workflow.outlook, "cores", lambda: cores)
+    monkeypatch.setattr(workflow.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * 1e9))
+    assert workflow.at_once(plan) == wanted
+
+
 COUNT_RUNS = """top = Path("results/quick")
 names = sorted(str(path.relative_to(top)) for path in top.glob("*/seed-*/parts/02_second"))
 (top / "findings.parquet").write_text(" ".join(names))
@@ -552,6 +591,7 @@ def test_a_book_without_its_chapters_says_which_and_how(told):
     assert (code, "no finished 01_first, 02_second" in err, "make study PROFILE=quick" in err) == (13, True, True), err
 
 
+@slow("two kernels and a book; the book of the smoke study is built as strictly")
 def test_a_book_with_a_warning_is_refused(toy):
     folder = folder_of(toy)
     for name in ("01_first", "02_second"):

@@ -87,6 +87,15 @@ def test_minutes_grow_with_tokens_and_chapters():
     assert outlook.minutes(two, speed) - outlook.minutes(one, speed) == pytest.approx(outlook.KERNEL / 60)
 
 
+def test_chapters_side_by_side_are_over_with_the_longest_row_of_them():
+    """01, then 02, 03 and 04 beside one another: two at once halve the work, many at once leave the row of two."""
+    tokens, speed = {f"{number}_x": Tokens(6e4) for number in ("01", "02", "03", "04")}, outlook.Speed(1e3)
+    each = outlook.minutes({"01_x": Tokens(6e4)}, speed)
+    assert outlook.minutes(tokens, speed) == pytest.approx(4 * each)
+    assert outlook.minutes(tokens, speed, None, 2) == pytest.approx(2 * each)
+    assert outlook.minutes(tokens, speed, None, 8) == pytest.approx(2 * each)
+
+
 @pytest.fixture(scope="module")
 def values():
     """The parameters of profile quick, by the number of the chapter."""

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support import families
 from support.bland import refused
 
 from helpers.errors import USAGE, StudyError
@@ -130,3 +131,17 @@ def test_a_chapter_that_reads_lower_seeds_rests_on_what_they_have(profiles, monk
     assert prints(1)["06_triage"] == both["06_triage"]
     status.write_text(json.dumps({"fingerprint": "another"}))
     assert prints(1)["06_triage"] not in {alone["06_triage"], both["06_triage"]}
+
+
+def test_a_model_of_ones_own_has_two_threads_a_chapter_unless_the_profile_says_another_number(profiles, tmp_path):
+    root, path = profiles
+    own = str(families.write("qwen2", tmp_path / "own"))
+
+    def threads(text: str, model: str) -> set[int]:
+        path.write_text(text)
+        plan = plans.check(root, "own", [model])
+        return {values["threads"] for values in plan.values[plan.runs[0]].values()}
+
+    assert threads("", "tiny") == {1}
+    assert threads("", own) == {plans.ALONE}
+    assert threads("threads: 3", own) == {3}

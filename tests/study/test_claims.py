@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.tiers import mostly_slow
 
 from helpers import results
 from helpers.staleness.predictors import PREDICTORS, PRICES
@@ -469,6 +470,7 @@ def values(seen, component):
     return [e.value, e.low, e.high]
 
 
+@mostly_slow("more parts of the same claims", *(f"{claim}-{place}" for claim, place in COMPONENTS if place == 1))
 @pytest.mark.parametrize(("claim", "place"), COMPONENTS)
 def test_a_component_is_none_without_its_tables_and_their_order_is_nothing(claim, place, claimed):
     component, needed = CLAIMS[claim].components[place - 1], used(claim, place)

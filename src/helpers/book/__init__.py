@@ -7,6 +7,7 @@
 - `claim_pages`, `power`: verdicts with their reasons, coverage, and what more seeds or items would decide
 - `answers/`: what was found, in sentences made from the tables of all seeds: boxes *In short*, *On Monday*, the page of questions
 - `verdict_history/`: which verdicts moved between two folders of results, the record of it, its page and feed
+- `lesson/`: what one run of `quick` gave, kept for the page on what a class will see
 - `away/`: the book taken away, into a notebook on another machine (`launch`) and onto paper (`pdf`)
 - `markup`: text as Markdown and HTML, escaped
 

@@ -76,6 +76,15 @@ def coverage(root: Path, run: Path) -> str:
     return table(heads, rows)
 
 
+def gate(root: Path, run: Path) -> str:
+    """What the gate did on the embedded model: how often it erred over resamples, and what a run took."""
+    found = _read(root, "gate")
+    if found is None:
+        return MISSING
+    rows = [tuple(text(cell) for cell in row) for row in found.fillna("").itertuples(index=False, name=None)]
+    return table(("tried", "seen", "what the gate states", "within that"), rows)
+
+
 def table_one(root: Path, run: Path) -> str:
     """Restorations in the form of the literature's Table 1, over all seeds of the shown model; a line where none ran them."""
     own = [each for each in finished(run.parents[1]) if each.model == run.parent.name]
@@ -91,5 +100,6 @@ CLAIM_PARTS: dict[str, Callable[[Path, Path], str]] = {
     "reasons": reasons,
     "power": power,
     "coverage": coverage,
+    "gate": gate,
     "table-one": table_one,
 }

@@ -159,13 +159,19 @@ def _of_kernel(run: Run, names: dict[str, Any]) -> dict[str, Any]:
     return {name: space[name] for name in names if name in space} if space.get("run") is run else {}
 
 
+def suits(exercise: Exercise, run: Run, root: Path | None = None) -> bool:
+    """Whether a run was made with the parameters that the exercise wants changed first."""
+    if not exercise.wants:
+        return True
+    wanted = compile(exercise.wants, f"what exercise {exercise.name} wants", "eval")
+    return bool(eval(wanted, dict(run_parameters(run, exercise.name[:2], root))))  # the project's own code
+
+
 def _unchanged(exercise: Exercise, run: Run, root: Path | None) -> str:
     """What to change first, where the run is not the one that the exercise asks for; empty where it is."""
-    if not exercise.wants:
+    if suits(exercise, run, root):
         return ""
     values = run_parameters(run, exercise.name[:2], root)
-    if eval(compile(exercise.wants, f"what exercise {exercise.name} wants", "eval"), dict(values)):  # the project's own code
-        return ""
     named = [node.id for node in ast.walk(ast.parse(exercise.wants)) if isinstance(node, ast.Name) and node.id in values]
     has = ", ".join(f"{name} = {values[name]!r}" for name in named)
     return (

@@ -151,6 +151,12 @@ def _verdict_feed(root: Path, folder: Path) -> str:
     return shown.feed(root, folder)
 
 
+def _quick_run(root: Path, folder: Path) -> str:
+    from helpers.book.lesson import quick_run
+
+    return quick_run.part(root, folder)
+
+
 def _provenance(root: Path, folder: Path) -> str:
     from helpers.book.answers import origins
 
@@ -161,7 +167,7 @@ def _provenance(root: Path, folder: Path) -> str:
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
-    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "table-one")},
+    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "gate", "table-one")},
     "explore": _explore,
     **{f"explore-{name}": partial(_explore_part, name) for name in ("threshold", "projection", "subspace", "budget", "bound")},
     "clone": launch.clone_part,
@@ -169,6 +175,7 @@ GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the plac
     **{name: partial(_answers, name) for name in ("on-monday", "look-message", "claims-by-verdict", "claims-in-words", "faq")},
     "provenance": _provenance,
     "verdict-changes": _verdict_changes,
+    "quick-run": _quick_run,
 }
 
 
@@ -203,7 +210,8 @@ def with_boxes(source: str, short: str, run: str) -> str:
 def with_outputs(source: dict, executed: dict) -> dict:
     """The chapter's present words with the outputs of its run; the executed chapter as it is where its code was another.
 
-    Words may be mended after a run, code may not: a chapter whose code changed is shown whole as it was run.
+    Words may be mended after a run, code may not: a chapter whose code changed is shown whole as it was run. The cell of
+    parameters is shown as it ran, whatever its defaults are now.
     """
     ran = {cell["id"]: cell for cell in executed["cells"]}
     cells = []
@@ -211,12 +219,12 @@ def with_outputs(source: dict, executed: dict) -> dict:
         if cell["cell_type"] != "code":
             cells.append(cell)
             continue
-        done = ran.pop(cell["id"], None)
-        if done is None or "".join(done["source"]) != "".join(cell["source"]):
+        done, asks = ran.pop(cell["id"], None), "parameters" in cell["metadata"].get("tags", [])
+        if done is None or (not asks and "".join(done["source"]) != "".join(cell["source"])):
             return executed
         cells.append(done)
         injected = [other for other in ran.values() if "injected-parameters" in other["metadata"].get("tags", [])]
-        if "parameters" in cell["metadata"].get("tags", []):
+        if asks:
             cells += [ran.pop(other["id"]) for other in injected]
     left = any(cell["cell_type"] == "code" for cell in ran.values())
     return executed if left else {**executed, "cells": cells}

@@ -15,7 +15,7 @@ from helpers.stats.intervals import Estimate
 from helpers.study import findings
 from helpers.study.claims import CLAIMS, LEVELS, UNITS, Component
 from helpers.study.paired_items import Seen, pooled
-from helpers.study.reasons import gap_to_decide
+from helpers.study.reasons import decides, planned_ends
 
 PLANS = ((3, 1), (5, 1), (5, 2), (5, 4), (8, 1), (8, 4))  # seeds, and times as many items as were measured
 COLUMNS = ["claim", "name", "unit", "side", "bound", "margin", "estimate", "seeds", "items", "half_width", "decides", "from"]
@@ -41,16 +41,23 @@ def planned_widths(runs: Sequence[findings.Run]) -> pd.DataFrame:
 
 
 def planned(component: Component, seen: Sequence[Seen]) -> list[tuple]:
-    """Name, unit, side, bound, margin and estimate of a component; seeds, items a seed, half width and whether that decides."""
+    """Name, unit, side, bound, margin and estimate of a component; seeds, items a seed, half width and whether that decides.
+
+    Where one end reaches further than the other, the half width is that towards the bound, or of sameness the larger.
+    """
     level = LEVELS[component.side]
     e, spread = pooled(seen, UNITS[component.unit].bounds, level)
     front = (component.name, component.unit, component.side, component.bound, component.margin, e.value)
-    reach, own = max(e.high - e.value, e.value - e.low), spread.half_width(level=level) if spread.seeds > 1 else 0.0
-    few = reach > 1.2 * own and spread.seeds > 1  # ends of few items that differ: they come nearer as 1 / n, whatever the seeds
-    widths = [(s, n, reach / times if few else spread.half_width(s, n, level))
-              for s, times in PLANS for n in [spread.units * times]]  # fmt: skip
-    gap = gap_to_decide(component, e.value)
-    return [(*front, s, n, width, bool(width < gap)) for s, n, width in widths]
+    found = []
+    for seeds, items in ((s, spread.units * times) for s, times in PLANS):
+        ends = planned_ends(e, spread, seeds, items, level) if spread.seeds > 1 else spread.ends(e.value, seeds, items, level)
+        found.append((*front, seeds, items, _facing(component, e.value, *ends), decides(component, *ends)))
+    return found
+
+
+def _facing(component: Component, value: float, low: float, high: float) -> float:
+    below, above = value - low, high - value
+    return max(below, above) if component.side == "within" else below if value > component.bound else above
 
 
 def _stored(runs: Sequence[findings.Run], claim: str, component: Component) -> list[Seen]:

@@ -26,9 +26,12 @@ from helpers.study.chapters import Job, PlannedRun
 # ---------------------------------------------------------------- the study
 
 
-def study(plan: StudyPlan, force: bool = False, jobs: int = 1, cluster: str = "") -> dict[str, Any]:
-    """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`."""
-    begun, where = time.monotonic(), workflow.cluster_profile(plan.root, cluster)
+def study(plan: StudyPlan, force: bool = False, jobs: int = 0, cluster: str = "") -> dict[str, Any]:
+    """What was run and what it took; `code` is the exit code. Only what is not done runs, all of it with `force`.
+
+    jobs: chapters at a time; 0: as many as the machine has room for.
+    """
+    begun, where, jobs = time.monotonic(), workflow.cluster_profile(plan.root, cluster), jobs or workflow.at_once(plan)
     os.environ[parameters.FIGURE_FORMS] = plan.figures
     with ExitStack() as locks:
         for run in plan.runs:
@@ -46,7 +49,7 @@ def study(plan: StudyPlan, force: bool = False, jobs: int = 1, cluster: str = ""
         code = 0
         if any(todo.values()):
             fetch(plan)
-            outlooks = _outlooks(plan, todo)
+            outlooks = _outlooks(plan, todo, jobs)
             if (ahead := outlook.together(outlooks)) is not None:
                 say(f"profile {plan.profile}: {ahead.words}")
             for run, names in ((run, names) for run, names in todo.items() if names):
@@ -104,9 +107,32 @@ def _finish(plan: StudyPlan, run: PlannedRun, todo: Mapping[str, str]) -> dict[s
     return states
 
 
-def _outlooks(plan: StudyPlan, todo: Mapping[PlannedRun, Iterable[str]]) -> dict[PlannedRun, outlook.Outlook]:
+def _outlooks(plan: StudyPlan, todo: Mapping[PlannedRun, Iterable[str]], at_once: int = 1) -> dict[PlannedRun, outlook.Outlook]:
     folders = {run: plan.root / run.folder for run in plan.runs}
-    return outlook.of(plan.compute, plan.values, todo, folders)
+    return outlook.of(plan.compute, plan.values, todo, folders, at_once)
+
+
+def planned(plan: StudyPlan) -> dict[str, Any]:
+    """What all chapters of a plan would cost from an empty cache, by run and chapter; a plan over its budget is refused."""
+    from helpers.runner import budget  # and with it all that reads texts
+
+    fetch(plan)
+    todo = {run: list(plan.chapters(run)) for run in plan.runs}
+    ahead = outlook.of(plan.compute, plan.values, todo, {}, workflow.at_once(plan))
+    total = outlook.together(ahead)
+    if total is None:
+        raise StudyError("the notebooks of this project are not the study's own, so nothing is known of their passes")
+    for one, part in ahead.items():
+        for name, tokens in part.tokens[one].items():
+            say(f"{name:<20} {one.label}: {tokens.words if tokens.cost else 'no model is read'}")
+    say(f"profile {plan.profile}: {total.words}")
+    heavy = max(ahead, key=lambda one: ahead[one].total.cost)
+    over = budget.over(plan.profile, ahead[heavy].total.cost)
+    if over:
+        name, saved = budget.heaviest(plan.values[heavy])
+        raise StudyError(f"profile {plan.profile} plans {over}; {name!r} weighs most: half of it saves {saved / 1e6:.2f} M")
+    counted = {one.label: {name: asdict(t) for name, t in part.tokens[one].items()} for one, part in ahead.items()}
+    return {"profile": plan.profile, "compute": total.compute.name, "tokens": counted, "minutes": round(total.minutes, 1)}
 
 
 # ---------------------------------------------------------------- one chapter

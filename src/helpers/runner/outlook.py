@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # nothing of this waits for torch until a model is tried
 KERNEL = 10.0  # seconds of a chapter that go to its kernel, imports and figures
 PASSES = 1.36  # what a token takes in a chapter, by what it takes in the trial: batches are smaller, replies come one by one
 STATISTICS = {"05": 20, "06": 25, "09": 25, "10": 50}  # seconds of intervals and fits, measured on quick
+TRIED = (8, 16)  # texts x tokens of a pass of the trial: units for bf16 are three times as fast in wide passes as in narrow ones
 TRIAL, SHORT = 2.0, 0.2  # seconds of the trial that tells how fast this machine is; and for what is over at once anyway
 Values = Mapping[str, MutableMapping[str, Any]]  # the parameters of each chapter
 
@@ -98,11 +99,19 @@ class Speed:
     product: float = 0.0
 
 
-def minutes(found: Mapping[str, Tokens], speed: Speed, values: Values | None = None) -> float:
-    """About how many minutes the chapters take at that speed: passes, a kernel each, and what parameters ask for besides."""
-    seconds = PASSES * sum(one.cost for one in found.values()) / speed.tokens + KERNEL * len(found)
+def minutes(found: Mapping[str, Tokens], speed: Speed, values: Values | None = None, at_once: int = 1) -> float:
+    """About how many minutes the chapters take at that speed: passes, a kernel each, and what parameters ask for besides.
+
+    at_once: chapters that run beside one another. They are then over when all work is shared out, and when the longest row of
+    chapters is over of which each waits for the one before.
+    """
     numbered = {name[:2]: own for name, own in (values or {}).items()}
-    return (seconds + sum(besides(name[:2], numbered, speed) for name in found if numbered)) / 60
+    seconds, until = dict[str, float](), dict[str, float]()
+    for name in sorted(found):
+        more = besides(name[:2], numbered, speed) if numbered else 0.0
+        seconds[name] = PASSES * found[name].cost / speed.tokens + KERNEL + more
+        until[name] = seconds[name] + max((until[need] for need in chapters.needs(name, seconds)), default=0.0)
+    return max(sum(seconds.values()) / at_once, *until.values(), 0.0) / 60
 
 
 def besides(chapter: str, v: Values, speed: Speed) -> float:
@@ -171,10 +180,11 @@ def trial(model: str, threads: int, seconds: float = TRIAL) -> Speed:
 
     from helpers.models import loading
 
+    loading.load(folder := loading.base_folder(model))  # the first one imports the architecture
     begun = time.perf_counter()
-    language = loading.load(loading.base_folder(model))
+    language = loading.load(folder)
     loaded = time.perf_counter() - begun
-    ids = torch.full((16, 32), language.tokenizer.eos_token_id)
+    ids = torch.full(TRIED, language.tokenizer.eos_token_id)
     with loading.threads(threads), torch.no_grad():
         loading.backbone(language.model)(input_ids=ids, use_cache=False)  # the first pass makes room
         begun, passes = time.perf_counter(), 0
@@ -191,6 +201,7 @@ def _matrices(language: "LanguageModel") -> tuple[float, ...]:
 
     found = [0.0, 0.0, 0.0]
     weights = [language.model.get_submodule(name).weight for name in linear_names(language.model)]
+    _once(weights[0][:64, :64].float())  # the first of everything loads libraries, which no module after it does
     for size, count in Counter(tuple(weight.shape) for weight in weights).items():
         weight = next(weight for weight in weights if tuple(weight.shape) == size)
         found = [before + count * one for before, one in zip(found, _once(weight.float()), strict=True)]
@@ -216,9 +227,10 @@ def _once(weight: "torch.Tensor") -> list[float]:
 
 
 def of(
-    asked: str, runs: Mapping[PlannedRun, Values], todo: Mapping[PlannedRun, Iterable[str]], folders: Mapping[PlannedRun, Path]
-) -> dict[PlannedRun, Outlook]:
-    """The outlook of every run that has something to do, by its parameters and the chapters to do.
+    asked: str, runs: Mapping[PlannedRun, Values], todo: Mapping[PlannedRun, Iterable[str]], folders: Mapping[PlannedRun, Path],
+    at_once: int = 1,
+) -> dict[PlannedRun, Outlook]:  # fmt: skip
+    """The outlook of every run that has something to do, by its parameters and the chapters to do, `at_once` of them.
 
     folders: of the results that the run goes on from; a run without one begins anew.
     """
@@ -240,7 +252,7 @@ def of(
         with computing.using(chosen.name):
             if (run.model, chosen.name) not in rates:
                 rates[run.model, chosen.name] = trial(run.model, threads, SHORT if run.model == "tiny" else TRIAL)
-        found[run] = Outlook(chosen, {run: tokens}, minutes(tokens, rates[run.model, chosen.name], values))
+        found[run] = Outlook(chosen, {run: tokens}, minutes(tokens, rates[run.model, chosen.name], values, at_once))
     return found
 
 

@@ -66,6 +66,7 @@ class Lean:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+ALONE = 2  # threads of a chapter that has the machine to itself, where the profile names no number
 LEAN = {"from_seed": 0, "skip": [""], "changes": {}}  # the form of `lean` in a profile
 
 
@@ -117,6 +118,8 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
             chosen = {**overrides, **{name: value for name, value in named.items() if name in defaults}}
             if "aligned_model" in defaults and (chat := _chat_of(model)):
                 chosen.setdefault("aligned_model", chat)
+            if "threads" in defaults and model not in chapters.ROOM:
+                chosen.setdefault("threads", ALONE)
             for stage in [stage for stage in lean if seed >= stage.from_seed][-1:]:
                 chosen, left_out[run] = {**chosen, **stage.changes}, frozenset(stage.skip)
             values[run] = parameters.resolve(notebooks, chosen, known, where)

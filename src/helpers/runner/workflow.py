@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from helpers.cache import write_whole
@@ -28,6 +29,7 @@ from helpers.runner.plans import StudyPlan
 from helpers.study import chapters, fingerprints
 from helpers.study.chapters import Job, PlannedRun
 
+MOST = 4  # chapters at once, of which more seldom can: on a machine with more cores somebody else may be at work
 GRAVEST = (ENVIRONMENT, REFUSED, NOT_COMPARABLE, 10, 11, USAGE)  # when several codes hold, the first of these
 
 
@@ -53,11 +55,24 @@ def make(
     return next((grave for grave in GRAVEST if grave in failed), failed[0] if failed else 0)
 
 
+def at_once(plan: StudyPlan) -> int:
+    """How many chapters to run beside one another where nobody says: a core and some memory for each, and few.
+
+    Of a model that is not ours nobody knows what it needs, and a GPU is one: these run one chapter at a time.
+    """
+    asked = [own for values in plan.values.values() for own in values.values()]
+    if {run.model for run in plan.runs} - set(chapters.ROOM) or {own.get("device", "cpu") for own in asked} != {"cpu"}:
+        return 1
+    threads = max(int(own.get("threads", 1)) for own in asked)
+    room = psutil.virtual_memory().available / 1e9 / max(chapters.ROOM[run.model] for run in plan.runs)
+    return max(1, min(outlook.cores() // threads, int(room), MOST))
+
+
 def _write_jobs(
     plan: StudyPlan, run: PlannedRun, names: Mapping[str, str], ahead: outlook.Outlook | None, place: Path
 ) -> list[dict[str, Any]]:
     """What the Snakefile needs to know of the jobs of one run; each job's own file holds its parameters."""
-    prints, runner, listed = plan.fingerprints(run), process_identity(), []
+    prints, runner, listed = plan.fingerprints(run), process_identity(), list[dict[str, Any]]()
     for name in names:
         own = plan.values[run][name]
         job = Job(
@@ -73,6 +88,8 @@ def _write_jobs(
         write_whole(place / run.place / f"{name}.json", json.dumps(asdict(job), default=str))
         before = [f"{run.place}/{need}" for need in chapters.needs(name, plan.chapters(run)) if need in names]
         listed.append({"stem": f"{run.place}/{name}", "needs": before, "threads": int(own.get("threads", 1))})
+    for one in listed:  # what many others wait for goes first
+        one["priority"] = sum(one["stem"] in other["needs"] for other in listed)
     return listed
 
 

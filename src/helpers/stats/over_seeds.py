@@ -5,7 +5,7 @@ seeds carry the width and which items do is told by a `Spread`, so that it can b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -21,7 +21,8 @@ LEVEL = 0.95  # of the intervals that single runs come with
 class Spread:
     """What the width of an estimate over seeds is made of: variances of a seed, of a unit (item, text), and of a cell of both.
 
-    With the numbers of seeds and units that it was seen on; the half width at other numbers of either follows.
+    With the numbers of seeds and units that it was seen on; the half width at other numbers of either follows. skew: the
+    skewness of the seeds' means, 0 where their items are gone.
     """
 
     seed: float
@@ -29,6 +30,7 @@ class Spread:
     cell: float
     seeds: int
     units: int
+    skew: float = 0.0
 
     def half_width(self, seeds: int = 0, units: int = 0, level: float = LEVEL) -> float:
         """sqrt(t_{S-1}^2 (seed / S + cell / (S G)) + t_{G-1}^2 unit / G) at S seeds and G units, those there are unless given."""
@@ -40,6 +42,23 @@ class Spread:
         t_seed, t_unit = (float(stats.t.ppf((1 + level) / 2, k - 1)) if k > 1 else np.inf for k in (s, g))
         own = self.seed / s + self.cell / (s * g)
         return t_seed * np.sqrt(own) if own > 0 else 0.0, t_unit * np.sqrt(self.unit / g) if self.unit > 0 else 0.0
+
+    def lean(self, seeds: int = 0, units: int = 0, level: float = LEVEL) -> float:
+        """How much further one end reaches because seeds lie skewed: s g (1 + 2 t^2) / (6 S), as `mean_interval` has it.
+
+        s and g are deviation and skewness of the seeds' means; only the share of their variance counts that is the seeds' own.
+        More units leave that as it is, more seeds shrink it.
+        """
+        s, own = seeds or self.seeds, self.seed + self.cell / (units or self.units)
+        if s < 2 or own <= 0:
+            return 0.0
+        t = stats.t.ppf((1 + level) / 2, s - 1)
+        return float(self.seed / np.sqrt(own) * self.skew * (1 + 2 * t**2) / (6 * s))
+
+    def ends(self, value: float, seeds: int = 0, units: int = 0, level: float = LEVEL) -> Bounds:
+        """Both ends around a value, at so many seeds and units."""
+        half, further = self.half_width(seeds, units, level), self.lean(seeds, units, level)
+        return value - half + min(further, 0.0), value + half + max(further, 0.0)
 
 
 def two_level(
@@ -56,8 +75,8 @@ def two_level(
     half^2 = (t_seed^2 MS_seed + t_group^2 max(MS_group - MS_rest, 0)) / (S G): each part keeps the t of its own few degrees
     of freedom (Burdick and Graybill 1992, modified large sample). Drawing seeds outside and groups within (Owen 2007)
     estimates the same variance, but its percentiles cover 70 to 83 % with 3 seeds that differ. Where seeds lie skewed one end
-    reaches further (`lean`). Simulated labels, effects of 0.3 to 0.75, 32 to 200 items, log odds of seeds 0 to 2.8 apart: a 95 %
-    interval covers 93 to 97 % from 5 seeds on, and 90 to 97 % with 3. What differs between `strata`
+    reaches further (`Spread.lean`). Simulated labels, effects of 0.3 to 0.75, 32 to 200 items, log odds of seeds 0 to 2.8 apart:
+    a 95 % interval covers 93 to 97 % from 5 seeds on, and 90 to 97 % with 3. What differs between `strata`
     (one a row: sets of prompts with sizes of their own) is no error: groups are held against their stratum's mean. Few groups
     that differ at all within `bounds` get exact ends (`intervals.exact_ends`) where these are wider, if the values are LABELS
     (or differences of them). SHARES of several labels a row get none; MEASURES, such as AUROCs, neither, and what is the same
@@ -83,33 +102,23 @@ def crossed(
     total, value = len(values_by_seed) * lengths[0], float(scores.mean()) if scores.size else float("nan")
     plain, of_strata = scores.mean(axis=0), _strata(strata, groups, lengths[0])
     level_scores = _levelled(scores, of_strata)
-    spread = _spread(level_scores, int(of_strata.max(initial=0)))
+    spread = replace(_spread(level_scores, int(of_strata.max(initial=0))), skew=skewness(scores.mean(axis=1)))
     if scores.size and np.ptp(scores) <= 1e-12 and kind == MEASURES:
         low, high = value, value
     elif min(scores.shape) < 2 or np.ptp(scores) <= 1e-12:
         found = scores_interval(level_scores.mean(axis=0), total, level, bounds)
         low, high = found.low, found.high
     else:
-        half, further = spread.half_width(level=level), lean(scores.mean(axis=1), spread, level)
-        low, high = value - half + min(further, 0.0), value + half + max(further, 0.0)
+        low, high = spread.ends(value, level=level)
     if bounds is not None and scores.size:
         exact = (exact_ends(plain, bounds, level) if kind == LABELS else None) or (low, high)
         low, high = max(min(low, exact[0]), bounds[0]), min(max(high, exact[1]), bounds[1])
     return Estimate(value, float(low), float(high), total), spread
 
 
-def lean(means: np.ndarray, spread: Spread, level: float) -> float:
-    """How much further one end reaches because seeds lie skewed: s g (1 + 2 t^2) / (6 S), as `mean_interval` has it for groups.
-
-    s and g are deviation and skewness of the seeds' means; only the share of their variance counts that is the seeds' own.
-    """
-    seeds = len(means)
-    own = spread.seed + spread.cell / spread.units
-    if seeds < 3 or np.ptp(means) <= 1e-12 or own <= 0:
-        return 0.0
-    t = stats.t.ppf((1 + level) / 2, seeds - 1)
-    skew = float(stats.skew(means, bias=False))
-    return float(spread.seed / np.sqrt(own) * skew * (1 + 2 * t**2) / (6 * seeds))
+def skewness(means: np.ndarray) -> float:
+    """The skewness of the seeds' means; 0 of fewer than three, or where all are the same."""
+    return float(stats.skew(means, bias=False)) if len(means) > 2 and np.ptp(means) > 1e-12 else 0.0
 
 
 def _strata(strata: Values | None, groups: Values | None, rows: int) -> np.ndarray:

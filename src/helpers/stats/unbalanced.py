@@ -4,12 +4,14 @@ So it is with monitors: one that caught too little before any update in one seed
 that every seed has would drop most of them as seeds are added, and would not speak of the same monitors.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Float
 
 from helpers.errors import StudyError
 from helpers.stats.intervals import Bounds, Estimate, Values, group_codes, scores_interval
-from helpers.stats.over_seeds import MEASURES, SHARES, Spread, lean
+from helpers.stats.over_seeds import MEASURES, SHARES, Spread, skewness
 
 Table = Float[np.ndarray, "seeds units"]
 
@@ -32,13 +34,12 @@ def crossed_in_part(
     value, weights = float(means.mean()), held / counts / len(scores)
     codes = np.zeros(scores.shape[1], int) if strata is None else group_codes(strata, scores.shape[1])
     levelled = _levelled(scores, held, codes)
-    spread = _spread(levelled, held, weights, means, int(codes.max()))
+    spread = replace(_spread(levelled, held, weights, means, int(codes.max())), skew=skewness(means))
     if len(scores) < 2 or np.ptp(scores[held]) <= 1e-12:
         alone = scores_interval(np.nanmean(levelled, axis=0), int(held.sum()), level, bounds)
         low, high = (value, value) if kind == MEASURES and len(scores) > 1 else (alone.low, alone.high)
     else:
-        half, further = spread.half_width(level=level), lean(means, spread, level)
-        low, high = value - half + min(further, 0.0), value + half + max(further, 0.0)
+        low, high = spread.ends(value, level=level)
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     return Estimate(value, float(low), float(high), int(held.sum())), spread

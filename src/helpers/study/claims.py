@@ -71,7 +71,7 @@ class Component:
 
     side `within`: the claim is one of sameness, and wants it less than `margin` away from the bound. beside: no conjunct of the
     sentence. family: components of one family are corrected together (Holm). premise: what a run must show to count.
-    lacking: why it may stand in no run's tables.
+    lacking: why it may stand in no run's tables. items: what its interval is over, beside seeds.
     """
 
     name: str
@@ -84,6 +84,7 @@ class Component:
     family: str = ""
     premise: str = ""
     lacking: str = "not run"
+    items: str = "items"
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,18 @@ class Claim:
 DUAN = "Duan 2026, arXiv 2606.15980"
 LE = "Le 2026, Table 1"
 NO_FIGURE, OURS = "no figure at hand", "no figure published"
-points, auroc = partial(Component, unit="points"), partial(Component, unit="AUROC")
-share, nats = partial(Component, unit="share"), partial(Component, unit="nats")
+PLACES: dict[str, Any] = {"items": "places of monitors"}
+PROMPTS: dict[str, Any] = {"items": "prompts"}
+TEXTS: dict[str, Any] = {"items": "texts"}
+points, auroc = partial(Component, unit="points", items="prompts"), partial(Component, unit="AUROC")
+share, nats = partial(Component, unit="share"), partial(Component, unit="nats", items="references")
 TOO_WEAK = f"not run, or no such monitor caught {WEAK_BELOW:.0%} before the update".replace("%", " %")
 IN_WORDS = {"last": "last token", "mean": "mean of tokens"}
 
 
 def by_pooling(make: Callable[..., Component], name: str, of: Callable[[str], Evidence], **rule) -> tuple[Component, ...]:
-    """One component a pooling: monitors of the last token, and of the mean over tokens."""
+    """One component a pooling: monitors of the last token, and of the mean over tokens; its items are places of monitors."""
+    rule = PLACES | rule
     return tuple(
         make(name=f"{name}: {IN_WORDS[pooling]}", estimate=of(pooling), lacking=TOO_WEAK, **rule) for pooling in POOLINGS
     )
@@ -145,7 +150,7 @@ CLAIMS: dict[str, Claim] = {
     "M1": Claim(
         "Quantization alone (4 bits and more) largely preserves monitors that were frozen on the aligned model.",
         "quantization spares monitors", DUAN, "no figure in the abstract", "05",
-        (*by_pooling(auroc, "mean AUROC drop", partial(M.mean_drop, M.in_formats), **less, bound=AUROC),
+        (*by_pooling(auroc, "mean AUROC drop", partial(M.mean_drop, M.in_formats), **less, bound=AUROC, **TEXTS),
          *by_pooling(share, "unfit at threshold", partial(M.flagged, "unfit", M.in_formats), **less, bound=FREQUENT),
          *by_pooling(share, "below 4 bits, unfit", partial(M.flagged, "unfit", M.in_fewer), **less, bound=FREQUENT, beside=True)),
     ),
@@ -171,10 +176,11 @@ CLAIMS: dict[str, Claim] = {
          *by_pooling(partial(Component, unit="interaction"), "lost positives", partial(M.interaction, "tpr_loss_5"), **more,
                      bound=TPR),
          Component("interaction, as none", "AUROC", "within", 0.0, M.both_poolings(partial(M.interaction, "auroc_drop")),
-                   INTERACTION, beside=True),
+                   INTERACTION, beside=True, **PLACES),
          Component("lost positives, as none", "interaction", "within", 0.0,
-                   M.both_poolings(partial(M.interaction, "tpr_loss_5")), TPR, beside=True),
-         Component("in behaviour: not refused", "interaction", "above", REFUSAL, evidence.refusal_interaction, beside=True)),
+                   M.both_poolings(partial(M.interaction, "tpr_loss_5")), TPR, beside=True, **PLACES),
+         Component("in behaviour: not refused", "interaction", "above", REFUSAL, evidence.refusal_interaction, beside=True,
+                   **PROMPTS)),
     ),
     "M5": Claim(
         "Which monitors go stale can be foretold before anything is labelled, better than by simple orders of checking.",
@@ -194,13 +200,13 @@ CLAIMS: dict[str, Claim] = {
         "a replication: AUROC 0.606 to 0.805 for a mean-pooled probe, 0.575 to 0.569 for a single-token one (second-hand)", "10",
         (*by_pooling(points, "unfit, before minus after", partial(R.mended, R.GATED), **more, bound=0.0),
          *(points(f"{method}: unfit mended", **more, bound=0.0, beside=True, family="methods",
-                  estimate=R.mended_anywhere(method)) for method in R.METHODS)),
+                  estimate=R.mended_anywhere(method), **PLACES) for method in R.METHODS)),
     ),
     "M7": Claim(
         "Staleness is a turning of the readout direction and no loss of the signal: a refitted probe recovers.",
         "turned, not lost", DUAN, NO_FIGURE, "05",
-        (*by_pooling(auroc, "a refit still lacks", M.refit_lacks, **less, bound=AUROC),
-         *by_pooling(partial(Component, unit="degrees"), "turn beyond other texts'", M.turned, **more, bound=0.0)),
+        (*by_pooling(auroc, "a refit still lacks", M.refit_lacks, **less, bound=AUROC, **TEXTS),
+         *by_pooling(partial(Component, unit="degrees"), "turn beyond other texts'", M.turned, **more, bound=0.0, **TEXTS)),
     ),
     "S1": Claim(
         "About 100 harmful rows in 1,000 break the alignment.",
@@ -248,10 +254,11 @@ CLAIMS: dict[str, Claim] = {
     "Q1": Claim(
         "The subspace taken from dequantized NF4 or GPTQ weights captures the alignment of the original.",
         "4-bit weights know the alignment", "Le 2026, open question", OURS, "08",
-        (Component("overlap of the 8 leading directions", "overlap", "above", CAPTURED, evidence.subspace("overlap")),
+        (Component("overlap of the 8 leading directions", "overlap", "above", CAPTURED, evidence.subspace("overlap"),
+                   items="modules"),
          points("not refused, minus that with the exact V", side="within", bound=0.0, margin=REFUSAL,
                 estimate=evidence.sources_alike),
-         *(Component(f"overlap, V {scale} times as large", "overlap", "above", CAPTURED, beside=True,
+         *(Component(f"overlap, V {scale} times as large", "overlap", "above", CAPTURED, beside=True, items="modules",
                      estimate=evidence.subspace("overlap", (f"nf4-both x{scale}",)))  # of GPTQ no larger V is quantized
            for scale in (16, 64))),
     ),
@@ -260,15 +267,16 @@ CLAIMS: dict[str, Claim] = {
         "few neurons carry refusal", "Le 2026; Chen et al. 2024, arXiv 2406.14144; Wei et al. 2024, arXiv 2402.05162",
         NO_FIGURE, "09",
         (points("not refused without them, minus random", **more, bound=REFUSAL, estimate=evidence.neurons("ablated")),
-         Component("their disturbance in few bits, minus random", "activation", "above", 0.0, evidence.disturbed),
+         Component("their disturbance in few bits, minus random", "activation", "above", 0.0, evidence.disturbed, **PROMPTS),
          points("not refused, kept in bf16, minus random", **less, bound=-REFUSAL, premise=TAKEN, estimate=evidence.spared)),
     ),
     "N1": Claim(
         "Projecting the adapter also brings the frozen monitors back.",
         "projection brings monitors back", "ours; not asked before", OURS, "07",
         (*by_pooling(points, "alarms that come back", partial(R.given_back_to_pooling, "alarms_restored"), **more, bound=0.0,
-                     premise=TAKEN),
-         *by_pooling(auroc, "AUROC given back", partial(R.given_back_to_pooling, "auroc_gain"), **more, bound=0.0, premise=TAKEN),
+                     premise=TAKEN, **TEXTS),
+         *by_pooling(auroc, "AUROC given back", partial(R.given_back_to_pooling, "auroc_gain"), **more, bound=0.0, premise=TAKEN,
+                     **TEXTS),
          *by_pooling(points, "unfit, before minus after", partial(R.given_back, R.UNFIT), **more, bound=0.0, premise=TAKEN)),
     ),
     "N2": Claim(
@@ -284,7 +292,7 @@ CLAIMS: dict[str, Claim] = {
     "N3": Claim(
         "Merging an adapter into NF4 weights erases it.",
         "merging into NF4 erases an adapter", "ours, from the step of NF4", OURS, "03",
-        (share("of the update's norm is left", **less, bound=ERASED, estimate=evidence.update_left),
+        (share("of the update's norm is left", **less, bound=ERASED, estimate=evidence.update_left, items="weights"),
          points("not refused, minus NF4 alone", side="within", bound=0.0, margin=REFUSAL, estimate=evidence.merged_away),
          *by_pooling(same_auroc, "AUROC, minus NF4's", partial(M.merged_against_format, "auroc")),
          *by_pooling(same_tpr, "caught, minus NF4's", partial(M.merged_against_format, "tpr_5")),
@@ -294,9 +302,11 @@ CLAIMS: dict[str, Claim] = {
     "N4": Claim(
         "A new threshold from unlabelled texts mends most unfit monitors and harms few.",
         "a new threshold mends monitors", "ours", OURS, "10",
-        (*by_pooling(share, "of the unfit, mended", lambda p: R.after_method("threshold", p, unfit=True), **more, bound=MOST),
-         *by_pooling(share, "of the fit, harmed", lambda p: R.after_method("threshold", p, unfit=False), **less, bound=FEW),
-         share("harmed where nothing changed", **less, bound=FEW, beside=True,
+        (*by_pooling(share, "of the unfit, mended", lambda p: R.after_method("threshold", p, unfit=True), **more, bound=MOST,
+                     items="monitors"),
+         *by_pooling(share, "of the fit, harmed", lambda p: R.after_method("threshold", p, unfit=False), **less, bound=FEW,
+                     items="monitors"),
+         share("harmed where nothing changed", **less, bound=FEW, beside=True, **PLACES,
                estimate=R.harmed_where_nothing_changed("threshold"))),
     ),
     "N5": Claim(

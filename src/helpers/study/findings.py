@@ -255,7 +255,7 @@ def _part(claim: str, place: int, model: str, component: Component, rows: pd.Dat
     premises = [(float(v), bool(c)) for v, c in zip(known.get("premise", []), known.get("counts", []), strict=True)]
     # what was measured and had nothing to show is open, and not unmeasured
     said = INCONCLUSIVE if premises and not seen else answer(e, len(seen), component)
-    why = reason(Judged(component, e, inner, spread, len(seen), premises)) if said in {INCONCLUSIVE, NOT_RUN} else ""
+    why = reason(Judged(component, e, inner, spread, len(seen), premises, level)) if said in {INCONCLUSIVE, NOT_RUN} else ""
     held = f"{sum(c for _, c in premises)} of {len(premises)}" if premises else ""
     return (claim, place, component.name, model, component.unit, e.value, e.low, e.high, e.n, len(seen), component.bound,
             component.margin, component.side, said, component.beside, *widths, held, _took(component, rows), why)  # fmt: skip

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ NUMERIC = (
 )
 
 
-@lru_cache
+@cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
     """The bare code of a helper module (no docstrings, no comments) and the helpers it imports."""
     tree = ast.parse(_file(name).read_text(encoding="utf-8"))
@@ -74,6 +74,12 @@ def code_cells(notebook: Path) -> list[str]:
     return [source(cell) for cell in read_notebook(notebook)["cells"] if cell["cell_type"] == "code"]
 
 
+def asking(notebook: Path) -> list[str]:
+    """The code cells but for the parameters' own, whose values are what counts, wherever they come from."""
+    cells = [cell for cell in read_notebook(notebook)["cells"] if cell["cell_type"] == "code"]
+    return [source(cell) for cell in cells if "parameters" not in cell["metadata"].get("tags", [])]
+
+
 def imported_helpers(cells: Iterable[str]) -> list[str]:
     """The helper modules that the cells import, with all that these import in turn."""
     text = "\n".join(re.sub(r"(?m)^\s*[%!].*$", "", cell) for cell in cells)
@@ -117,7 +123,7 @@ def fingerprint(notebook: Path, parameters: Mapping[str, Any], before: Iterable[
     """A hash of all that decides what a chapter writes; `before` are the fingerprints of the chapters it needs."""
     cells = code_cells(notebook)
     packages = pinned(notebook.parent.parent / "requirements.lock")
-    parts = [cells, dict(parameters), lineage(definitions(cells)), packages, list(before)]
+    parts = [asking(notebook), dict(parameters), lineage(definitions(cells)), packages, list(before)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

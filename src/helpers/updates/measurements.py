@@ -206,16 +206,17 @@ def stored(parts: Parts, variant: Variant, plan: Plan, build: Callable[[], Langu
     of = {"variant": variant_key(parts, variant), "plan": plan.key()}
     key = ACTIVATIONS.key(**of, **compute.machine(parts.device))
     path = cache.cache_path("activations", f"{key}.safetensors")
-    found = _load(path, of)
-    if found is not None:
-        return found
-    language = build() if build else build_variant(parts, variant)
-    try:
-        made = read(language, plan)
-    except StudyError as error:
-        raise StudyError(f"variant {variant.label}: {error}", error.code) from error
-    atomic_file(path, partial(_save, made, of))
-    return _load(path, of) or made
+    with cache.alone(path):
+        found = _load(path, of)
+        if found is not None:
+            return found
+        language = build() if build else build_variant(parts, variant)
+        try:
+            made = read(language, plan)
+        except StudyError as error:
+            raise StudyError(f"variant {variant.label}: {error}", error.code) from error
+        atomic_file(path, partial(_save, made, of))
+        return _load(path, of) or made
 
 
 def _save(made: Activations, of: dict[str, str], path: Path) -> None:

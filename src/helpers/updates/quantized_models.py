@@ -184,13 +184,14 @@ def _gptq_(language: LanguageModel, precision: str, calibration: Texts) -> None:
 def gptq_file(language: LanguageModel, precision: str, calibration: Texts) -> Path:
     """The file of the model's weights after GPTQ, by module name; made where it is not there."""
     path = _gptq_path(language, precision, calibration)
-    if not path.is_file():
-        if not calibration:
-            raise StudyError(f"precision {precision!r} needs calibration texts; set calibration_rows to at least 8")
-        done = gptq_model(language.model, calibration_batches(language, calibration), name=precision)
-        note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
-        tensors = {name: stored.dequantize(language.model.get_submodule(name).weight.dtype) for name, stored in done.items()}
-        cache.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
+    with cache.alone(path):
+        if not path.is_file():
+            if not calibration:
+                raise StudyError(f"precision {precision!r} needs calibration texts; set calibration_rows to at least 8")
+            done = gptq_model(language.model, calibration_batches(language, calibration), name=precision)
+            note = {name: str(stored.bits_per_weight) for name, stored in done.items()}
+            tensors = {name: stored.dequantize(language.model.get_submodule(name).weight.dtype) for name, stored in done.items()}
+            cache.atomic_file(path, lambda temporary: save_file(tensors, temporary, metadata=note))
     return path
 
 

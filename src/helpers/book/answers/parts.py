@@ -1,14 +1,14 @@
 """Parts: what of the answers stands on which page: boxes of chapters, the first page, and the page of questions."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from helpers.book.answers.numbers import LOOKS, PAGE, Gathered, anchor, gathered, linked_number, look
-from helpers.book.answers.questions import MONDAY, MOST, NOTES, QUESTIONS, SECTIONS, Imperative
-from helpers.book.answers.statements import NOT_SO, SO, UNMEASURED, outcome, stated
+from helpers.book.answers.questions import MONDAY, MOST, NOTES, QUESTIONS, SECTIONS, Imperative, settled
+from helpers.book.answers.statements import SO, UNMEASURED, outcome, stated
 from helpers.book.answers.wording import CHAPTERS, STATEMENTS
 from helpers.book.markup import code, folded, text
 from helpers.figures.findings_tables import claim_sentences, counted
@@ -87,10 +87,13 @@ def tally(count: int) -> str:
 
 
 def chosen(found: Gathered) -> list[Imperative]:
-    """The imperatives of the first page: those whose statement is decided first, at most MOST, in the order of doing."""
-    ends = {each.statement: outcome(found, STATEMENTS[each.statement]) for each in MONDAY}
-    ranks = {SO: 0, NOT_SO: 0, UNMEASURED: 2}
-    best = sorted(MONDAY, key=lambda each: (ranks.get(ends[each.statement], 1), MONDAY.index(each)))[:MOST]
+    """The imperatives of the first page, at most MOST, in the order of doing; whose statement and claim are decided stay."""
+
+    def rank(each: Imperative) -> int:
+        which = outcome(found, STATEMENTS[each.statement])
+        return 0 if settled(which, found.verdict(each.claim)) else 2 if which == UNMEASURED else 1
+
+    best = sorted(MONDAY, key=lambda each: (rank(each), MONDAY.index(each)))[:MOST]
     return [each for each in MONDAY if each in best]
 
 
@@ -105,11 +108,31 @@ def on_monday(root: Path, run: Path) -> str:
 def _imperative(found: Gathered, each: Imperative, root: Path) -> str:
     statement = STATEMENTS[each.statement]
     which = outcome(found, statement)
-    return f"1. **{each.words(which)}.** {stated(found, statement, UP)} ({_cited(found, each.claim, root)})"
+    words = each.words(which, found.verdict(each.claim))
+    return f"1. **{words}.** {stated(found, statement, UP)} ({_cited(found, each.claim, root)})"
 
 
 def _cited(found: Gathered, claim: str, root: Path) -> str:
     return f"{claim}: {text(found.verdict(claim))}, {chapter_of(claim, root)}"
+
+
+def _cited_whole(found: Gathered, claim: str, root: Path, names: Sequence[str]) -> str:
+    still = _still(found, claim, [name for name in names if name in statements_of(claim)])
+    return f"{_cited(found, claim, root)}{f' ({still})' if still else ''}"
+
+
+def _still(found: Gathered, claim: str, names: Sequence[str]) -> str:
+    """What is open of a claim on which one of these statements rests that is said as if it were settled."""
+    return left_open(found, claim) if any(outcome(found, STATEMENTS[name]) == SO for name in names) else ""
+
+
+def left_open(found: Gathered, claim: str) -> str:
+    """Which parts leave a claim open; nothing where the claim is not open."""
+    rows = found.components[(found.components["claim"] == claim) & ~found.components["beside"].astype(bool)]
+    if found.verdict(claim) != INCONCLUSIVE:
+        return ""
+    open_ = dict.fromkeys(rows.loc[rows["answer"] != SUPPORTED, "name"])
+    return f"open in {len(open_)} of {rows['component'].nunique()} parts: {text('; '.join(open_))}"
 
 
 def chapter_of(claim: str, root: Path) -> str:
@@ -159,9 +182,13 @@ def claims_by_verdict(root: Path, run: Path) -> str:
 
 def _claim(found: Gathered, claim: str, root: Path) -> str:
     key, head = f"{claim.lower()}-1", CLAIMS[claim].components[0].name
-    seen = any(each.measured for each in found.told.get(key, ()))
-    shown = f": {text(head)} {linked_number(found, key, UP)}" if seen else ""
-    return f"- **{claim}** {text(CLAIMS[claim].short)}{shown} ({chapter_of(claim, root)})"
+    told = found.told.get(key, ())
+    missing = " not measured" * (found.verdict(claim) != NOT_RUN and all(each.answer == NOT_RUN for each in told))
+    number = f" {linked_number(found, key, UP)}" if any(each.measured for each in told) else missing
+    shown = f": {text(head)}{number}" if number else ""
+    still = left_open(found, claim) if any(each.answer == SUPPORTED for each in told) else ""  # a number that looks decided
+    notes = filter(None, (still, chapter_of(claim, root)))
+    return f"- **{claim}** {text(CLAIMS[claim].short)}{shown} ({'; '.join(notes)})"
 
 
 def _by_cause(found: Gathered, own: pd.DataFrame, root: Path) -> str:
@@ -193,7 +220,9 @@ def claims_in_words(root: Path, run: Path) -> str:
             lines.append(f"## {text(SECTIONS[claim[0]])}\n")
         said = " ".join(stated(found, STATEMENTS[name], UP) for name in statements_of(claim))
         note = text(NOTES[claim]) if claim in NOTES else ""
-        lines.append(f"### {claim}: {text(words.short)}\n\n*{text(words.statement)}* **{text(found.verdict(claim))}.**\n\n"
+        still = _still(found, claim, statements_of(claim))
+        lines.append(f"### {claim}: {text(words.short)}\n\n*{text(words.statement)}* **{text(found.verdict(claim))}.**"
+                     f"{f' {still[0].upper()}{still[1:]}.' if still else ''}\n\n"
                      f"{said} {note} *Literature:* {text(words.literature)}. More: {chapter_of(claim, root)}.\n\n"
                      f"{folded('Every part, and what was asked of it', _every_part(texts, claim))}")  # fmt: skip
     return "\n".join(lines)
@@ -218,7 +247,7 @@ def faq(root: Path, run: Path) -> str:
     sections = []
     for each in QUESTIONS:
         said = " ".join(stated(found, STATEMENTS[name], UP) for name in each.statements)
-        cited = "; ".join(_cited(found, claim, root) for claim in each.claims)
+        cited = "; ".join(_cited_whole(found, claim, root, each.statements) for claim in each.claims)
         sections.append(f"## {text(each.question)}\n\n{said}\n\n{cited}.\n")
     return "\n".join([*sections, f"*From {runs_in_words(found)}.*\n"])
 

@@ -3,67 +3,92 @@
 from dataclasses import dataclass
 
 from helpers.book.answers.statements import NOT_SO, SO
+from helpers.study.findings import INCONCLUSIVE, NOT_RUN
 
 MOST = 5  # imperatives on the first page
 
 
 @dataclass(frozen=True)
 class Imperative:
-    """What to do, by how its statement ends: so, not so, and everything in between; `claim`: whose verdict stands beside it."""
+    """What to do, by how its statement ends: so, not so, and everything in between; `claim`: whose verdict stands beside it.
+
+    in_part: where the statement is so and the verdict open all the same. This and `unsure` say what is not shown.
+    """
 
     claim: str
     statement: str
     so: str
     not_so: str
+    in_part: str
     unsure: str
 
-    def words(self, which: str) -> str:
-        """What to do where its statement ends like this."""
-        return {SO: self.so, NOT_SO: self.not_so}.get(which, self.unsure)
+    def words(self, which: str, verdict: str) -> str:
+        """What to do where its statement ends like this, and the claim has this verdict."""
+        so = self.so if settled(which, verdict) else self.in_part
+        return {SO: so, NOT_SO: self.not_so}.get(which, self.unsure)
 
 
-MONDAY: tuple[Imperative, ...] = (  # in the order in which they are done; where there are too many, those that are decided stay
+def settled(which: str, verdict: str) -> bool:
+    """Whether a statement is decided and its claim too."""
+    return which in {SO, NOT_SO} and verdict not in {INCONCLUSIVE, NOT_RUN}
+
+
+MONDAY: tuple[Imperative, ...] = (  # in the order in which they are done; where there are too many, those that are settled stay
     Imperative(
         "M1", "threshold-formats",
         "After quantizing, spot-check thresholds",
         "After quantizing, even to 4 bits, check every threshold",
-        "After quantizing, check thresholds, and not rankings alone",
+        "After quantizing, spot-check thresholds, and check rankings: that these survive is not shown here",
+        "After quantizing, check thresholds, and not rankings alone: that all of them hold is not shown here",
     ),
     Imperative(
         "S6", "benign",
         "After every fine-tune, on harmless data too, ask for refusals again",
         "After a fine-tune on harmless data, sample a few refusals",
-        "After every fine-tune, ask for refusals again",
+        "After every fine-tune, on harmless data too, ask for refusals again: the rest of the claim is not shown here",
+        "After every fine-tune, ask for refusals again: whether harmless data cost any is not settled here",
     ),
     Imperative(
         "M5", "order",
         "Check in the order of a forecast, not of bits or drift",
         "Check what has the fewest bits and drifts most first",
-        "Check what has the fewest bits and drifts most first, and rely on no forecast",
+        "Check in the order of a forecast, and compare it with your own updates: the rest of the claim is not shown here",
+        "Check what has the fewest bits and drifts most first: that a forecast does better is not shown here",
     ),
     Imperative(
         "N4", "reset",
         "Set thresholds anew from unlabelled texts",
         "Do not rely on new thresholds from unlabelled texts",
-        "Set thresholds anew, and check them with some labels",
+        "Set thresholds anew from unlabelled texts, but not of fit monitors: that it harms few of these is not shown here",
+        "Set thresholds anew only with some labels to check them: that this mends most monitors is not shown here",
     ),
     Imperative(
         "N3", "merged",
         "Do not merge an adapter into NF4 weights",
         "Merge into NF4 where it suits you, and measure what is left",
-        "Measure what is left when you merge an adapter into NF4 weights",
+        "Do not merge an adapter into NF4 weights; check monitors: that these are as under NF4 alone is not shown here",
+        "Measure what is left when you merge an adapter into NF4 weights: whether it is erased is not settled here",
     ),
     Imperative(
         "M2", "threshold-lora",
         "After a LoRA update, check every threshold",
         "After a LoRA update, spot-check thresholds",
-        "After a LoRA update, check thresholds of monitors that matter",
+        "After a LoRA update, check every threshold: the rest of the claim is not shown here",
+        "After a LoRA update, check the thresholds that matter: whether many break is not settled here",
+    ),
+    Imperative(
+        "N2", "removed",
+        "Where you would project layers of an update by SafeLoRA, leave them out: the model refuses alike",
+        "Do not take SafeLoRA for leaving out the same layers",
+        "Hold SafeLoRA against leaving out the same layers: that these are alike in all else is not shown here",
+        "Hold SafeLoRA against leaving out the same layers: whether it does more is not settled here",
     ),
     Imperative(
         "S2", "projected",
         "Project a harmful update where it cannot be taken back",
         "Take a harmful update back; do not project it",
-        "Take a harmful update back rather than project it",
+        "Take a harmful update back: that projecting it restores safety and keeps the task is not shown here",
+        "Take a harmful update back: that projecting it brings refusals back is not shown here",
     ),
 )  # fmt: skip
 

@@ -111,7 +111,7 @@ def _listed(found: Gathered, statement: Statement, which: str, up: str) -> str:
         each = found.told[key]
         label = text(each[0].part if each[0].part in IN_WORDS.values() else f"{each[0].part}:")
         label = label if len(statement.parts) > 1 else ""
-        says = ", ".join(dict.fromkeys(YES[_single(one)] for one in each)) if which == PARTLY else ""
+        says = ", ".join(dict.fromkeys(YES[_single(one)] for one in each)) if which == PARTLY else _unmeasured(each)
         notes = ": ".join(text(note) for note in (says, "" if shared else _why(found, key)) if note)
         shown = linked_number(found, key, up) if any(one.measured for one in each) else ""
         lines.append(" ".join(filter(None, (label, shown, f"({notes})" if notes else ""))))
@@ -119,6 +119,12 @@ def _listed(found: Gathered, statement: Statement, which: str, up: str) -> str:
     bare = not any(one.measured for one in _told(found, statement.parts))  # then the reason is what leads to the origin
     shared_reason = link(statement.parts[0], why, up) if why and bare else text(why)
     return "; ".join(filter(None, (", ".join(filter(None, lines)), shared_reason)))
+
+
+def _unmeasured(each: Sequence[Told]) -> str:
+    """That a part was not measured, and where others measured it, on which models."""
+    gone = [one.model for one in each if _single(one) == UNMEASURED]
+    return YES[UNMEASURED] if len(gone) == len(each) else "; ".join(f"{model}: {YES[UNMEASURED]}" for model in gone)
 
 
 def _why(found: Gathered, key: str) -> str:
