@@ -45,7 +45,7 @@ def read_twice(folder: Path, fit_on: Sequence[Example], judged: Sequence[Example
     seen = {}
     for name, texts, how in (("fit", fit_on, "fp32"), ("before", judged, "fp32"), ("after", judged, "bf16")):
         with compute.using(how):
-            what = observe.plan(texts, [given.monitor(layer=layer)], depth, 64)
+            what = observe.plan(texts, [given.monitor(layer=layer, layers=depth)], depth, 64)
             seen[name] = activations.read(loading.load(folder), what).pooled[f"mean/{layer}"].double().numpy()
     own, labels = (np.array([row.label for row in texts]) for texts in (fit_on, judged))
     scores, cuts = [], []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # nothing of this waits for torch until a model is tried
     from helpers.models.loading import LanguageModel
 
 KERNEL = 10.0  # seconds of a chapter that go to its kernel, imports and figures
-PASSES = 1.36  # what a token takes in a chapter, by what it takes in the trial: batches are smaller, replies come one by one
+PASSES = 1.2  # what a token takes in a chapter, by what it takes in the trial: batches are smaller, replies come one by one
 STATISTICS = {"05": 20, "06": 25, "09": 25, "10": 50}  # seconds of intervals and fits, measured on quick
 TRIED = (8, 16)  # texts x tokens of a pass of the trial: units for bf16 are three times as fast in wide passes as in narrow ones
 TRIAL, SHORT = 2.0, 0.2  # seconds of the trial that tells how fast this machine is; and for what is over at once anyway
