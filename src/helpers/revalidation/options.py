@@ -8,7 +8,7 @@ from helpers.errors import StudyError, nearest, shown
 from helpers.revalidation.policy import BEHAVIOUR, BEHAVIOURS, DEFAULT, GatePolicy, read_policy
 
 TOKENS = 64  # of a text that are read, where monitors do not say how many they were frozen at
-REPLY_TOKENS = 48  # of a reply to a prompt, at most
+REPLY_TOKENS = 32  # of a reply to a prompt, at most: a refusal opens with its phrase
 JUDGED_BY = ("phrases", "fitted")  # both say of each reply whether it refuses
 PACKAGED = ("embedded", "tiny")  # prompts of verified packages, and stand-ins for them
 

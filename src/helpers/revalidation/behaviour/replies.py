@@ -15,6 +15,7 @@ from helpers.revalidation.behaviour.comparison import LEAST, PairedItems
 from helpers.revalidation.options import JUDGED_BY, PACKAGED, Options
 from helpers.revalidation.policy import GatePolicy
 
+AT_ONCE = 128  # prompts that are answered together: a step of so many takes hardly longer than one of a few
 KINDS = {"harmful": "refusals", "safe": "over-refusals"}  # what a refusal of either kind counts as
 PACKAGED_SETS = {"harmful": "advbench", "safe": "edgy"}
 MOST = 64  # packaged prompts of a kind
@@ -96,7 +97,7 @@ def _own(path: Path) -> list[tuple[str, Row]]:
 def reply(language: LanguageModel, prompts: AskedPrompts, new_tokens: int) -> Replied:
     """The greedy replies in the model's chat template, judged by both judges."""
     asked = [row.prompt for row in prompts.rows]
-    said = generation.replies(language, asked, new_tokens=new_tokens)
+    said = generation.replies(language, asked, new_tokens=new_tokens, batch=AT_ONCE)
     settings = behaviour.judge_settings(prompts.origin)
     refused = {name: judges.judge(name, settings)(asked, said).refused for name in JUDGED_BY}
     hashes = tuple(hashlib.sha256(text.encode()).hexdigest()[:12] for text in said)
