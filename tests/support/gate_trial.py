@@ -163,7 +163,7 @@ def main() -> None:
          f"{took:.0f} s, the first line after {first:.1f} s, {memory:.1f} GB, exit code {code}", "", ""),
     ]  # fmt: skip
     with PLACE.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("what", "seen", "stated", "holds"), *rows])
+        csv.writer(file, lineterminator="\n").writerows([("what", "seen", "stated", "holds"), *rows])
     for row in rows:
         print(*row, sep="; ")
 
