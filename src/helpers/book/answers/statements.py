@@ -129,5 +129,10 @@ def _unmeasured(each: Sequence[Told]) -> str:
 
 def _why(found: Gathered, key: str) -> str:
     told = [each for each in found.told[key] if each.answer == INCONCLUSIVE]
-    # for how large a study the effect is too near its bound, the page of the claim tells
-    return "; ".join(dict.fromkeys(filter(None, [note for each in told for note in (each.reason.removesuffix(FAR), each.took)])))
+    return "; ".join(dict.fromkeys(filter(None, [note for each in told for note in (_brief(each.reason), each.took)])))
+
+
+def _brief(reason: str) -> str:
+    """The reason without what the page of the claim tells: another way to decide it, and for how large a study it is too near."""
+    first = reason.removesuffix(FAR).partition(", or ")[0].replace("places of monitors", "places")
+    return re.sub(r"( a seed)? instead of (\d)", r", not \2", first)
