@@ -115,11 +115,8 @@ def check(root: Path, profile: str, models: Sequence[str] = (), seeds: Sequence[
             seed = parameters.checked("seed", seed, 0, known["seed"], where)
             run = PlannedRun(profile, model, slug, seed, results_place() / profile / slug / f"seed-{seed}")
             named = {"profile": profile, "model": model, "seed": seed}
-            chosen = {**overrides, **{name: value for name, value in named.items() if name in defaults}}
-            if "aligned_model" in defaults and (chat := _chat_of(model)):
-                chosen.setdefault("aligned_model", chat)
-            if "threads" in defaults and model not in chapters.ROOM:
-                chosen.setdefault("threads", ALONE)
+            told = {**_of_model(model), **overrides, **named}
+            chosen = {name: value for name, value in told.items() if name in defaults or name in overrides}
             for stage in [stage for stage in lean if seed >= stage.from_seed][-1:]:
                 chosen, left_out[run] = {**chosen, **stage.changes}, frozenset(stage.skip)
             values[run] = parameters.resolve(notebooks, chosen, known, where)
@@ -165,6 +162,12 @@ def checked_model(model: object, where: str = "the command") -> str:
     if "@" not in model:
         raise StudyError(f"hub model {model!r} has no revision; pin one: {model}@<commit>", REFUSED)
     return results.slug(model)
+
+
+def _of_model(model: str) -> dict[str, Any]:
+    """Parameters that follow from the model, where the profile does not set them."""
+    chat = _chat_of(model)
+    return {**({"aligned_model": chat} if chat else {}), **({} if model in chapters.ROOM else {"threads": ALONE})}
 
 
 def _chat_of(model: str) -> str:
