@@ -1,6 +1,7 @@
 """Monitors of other people: scikit-learn's pipelines without a pickle, directions as safetensors, layers by convention."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sklearn.svm import SVC, LinearSVC
 from support.bland import refused
 
 from helpers.errors import NOT_COMPARABLE, REFUSED, USAGE
+from helpers.monitors import probes
 from helpers.monitors.exchange import direction_folders, export
 from helpers.monitors.exchange.direction_folders import BaseModel
 from helpers.monitors.exchange.plain_texts import without_template
@@ -73,6 +75,16 @@ def test_the_score_is_that_of_scikit_learn(kind, tmp_path):
     assert np.allclose(monitor.score(Pooled(x)), wanted, rtol=1e-6, atol=1e-6 * wanted.std())
     assert monitor.thresholds == {"5": 0.25}
     assert ((monitor.score(Pooled(x)) > 0) == (pipeline.predict(x) == 1)).all()
+
+
+def test_a_probe_from_elsewhere_is_fitted_anew_on_fewer_texts_than_it_is_wide(tmp_path):
+    """The fault: no penalty is in its file, so none was asked for, and classes that can be told apart had no optimum."""
+    x, y = np.random.default_rng(0).normal(size=(40, 64)), np.arange(40) % 2
+    x[:, 0] += 2 * y
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-10, max_iter=5000)).fit(x, y)
+    monitor = one(export(pipeline, tmp_path / "wide", threshold=0.0, **PLACE), replace(BASE, width=64))
+    again = probes.refit(monitor.readout, Pooled(x), y)
+    assert np.allclose(again.tensors["w"], monitor.readout.tensors["w"], rtol=1e-3, atol=1e-5)  # scikit-learn's own default
 
 
 def test_which_class_is_flagged_is_said_and_turns_the_sign(tmp_path):

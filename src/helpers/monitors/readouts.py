@@ -20,8 +20,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from helpers.errors import REFUSED, StudyError
 
-SURE = 1e-12  # p (1 - p) of a row counts at least so much: where all rows are sure, the bias would have no curvature at all
-
 
 def _float64(array: np.ndarray | Tensor) -> np.ndarray:
     # float64: the order in which d_model products are added shall not carry a score across a threshold
@@ -168,8 +166,8 @@ def _newton(x: Float[np.ndarray, "n r"], y: Labels, strength: float) -> Float[np
     found = np.zeros(z.shape[1])
     for _ in range(100):
         p = special.expit(z @ found)
-        gradient, curved = z.T @ (p - y) + penalty * found, np.maximum(p * (1 - p), SURE)
-        step = np.linalg.solve((z * curved[:, None]).T @ z + np.diag(penalty), gradient)
+        gradient = z.T @ (p - y) + penalty * found
+        step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(penalty), gradient)
         fall, size, now = float(gradient @ step), 1.0, loss(found)  # `fall`: twice what the step gains where the loss is a bowl
         while fall > 1e-6 and size > 1e-8 and loss(found - size * step) > now - 1e-4 * size * fall:
             size /= 2

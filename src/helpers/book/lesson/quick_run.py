@@ -30,7 +30,6 @@ DRAWN = {"03_finetuning": "03-13", "05_staleness": "05-07", "07_projection": "07
 FIGURES = "quick"  # their folder in book/_static
 MOST = 12  # parts of an answer that are written out
 SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z*])")
-ROLE = re.compile(r"\{(?:term|doc|ref|cite)\}`([^`<]+?)(?:\s*<[^`>]*>)?`")
 KEPT = {"profile", "model", "seed", "commit", "compute", "cpus", "chapters"}
 
 
@@ -79,7 +78,7 @@ def _sentences(root: Path, run: Run, name: str) -> list[str]:
 
 def _filled(sentence: str, said: Mapping[str, str]) -> str:
     told = provenance.GLUED.sub(lambda match: said.get(match["key"], "(not measured)"), sentence.strip(" -"))
-    return re.sub(r"[*`]", "", ROLE.sub(r"\1", told))
+    return re.sub(r"[*`]", "", exercises.ROLE.sub(r"\1", told))
 
 
 def answer_words(answer: object) -> str:
@@ -121,8 +120,9 @@ def part(root: Path, run: Path) -> str:
     spent = sum((Tokens(**each["tokens"]) for each in found["chapters"]), Tokens())
     lines = [
         f"One run of the profile `{text(found['profile'])}`, seed {found['seed']}, at commit `{text(found['commit'][:10])}`, "
-        f"computed in {text(found['compute'])} on {found['cpus']} cores: {spent.words}. Another machine, or the other compute, "
-        "gives the same picture and other last digits; where a number stands at a bound, an answer can turn.\n"
+        f"computed in {text(found['compute'])} on {found['cpus']} cores: {spent.words}. Another compute or processor rounds "
+        "otherwise, and its training ends elsewhere. Rates of so few prompts and monitors then move as if another seed were "
+        "drawn, and an answer may turn: compare intervals and large effects.\n"
     ]
     return "\n".join([*lines, *map(_section, found["chapters"])])
 

@@ -43,9 +43,6 @@ NAMES = {  # what others call the same
 KINDS = ("logistic", "lda", "mean-difference", "mlp")  # by which a monitor is fitted anew where labels allow
 
 
-PENALTIES = {"logistic": 1.0, "mlp": 1e-4}  # then with scikit-learn's own default: the first one's penalty is in no file
-
-
 @dataclass(frozen=True)
 class BaseModel:
     """What a foreign monitor is put on: the base's name, width and depth, and how it reads with and without its template."""
@@ -192,10 +189,11 @@ def _readout(where: str, entry: Mapping[str, Any], parts: Mapping[str, np.ndarra
         raise StudyError(f"{where}: a number is not finite, or a scale not above 0; write them anew", REFUSED)
     if "hidden.weight" not in parts:
         w, kind = weight / scale, str(entry.get("kind", "logistic"))
-        return Readout(kind, {"w": w, "b": np.array(bias - mean @ w)}, PENALTIES.get(kind, 0.0))
+        # its penalty is in no file: fitted anew, it takes scikit-learn's default, which is 1 on rows not divided by the root of d
+        return Readout(kind, {"w": w, "b": np.array(bias - mean @ w)}, 1 / len(w) if kind == "logistic" else 0.0)
     w1 = parts["hidden.weight"] / scale
     b1 = parts.get("hidden.bias", np.zeros(len(w1))) - w1 @ mean
-    return Readout("mlp", {"W1": w1, "b1": b1, "w2": weight, "b2": np.array(bias)}, PENALTIES["mlp"])
+    return Readout("mlp", {"W1": w1, "b1": b1, "w2": weight, "b2": np.array(bias)}, 0.0)
 
 
 def _monitor(where: str, entry: Mapping[str, Any], parts: Mapping[str, np.ndarray], base: BaseModel) -> Monitor:
