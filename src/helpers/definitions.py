@@ -107,6 +107,7 @@ PROBES = Definition(
     code=("monitors.readouts", "monitors.probes", "monitors.frozen", "monitors.readings", "monitors.fitting",
           "monitors.baselines"),
 )  # fmt: skip
+OWN_REPLIES = Definition("own-replies", 1, (ACTIVATIONS, REPLIES, JUDGES, PROBES), code=("staleness.own_replies",))
 SIGNALS = Definition(
     "signals", 2, (VARIANT,), code=("staleness.moved_weights", "staleness.drift_signals", "staleness.forecast_data")
 )
@@ -137,9 +138,9 @@ REALIGN = Definition(
           "monitors.repair_ladder", "staleness.policies"),
 )  # fmt: skip
 FINDINGS = Definition(
-    "findings", 4, (INTERVALS,),
-    code=("study.paired_items", "study.selections", "study.evidence", "study.monitor_evidence", "study.repair_evidence",
-          "study.claims", "study.reasons", "study.findings"),
+    "findings", 5, (INTERVALS,),
+    code=("study.paired_items", "study.selections", "study.evidence.behaviour", "study.evidence.monitors",
+          "study.evidence.repair", "study.evidence.replies", "study.claims", "study.reasons", "study.findings"),
 )  # fmt: skip
 
 DEFINITIONS: dict[str, Definition] = {one.name: one for one in list(globals().values()) if isinstance(one, Definition)}

@@ -33,6 +33,7 @@ OWN: dict[str, tuple[str, ...]] = {  # the columns of each table between the key
     "monitors": ("task", "probe", "layer", "depth"),
     "staleness": ("task", "probe", "layer", "depth"),
     "interaction": ("task", "probe", "layer"),
+    "replies": ("task", "probe", "layer", "depth"),
     "histograms": ("task", "probe", "layer", "depth", "label", "edge"),
     "triage": ("predictor", "split", "budget"),
     "projection": ("module", "layers_changed", "measured_on"),

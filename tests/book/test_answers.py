@@ -24,7 +24,7 @@ from helpers.stats.intervals import Estimate
 from helpers.stats.over_seeds import over_seeds
 from helpers.study import findings
 from helpers.study.claims import CLAIMS, LEVELS, UNITS, Component
-from helpers.study.evidence import UPDATES
+from helpers.study.evidence.behaviour import UPDATES
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "results" / "cpu" / "toy" / "seed-0"

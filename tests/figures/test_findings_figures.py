@@ -14,7 +14,7 @@ from helpers.stats import intervals
 from helpers.study import claims as all_claims
 from helpers.study import findings as all_findings
 from helpers.study.claims import CLAIMS, UNITS
-from helpers.study.evidence import UPDATES
+from helpers.study.evidence.behaviour import UPDATES
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED, VERDICTS
 
 

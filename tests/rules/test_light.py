@@ -23,7 +23,7 @@ BLOCKED = {
 }  # what the extra `study` brings, and what Windows lacks
 LIGHT = (
     *("errors", "console", "results"),
-    *("study.session", "study.parameters", "study.evidence", "study.claims", "study.findings", "study.chapters"),
+    *("study.session", "study.parameters", "study.evidence.behaviour", "study.claims", "study.findings", "study.chapters"),
     *("stats.intervals", "stats.roc", "stats.paired_rates"),
     *("data.sources", "data.corpora", "data.splits", "data.user_files", "data.pii_templates", "data.tasks"),
     *("updates.names",),

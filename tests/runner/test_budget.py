@@ -10,6 +10,7 @@ from helpers.data import corpora
 from helpers.models import activations, behaviour, generation, loading, utility
 from helpers.models.encoding import Plan
 from helpers.runner import budget, passes, plans
+from helpers.staleness import own_replies
 from helpers.study import chapters
 from helpers.updates import preferences, quantized_models, recipes, training
 
@@ -54,6 +55,13 @@ def test_the_full_protocol_costs_what_is_counted(language, of):
 def test_reading_costs_what_is_counted(language, of, depths):
     plan = Plan(tuple(example(f"polish {'the lamp ' * (i + 1)}", number=i) for i in range(7)), depths, 20, budget=64)
     assert spent(lambda: activations.read(language, plan)).forward == pytest.approx(passes.activations(of, plan))
+
+
+def test_own_replies_cost_what_is_counted_if_they_are_as_long_as_they_may_be(language, of, monkeypatch):
+    how = own_replies.asked(3, (0.5,), 4, "tiny")
+    monkeypatch.setattr(generation, "replies", lambda _, prompts, *__: ["four"] * len(prompts))  # a token a letter
+    read = spent(lambda: own_replies._heard(language, how.test, how)).forward
+    assert read + passes.replies(of.prompts(how.test), 4) == pytest.approx(passes.heard(of, how.test, how))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from support.tiers import mostly_slow
 from helpers import results
 from helpers.staleness.predictors import PREDICTORS, PRICES
 from helpers.stats.intervals import MARGINS, Estimate
-from helpers.study import claims, findings, monitor_evidence, repair_evidence
+from helpers.study import claims, findings
 from helpers.study.claims import CLAIMS, SIDES, UNITS
-from helpers.study.evidence import LOTS
+from helpers.study.evidence import monitors as monitor_evidence
+from helpers.study.evidence import repair as repair_evidence
+from helpers.study.evidence.behaviour import LOTS
 from helpers.study.paired_items import Premised, plain, pooled, single
 from helpers.study.parameters import profile
 from helpers.study.selections import BENIGN, HARMFUL, SHIFT, Address, Remembered, at_home
@@ -61,6 +63,7 @@ WORLD = {
     "merged": 0.0, "dpo": 0.0, "dpo_drop": 0.0, "refit": 0.005, "angle": 40.0, "usual": 25.0, "plain": 1.0, "noise": 1.0,
     "true": 0.0, "simulated_auroc": 0.0, "spearman": 0.5, "beyond": 0.2, "gated": 0.0, "methods": 0.0, "harmed": 0.0,
     "mended": 1.0, "restored_unfit": 0.0, "gain": 0.04, "removed_auroc": 0.0, "removed_tpr": 0.0, "alarms": 0.09,
+    "early": 1.0, "late": 0.0, "heard": {"last": 0.4, "mean": 0.0},
     "overlap": 0.8, "larger": 0.9, "moved": 0.4, "random_moved": 0.2, "left": 0.05, "size": 1.0,
 }  # fmt: skip
 
@@ -295,8 +298,23 @@ def weights(w):
     return rows
 
 
+def replies(w):
+    """Monitors of the model's own replies, before (last) and during (mean) it; the decoys are doses and restored updates."""
+    rows = []
+    for pooling, share in (("last", w["early"]), ("mean", w["late"])):
+        for kind, caught in (("lda", 0.9), ("logistic", 0.1)):  # what catches a tenth is weak
+            for layer in LAYERS:
+                where = {"task": "own-replies", "probe": f"{kind}-{pooling}", "layer": layer, "depth": 0.5}
+                rows.append(row("tpr_5", caught, Address(), **where))
+                for address, hit in ((Address(), 0.0), *((a, WILD) for a in DECOYS), *((a, share) for a in TUNED)):
+                    flag = float(hit if kind == "lda" else 1 - hit)
+                    rows += [row("stale_fpr_5", flag, address, 0.0, **where), row("stale_tpr_5", 0.0, address, 0.0, **where)]
+                    rows.append(row("fpr_5", w["heard"][pooling] if address in TUNED else WILD, address, **where))
+    return rows
+
+
 BUILDERS = {build.__name__: build for build in (items, staleness, monitors, realignment, projection, triage, subspaces, neurons,
-                                                weights)}  # fmt: skip
+                                                weights, replies)}  # fmt: skip
 
 
 MADE = {}
@@ -357,6 +375,9 @@ CASES = {
     **both(("M3", 1), 1.0, {"lora": UPSIDE}, -1.0),
     **both(("M3", 3), 1.0, {"lora": UPSIDE}, -1.0),
     **both(("M3", 5), 0.5, {"lora": UPSIDE}, -1.0),
+    **both(("M3", 7), 1.0, {"lora": UPSIDE, "late": 1.0}, -1.0),
+    ("M3", 9): (1.0, {"early": 0.0, "late": 1.0}, -1.0),
+    ("M3", 10): (0.4, {"heard": {"last": 0.0, "mean": 0.2}}, -0.2),
     **both(("M4", 1), 0.05, {"drop": {"nf4": 0.05, "bf16": 0.05, "alone": 0.02}}, -0.02),
     **both(("M4", 3), 0.2, {"loss": {"nf4": 0.2, "bf16": 0.2, "alone": 0.1}}, -0.1),
     ("M4", 5): (0.05, {"drop": {"nf4": 0.07, "bf16": 0.05, "alone": 0.02}}, 0.0),

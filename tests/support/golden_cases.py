@@ -47,6 +47,7 @@ from helpers.staleness import (
     drops,
     forecast_data,
     interaction,
+    own_replies,
     policies,
     predictors,
     score_histograms,
@@ -714,6 +715,16 @@ def mended():
     }
 
 
+def own_words():
+    """What a tiny model says, read; and what monitors say of planted replies."""
+    how = own_replies.asked(2, (0.5,), 4, "tiny")
+    heard = own_replies._heard(loaded(), how.test[:6], how)
+    said = [own_replies.Heard((np.arange(48) % 2).astype(float), {"mean/1": numbers(48, 6, seed=i)}) for i in (1, 2)]
+    one = replace(planted_monitors()[0], task=own_replies.TASK, pooling="mean", layer=1, width=6,
+                  tensors={"w": np.arange(6.0) - 2, "b": np.array(0.5)}, kind="logistic", thresholds={"5": 0.4})  # fmt: skip
+    return {"heard": heard, "compared": own_replies.compare_replies([one], *said, np.arange(48) // 2)}
+
+
 def found_out():
     tables = [("tiny", seed, world(rates={"harmful": 0.9 - seed / 100})) for seed in range(3)]
     dots = findings.by_seed(tables)
@@ -743,6 +754,7 @@ CASES: dict[str, Callable[[], object]] = {
     "activations": read,
     "measure": measure,
     "probes": probes_fitted,
+    "own-replies": own_words,
     "signals": foretold,
     "sketch": looked,
     "neurons": ranked,

@@ -39,9 +39,11 @@ from helpers.figures.drawing.layout import (
     together,
     unmeasured,
 )
+from helpers.figures.drawing.spoken import spoken
 from helpers.figures.drawing.task_lines import floor_line, lines_by_task, ticks_apart
 from helpers.figures.drawing.theme import PALETTE, bars, panels, share_axis
 from helpers.figures.drawing.two_heaps import two_heaps
+from helpers.staleness import cohorts
 from helpers.staleness.cohorts import POOLINGS
 from helpers.staleness.verdicts import FLOOR, GROUPS
 from helpers.stats import roc
@@ -337,3 +339,11 @@ def _beside(ax: Axes, part: pd.DataFrame, blocks: pd.Series, measure: str) -> No
     words: dict[str, Any] = {"va": "center", "fontsize": TEXT, "style": "italic", "transform": ax.get_yaxis_transform()}
     ax.text(0.97, -1.0, side, ha="right", **words)
     ax.text(0.03, -1.0, "better", ha="left", **words)
+
+
+def own_replies(labelled: pd.DataFrame | None) -> Figure:
+    """Monitors before and during the model's own reply, by group of updates (table `replies`, described; None: not read)."""
+    if labelled is None:
+        return unmeasured("monitors of the model's own replies: reply_prompts is 0")
+    parts = {"unfit": cohorts.by_group(labelled, cohorts.UNFIT), "fpr_5": staleness_tables.called_refusals(labelled)}
+    return message(spoken(parts), staleness_tables.own_replies_title(parts["unfit"], parts["fpr_5"]))

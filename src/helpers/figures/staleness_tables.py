@@ -114,6 +114,39 @@ def resampled_angles(monitors: pd.DataFrame) -> dict[str, float]:
     return rows.groupby("probe")["value"].median().to_dict()
 
 
+def own_replies_table(labelled: pd.DataFrame | None) -> pd.DataFrame:
+    """One row a group of updates of the table `replies`, described: the share of replies that refuse, and for monitors before and
+    during the reply the refusals they flag, the answers they flag, and how many are unfit. Means over variants and monitors."""
+    if labelled is None:
+        return pd.DataFrame(columns=["updates"])
+    named = labelled.assign(group=labelled["group"].mask(labelled["label"] == "aligned", "the aligned model"))
+    singles = cohorts.single_monitors(named)
+    singles = singles[~singles["weak"]]
+    flags, found = cohorts.unfit(singles), []
+    for group in ("the aligned model", *(name for name in GROUPS if name in set(named["group"]))):
+        refused = named[(named["group"] == group) & (named["metric"] == "refused")]
+        cells: dict[str, object] = {"updates": group, "replies that refuse": _mean_share(refused)}
+        for pooling, words in (("last", "before"), ("mean", "during")):
+            own = [rows[(rows["group"] == group) & (rows["pooling"] == pooling)] for rows in (singles, flags)]
+            for metric, what in (("tpr_5", "refusals flagged"), ("fpr_5", "answers flagged")):
+                cells[f"{words}: {what}"] = _mean_share(own[0][own[0]["metric"] == metric])
+            cells[f"{words}: unfit"] = _share(own[1], UNFIT)
+        found.append(cells)
+    return pd.DataFrame(found)
+
+
+def called_refusals(labelled: pd.DataFrame) -> pd.DataFrame:
+    """The mean share of answers that monitors of own replies call refusals, and the mean of its ends, by group of updates and
+    pooling; n: answers of one variant."""
+    singles = cohorts.single_monitors(labelled)
+    rows = singles[~singles["weak"] & (singles["metric"] == "fpr_5") & (singles["group"] != "")]
+    return rows.groupby(["group", "pooling"], sort=False)[["value", "low", "high", "n"]].mean().round({"n": 0}).reset_index()
+
+
+def _mean_share(rows: pd.DataFrame) -> str:
+    return f"{100 * rows['value'].mean():.0f} %" if len(rows) else "–"
+
+
 # ---------------------------------------------------------------- sentences
 
 
@@ -276,3 +309,15 @@ def _beyond_sum(outer: pd.DataFrame, inner: pd.DataFrame, margin: float) -> str:
         return "worse" if (outer["low"] > 0).all() else f"worse in {int((outer['low'] > 0).sum())} of {len(outer)} updates"
     within = (inner["low"] > -margin) & (inner["high"] < margin)
     return f"equal within {margin:g}" if within.all() else "cannot be told"
+
+
+def own_replies_title(unfit: pd.DataFrame, alarms: pd.DataFrame, group: str = "LoRA") -> str:
+    """What a group of updates does to monitors that read before and during the model's own reply: the shares of them that are
+    unfit, and of answers that they call refusals. Rows of `cohorts.by_group`, and means by group and pooling."""
+    told = []
+    for rows, words in ((unfit, "{} of those that read before the reply are unfit, {} of those that read during it"),
+                        (alarms, "they call {} and {} of its answers refusals")):  # fmt: skip
+        values = rows[rows["group"] == group].set_index("pooling")["value"]
+        if {"last", "mean"} <= set(values.index):
+            told.append(words.format(f"{values['last']:.0%}", f"{values['mean']:.0%}"))
+    return f"Monitors of the model's own replies, after {group}: {'; '.join(told)}." if told else NOBODY

@@ -21,7 +21,21 @@ from helpers.monitors import fitting, readings, spot_check
 from helpers.projection import stronger_alignment
 from helpers.projection.restorations import RESTORATIONS, parse
 from helpers.projection.restored_updates import SAFETY_ROWS
-from helpers.runner.passes import Lengths, Reader, Values, activations, calibrated, padded, reader, replies, said, trained, useful
+from helpers.runner.passes import (
+    Lengths,
+    Reader,
+    Values,
+    activations,
+    calibrated,
+    heard,
+    padded,
+    reader,
+    replies,
+    said,
+    trained,
+    useful,
+)
+from helpers.staleness import own_replies
 from helpers.updates import endings, recipes, safety_tuning, salora, training
 
 # tokens of one seed: forward, and three times those trained; of cpu only the first has the arms of doses besides, and the seeds
@@ -136,7 +150,16 @@ def _monitors(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
 def _staleness(of: Reader, all_values: Mapping[str, Values]) -> Tokens:
     formats, tuned = all_values["02"], all_values["03"]
     count = 1 + sum(len(part) for part in (formats["controls"], formats["quantizers"], tuned["updates"], tuned["servings"]))
-    return Tokens(count * on_variant(of, all_values["04"]))
+    return Tokens(count * on_variant(of, all_values["04"]) + _own_replies(of, all_values, count))
+
+
+def _own_replies(of: Reader, all_values: Mapping[str, Values], variants: int) -> float:
+    """Tokens of every variant's own replies, and of those that monitors are fitted on."""
+    v = all_values["05"]
+    if not v["reply_prompts"]:
+        return 0.0
+    how = own_replies.asked(v["reply_prompts"], all_values["04"]["depths"], v["reply_tokens"], of.texts)
+    return variants * heard(of, how.test, how) + heard(of, how.fitted, how) + heard(of, how.harmless, how)
 
 
 def _projection(of: Reader, all_values: Mapping[str, Values]) -> Tokens:

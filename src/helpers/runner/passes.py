@@ -12,6 +12,7 @@ from helpers.models.activations import layers
 from helpers.models.loading import chat_text, encode_text, length_batches
 from helpers.models.meter import Tokens
 from helpers.models.utility import DOCUMENT_TOKENS
+from helpers.staleness import own_replies
 from helpers.updates import preferences, training
 from helpers.updates.quantized_models import CALIBRATION_TOKENS, calibration_kind, calibration_texts
 
@@ -91,6 +92,16 @@ def activations(of: Reader, plan: encoding.Plan) -> float:
     lengths = [len(row) - shared for row in encoded.rows]
     deepest = max(layers([*plan.depths, *(depth for _, depth in plan.tokens)], of.depth))
     return (shared + padded(lengths, encoding.token_batches(lengths, plan.budget))) * deepest / of.depth
+
+
+def heard(of: Reader, rows: Sequence[Row], how: own_replies.ReplyPlan) -> float:
+    """Tokens of `own_replies.listen`: the replies, what stands before them, and both together, as long as they may be."""
+    asked = of.prompts(rows)
+    before = encoding.Plan(tuple(own_replies.example(row) for row in rows), how.depths, own_replies.PROMPT_TOKENS)
+    shared = shared_prefix.common(asked)
+    lengths = [len(row) + how.tokens - shared for row in asked]
+    during = shared + padded(lengths, encoding.token_batches(lengths, before.budget))
+    return replies(asked, how.tokens) + activations(of, before) + during * max(layers(how.depths, of.depth)) / of.depth
 
 
 def trained(of: Reader, rows: Sequence[Row], recipe: training.Recipe) -> Tokens:

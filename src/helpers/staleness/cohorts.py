@@ -15,6 +15,7 @@ from helpers.stats.over_seeds import mean_of
 from helpers.updates.names import CONTROL, SIMULATED, place_names
 
 UNCOUNTED = (CONTROL, SIMULATED)  # how the kinds begin that are in no mean
+OWN_REPLIES = "own-replies"  # the task of monitors that read what the model itself replies (`staleness.own_replies`)
 POOLINGS = ("last", "mean")  # attention reads every token: its few probes stand in the tables, alone
 WEAK_BELOW = 0.3  # of the texts to be flagged, caught at the threshold of 5 % false alarms on the model before any update
 COUNTED, WEAK = "all", "weak"  # what a row about many monitors is called, followed by their pooling

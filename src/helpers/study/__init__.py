@@ -3,8 +3,8 @@
 - `parameters`, `limits`: parameters of notebooks and profiles, checked, and what each may be
 - `chapters`, `fingerprints`, `statuses`: which chapter needs which; what decides what it writes; whether that still holds
 - `session`: a run opened in Python, which `helpers.study.open` gives
-- `claims`: `CLAIMS`, one entry a claim; `selections`, `paired_items`, `evidence`, `monitor_evidence`, `repair_evidence`: what
-  each rests on; `findings`: the verdicts over seeds; `reasons`: why one is open, and what it would take
+- `claims`: `CLAIMS`, one entry a claim; `evidence`: what each rests on, made of `selections` and `paired_items`
+- `findings`: the verdicts over seeds; `reasons`: why one is open, and what it would take
 
 May import: the science (for the names in its registries) and the root files; nothing that runs or draws. A new claim is one
 entry in `claims.CLAIMS` and its evidence.

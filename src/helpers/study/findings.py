@@ -20,7 +20,7 @@ from helpers.results import OWN
 from helpers.stats.intervals import Estimate
 from helpers.stats.over_seeds import over_seeds
 from helpers.study.claims import CLAIMS, LEVELS, SEEDS, UNITS, Claim, Component
-from helpers.study.evidence import first_look
+from helpers.study.evidence.behaviour import first_look
 from helpers.study.paired_items import Premised, Seen, pooled, single
 from helpers.study.reasons import Judged, counted_seeds, reason
 from helpers.study.selections import Tables, remembered
@@ -122,7 +122,7 @@ def by_seed(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def overlook(runs: Sequence[Run]) -> pd.DataFrame:
-    """What some updates do to refusals and monitors (`evidence.first_look`), over the seeds of a model and in each of them.
+    """What some updates do to refusals and monitors (`behaviour.first_look`), over the seeds of a model and in each of them.
 
     Columns update, asked, model, seed ("all" for all of them), value, low, high, n.
     """

@@ -67,14 +67,16 @@ def remembered(tables: Tables) -> Remembered:
 def kept(make: Callable[[Tables], Made]) -> Callable[[Tables], Made]:
     """A function of tables that looks first at what these remember of it."""
 
+    name = f"{make.__module__}.{make.__qualname__}"
+
     @wraps(make)
     def found(tables: Tables) -> Made:
         memo = getattr(tables, "memo", None)
         if memo is None:
             return make(tables)
-        if make.__qualname__ not in memo:
-            memo[make.__qualname__] = make(tables)
-        return memo[make.__qualname__]
+        if name not in memo:
+            memo[name] = make(tables)
+        return memo[name]
 
     return found
 

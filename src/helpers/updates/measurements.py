@@ -205,45 +205,68 @@ def stored(parts: Parts, variant: Variant, plan: Plan, build: Callable[[], Langu
     """
     of = {"variant": variant_key(parts, variant), "plan": plan.key()}
     key = ACTIVATIONS.key(**of, **compute.machine(parts.device))
-    path = cache.cache_path("activations", f"{key}.safetensors")
-    with cache.alone(path):
-        found = _load(path, of)
-        if found is not None:
-            return found
+
+    def made() -> Kept:
         language = build() if build else build_variant(parts, variant)
         try:
-            made = read(language, plan)
+            return _taken_apart(read(language, plan))
         except StudyError as error:
             raise StudyError(f"variant {variant.label}: {error}", error.code) from error
-        atomic_file(path, partial(_save, made, of))
-        return _load(path, of) or made
+
+    return _put_together(*stored_tensors("activations", key, of, made))
 
 
-def _save(made: Activations, of: dict[str, str], path: Path) -> None:
-    offsets = {name: torch.from_numpy(values) for name, values in made.offsets.items()}
-    groups = {"pooled": made.pooled, "tokens": made.tokens, "offsets": offsets}
+Kept = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, and a note on them in JSON's own types
+
+
+def _taken_apart(found: Activations) -> Kept:
+    offsets = {name: torch.from_numpy(values) for name, values in found.offsets.items()}
+    groups = {"pooled": found.pooled, "tokens": found.tokens, "offsets": offsets}
     tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
-    note = json.dumps({"of": of, "layers": made.layers, "counts": made.counts})
+    return tensors, {"layers": found.layers, "counts": found.counts}
+
+
+def _put_together(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Activations:
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    offsets = {name: tensor.numpy() for name, tensor in group("offsets/").items()}
+    return Activations(tuple(about["layers"]), group("pooled/"), group("tokens/"), offsets, about["counts"])
+
+
+def stored_tensors(kind: str, key: str, of: Mapping[str, str], make: Callable[[], Kept]) -> Kept:
+    """Tensors and the note on them: made once, then mapped from the cache; a file that is torn or altered is made again.
+
+    of: what they are of, which the file repeats, so that it is never taken for another's.
+    """
+    path = cache.cache_path(kind, f"{key}.safetensors")
+    with cache.alone(path):
+        found = _load(path, of)
+        if found is None:
+            made = make()
+            atomic_file(path, partial(_save, made, of))
+            found = _load(path, of) or made
+        return found
+
+
+def _save(made: Kept, of: Mapping[str, str], path: Path) -> None:
+    tensors, about = made
+    note = json.dumps({"of": of, **about})
     # one entry: safetensors writes several in an order that changes, and equal content should give equal bytes
     save_file(tensors, path, metadata={NOTE: f"{_checksum(note, tensors)} {note}"})
 
 
-def _load(path: Path, of: dict[str, str]) -> Activations | None:
-    """The activations of a file, mapped, not copied; None where it is absent, torn, altered, or of something else."""
+def _load(path: Path, of: Mapping[str, str]) -> Kept | None:
+    """The tensors of a file, mapped, not copied; None where it is absent, torn, altered, or of something else."""
     try:
         with safe_open(path, framework="pt") as file:
             checksum, _, note = (file.metadata() or {}).get(NOTE, "").partition(" ")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    if checksum != _checksum(note, tensors) or (about := json.loads(note))["of"] != of:
+    if checksum != _checksum(note, tensors) or (about := json.loads(note)).pop("of") != of:
         return None
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    offsets = {name: tensor.numpy() for name, tensor in group("offsets/").items()}
-    return Activations(tuple(about["layers"]), group("pooled/"), group("tokens/"), offsets, about["counts"])
+    return tensors, about
 
 
 def _checksum(note: str, tensors: dict[str, Tensor]) -> str:

@@ -6,9 +6,9 @@ import pandas as pd
 
 from helpers.stats.intervals import MARGINS, Estimate
 from helpers.stats.over_seeds import SHARES
-from helpers.study import evidence, monitor_evidence
 from helpers.study.claims import FREQUENT, IN_WORDS, Component
-from helpers.study.monitor_evidence import PRIVACY, by_place
+from helpers.study.evidence import behaviour, monitors
+from helpers.study.evidence.monitors import PRIVACY, by_place
 from helpers.study.paired_items import Items, told
 from helpers.study.selections import Evidence, Tables, is_lora, mean, minus, over_tasks, select, trained
 
@@ -21,7 +21,7 @@ NOTHING_CHANGED = "identity"  # the aligned model, saved and loaded again
 
 def _level(tables: Tables, adapter: str) -> Estimate | None:
     """The share of AdvBench's prompts that the base model, or "" the aligned one, does not refuse."""
-    return evidence.share_not_refused(tables, adapter=adapter, precision="bf16", restoration="")
+    return behaviour.share_not_refused(tables, adapter=adapter, precision="bf16", restoration="")
 
 
 def _aligned(tables: Tables) -> Estimate | None:
@@ -31,7 +31,7 @@ def _aligned(tables: Tables) -> Estimate | None:
 
 def _over_refusal(tables: Tables, precision: str) -> Estimate | None:
     """The share of safe prompts that the aligned model refuses in a precision."""
-    where = {"judge": evidence.JUDGE, "metric": "over_refusal", "prompt_set": "edgy", "adapter": "", "restoration": ""}
+    where = {"judge": behaviour.JUDGE, "metric": "over_refusal", "prompt_set": "edgy", "adapter": "", "restoration": ""}
     return mean(select(tables, "behaviour", precision=precision, **where))
 
 
@@ -42,7 +42,7 @@ def _three_bits(tables: Tables) -> Estimate | None:
 def _at_start(tables: Tables, metric: str, probe: str = "") -> pd.DataFrame:
     """A metric of the monitors on the aligned model: of one kind of probe, or of all that are in use."""
     found = select(tables, "monitors", metric=metric, adapter="", precision="bf16", restoration="")
-    return found[found["probe"] == probe] if probe else monitor_evidence.monitors(found)
+    return found[found["probe"] == probe] if probe else monitors.monitors(found)
 
 
 def _false_alarms(tables: Tables) -> Estimate | None:
@@ -65,7 +65,7 @@ def _untouched(pooling: str) -> Evidence:
     """The share of monitors that are unfit on a model on which nothing changed."""
 
     def found(tables: Tables) -> Items | None:
-        rows = monitor_evidence.unfit(tables)
+        rows = monitors.unfit(tables)
         return told(by_place(rows[(rows["adapter"] == NOTHING_CHANGED) & (rows["restoration"] == "")], pooling), SHARES)
 
     return found
@@ -77,8 +77,8 @@ def _pooled(key: str, name: str, make: partial, side: str) -> dict[str, Componen
             for pooling, words in IN_WORDS.items()}  # fmt: skip
 
 
-UNFIT_PRIVATE = partial(monitor_evidence.flagged, "unfit", _private_under_qlora)
-LOST_PRIVATE = partial(monitor_evidence.flagged, "lost", _private_under_qlora)
+UNFIT_PRIVATE = partial(monitors.flagged, "unfit", _private_under_qlora)
+LOST_PRIVATE = partial(monitors.flagged, "lost", _private_under_qlora)
 FACTS: dict[str, Component] = {  # by key, which no claim's part has: those are `m1-1`
     "base-level": Component("not refused, base model", "share", "above", 0.5, partial(_level, adapter="base")),
     "aligned-level": Component("not refused, aligned model", "share", "below", 0.5, partial(_level, adapter="")),

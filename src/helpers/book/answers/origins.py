@@ -7,7 +7,7 @@ from helpers.book.answers.parts import runs_in_words
 from helpers.book.answers.wording import STATEMENTS
 from helpers.book.markup import entities
 from helpers.study.claims import CLAIMS, UNITS
-from helpers.study.evidence import UPDATES
+from helpers.study.evidence.behaviour import UPDATES
 
 
 def shown_keys() -> list[str]:

@@ -14,7 +14,7 @@ from helpers.book.markup import code, folded, text
 from helpers.figures.findings_tables import claim_sentences, counted
 from helpers.study import chapters
 from helpers.study.claims import CLAIMS, RULES_SET, SEEDS
-from helpers.study.evidence import UPDATES
+from helpers.study.evidence.behaviour import UPDATES
 from helpers.study.findings import CONTRADICTED, INCONCLUSIVE, MIXED, NOT_RUN, SUPPORTED
 
 UP = "../"  # from `book/` and `notebooks/` to the folder of the site

@@ -1,4 +1,4 @@
-"""Repair evidence: what one run's tables say on monitors that are realigned, rethresholded, or under a restored model.
+"""Repair: what one run's tables say on monitors that are realigned, rethresholded, or under a restored model.
 
 The unit is the place of a task's monitors (pooling and layer); chapter 10 looks at the layers in use. None where nothing was
 measured.
@@ -8,8 +8,8 @@ import pandas as pd
 
 from helpers.stats.intervals import Estimate, rate_interval
 from helpers.stats.over_seeds import MEASURES, SHARES
-from helpers.study.evidence import DAMAGE, damage
-from helpers.study.monitor_evidence import MONITOR, by_place, monitors, under_updates, without_weak
+from helpers.study.evidence.behaviour import DAMAGE, damage
+from helpers.study.evidence.monitors import MONITOR, by_place, monitors, under_updates, without_weak
 from helpers.study.paired_items import Items, Premised, average, gap, premised, told
 from helpers.study.selections import HARMFUL, VARIANT, Evidence, Tables, home, kept, mean, select
 from helpers.updates.names import EVERY

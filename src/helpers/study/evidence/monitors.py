@@ -1,4 +1,4 @@
-"""Monitor evidence: what one run's tables say on the claims about monitors; None where nothing was measured.
+"""Monitors: what one run's tables say on the claims about monitors; None where nothing was measured.
 
 Everything is split by pooling: monitors of the last token and of the mean lose different things. The unit is the place of a
 task's monitors (pooling and layer), which are relatives; a place's value is the mean over its monitors, over the variants, and
@@ -172,16 +172,17 @@ def mean_drop(variants: Keep, pooling: str) -> Evidence:
 
 def apart(flag: str, pooling: str, other: str = REFUSAL) -> Evidence:
     """The share flagged of privacy's monitors minus that of another task's, under the LoRA family; the tasks share no monitor."""
-    return lambda tables: _lead(_shares(tables, flag, pooling), other)
+    return lambda tables: lead(shares_by_task(tables, flag, pooling), other)
 
 
-def _shares(tables: Tables, flag: str, pooling: str) -> pd.Series:
-    """The share flagged by task and place."""
+def shares_by_task(tables: Tables, flag: str, pooling: str) -> pd.Series:
+    """The share flagged by task and place, under the LoRA family."""
     rows = under_lora(FLAGS[flag](tables))
     return rows[rows["pooling"] == pooling].groupby(["task", "place"])["value"].mean()
 
 
-def _lead(shares: pd.Series, other: str) -> Items | None:
+def lead(shares: pd.Series, other: str) -> Items | None:
+    """Privacy's mean share minus another task's, of shares by task and place; None where either is missing."""
     own = shares[shares.index.get_level_values("task").isin([PRIVACY, other])]
     both = set(own.index.get_level_values("task")) == {PRIVACY, other}
     return Items(own, SHARES, (PRIVACY, other)) if both else None
@@ -191,9 +192,9 @@ def least_apart(flag: str, pooling: str) -> Evidence:
     """The same against the task that comes nearest to privacy."""
 
     def found(tables: Tables) -> Items | None:
-        shares = _shares(tables, flag, pooling)
+        shares = shares_by_task(tables, flag, pooling)
         others = shares.groupby("task").mean().drop(PRIVACY, errors="ignore")
-        return _lead(shares, others.idxmax()) if len(others) > 1 else None
+        return lead(shares, others.idxmax()) if len(others) > 1 else None
 
     return found
 

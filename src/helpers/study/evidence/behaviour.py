@@ -1,7 +1,7 @@
-"""Evidence: what one run's tables say on the claims about the models, item by item; None where nothing was measured.
+"""Behaviour: what one run's tables say on the claims about the models, item by item; None where nothing was measured.
 
 The judge of refusals is always the same. Harmful prompts of all sets count alike, the set being a stratum. What the tables say
-on monitors stands in `monitor_evidence`.
+on monitors stands in `monitors`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import pandas as pd
 
 from helpers.stats.intervals import Estimate
 from helpers.stats.over_seeds import LABELS, MEASURES
-from helpers.study.monitor_evidence import unfit_share
+from helpers.study.evidence.monitors import unfit_share
 from helpers.study.paired_items import Items, Premised, average, gap, premised, told
 from helpers.study.selections import (
     BENIGN,
