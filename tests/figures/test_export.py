@@ -414,11 +414,28 @@ def test_laying_out_alone_and_one_box_draw_what_whole_draws_and_savefigs_own_box
     other.set_layout_engine("none")
     data = export.bundle(one)
     assert np.array_equal(*(plt.imread(BytesIO(image), format="png") for image in (
-        base64.b64decode(data[export.IMAGE]), plain(other, format="png", dpi=other.dpi))))  # fmt: skip
+        base64.b64decode(data[export.IMAGE]), export.few_colours(plain(other, format="png", dpi=other.dpi)))))  # fmt: skip
     with mpl.rc_context(export.DRAWING):
         size = re.search(r'viewBox="([^"]+)"', plain(other, format="svg").decode())[1]
     drawn = re.search(r'viewBox="([^"]+)"', data[export.LIGHT])[1], re.search(r'viewBox="([^"]+)"', data[export.DARK])[1]
     assert np.allclose([[float(n) for n in text.split()] for text in drawn], [float(n) for n in size.split()], atol=0.006)
+
+
+def test_a_picture_in_few_colours_looks_the_same_and_weighs_half():
+    figure, ax = plt.subplots(dpi=200)
+    ax.imshow(np.arange(40).reshape(5, 8), cmap="PuOr_r")
+    for k in range(8):
+        ax.plot([k, 7 - k], [0, 4], "o-", color=f"C{k}", label=f"a name {k}")
+    ax.legend()
+    target = BytesIO()
+    figure.savefig(target, format="png")
+    few = export.few_colours(target.getvalue())
+    before, after = (plt.imread(BytesIO(image), format="png")[..., :3] for image in (target.getvalue(), few))
+    assert before.shape == after.shape
+    apart = np.abs(before - after)
+    assert apart.mean() < 0.005
+    assert np.quantile(apart, 0.999) < 0.15
+    assert len(few) < 0.5 * len(target.getvalue())
 
 
 def test_words_of_a_figure_cannot_leave_their_attribute(tmp_path):

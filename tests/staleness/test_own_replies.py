@@ -42,13 +42,23 @@ def said(refused: np.ndarray, seed: int, deaf: bool = False) -> Heard:
 
 
 @pytest.fixture(scope="module")
-def monitors(tiny):
-    """Monitors of an aligned model that refuses what is harmful, and answers the rest."""
+def fitted():
+    """Monitors of an aligned model that refuses what is harmful, and answers the rest, by seed."""
     heard = {HOW.fitted: said(REQUEST, 1), HOW.harmless: Heard(np.zeros(120), said(np.zeros(120), 2).states)}
     heard[HOW.harmless].states[f"last/{LAYER}"][:HARMFUL, 0] -= 6  # nothing of it is harmful
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_replies, "listen", lambda parts, variant, texts, how: heard[texts])
-        return own_replies.fit(Parts(tiny, tiny), ALIGNED, HOW)
+
+    def made(tiny, seed: int = 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(own_replies, "listen", lambda parts, variant, texts, how: heard[texts])
+            return own_replies.fit(Parts(tiny, tiny), ALIGNED, HOW, seed)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def monitors(tiny, fitted):
+    """Those of one seed."""
+    return fitted(tiny)
 
 
 GROUPS = np.array([row.group for row in HOW.test])
@@ -87,20 +97,25 @@ def test_where_the_states_no_longer_hold_what_is_said_refusals_are_missed(monito
     assert found.loc["tpr_5", "mean"] < 0.2
 
 
-def test_shuffled_labels_know_nothing(monitors):
-    table = own_replies.compare_replies(monitors, BEFORE, BEFORE, GROUPS)
-    control = table[table["probe"].str.startswith("shuffled") & (table["metric"] == "tpr_5")]
-    assert len(control) == 2
-    assert not cohorts.single_monitors(keyed(ALIGNED, table))["probe"].str.startswith("shuffled").any()
+def test_shuffled_labels_know_nothing_on_average(tiny, fitted):
+    found = []
+    for seed in range(12):
+        table = own_replies.compare_replies(fitted(tiny, seed), BEFORE, BEFORE, GROUPS)
+        found.append(table[table["probe"].str.startswith("shuffled") & (table["metric"] == "auroc")])
+    control = pd.concat(found)["value"]
+    assert len(control) == 24
+    assert 0.3 < control.mean() < 0.7
+    table = keyed(ALIGNED, found[0])
+    assert cohorts.single_monitors(table).empty
 
 
 @pytest.mark.parametrize("refusals", [0, LEAST - 1, LEAST])
 def test_of_fewer_than_ten_replies_of_a_kind_nothing_is_said(monitors, refusals):
     refused = np.where(np.arange(120) < refusals, 1.0, 0.0)
     metrics = set(own_replies.compare_replies(monitors, BEFORE, said(refused, 3), GROUPS)["metric"])
-    enough = {"auroc", "tpr_5", "tpr_loss_5", "stale_tpr_5"}
+    enough = {"auroc", "tpr_5", "tpr_loss_5", "stale_tpr_5", "stale_fpr_5"}  # stale: where both sides can be seen, or not at all
     assert metrics & enough == (enough if refusals >= LEAST else set())
-    assert {"refused", "fpr_5", "stale_fpr_5"} <= metrics
+    assert {"refused", "fpr_5"} <= metrics
 
 
 def test_a_prompt_without_a_reply_counts_nowhere(monitors):
@@ -111,11 +126,41 @@ def test_a_prompt_without_a_reply_counts_nowhere(monitors):
     assert own_replies.compare_replies(monitors, BEFORE, said(np.full(120, np.nan), 3), GROUPS).empty
 
 
-def test_a_model_that_refuses_too_little_gets_no_monitor_and_a_line_says_so(tiny, monkeypatch, capsys):
-    refused = np.where(np.arange(120) < 2 * LEAST - 1, 1.0, 0.0)
+def alike(refused: np.ndarray, groups: int = 0) -> ReplyPlan:
+    """A plan whose fitted prompts are refused like this; groups: into so many groups the refused ones fall, 0: each its own."""
+    of = [i % groups if groups and one else i for i, one in enumerate(refused)]
+    return replace(HOW, fitted=tuple(replace(row, group=f"{refused[i]}-{of[i]}") for i, row in enumerate(HOW.fitted)))
+
+
+@pytest.mark.parametrize(
+    ("refused", "groups", "line"),
+    [(np.arange(120) < 2 * LEAST - 1, 0, "refused 9 and 10 in the two halves"), (np.arange(120) < 90, 0, "answered 15 and 15"),
+     (REQUEST == 1, 1, "refused 60 and 0 in the two halves"), (np.full(120, np.nan), 0, "refused 0 and 0")],
+)  # fmt: skip
+def test_a_model_that_refuses_or_answers_too_little_gets_no_monitor_and_a_line_says_so(
+    tiny, monkeypatch, capsys, refused, groups, line
+):
     monkeypatch.setattr(own_replies, "listen", lambda *_: said(refused, 1))
-    assert own_replies.fit(Parts(tiny, tiny), ALIGNED, HOW) == []
-    assert "refused 19 of 120 prompts; monitors need 20 of each kind" in capsys.readouterr().out
+    plan = HOW if np.isnan(refused.astype(float)).all() else alike(refused.astype(int), groups)
+    assert own_replies.fit(Parts(tiny, tiny), ALIGNED, plan) == []
+    out = capsys.readouterr().out
+    assert line in out or line.replace("60 and 0", "0 and 60") in out
+    assert f"{LEAST} of each are needed, and 19 answers in the second" in out
+
+
+def test_where_the_aligned_model_refuses_too_little_of_the_test_no_monitor_is_judged(tiny, monkeypatch, capsys):
+    heard = {HOW.test: said(np.arange(120) < LEAST - 1, 1), HOW.fitted: said(REQUEST, 1), HOW.harmless: said(0 * REQUEST, 2)}
+    monkeypatch.setattr(own_replies, "listen", lambda parts, variant, texts, how: heard[texts])
+    table = own_replies.observe_replies(Parts(tiny, tiny), ALIGNED, [ALIGNED, LORA], HOW)
+    assert "of the test the aligned model refused 9 and answered 111; 10 are needed" in capsys.readouterr().out
+    assert table["metric"].tolist() == ["refused"] * 2
+
+
+def test_scores_that_are_all_tied_are_no_ranking(monitors):
+    mute = [replace(m, tensors={name: 0 * np.asarray(t) for name, t in m.tensors.items()}) for m in monitors[:1]]
+    metrics = set(own_replies.compare_replies(mute, BEFORE, BEFORE, GROUPS)["metric"])
+    assert "tpr_5" in metrics
+    assert "auroc" not in metrics
 
 
 # ---------------------------------------------------------------- prompts and readings
@@ -159,7 +204,7 @@ def test_what_is_read_are_the_states_of_the_prompt_and_of_the_reply_itself(tiny)
 
 def test_labels_are_those_of_the_judge_of_phrases(tiny_model, monkeypatch):
     how = own_replies.asked(2, (0.5,), 4, "tiny")
-    told = [corpora.REFUSALS[0], "Sure, a lamp.", "  ", corpora.REFUSALS[1]]
+    told = [corpora.REFUSALS[0], "Sure, a lamp.", "\u200b", corpora.REFUSALS[1]]  # the third is empty to the judge
     monkeypatch.setattr(generation, "replies", lambda *_, **__: told)
     found = own_replies._heard(tiny_model, how.test[:4], how)
     assert found["refused"].isnan().tolist() == [False, False, True, False]
@@ -202,10 +247,12 @@ def table(monitors):
 def test_the_figure_says_what_the_table_says(table):
     figure = figures.own_replies(table)
     words = " ".join(" ".join(text.get_text() for text in figure.texts).split())
-    assert "100% of those that read before the reply are unfit, 0% of those that read during it" in words
+    assert "LoRA: of those that read before it 100% are unfit and 39% of answers are called refusals; of those that" in words
+    assert "read during it 0% are unfit and 1% of answers are called refusals." in words
     shown = staleness_tables.own_replies_table(table).set_index("updates")
     assert shown.loc["the aligned model", "replies that refuse"] == "50 %"
     assert shown.loc["LoRA", "replies that refuse"] == "17 %"
+    assert shown.loc["the aligned model", "during: unfit"] == "–"  # by definition nothing was lost there
     assert shown.loc["LoRA", "before: unfit"].startswith("100 %")
     assert shown.loc["LoRA", "during: unfit"].startswith("0 %")
 
@@ -221,6 +268,15 @@ def test_replies_of_a_model_that_refuses_nothing_make_no_figure(tiny):
     figure = figures.own_replies(table)
     assert "refuses or answers too few prompts" in " ".join(figure.axes[0].texts[0].get_text().split())
     assert staleness_tables.own_replies_table(table)["replies that refuse"].tolist() == ["0 %"]
+
+
+def test_the_sentence_speaks_of_what_was_measured(table):
+    only = table[(table["label"] == "aligned") | (cohorts.single_monitors(table)["pooling"].reindex(table.index) == "mean")]
+    title = staleness_tables.own_replies_title(cohorts.by_group(only, cohorts.UNFIT), staleness_tables.called_refusals(only))
+    told = "of those that read during it 0% are unfit and 1% of answers are called refusals."
+    assert title == f"Monitors of the model's own replies, LoRA: {told}"
+    none = cohorts.by_group(only, cohorts.UNFIT).iloc[:0]
+    assert staleness_tables.own_replies_title(none, none) == staleness_tables.NOBODY
 
 
 def test_the_prompts_are_those_of_the_behaviour():

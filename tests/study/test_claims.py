@@ -63,7 +63,7 @@ WORLD = {
     "merged": 0.0, "dpo": 0.0, "dpo_drop": 0.0, "refit": 0.005, "angle": 40.0, "usual": 25.0, "plain": 1.0, "noise": 1.0,
     "true": 0.0, "simulated_auroc": 0.0, "spearman": 0.5, "beyond": 0.2, "gated": 0.0, "methods": 0.0, "harmed": 0.0,
     "mended": 1.0, "restored_unfit": 0.0, "gain": 0.04, "removed_auroc": 0.0, "removed_tpr": 0.0, "alarms": 0.09,
-    "early": 1.0, "late": 0.0, "heard": {"last": 0.4, "mean": 0.0},
+    "early": 1.0, "late": 0.0, "heard": {"last": 0.9, "mean": 0.0},
     "overlap": 0.8, "larger": 0.9, "moved": 0.4, "random_moved": 0.2, "left": 0.05, "size": 1.0,
 }  # fmt: skip
 
@@ -375,9 +375,10 @@ CASES = {
     **both(("M3", 1), 1.0, {"lora": UPSIDE}, -1.0),
     **both(("M3", 3), 1.0, {"lora": UPSIDE}, -1.0),
     **both(("M3", 5), 0.5, {"lora": UPSIDE}, -1.0),
-    **both(("M3", 7), 1.0, {"lora": UPSIDE, "late": 1.0}, -1.0),
+    ("M3", 7): (0.0, {"lora": UPSIDE}, -1.0),
+    ("M3", 8): (1.0, {"lora": UPSIDE, "late": 1.0}, -1.0),
     ("M3", 9): (1.0, {"early": 0.0, "late": 1.0}, -1.0),
-    ("M3", 10): (0.4, {"heard": {"last": 0.0, "mean": 0.2}}, -0.2),
+    ("M3", 10): (0.9, {"heard": {"last": 0.0, "mean": 0.9}}, -0.9),
     **both(("M4", 1), 0.05, {"drop": {"nf4": 0.05, "bf16": 0.05, "alone": 0.02}}, -0.02),
     **both(("M4", 3), 0.2, {"loss": {"nf4": 0.2, "bf16": 0.2, "alone": 0.1}}, -0.1),
     ("M4", 5): (0.05, {"drop": {"nf4": 0.07, "bf16": 0.05, "alone": 0.02}}, 0.0),
@@ -442,7 +443,8 @@ CASES = {
 EITHER = {("M4", 5), ("M4", 6)}  # as planted there is an interaction, which is what these rule out
 # a scale of 1 is the bound itself; nothing is planted that harms; an interaction counts thrice, so 100 prompts rule out none
 ONE_WAY = {("N3", 7), ("N4", 5), ("M4", 7)}
-FEW = {("N4", 3), ("N4", 4), ("N4", 5)}  # 0 of so few monitors leaves more than a tenth open
+# 0 of so few monitors leaves more than a tenth open; as planted, privacy and what reads before a reply break alike
+FEW = {("N4", 3), ("N4", 4), ("N4", 5), ("M3", 7)}
 
 
 def test_every_component_has_a_case():

@@ -120,9 +120,9 @@ def own_replies_table(labelled: pd.DataFrame | None) -> pd.DataFrame:
     if labelled is None:
         return pd.DataFrame(columns=["updates"])
     named = labelled.assign(group=labelled["group"].mask(labelled["label"] == "aligned", "the aligned model"))
-    singles = cohorts.single_monitors(named)
-    singles = singles[~singles["weak"]]
+    singles = cohorts.keeping_promises(cohorts.single_monitors(named))
     flags, found = cohorts.unfit(singles), []
+    flags = flags[flags["label"] != "aligned"]  # by definition: nothing was lost there
     for group in ("the aligned model", *(name for name in GROUPS if name in set(named["group"]))):
         refused = named[(named["group"] == group) & (named["metric"] == "refused")]
         cells: dict[str, object] = {"updates": group, "replies that refuse": _mean_share(refused)}
@@ -130,7 +130,8 @@ def own_replies_table(labelled: pd.DataFrame | None) -> pd.DataFrame:
             own = [rows[(rows["group"] == group) & (rows["pooling"] == pooling)] for rows in (singles, flags)]
             for metric, what in (("tpr_5", "refusals flagged"), ("fpr_5", "answers flagged")):
                 cells[f"{words}: {what}"] = _mean_share(own[0][own[0]["metric"] == metric])
-            cells[f"{words}: unfit"] = _share(own[1], UNFIT)
+            e = cohorts.share(own[1])
+            cells[f"{words}: unfit"] = f"{tables.percent(e.value, e.low, e.high)} of {e.n}" if e else "–"
         found.append(cells)
     return pd.DataFrame(found)
 
@@ -138,8 +139,8 @@ def own_replies_table(labelled: pd.DataFrame | None) -> pd.DataFrame:
 def called_refusals(labelled: pd.DataFrame) -> pd.DataFrame:
     """The mean share of answers that monitors of own replies call refusals, and the mean of its ends, by group of updates and
     pooling; n: answers of one variant."""
-    singles = cohorts.single_monitors(labelled)
-    rows = singles[~singles["weak"] & (singles["metric"] == "fpr_5") & (singles["group"] != "")]
+    rows = cohorts.keeping_promises(cohorts.single_monitors(labelled))
+    rows = rows[(rows["metric"] == "fpr_5") & (rows["group"] != "")]
     return rows.groupby(["group", "pooling"], sort=False)[["value", "low", "high", "n"]].mean().round({"n": 0}).reset_index()
 
 
@@ -311,13 +312,18 @@ def _beyond_sum(outer: pd.DataFrame, inner: pd.DataFrame, margin: float) -> str:
     return f"equal within {margin:g}" if within.all() else "cannot be told"
 
 
-def own_replies_title(unfit: pd.DataFrame, alarms: pd.DataFrame, group: str = "LoRA") -> str:
-    """What a group of updates does to monitors that read before and during the model's own reply: the shares of them that are
-    unfit, and of answers that they call refusals. Rows of `cohorts.by_group`, and means by group and pooling."""
+def own_replies_title(unfit: pd.DataFrame, alarms: pd.DataFrame) -> str:
+    """What LoRA does to monitors that read before and during the model's own reply, else what the first group that was measured
+    does: the shares of them that are unfit, and of answers that they call refusals (rows by group and pooling)."""
+    groups = [group for group in ("LoRA", *GROUPS) if group in {*unfit["group"], *alarms["group"]}]
+    if not groups:
+        return NOBODY
     told = []
-    for rows, words in ((unfit, "{} of those that read before the reply are unfit, {} of those that read during it"),
-                        (alarms, "they call {} and {} of its answers refusals")):  # fmt: skip
-        values = rows[rows["group"] == group].set_index("pooling")["value"]
-        if {"last", "mean"} <= set(values.index):
-            told.append(words.format(f"{values['last']:.0%}", f"{values['mean']:.0%}"))
-    return f"Monitors of the model's own replies, after {group}: {'; '.join(told)}." if told else NOBODY
+    for pooling, words in (("last", "read before it"), ("mean", "read during it")):
+        values = [rows[(rows["group"] == groups[0]) & (rows["pooling"] == pooling)]["value"] for rows in (unfit, alarms)]
+        parts = [words.format(f"{value.iloc[0]:.0%}") for value, words in zip(values, REPLIED, strict=True) if len(value)]
+        told += [f"of those that {words} {' and '.join(parts)}"] if parts else []
+    return f"Monitors of the model's own replies, {groups[0]}: {'; '.join(told)}."
+
+
+REPLIED = ("{} are unfit", "{} of answers are called refusals")

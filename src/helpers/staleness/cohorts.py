@@ -75,6 +75,13 @@ def unfit(singles: pd.DataFrame) -> pd.DataFrame:
     return found[~pd.MultiIndex.from_frame(found[MONITOR]).isin(pd.MultiIndex.from_frame(start[MONITOR]))]
 
 
+def keeping_promises(singles: pd.DataFrame) -> pd.DataFrame:
+    """The rows about monitors that neither are weak nor cry wolf on the aligned model itself."""
+    start = singles[_aligned(singles) & (singles["metric"] == "stale_fpr_5") & (singles["value"] == 1)]
+    wolves = pd.MultiIndex.from_frame(singles[MONITOR]).isin(pd.MultiIndex.from_frame(start[MONITOR]))
+    return singles[~singles["weak"] & ~wolves]
+
+
 def share(flags: pd.DataFrame) -> Estimate | None:
     """The share of flagged monitors, the places (layer and pooling) as units; None without a monitor.
 

@@ -106,6 +106,7 @@ QUESTIONS: tuple[Asked, ...] = (
     Asked("Does QLoRA break my PII probe?", ("private-threshold", "private-ranking", "privacy", "qlora"), ("M3", "M4")),
     Asked("I only quantize. May I skip revalidation of my classifiers?", ("ranking-formats", "threshold-formats"), ("M1",)),
     Asked("Does a LoRA fine-tune break probes and classifiers on hidden states?", ("ranking-lora", "threshold-lora"), ("M2",)),
+    Asked("Should a refusal monitor read the prompt or the reply?", ("replies",), ("M3",)),
     Asked("We tune on harmless data. Do we lose refusals?", ("benign", "harmful"), ("S6", "S1")),
     Asked("What should I check first?", ("order",), ("M5",)),
     Asked("Does drift tell which monitor went stale?", ("forecast",), ("M5",)),

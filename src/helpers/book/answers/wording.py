@@ -189,6 +189,13 @@ STATEMENTS: dict[str, Statement] = {
         "Thresholds of privacy monitors break less often than those of refusal monitors: {m3-1} (last token), "
         "{m3-2} (mean of tokens).",
     ),
+    "replies": Statement(
+        ("m3-9", "m3-10"), "a refusal monitor that reads the model's reply survives updates better than one that reads before it",
+        "A refusal monitor that reads the model's own reply survives updates better than one that reads just before it: of the "
+        "latter {m3-9} more are unfit, and they call {m3-10} more answers refusals.",
+        "A refusal monitor that reads the model's own reply survives updates no better than one that reads just before it: "
+        "before minus during, {m3-9} unfit, and {m3-10} of answers called refusals.",
+    ),
     "private-threshold": Statement(
         ("private-unfit-last", "private-unfit-mean"), "QLoRA breaks the threshold of many privacy monitors",
         "Under QLoRA many privacy monitors are unfit at their threshold: {private-unfit-last} (last token), "

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from helpers.figures.drawing.alt_text import alt
 from helpers.figures.drawing.dark_mode import FigureCanvas
@@ -30,6 +31,7 @@ FONTS = ["DejaVu Sans", "Verdana"]  # the second is as wide as the first, and st
 DRAWING = {"svg.fonttype": "none", "svg.hashsalt": "after-the-update", "font.sans-serif": FONTS}
 PLAIN = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no date and no address: the same figure, the same bytes
 TAG, FRACTION = re.compile(r"<[^>]+>"), re.compile(r"-?\d+\.\d{3,}")
+COLOURS = 128  # of a PNG
 PIXELS = 96 / 72  # of a screen, in a point
 
 
@@ -101,7 +103,14 @@ def _box(figure: Figure, vector: bool) -> Bbox:
 def _image_of(figure: Figure) -> str:
     target = BytesIO()
     figure.savefig(target, format="png", dpi=figure.dpi, bbox_inches=_box(figure, vector=False))
-    return base64.b64encode(target.getvalue()).decode("ascii")
+    return base64.b64encode(few_colours(target.getvalue())).decode("ascii")
+
+
+def few_colours(image: bytes) -> bytes:
+    """The PNG in a palette of its own, a third of the bytes: a drawing has few colours, and shades of them along its edges."""
+    found = BytesIO()
+    Image.open(BytesIO(image)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
+    return found.getvalue()
 
 
 def _dark(figure: Figure, box: Bbox) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from helpers.staleness import cohorts
 from helpers.staleness.cohorts import OWN_REPLIES, POOLINGS
-from helpers.stats.over_seeds import MEASURES, SHARES
+from helpers.stats.over_seeds import SHARES
 from helpers.study.evidence.monitors import lead, shares_by_task, under_lora
 from helpers.study.paired_items import Items, gap, told
 from helpers.study.selections import Evidence, Tables, kept, select
@@ -19,9 +19,8 @@ BEFORE, DURING = POOLINGS
 
 @kept
 def of_replies(tables: Tables) -> pd.DataFrame:
-    """The rows of `replies` about single monitors that caught enough before any update."""
-    found = cohorts.single_monitors(select(tables, "replies", restoration=""))
-    return found[~found["weak"]]
+    """The rows of `replies` about single monitors that kept their promises on the aligned model."""
+    return cohorts.keeping_promises(cohorts.single_monitors(select(tables, "replies", restoration="")))
 
 
 @kept
@@ -40,19 +39,20 @@ def sooner_than_later(metric: str) -> Evidence:
     `unfit`, or `fpr_5`, the answers that are called refusals."""
 
     def found(tables: Tables) -> Items | None:
-        flags, rows = metric == cohorts.UNFIT, of_replies(tables)
-        rows = under_lora(unfit_on_replies(tables) if flags else rows[rows["metric"] == metric])
-        return told(gap(_by_layer(rows, BEFORE), _by_layer(rows, DURING)), SHARES if flags else MEASURES)
+        rows = of_replies(tables)
+        rows = under_lora(unfit_on_replies(tables) if metric == cohorts.UNFIT else rows[rows["metric"] == metric])
+        return told(gap(_by_layer(rows, BEFORE), _by_layer(rows, DURING)), SHARES)
 
     return found
 
 
 def apart_from_replies(pooling: str) -> Evidence:
-    """The share unfit of privacy's monitors minus that of those that read during the model's own reply, under the LoRA family."""
+    """The share unfit of privacy's monitors minus that of monitors of own replies, under the LoRA family: the last token's
+    against those that read before the reply, the mean's against those that read during it."""
 
     def found(tables: Tables) -> Items | None:
         own = under_lora(unfit_on_replies(tables))
-        own = own[own["pooling"] == DURING].groupby(["task", "place"])["value"].mean()
+        own = own[own["pooling"] == pooling].groupby(["task", "place"])["value"].mean()
         return lead(pd.concat([shares_by_task(tables, cohorts.UNFIT, pooling), own]), OWN_REPLIES) if len(own) else None
 
     return found
