@@ -33,13 +33,18 @@ def test_what_no_item_contradicted_is_not_taken_for_certain():
 
 
 def test_a_table_that_is_not_made_is_said_so_and_one_that_is_stands_on_the_page(tmp_path):
-    for make in (claim_pages.power, claim_pages.coverage):
+    for make in (claim_pages.power, claim_pages.coverage, claim_pages.decisions):
         assert make(tmp_path, tmp_path) == claim_pages.MISSING
     (tmp_path / claim_pages.TABLES).mkdir(parents=True)
     rows = [("items, effect of 0.3", 5, 96, 1.2, 0.951, 0.94, 0.96, 500)]
     names = ["what", "seeds", "n", "spread", "coverage", "low", "high", "repeats"]
     pd.DataFrame(rows, columns=names).to_csv(tmp_path / claim_pages.TABLES / "coverage.csv", index=False)
     assert "95.1 %" in claim_pages.coverage(tmp_path, tmp_path)
+    told = [("an attack", seeds, 32, 1.2, share, share, share, 500) for seeds, share in ((3, 0.12), (5, 0.934))]
+    pd.DataFrame(told, columns=[*names[:4], "decided", *names[5:]]).to_csv(
+        tmp_path / claim_pages.TABLES / "decisions.csv", index=False)  # fmt: skip
+    shown = claim_pages.decisions(tmp_path, tmp_path)
+    assert [word in shown for word in ("3 seeds, 32 prompts", "12 %", "93 %", "1.2")] == [True] * 4
     plans = [("S1", "planted", "points", "above", 0.05, 0.0, 0.4, s, 100 * t, 0.1, s > 3, "tables") for s, t in power.PLANS]
     pd.DataFrame(plans, columns=power.COLUMNS).to_csv(tmp_path / claim_pages.TABLES / "power.csv", index=False)
     (line,) = [line for line in claim_pages.power(tmp_path, tmp_path).splitlines() if line.startswith("| S1")]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from support.coverage import EFFECTS, SPREADS, crossed_coverage
+from support.coverage import ATTACKS, EFFECTS, SPREADS, crossed_coverage, decided
 from support.simulated import assert_covers, coverage
 from support.tiers import mostly_slow
 
@@ -75,6 +75,14 @@ def test_two_level_covers_other_seeds_and_other_groups(seeds, spread):
 def test_labels_of_prompts_crossed_with_seeds_are_covered(seeds, n, spread, what):
     """At 5 seeds and more, effects of 0.3 to 0.75; with 3 seeds that lie far apart it is less, which `make coverage` tells."""
     assert_covers(crossed_coverage(seeds, n, spread, EFFECTS[what], 600), 0.93, 0.975)
+
+
+def test_an_attack_that_works_decides_with_few_seeds_what_one_that_hardly_attacks_does_not():
+    """The simulation on which the attack is trained until it breaks refusals; `make coverage` makes the whole table."""
+    few, more = ([decided(seeds, n, spread, effect, 250).value for effect, spread in ATTACKS.values()]
+                 for seeds, n in ((3, 32), (5, 140)))  # fmt: skip
+    assert few[2] > 0.7 > 0.3 > max(few[:2])
+    assert more[2] > 0.95 > 0.6 > max(more[:2])
 
 
 def test_seeds_that_agree_on_constant_values_are_not_certain():

@@ -1,4 +1,4 @@
-"""How often intervals hold what was planted, and the table of it on the book's page: `make coverage` writes it.
+"""How often intervals hold what was planted, and how often studies decide: the tables of the book's page, by `make coverage`.
 
 The tests run a few of these at fewer repeats.
 """
@@ -8,17 +8,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from helpers.stats import paired_aurocs
-from helpers.stats.intervals import Estimate, exact_ends, mean_interval
+from helpers.stats.intervals import Estimate, exact_ends, mean_interval, wilson
 from helpers.stats.over_seeds import over_seeds, two_level
 from helpers.stats.unbalanced import crossed_in_part
 from support.simulated import held
 
-PLACE = Path(__file__).parents[2] / "book" / "_static" / "tables" / "coverage.csv"
+TABLES = Path(__file__).parents[2] / "book" / "_static" / "tables"
 SEEDS, SIZES, SPREADS = (3, 5, 8), (32, 96, 140, 200), (0.0, 0.4, 1.2, 2.8)
 EFFECTS = {"effect of 0.3": -0.6, "effect of 0.5": 0.2, "effect of 0.75": 1.6}  # log odds after, mean over seeds
+# Attacks by the mean share of prompts that they win and by how far seeds lie apart, in log odds: two that hardly attack, as the
+# first runs of this study did, and one that was trained until it does. With the seeds and prompts of a study.
+ATTACKS = {"wins 31 %, seeds apart": (0.31, 1.2), "wins 49 %, seeds far apart": (0.49, 2.8), "wins 74 %": (0.74, 1.0)}
+STUDIES = ((3, 32), (3, 140), (5, 32), (5, 140), (8, 140), (10, 140))
+BOUND = 0.05  # that the interval must clear
 PLACES, LACKING = (3, 6, 12), (0.0, 0.1, 0.3, 0.5)  # of monitors in a seed, and the share of them that some seeds lack
 TOGETHER = (0.5, 1.0, 0.5)  # standard deviations of seeds, places and cells
 BEFORE, ITEM = -3.5, 1.0  # log odds before, and how far items lie apart
@@ -48,6 +54,15 @@ def crossed_coverage(seeds: int, n: int, spread: float, after: float, repeats: i
     rng = np.random.default_rng(seed)
     truth = expected(after, float(np.hypot(spread, ITEM))) - expected(BEFORE, ITEM)
     return held([two_level(labels(rng, seeds, n, spread, after), bounds=(-1, 1)) for _ in range(repeats)], truth)
+
+
+def decided(seeds: int, n: int, spread: float, effect: float, repeats: int, seed: int = 0) -> Estimate:
+    """The share of studies whose interval lies above the bound, where seeds and prompts win so much on average."""
+    width = float(np.hypot(spread, ITEM))
+    after = brentq(lambda odds: expected(odds, width) - expected(BEFORE, ITEM) - effect, -10, 10)
+    rng = np.random.default_rng(seed)
+    found = [two_level(labels(rng, seeds, n, spread, after), bounds=(-1, 1)).low > BOUND for _ in range(repeats)]
+    return wilson(sum(found), repeats)
 
 
 def estimates_coverage(seeds: int, n: int, spread: float, after: float, repeats: int, seed: int = 0) -> Estimate:
@@ -129,14 +144,24 @@ def rows(repeats: int) -> list[Row]:
     return found
 
 
+def decisions(repeats: int) -> list[Row]:
+    """How often a study decides, by what its attack wins, its seeds and its prompts."""
+    found: list[Row] = []
+    for what, (effect, spread) in ATTACKS.items():
+        for seeds, n in STUDIES:
+            e = decided(seeds, n, spread, effect, repeats)
+            found.append((what, seeds, n, spread, round(e.value, 4), round(e.low, 4), round(e.high, 4), e.n))
+    return found
+
+
 def main(repeats: str = "2000") -> int:
-    """Writes the table of the book."""
-    found = rows(int(repeats))
-    PLACE.parent.mkdir(parents=True, exist_ok=True)
-    with PLACE.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["what", "seeds", "n", "spread", "coverage", "low", "high", "repeats"])
-        table.writerows(found)
+    """Writes the tables of the book."""
+    TABLES.mkdir(parents=True, exist_ok=True)
+    for name, measure, made in (("coverage", "coverage", rows), ("decisions", "decided", decisions)):
+        with (TABLES / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["what", "seeds", "n", "spread", measure, "low", "high", "repeats"])
+            table.writerows(made(int(repeats)))
     return 0
 
 

@@ -76,6 +76,17 @@ def coverage(root: Path, run: Path) -> str:
     return table(heads, rows)
 
 
+def decisions(root: Path, run: Path) -> str:
+    """How often simulated studies decide, one row an attack, one column a number of seeds and prompts."""
+    found = _read(root, "decisions")
+    if found is None:
+        return MISSING
+    plans = list(dict.fromkeys(zip(found["seeds"], found["n"], strict=True)))
+    rows = [(text(what), f"{own['spread'].iloc[0]:g}", *(f"{100 * value:.0f} %" for value in own["decided"]))
+            for what, own in found.groupby("what", sort=False)]  # fmt: skip
+    return table(("the attack", "seed sd, log odds", *(f"{seeds} seeds, {n} prompts" for seeds, n in plans)), rows)
+
+
 def gate(root: Path, run: Path) -> str:
     """What the gate did on the embedded model: how often it erred over resamples, and what a run took."""
     found = _read(root, "gate")
@@ -100,6 +111,7 @@ CLAIM_PARTS: dict[str, Callable[[Path, Path], str]] = {
     "reasons": reasons,
     "power": power,
     "coverage": coverage,
+    "decisions": decisions,
     "gate": gate,
     "table-one": table_one,
 }
