@@ -247,8 +247,11 @@ def table(monitors):
 def test_the_figure_says_what_the_table_says(table):
     figure = figures.own_replies(table)
     words = " ".join(" ".join(text.get_text() for text in figure.texts).split())
-    assert "LoRA: of those that read before it 100% are unfit and 39% of answers are called refusals; of those that" in words
-    assert "read during it 0% are unfit and 1% of answers are called refusals." in words
+    before, during = (
+        "call 39% of its answers refusals (100% of them are unfit)",
+        "call 1% of its answers refusals (0% of them are unfit)",
+    )
+    assert f"LoRA: those that read before it {before}, those that read during it {during}." in words
     shown = staleness_tables.own_replies_table(table).set_index("updates")
     assert shown.loc["the aligned model", "replies that refuse"] == "50 %"
     assert shown.loc["LoRA", "replies that refuse"] == "17 %"
@@ -273,10 +276,12 @@ def test_replies_of_a_model_that_refuses_nothing_make_no_figure(tiny):
 def test_the_sentence_speaks_of_what_was_measured(table):
     only = table[(table["label"] == "aligned") | (cohorts.single_monitors(table)["pooling"].reindex(table.index) == "mean")]
     title = staleness_tables.own_replies_title(cohorts.by_group(only, cohorts.UNFIT), staleness_tables.called_refusals(only))
-    told = "of those that read during it 0% are unfit and 1% of answers are called refusals."
-    assert title == f"Monitors of the model's own replies, LoRA: {told}"
-    none = cohorts.by_group(only, cohorts.UNFIT).iloc[:0]
-    assert staleness_tables.own_replies_title(none, none) == staleness_tables.NOBODY
+    told = "those that read during it call 1% of its answers refusals"
+    assert title == f"Monitors of the model's own replies, LoRA: {told} (0% of them are unfit)."
+    alarms = staleness_tables.called_refusals(only)
+    nobody = cohorts.by_group(only, cohorts.UNFIT).iloc[:0]
+    assert staleness_tables.own_replies_title(nobody, alarms) == f"Monitors of the model's own replies, LoRA: {told}."
+    assert staleness_tables.own_replies_title(nobody, nobody) == staleness_tables.NOBODY
 
 
 def test_the_prompts_are_those_of_the_behaviour():

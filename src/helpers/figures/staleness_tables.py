@@ -319,11 +319,11 @@ def own_replies_title(unfit: pd.DataFrame, alarms: pd.DataFrame) -> str:
     if not groups:
         return NOBODY
     told = []
-    for pooling, words in (("last", "read before it"), ("mean", "read during it")):
-        values = [rows[(rows["group"] == groups[0]) & (rows["pooling"] == pooling)]["value"] for rows in (unfit, alarms)]
-        parts = [words.format(f"{value.iloc[0]:.0%}") for value, words in zip(values, REPLIED, strict=True) if len(value)]
-        told += [f"of those that {words} {' and '.join(parts)}"] if parts else []
-    return f"Monitors of the model's own replies, {groups[0]}: {'; '.join(told)}."
-
-
-REPLIED = ("{} are unfit", "{} of answers are called refusals")
+    for pooling, place in (("last", "before it"), ("mean", "during it")):
+        stale, called = (rows[(rows["group"] == groups[0]) & (rows["pooling"] == pooling)]["value"] for rows in (unfit, alarms))
+        if len(called):
+            also = f" ({stale.iloc[0]:.0%} of them are unfit)" if len(stale) else ""
+            told.append(f"those that read {place} call {called.iloc[0]:.0%} of its answers refusals{also}")
+        elif len(stale):
+            told.append(f"{stale.iloc[0]:.0%} of those that read {place} are unfit")
+    return f"Monitors of the model's own replies, {groups[0]}: {', '.join(told)}."
