@@ -167,7 +167,7 @@ def _provenance(root: Path, folder: Path) -> str:
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 GENERATED: dict[str, Callable[[Path, Path], str]] = {  # what stands in the place of a mark, from the project and the run
     **appendices.APPENDICES,
-    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "gate", "table-one")},
+    **{name: partial(_claims, name) for name in ("rules", "reasons", "power", "coverage", "decisions", "gate", "table-one")},
     "explore": _explore,
     **{f"explore-{name}": partial(_explore_part, name) for name in ("threshold", "projection", "subspace", "budget", "bound")},
     "clone": launch.clone_part,
