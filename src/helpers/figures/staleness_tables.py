@@ -118,7 +118,7 @@ def own_replies_table(labelled: pd.DataFrame | None) -> pd.DataFrame:
     """One row a group of updates of the table `replies`, described: the share of replies that refuse, and for monitors before and
     during the reply the refusals they flag, the answers they flag, and how many are unfit. Means over variants and monitors."""
     if labelled is None:
-        return pd.DataFrame(columns=["updates"])
+        return pd.DataFrame({"updates": ["no reply was read in this run: reply_prompts is 0"]})
     named = labelled.assign(group=labelled["group"].mask(labelled["label"] == "aligned", "the aligned model"))
     singles = cohorts.keeping_promises(cohorts.single_monitors(named))
     flags, found = cohorts.unfit(singles), []
