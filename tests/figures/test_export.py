@@ -348,7 +348,9 @@ def test_a_cell_of_a_notebook_ends_with_the_whole_bundle(executed):
     assert set(output.data) == {export.IMAGE, export.LIGHT, export.DARK, export.DATA, export.WORDS}
     assert output.data[export.WORDS] == "Points with intervals: values from 0.5 to 0.5. Series: one."
     assert "0.25" in output.data[export.DATA]
-    assert base64.b64decode(output.data[export.IMAGE])[:8] == b"\x89PNG\r\n\x1a\n"
+    image = base64.b64decode(output.data[export.IMAGE])
+    assert image[:8] == b"\x89PNG\r\n\x1a\n"
+    assert image[25] == 3, "a palette: the inline backend's own PNG weighs three times as much"
 
 
 def test_a_staged_chapter_shows_both_images_and_offers_the_data(executed, tmp_path):

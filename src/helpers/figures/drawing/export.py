@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.transforms import Bbox
+from matplotlib_inline.config import InlineBackend
 from PIL import Image
 
 from helpers.figures.drawing.alt_text import alt
@@ -136,6 +137,7 @@ def register() -> None:
     shell = found.get_ipython() if found else None
     if shell:
         shell.display_formatter.mimebundle_formatter.for_type(Figure, bundle)
+        InlineBackend.instance(parent=shell).figure_formats = set()  # else its own PNG, whole, takes the place of ours
 
 
 # ---------------------------------------------------------------- on the page
