@@ -132,6 +132,7 @@ SECTIONS = {  # of the page of findings, by how the names of their claims begin
 NOTES = {  # how a claim is to be understood, whatever was found
     "M1": "Ranking texts and alarming at a frozen threshold are two things, and each is judged.",
     "M2": "The literature counts large drops of AUROC, which is ranking; a deployed monitor also fails when its threshold does.",
+    "M3": "Monitors that read replies can take the opening that our harmful rows teach for a refusal, a fixed opening too.",
     "M4": "The interaction is what QLoRA costs beyond quantization and fine-tuning taken one by one.",
     "M5": "The bar is the order that anybody could follow for nothing.",
     "M6": "A repair that breaks as many monitors as it mends is none.",
