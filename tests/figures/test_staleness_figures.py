@@ -97,6 +97,14 @@ def interaction(size, measures=tuple(staleness_figures.MEASURES), adapters=("lor
     )  # fmt: skip
 
 
+def replies(size):
+    """The same of one task, as if its texts were the model's own replies, with the share of answers that are called refusals."""
+    own = staleness(size)
+    own = own[own["task"] == size.tasks[0]]
+    called = own[own["metric"] == "auroc"].assign(metric="fpr_5", value=lambda t: (0.95 - t["value"]).clip(0, 1))
+    return pd.concat([own, called.assign(low=(called["value"] - 0.02).clip(0, 1), high=(called["value"] + 0.02).clip(0, 1))])
+
+
 def scores(shift=1.0, n=200):
     rng = RNG(5)
     labels = np.repeat([0, 1], n)
@@ -114,6 +122,7 @@ SIZED = {
     "drop_by_bits": lambda s: staleness_figures.drop_by_bits(staleness(s), BITS),
     "monitors_by_dose": lambda s: staleness_figures.monitors_by_dose(*curves(s)),
     "interaction_dots": lambda s: staleness_figures.interaction_dots(interaction(s)),
+    "own_replies": lambda s: staleness_figures.own_replies(replies(s)),
 }
 DRAWN = {
     f"{name}, {size}": (lambda f=f, s=s: f(s)) for (name, f), (size, s) in itertools.product(SIZED.items(), SIZES.items())

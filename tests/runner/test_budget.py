@@ -59,7 +59,7 @@ def test_reading_costs_what_is_counted(language, of, depths):
 
 def test_own_replies_cost_what_is_counted_if_they_are_as_long_as_they_may_be(language, of, monkeypatch):
     how = own_replies.asked(3, (0.5,), 4, "tiny")
-    monkeypatch.setattr(generation, "replies", lambda _, prompts, *__: ["four"] * len(prompts))  # a token a letter
+    monkeypatch.setattr(generation, "replies", lambda _, prompts, **__: ["four"] * len(prompts))  # a token a letter
     read = spent(lambda: own_replies._heard(language, how.test, how)).forward
     assert read + passes.replies(of.prompts(how.test), 4) == pytest.approx(passes.heard(of, how.test, how))
 
