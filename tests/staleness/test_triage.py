@@ -89,6 +89,22 @@ def test_without_a_stale_cell_there_is_no_recall():
 # ---------------------------------------------------------------- planted truth
 
 
+def test_where_no_signal_tells_anything_the_intervals_hold_chance():
+    """Thirty studies of noise, twenty updates each; the interval is over updates and says nothing of other monitors."""
+    held, claimed = {"spearman": 0.0, "auroc": 0.5}, {"spearman": 0, "auroc": 0}
+    inside = dict.fromkeys(held, 0)
+    for seed in range(30):
+        cells = planted(strength=0, seed=seed, variants=20)
+        cells = cells.assign(stale=cells["drop"] >= 0.02)
+        table = triage.evaluate(cells, predictors=["ridge, free+forward"], splits=["family"], seed=seed)[0]
+        for metric, chance in held.items():
+            e = row(table, metric, "ridge, free+forward", "family")
+            inside[metric] += e["low"] <= chance <= e["high"]
+            claimed[metric] += e["low"] > chance
+    assert min(inside.values()) >= 26  # 95 % of 30 is 28.5; fewer than 26 has a chance of 2 %
+    assert max(claimed.values()) <= 3
+
+
 @pytest.fixture(scope="module")
 def found():
     """A drift that tells the drop, and everything else noise: all predictors on all splits."""
