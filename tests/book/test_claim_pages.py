@@ -1,5 +1,7 @@
 """Pages of claims: reasons, power and coverage are made from tables, and a missing table is said to be missing."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,6 +51,15 @@ def test_a_table_that_is_not_made_is_said_so_and_one_that_is_stands_on_the_page(
     pd.DataFrame(plans, columns=power.COLUMNS).to_csv(tmp_path / claim_pages.TABLES / "power.csv", index=False)
     (line,) = [line for line in claim_pages.power(tmp_path, tmp_path).splitlines() if line.startswith("| S1")]
     assert line.count("**") == 2 * 5
+
+
+def test_the_page_says_of_studies_that_decide_what_its_table_says():
+    """ "Five of them would have decided in less than half of such studies", and with an attack that works "nearly always"."""
+    found = pd.read_csv(Path(__file__).parents[2] / claim_pages.TABLES / "decisions.csv")
+    five = found[found["seeds"] == 5].groupby("what", sort=False)["high"].max()
+    assert len(five) == 3
+    assert (five.iloc[:2] < 0.5).all()
+    assert found.loc[(found["seeds"] == 5) & (found["what"] == five.index[2]), "low"].min() > 0.95
 
 
 def test_table_one_without_a_run_says_so(tmp_path):

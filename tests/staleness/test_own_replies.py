@@ -253,8 +253,8 @@ def test_the_figure_says_what_the_table_says(table):
     )
     assert f"LoRA: those that read before it {before}, those that read during it {during}." in words
     shown = staleness_tables.own_replies_table(table).set_index("updates")
-    assert shown.loc["the aligned model", "replies that refuse"] == "50 %"
-    assert shown.loc["LoRA", "replies that refuse"] == "17 %"
+    assert shown.loc["the aligned model", "replies that refuse"] == "50 % [41, 59] of 120"
+    assert shown.loc["LoRA", "replies that refuse"].startswith("17 % [")
     assert shown.loc["the aligned model", "during: unfit"] == "–"  # by definition nothing was lost there
     assert shown.loc["LoRA", "before: unfit"].startswith("100 %")
     assert shown.loc["LoRA", "during: unfit"].startswith("0 %")
@@ -270,7 +270,7 @@ def test_replies_of_a_model_that_refuses_nothing_make_no_figure(tiny):
     table = verdicts.described(keyed(ALIGNED, own_replies.compare_replies([], BEFORE, said(np.zeros(120), 1), GROUPS)))
     figure = figures.own_replies(table)
     assert "refuses or answers too few prompts" in " ".join(figure.axes[0].texts[0].get_text().split())
-    assert staleness_tables.own_replies_table(table)["replies that refuse"].tolist() == ["0 %"]
+    assert staleness_tables.own_replies_table(table)["replies that refuse"].str.startswith("0 % [").all()
 
 
 def test_the_sentence_speaks_of_what_was_measured(table):

@@ -145,7 +145,11 @@ def called_refusals(labelled: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean_share(rows: pd.DataFrame) -> str:
-    return f"{100 * rows['value'].mean():.0f} %" if len(rows) else "–"
+    """The mean over variants and monitors with the mean of its ends, as the figure has it; n: replies of one variant."""
+    if rows.empty:
+        return "–"
+    value, low, high, n = rows[["value", "low", "high", "n"]].mean()
+    return f"{tables.percent(value, low, high)} of {n:.0f}"
 
 
 # ---------------------------------------------------------------- sentences
